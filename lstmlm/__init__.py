@@ -1,0 +1,27 @@
+"""Character language models from the command line: an LSTM written from scratch, trained, sampled, measured and looked into.
+
+`load(path)` gives a model with `.score(text)` and `.sample(prompt, ...)`; nothing is imported before it is asked for.
+"""
+
+import warnings
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lstmlm.api import LanguageModel
+
+__all__ = ["__version__", "load"]
+__version__ = "0.1.0"
+
+# torch says this on import where NumPy is not installed; nothing here needs NumPy.
+warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
+
+
+def load(path: str | None = None) -> "LanguageModel":
+    """Open a trained model: a run folder, a checkpoint file, or None for the newest run below `runs/`.
+
+    Raises:
+        CheckpointError: It is missing, damaged or of another version.
+    """
+    from lstmlm.api import LanguageModel
+
+    return LanguageModel.open(path)

@@ -1,0 +1,72 @@
+"""Every error that a user can meet, as a tree, each with its exit code.
+
+    LstmlmError
+        CheckFailed          1   ran, but a requested check failed
+        UsageError           2   a flag, or flags that contradict each other
+            ConfigError      2   a key or value of a configuration
+        TextError            3   a corpus, a text or a prompt
+        CheckpointError      4   missing, damaged or refused
+        SystemProblem        5   disk full, read-only, locked, out of memory
+        Diverged             6   training reached values that are not finite
+        Stopped        128 + n   signal n, after a committed checkpoint
+
+A message reads `<what> <where>: expected <x>, found <y>. <next step>.` and has at most six lines. This room imports
+nothing from the package.
+"""
+
+
+class LstmlmError(Exception):
+    """The root: whatever is raised on purpose and shown without a traceback."""
+
+    exit_code = 1
+
+
+class CheckFailed(LstmlmError):
+    """A requested check, such as `eval --max-bpc`, did not hold."""
+
+
+class UsageError(LstmlmError):
+    """The command line asks for something that does not exist or contradicts itself."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A configuration key is unknown, or its value has the wrong type or range."""
+
+
+class TextError(LstmlmError):
+    """A corpus, text or prompt cannot be read or encoded."""
+
+    exit_code = 3
+
+
+class CheckpointError(LstmlmError):
+    """A checkpoint is missing, damaged, of another version, or refused."""
+
+    exit_code = 4
+
+
+class SystemProblem(LstmlmError):
+    """The machine refused: disk full, read-only, locked, out of memory."""
+
+    exit_code = 5
+
+
+class Diverged(LstmlmError):
+    """Training reached a loss, gradient or weight that is not finite."""
+
+    exit_code = 6
+
+
+class Stopped(LstmlmError):
+    """A signal ended the run after its checkpoint was committed."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
+def printable(text: str) -> str:
+    """Return text from outside the program with control and format characters escaped, fit for a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

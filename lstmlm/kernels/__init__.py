@@ -1,0 +1,98 @@
+"""The LSTM recurrence over T time steps, forward and backward by hand; one module for each way to compute it.
+
+A kernel knows pre-activations and the recurrent weights. It does not know where the pre-activations came from, nor layers,
+models or devices other than its own. Every kernel has the signature of `Kernel`; `eager` is the one that runs anywhere.
+"""
+
+import os
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from lstmlm.errors import UsageError
+
+
+class Activations(NamedTuple):
+    """What the forward pass keeps for the backward pass, and nothing else: 6 TBS values.
+
+    gates: f, i, o, N after their activation, in `cell.GATES` order. (T, B, 4S)
+    C:     Cell state after every step. (T, B, S)
+    H:     Hidden state after every step. (T, B, S)
+    """
+
+    gates: Tensor
+    C: Tensor
+    H: Tensor
+
+
+class Kernel(Protocol):
+    """The recurrence, by hand.
+
+        a_t = a[t] + H_{t-1} W
+        f_t, i_t, o_t = sigmoid(a_t[:3S]),  N_t = tanh(a_t[3S:])
+        C_t = f_t * C_{t-1} + i_t * N_t
+        H_t = o_t * tanh(C_t)
+    """
+
+    @property
+    def name(self) -> str:
+        """What `train` and `info` call this kernel, with its precision where there is a choice."""
+
+    def forward(self, a: Tensor, W: Tensor, H_0: Tensor, C_0: Tensor) -> Activations:
+        """Run T steps.
+
+        Args:
+            a: Input part of the pre-activations, x U + b. Its memory becomes `gates`. (T, B, 4S)
+            W: Recurrent weights. (S, 4S)
+            H_0: Hidden state before the first step. (B, S)
+            C_0: Cell state before the first step. (B, S)
+        """
+
+    def backward(
+        self, dH: Tensor, dC_T: Tensor, gates: Tensor, C: Tensor, C_0: Tensor, W: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Run the T steps back.
+
+        Args:
+            dH: Gradient that reaches each H_t from outside the recurrence; that of the last state is in dH[-1].
+                May be overwritten. (T, B, S)
+            dC_T: Gradient of the last cell state. (B, S)
+            gates: As `forward` kept them. Their memory becomes da. (T, B, 4S)
+            C: As `forward` kept it. (T, B, S)
+            C_0: Cell state before the first step. (B, S)
+            W: Recurrent weights. (S, 4S)
+
+        Returns:
+            da: Gradient of the pre-activations, (T, B, 4S); with x, H and ones it gives dU, dW and db in one product each.
+            dH_0: Gradient of the first hidden state. (B, S)
+            dC_0: Gradient of the first cell state. (B, S)
+        """
+
+
+def choose(wish: str = "auto", precision: str = "auto", device: str = "cpu") -> tuple[Kernel, str]:
+    """Return the fastest kernel that works here, and one line saying why if it is not the fastest there is.
+
+    Args:
+        wish: auto, eager or native; `LSTMLM_KERNEL` in the environment stands in for auto.
+        precision: auto, float32 or bfloat16: of the products inside the recurrence.
+        device: cpu or cuda.
+
+    Raises:
+        UsageError: The wish is unknown, or names a kernel that cannot run here.
+    """
+    from lstmlm.kernels.eager import EagerKernel
+
+    if wish == "auto":
+        wish = os.environ.get("LSTMLM_KERNEL", "auto") or "auto"
+    if wish not in ("auto", "eager", "native"):
+        raise UsageError(f"kernel {wish!r}: expected auto, eager or native. Check --set train.kernel and LSTMLM_KERNEL.")
+    if wish == "eager" or device != "cpu":
+        return EagerKernel(), ""
+    from lstmlm.kernels import native
+
+    try:
+        return native.load(precision), ""
+    except native.Unavailable as error:
+        if wish == "native":
+            raise UsageError(f"kernel native: expected a machine that can build and run it, found: {error}.") from None
+        return EagerKernel(), f"kernel eager: native is not available ({error})"

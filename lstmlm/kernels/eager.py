@@ -1,0 +1,73 @@
+"""The recurrence in a few torch calls a step: the kernel for any machine, device and floating type.
+
+It knows the equations and torch. It does not know threads, precisions or compilers.
+"""
+
+import torch
+from torch import Tensor
+
+from lstmlm.kernels import Activations
+
+_sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input  # grad * y * (1 - y), into a given tensor
+_tanh_backward = torch.ops.aten.tanh_backward.grad_input  # grad * (1 - y * y), into a given tensor
+
+
+class EagerKernel:
+    """See `Kernel`. Every product and activation writes into memory allocated once for the window."""
+
+    name = "eager"
+
+    def forward(self, a: Tensor, W: Tensor, H_0: Tensor, C_0: Tensor) -> Activations:
+        """Run T steps; see `Kernel.forward`."""
+        T, B, S4 = a.shape
+        S = S4 // 4
+        H, C = a.new_empty(T, B, S), a.new_empty(T, B, S)
+        H_prev, C_prev = H_0, C_0
+        for a_t, sigmoids, N_t, f_t, i_t, o_t, C_t, H_t in zip(
+            a.unbind(0), a[..., : 3 * S].unbind(0), *_last_first(a, S), C.unbind(0), H.unbind(0), strict=True
+        ):
+            a_t.addmm_(H_prev, W)
+            sigmoids.sigmoid_()
+            N_t.tanh_()
+            torch.mul(f_t, C_prev, out=C_t).addcmul_(i_t, N_t)
+            torch.tanh(C_t, out=H_t).mul_(o_t)
+            H_prev, C_prev = H_t, C_t
+        return Activations(a, C, H)
+
+    def backward(
+        self, dH: Tensor, dC_T: Tensor, gates: Tensor, C: Tensor, C_0: Tensor, W: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Run the T steps back; see `Kernel.backward`. tanh(C_t) is computed again rather than kept."""
+        T, B, S = C.shape
+        dC = dC_T.clone()
+        ds = gates.new_empty(B, 3 * S)  # gradients of f, i, o after their activation
+        df, di, do = ds.split(S, dim=1)
+        tanh_C, through = gates.new_empty(B, S), gates.new_empty(B, S)
+        W_back = W.t()
+        N, f, i, o = _last_first(gates, S)
+        steps, sigmoids, cells = gates.unbind(0), gates[..., : 3 * S].unbind(0), C.unbind(0)
+        dH_t = dH[-1].clone()
+        for t in range(T - 1, -1, -1):
+            C_prev = cells[t - 1] if t else C_0
+            torch.tanh(cells[t], out=tanh_C)
+            # H_t = o_t * tanh(C_t)
+            torch.mul(dH_t, tanh_C, out=do)
+            torch.mul(dH_t, o[t], out=through)
+            dC.add_(_tanh_backward(through, tanh_C, grad_input=through))
+            # C_t = f_t * C_{t-1} + i_t * N_t
+            torch.mul(dC, C_prev, out=df)
+            torch.mul(dC, N[t], out=di)
+            torch.mul(dC, i[t], out=through)
+            dC.mul_(f[t])
+            _tanh_backward(through, N[t], grad_input=N[t])
+            _sigmoid_backward(ds, sigmoids[t], grad_input=sigmoids[t])
+            # a_t = a[t] + H_{t-1} W
+            if t:
+                dH_t = torch.addmm(dH[t - 1], steps[t], W_back)
+        return gates, steps[0] @ W_back, dC
+
+
+def _last_first(gates: Tensor, S: int) -> tuple[tuple[Tensor, ...], ...]:
+    """Return the per-step views of N, f, i, o."""
+    f, i, o, N = gates.split(S, dim=-1)
+    return N.unbind(0), f.unbind(0), i.unbind(0), o.unbind(0)

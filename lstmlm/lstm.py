@@ -1,0 +1,180 @@
+"""A layer of the LSTM and the stack of layers, trained through a kernel; weights to and from other gate orders.
+
+It knows weights, states and the products outside the recurrence. It does not know characters, readouts or optimizers.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lstmlm.cell import GATES, LSTMState
+from lstmlm.kernels import Kernel
+
+StackState = tuple[LSTMState, ...]
+"""One state for each layer, the first layer first; their widths may differ."""
+
+TORCH_ORDER = ("input", "forget", "new", "output")
+"""The order of the four blocks in `torch.nn.LSTM`."""
+
+ONNX_ORDER = ("input", "output", "forget", "new")
+"""The order of the four blocks in the ONNX operator LSTM."""
+
+
+class _Recurrent(torch.autograd.Function):
+    """One layer over T steps: products of all steps at once, the kernel in between, the backward pass by hand."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, kernel: Kernel, x: Tensor, U: Tensor, W: Tensor, b: Tensor | None, H_0: Tensor, C_0: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return H (T, B, S) and the last cell state (B, S)."""
+        gates, C, H = kernel.forward(input_product(x, U, b), W, H_0, C_0)
+        ctx.kernel = kernel
+        ctx.save_for_backward(x, U, W, b, H_0, C_0, H)
+        ctx.kept = (gates, C)  # not among the saved tensors: backward writes over them
+        return H, C[-1].clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients in the order of `forward`'s arguments."""
+        x, U, W, b, H_0, C_0, H = ctx.saved_tensors
+        dH, dC_T = grads
+        if ctx.kept is None:  # a second backward pass over the same graph: the first one used the activations up
+            gates, C, _ = ctx.kernel.forward(input_product(x, U, b), W, H_0, C_0)
+        else:
+            gates, C = ctx.kept
+            ctx.kept = None
+        da, dH_0, dC_0 = ctx.kernel.backward(dH.contiguous(), dC_T, gates, C, C_0, W)
+
+        S4 = U.shape[1]
+        dW = H_0.t() @ da[0]
+        if len(H) > 1:
+            dW.addmm_(H[:-1].flatten(0, 1).t(), da[1:].flatten(0, 1))
+        rows = da.view(-1, S4)
+        if x.dim() == 2:
+            dx = None
+            dU = torch.ops.aten.embedding_dense_backward(rows, x.reshape(-1), len(U), -1, False)
+            db = None if b is None else dU.sum(0)  # every step adds its row to just one row of the table
+        else:
+            dx = (rows @ U.t()).view_as(x) if ctx.needs_input_grad[1] else None
+            dU = x.reshape(-1, len(U)).t() @ rows
+            db = None if b is None else rows.sum(0)
+        return None, dx, dU, dW, db, dH_0, dC_0
+
+
+def input_product(x: Tensor, U: Tensor, b: Tensor | None) -> Tensor:
+    """Compute x_t U + b for all T steps at once.
+
+    Args:
+        x: Dense inputs (T, B, E), or ids (T, B): an id is a one-hot vector, and its product a row of U.
+        U: (E, 4S), for ids (V, 4S)
+        b: (4S)
+
+    Returns:
+        a: (T, B, 4S), contiguous memory that the caller may write to.
+    """
+    if x.dim() == 2:
+        table = U if b is None else U + b
+        return table.index_select(0, x.reshape(-1)).view(*x.shape, -1)
+    rows = x.reshape(-1, len(U))
+    a = rows @ U if b is None else torch.addmm(b, rows, U)
+    return a.view(*x.shape[:-1], -1)
+
+
+class LSTMLayer(nn.Module):
+    """One layer: U, W and b with their gates in `cell.GATES` order.
+
+    U starts uniform within 1/sqrt(E) (a table of rows for ids: normal, deviation 0.5), W orthogonal in each gate's block or
+    uniform within 1/sqrt(S), b zero but for the forget gate's (Jozefowicz et al. 2015).
+
+    Args:
+        inputs: E, or V where the inputs are ids.
+        width: S.
+        kernel: What runs the recurrence.
+        bias: False leaves b out, as the article does.
+        ids: Whether the inputs are ids.
+        forget_bias: Where the forget gate's bias starts. Without `bias` it is not used.
+        orthogonal: How W starts.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        width: int,
+        kernel: Kernel,
+        *,
+        bias: bool = True,
+        ids: bool = False,
+        forget_bias: float = 1.0,
+        orthogonal: bool = True,
+    ) -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.width = width
+        self.U = nn.Parameter(torch.empty(inputs, 4 * width))
+        self.W = nn.Parameter(torch.empty(width, 4 * width))
+        self.b = nn.Parameter(torch.zeros(4 * width)) if bias else None
+        with torch.no_grad():
+            if ids:
+                self.U.normal_(std=0.5)
+            else:
+                self.U.uniform_(-(inputs**-0.5), inputs**-0.5)
+            for block in self.W.split(width, dim=1):
+                if orthogonal:
+                    block.copy_(nn.init.orthogonal_(torch.empty(width, width)))
+                else:
+                    block.uniform_(-(width**-0.5), width**-0.5)
+            if self.b is not None:
+                self.b.split(width)[GATES.index("forget")].fill_(forget_bias)
+
+    def initial_state(self, batch: int) -> LSTMState:
+        """Return the empty state: zeros, (B, S) each."""
+        zeros = self.W.new_zeros(batch, self.width)
+        return LSTMState(zeros, zeros)
+
+    def forward(self, x: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState]:
+        """Run T steps.
+
+        Args:
+            x: Dense inputs (T, B, E), or ids (T, B).
+            state: State before the first step. (B, S) each
+
+        Returns:
+            H: Hidden state after every step. (T, B, S)
+            last: State after step T; gradients flow through both of its parts.
+        """
+        H, C_T = _Recurrent.apply(self.kernel, x, self.U, self.W, self.b, state.hidden, state.cell)
+        return H, LSTMState(H[-1], C_T)
+
+
+def from_other_order(weight: Tensor, order: tuple[str, ...]) -> Tensor:
+    """Return (4S, E) rows or (4S) biases in another gate order as (E, 4S) columns or (4S) biases in `GATES` order."""
+    blocks = dict(zip(order, weight.chunk(4), strict=True))
+    return torch.cat([blocks[gate] for gate in GATES]).t().contiguous()
+
+
+def to_other_order(weight: Tensor, order: tuple[str, ...]) -> Tensor:
+    """Return the inverse of `from_other_order`."""
+    blocks = dict(zip(GATES, weight.t().chunk(4), strict=True))
+    return torch.cat([blocks[gate] for gate in order]).contiguous()
+
+
+@torch.no_grad()
+def load_torch(layer: LSTMLayer, rival: nn.LSTM, index: int = 0) -> None:
+    """Copy layer `index` of an `nn.LSTM` into `layer`; the two bias vectors there are one here, their sum."""
+    layer.U.copy_(from_other_order(getattr(rival, f"weight_ih_l{index}"), TORCH_ORDER))
+    layer.W.copy_(from_other_order(getattr(rival, f"weight_hh_l{index}"), TORCH_ORDER))
+    if layer.b is not None:
+        b = getattr(rival, f"bias_ih_l{index}") + getattr(rival, f"bias_hh_l{index}")
+        layer.b.copy_(from_other_order(b, TORCH_ORDER))
+
+
+@torch.no_grad()
+def store_torch(layer: LSTMLayer, rival: nn.LSTM, index: int = 0) -> None:
+    """Copy `layer` into layer `index` of an `nn.LSTM`; its second bias vector becomes zero."""
+    getattr(rival, f"weight_ih_l{index}").copy_(to_other_order(layer.U, TORCH_ORDER))
+    getattr(rival, f"weight_hh_l{index}").copy_(to_other_order(layer.W, TORCH_ORDER))
+    if layer.b is not None:
+        getattr(rival, f"bias_ih_l{index}").copy_(to_other_order(layer.b, TORCH_ORDER))
+        getattr(rival, f"bias_hh_l{index}").zero_()

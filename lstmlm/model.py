@@ -1,0 +1,109 @@
+"""The character language model: ids -> logits, and logits -> nats per character.
+
+It knows the stack and the readout. It does not know texts, files, optimizers or temperatures.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lstmlm.config import ModelConfig
+from lstmlm.errors import ConfigError
+from lstmlm.kernels import Kernel
+from lstmlm.lstm import LSTMLayer, StackState
+
+__all__ = ["CharLM", "StackState", "nats"]
+
+
+class CharLM(nn.Module):
+    """A stack of LSTM layers from ids to logits.
+
+        Y_0 = layer_0(ids),  Y_l = layer_l(X_{l-1})
+        X_l = dropout(norm(Y_l)),  + X_{l-1} with `residual`
+        logits = X_L R + r                            readout: linear
+        logits = H_t of the last layer, as wide as V  readout: direct, the article's Softmax(H_t)
+
+    Args:
+        config: Sizes and options; no size may be None any more.
+        vocabulary: V.
+        kernel: What runs the recurrence.
+
+    Raises:
+        ConfigError: A size is still open.
+    """
+
+    def __init__(self, config: ModelConfig, vocabulary: int, kernel: Kernel) -> None:
+        super().__init__()
+        if config.hidden is None or config.layers is None or config.dropout is None:
+            raise ConfigError("model: expected hidden, layers and dropout as numbers, found auto. Choose them first.")
+        self.config = config
+        direct = config.readout == "direct"
+        widths = [config.hidden] * config.layers
+        if direct:
+            widths[-1] = vocabulary
+        self.layers = nn.ModuleList(
+            LSTMLayer(
+                widths[index - 1] if index else vocabulary,
+                width,
+                kernel,
+                bias=config.bias,
+                ids=index == 0,
+                forget_bias=config.forget_bias,
+                orthogonal=config.orthogonal,
+            )
+            for index, width in enumerate(widths)
+        )
+        hidden = widths[:-1] if direct else widths  # what direct reads out is H_t itself, untouched
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for width in hidden) if config.layer_norm else None
+        self.readout = None if direct else nn.Linear(widths[-1], vocabulary)
+
+    def initial_state(self, batch: int) -> StackState:
+        """Return the empty state of every layer."""
+        return tuple(layer.initial_state(batch) for layer in self._stack())
+
+    def forward(self, ids: Tensor, state: StackState | None = None) -> tuple[Tensor, StackState]:
+        """Predict the character after each of T characters.
+
+        Args:
+            ids: (T, B)
+            state: State before the first step; None is the empty one.
+
+        Returns:
+            logits: Unnormalised log probabilities of the next character. (T, B, V)
+            last: State after step T.
+        """
+        if state is None:
+            state = self.initial_state(ids.shape[1])
+        last = []
+        x = ids
+        for index, layer in enumerate(self._stack()):
+            y, after = layer(x, state[index])
+            last.append(after)
+            if self.readout is None and index == len(self.layers) - 1:
+                return y, tuple(last)
+            if self.norms is not None:
+                y = self.norms[index](y)
+            y = F.dropout(y, self.config.dropout or 0.0, self.training)
+            x = x + y if self.config.residual and index else y
+        assert self.readout is not None  # a stack has at least one layer
+        return self.readout(x), tuple(last)
+
+    def parameter_count(self) -> int:
+        """Count the trained numbers."""
+        return sum(p.numel() for p in self.parameters())
+
+    def _stack(self) -> list[LSTMLayer]:
+        return [layer for layer in self.layers if isinstance(layer, LSTMLayer)]
+
+
+def nats(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return minus the log probability of each target, in nats.
+
+    Args:
+        logits: (T, B, V)
+        targets: (T, B)
+
+    Returns:
+        (T, B)
+    """
+    return F.cross_entropy(logits.flatten(0, 1), targets.reshape(-1), reduction="none").view_as(targets)

@@ -1,0 +1,116 @@
+"""Logits -> the next id -> a stream of ids.
+
+It knows logits, temperatures and seeds. It does not know characters, files or devices.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lstmlm.model import CharLM
+
+NOISE_BLOCK = 256  # steps of noise drawn at once; the stream of a seed does not depend on it
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next id is chosen.
+
+    temperature: Divides the logits; 0 is `greedy`.
+    top_k: Keep the k likeliest (0: all).
+    top_p: Keep the fewest that together have at least this probability (1: all).
+    greedy: The article's rule: the largest score is the prediction.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    greedy: bool = False
+
+
+def distribution(logits: Tensor, how: Sampling) -> Tensor:
+    """Return the probabilities that the next id is drawn from: softmax, cut and rescaled to sum to 1.
+
+    Args:
+        logits: (n, V)
+    """
+    if how.greedy or how.temperature == 0:
+        return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+    logits = logits / how.temperature
+    if 0 < how.top_k < logits.shape[-1]:
+        kth = logits.topk(how.top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < kth, -torch.inf)
+    p = torch.softmax(logits, dim=-1)
+    if how.top_p < 1:
+        ordered, order = p.sort(dim=-1, descending=True, stable=True)
+        before = ordered.cumsum(-1) - ordered
+        p = p.masked_fill(torch.zeros_like(p, dtype=torch.bool).scatter_(-1, order, before >= how.top_p), 0.0)
+        p = p / p.sum(-1, keepdim=True)
+    return p
+
+
+def draw(p: Tensor, noise: Tensor) -> Tensor:
+    """Choose by inverse distribution: the first id whose cumulated probability exceeds the noise.
+
+    Args:
+        p: (n, V)
+        noise: Uniform in [0, 1). (n, 1)
+
+    Returns:
+        ids (n), each of a probability above 0.
+    """
+    upto = p.cumsum(-1)
+    ids = torch.searchsorted(upto, noise * upto[..., -1:], right=True).squeeze(-1)
+    return torch.minimum(ids, _last_possible(p))
+
+
+def _last_possible(p: Tensor) -> Tensor:
+    return p.shape[-1] - 1 - (p > 0).flip(-1).int().argmax(-1)
+
+
+class Noise:
+    """One uniform number a step for each seed, drawn in blocks from a generator of its own.
+
+    The numbers of a seed are the same whatever the block size and whoever else is drawn beside it.
+    """
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._block = torch.empty(0, len(seeds), 1)
+        self._next = 0
+
+    def step(self) -> Tensor:
+        """Return the noise of the next step. (n, 1)"""
+        if self._next == len(self._block):
+            columns = [torch.rand(NOISE_BLOCK, 1, generator=g) for g in self._generators]
+            self._block, self._next = torch.stack(columns, dim=1), 0
+        self._next += 1
+        return self._block[self._next - 1]
+
+
+@torch.inference_mode()
+def generate(model: CharLM, prompt: Sequence[int], seeds: Sequence[int], how: Sampling) -> Iterator[tuple[list[int], list[float]]]:
+    """Go on after a prompt without end, one stream for each seed.
+
+    Args:
+        model: In evaluation mode.
+        prompt: At least one id; read by the training kernel in one call.
+        seeds: One for each stream.
+        how: How the next id is chosen.
+
+    Yields:
+        For every step the n ids chosen, and the nats of each under the network's own distribution, at temperature 1 and uncut.
+    """
+    n = len(seeds)
+    noise = Noise(seeds)
+    logits, state = model(torch.tensor(prompt)[:, None])
+    logits = logits[-1].expand(n, -1)
+    state = tuple(type(s)(s.hidden.expand(n, -1).contiguous(), s.cell.expand(n, -1).contiguous()) for s in state)
+    while True:
+        ids = draw(distribution(logits, how), noise.step())
+        cost = -torch.log_softmax(logits, dim=-1).gather(-1, ids[:, None]).squeeze(-1)
+        yield ids.tolist(), cost.tolist()
+        logits, state = model(ids[None], state)
+        logits = logits[-1]
