@@ -1,0 +1,234 @@
+"""The run folder: which checkpoint a user means, and who may write.
+
+A run is a folder with `best.safetensors` or `last.safetensors` in it. This room knows their names and ages. It does
+not know what is in them beyond what `checkpoint.read` says.
+"""
+
+import contextlib
+import difflib
+import errno
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lstmlm import checkpoint, disk
+from lstmlm.errors import CheckpointError, SystemProblem, printable
+from lstmlm.header import KINDS, Header
+
+ROOT = Path("runs")
+SUFFIX = ".safetensors"
+LOCK = ".lock"
+
+_DEPTH = 3  # runs/a, runs/a/b and runs/a/b/c are found
+_SHOWN = 5  # names in a message
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run folder and when its newest checkpoint was written, in nanoseconds."""
+
+    folder: Path
+    changed: int
+
+
+def found(root: Path = ROOT) -> list[Run]:
+    """Return the runs below a folder, the newest first; equal ages in order of name."""
+    runs: list[Run] = []
+    _collect(root, _DEPTH, runs)
+    return sorted(runs, key=lambda run: (-run.changed, str(run.folder)))
+
+
+def candidates(model: str | Path | None, kind: str = "best", root: Path = ROOT) -> list[Path]:
+    """Return the checkpoints that a MODEL argument can mean, the one asked for first.
+
+    Args:
+        model: A run folder, a file, or None for the newest run below `root`.
+        kind:  "best" or "last": which of a run comes first.
+        root:  Where runs are.
+
+    Raises:
+        CheckpointError: If there is none; names the runs that exist and what was perhaps meant.
+    """
+    if model is None:
+        runs = found(root)
+        if not runs:
+            raise CheckpointError(
+                f"no model given and no run below {printable(str(root))}/. Train one (lstmlm train stories), "
+                "or name one with -m."
+            )
+        model = runs[0].folder
+    path = Path(model)
+    try:
+        exists, folder = path.exists(), path.is_dir()
+    except (OSError, ValueError):  # no permission on the way, or a NUL in the name
+        exists = folder = False
+    if exists and not folder:
+        return [path]
+    if folder:
+        order = sorted(KINDS, key=lambda name: name != kind)
+        files = [path / f"{name}{SUFFIX}" for name in order]
+        if present := [file for file in files if file.exists()]:
+            return present
+    state = f"no {kind}{SUFFIX} in it" if folder else "not found"
+    raise CheckpointError(f"model {printable(str(path))}: {state}. {_advice(path, root)}")
+
+
+def find(model: str | Path | None, kind: str = "best", root: Path = ROOT) -> Path:
+    """Return the first of `candidates`."""
+    return candidates(model, kind, root)[0]
+
+
+def load(
+    model: str | Path | None,
+    kind: str = "best",
+    *,
+    report: Callable[[str], None] | None = None,
+    check: Callable[[Header], None] | None = None,
+    root: Path = ROOT,
+) -> tuple[Path, checkpoint.Checkpoint]:
+    """Read the checkpoint that a MODEL argument means; where it is damaged, the other one of the run.
+
+    Args:
+        model:  As in `candidates`.
+        kind:   As in `candidates`.
+        report: Called with a sentence when the first one is refused and the other one is used. None: never fall back.
+        check:  As in `checkpoint.read`.
+        root:   As in `candidates`.
+
+    Returns:
+        The path that was read, and what it holds.
+
+    Raises:
+        CheckpointError: If none can be read; that of the one asked for.
+    """
+    first: CheckpointError | None = None
+    for path in candidates(model, kind, root):
+        try:
+            state = checkpoint.read(path, check)
+        except CheckpointError as error:
+            first = first or error
+            if report is None:
+                break
+            continue
+        if first and report:
+            report(f"{first} Using {printable(str(path))} instead.")
+        return path, state
+    assert first is not None
+    raise first
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[str | None]:
+    """Hold a run folder for writing until the block ends or the process dies, however it dies.
+
+    Gives None, or a sentence to report where the system has no such lock (not POSIX, some network drives): then two
+    trainings in one folder are not prevented.
+
+    Raises:
+        SystemProblem: If another process holds it (named by number and host), or the folder cannot be written.
+    """
+    try:
+        fd, note = _acquire(folder)
+    except OSError as error:
+        raise disk.problem(error, f"cannot lock {folder}") from error
+    try:
+        yield note
+    finally:
+        os.close(fd)  # the file stays: removing it would let two processes lock two files of one name
+
+
+def _acquire(folder: Path) -> tuple[int, str | None]:
+    path = folder / LOCK
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    while True:
+        fd = os.open(path, flags, 0o666)
+        try:
+            note = _flock(fd, folder)
+            if note is None and not _same(fd, path):  # the folder was removed and made again meanwhile
+                os.close(fd)
+                continue
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+            raise
+        return fd, note
+
+
+def _flock(fd: int, folder: Path) -> str | None:
+    """Take the lock; return why there is none, where the system has none."""
+    name = printable(str(folder))
+    try:
+        import fcntl  # only POSIX has it
+    except ImportError:
+        return f"{name} is not locked, because this system has no flock: train only once in it at a time."
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise SystemProblem(
+            f"run folder {name}: in use by {_holder(fd)}. Wait for it, or choose another folder with --out."
+        ) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL):
+            raise
+        return f"{name} is not locked, because its file system has no locks: train only once in it at a time."
+    return None
+
+
+def _holder(fd: int) -> str:
+    """Return who wrote the lock file, as far as it says so."""
+    try:
+        owner = json.loads(os.pread(fd, 1000, 0))
+        return f"process {int(owner['pid'])} on {printable(str(owner['host'])[:100])}"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # taken a moment ago, or somebody else's file
+        return "another process"
+
+
+def _same(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _collect(folder: Path, depth: int, runs: list[Run]) -> None:
+    """Add the runs below a folder; what cannot be looked at is no run."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                if not entry.is_dir():
+                    continue
+                path = folder / entry.name
+                if (changed := _changed(path)) is not None:
+                    runs.append(Run(path, changed))
+                elif depth > 1:
+                    _collect(path, depth - 1, runs)
+
+
+def _changed(folder: Path) -> int | None:
+    """Return when the newest checkpoint of a folder was written; None if it has none."""
+    times = []
+    for kind in KINDS:
+        with contextlib.suppress(OSError):
+            times.append((folder / f"{kind}{SUFFIX}").stat().st_mtime_ns)
+    return max(times, default=None)
+
+
+def _advice(path: Path, root: Path) -> str:
+    """Say what was perhaps meant, or which runs there are, in one line."""
+    inside = [str(run.folder) for run in found(path)] if path.is_dir() else []
+    names = inside or [str(run.folder) for run in found(root)]
+    if not names:
+        return f"There is no run below {printable(str(root))}/ either: train one (lstmlm train stories)."
+    wanted = str(path)
+    near = difflib.get_close_matches(wanted, names, 1) or [
+        name for name in names if difflib.get_close_matches(path.name, [Path(name).name], 1)
+    ]
+    if near:
+        return f"Did you mean {printable(near[0])}?"
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"There are: {', '.join(printable(name) for name in names[:_SHOWN])}{more}."
