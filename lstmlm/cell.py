@@ -51,14 +51,19 @@ def update(gate: Gates, state: LSTMState) -> LSTMState:
 
         C_t = f_t * C_{t-1} + i_t * N_t
         H_t = o_t * tanh(C_t)
+
+    Args:
+        gate: What the gates decided at step t. (B, S) each
+        state: State after step t - 1. (B, S) each
+
+    Returns:
+        State after step t.
     """
     cell = gate.forget * state.cell + gate.input * gate.new
     return LSTMState(gate.output * torch.tanh(cell), cell)
 
 
-def layer(
-    x: Tensor, U: Tensor, W: Tensor, b: Tensor | None, state: LSTMState
-) -> tuple[Tensor, LSTMState]:
+def layer(x: Tensor, U: Tensor, W: Tensor, b: Tensor | None, state: LSTMState) -> tuple[Tensor, LSTMState]:
     """Run one LSTM layer over T steps, equation by equation.
 
         a_t = x_t U + H_{t-1} W + b
@@ -77,7 +82,8 @@ def layer(
         H: Hidden state after every step. (T, B, S)
         last: State after step T; gradients flow through it.
 
-    Source: the six equations of the article (README, "The equations"); Hochreiter and Schmidhuber 1997, Gers et al. 2000.
+    Source: the six equations of the article (README, "The equations"); Hochreiter and Schmidhuber 1997,
+        Gers et al. 2000.
     """
     hidden = []
     for x_t in x.unbind(0):

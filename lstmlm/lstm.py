@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from lstmlm.cell import GATES, LSTMState
 from lstmlm.kernels import Kernel
@@ -29,6 +30,7 @@ class _Recurrent(torch.autograd.Function):
         ctx: Any, kernel: Kernel, x: Tensor, U: Tensor, W: Tensor, b: Tensor | None, H_0: Tensor, C_0: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return H (T, B, S) and the last cell state (B, S)."""
+        H_0, C_0 = H_0.contiguous(), C_0.contiguous()
         gates, C, H = kernel.forward(input_product(x, U, b), W, H_0, C_0)
         ctx.kernel = kernel
         ctx.save_for_backward(x, U, W, b, H_0, C_0, H)
@@ -36,6 +38,7 @@ class _Recurrent(torch.autograd.Function):
         return H, C[-1].clone()
 
     @staticmethod
+    @once_differentiable  # the kernels have no second derivative: asking for it is an error, not a wrong number
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients in the order of `forward`'s arguments."""
         x, U, W, b, H_0, C_0, H = ctx.saved_tensors
@@ -45,7 +48,7 @@ class _Recurrent(torch.autograd.Function):
         else:
             gates, C = ctx.kept
             ctx.kept = None
-        da, dH_0, dC_0 = ctx.kernel.backward(dH.contiguous(), dC_T, gates, C, C_0, W)
+        da, dH_0, dC_0 = ctx.kernel.backward(dH.contiguous(), dC_T.contiguous(), gates, C, C_0, W)
 
         S4 = U.shape[1]
         dW = H_0.t() @ da[0]
@@ -75,8 +78,11 @@ def input_product(x: Tensor, U: Tensor, b: Tensor | None) -> Tensor:
         a: (T, B, 4S), contiguous memory that the caller may write to.
     """
     if x.dim() == 2:
-        table = U if b is None else U + b
-        return table.index_select(0, x.reshape(-1)).view(*x.shape, -1)
+        ids = x.reshape(-1)
+        if b is not None and len(ids) > len(U):
+            return (U + b).index_select(0, ids).view(*x.shape, -1)
+        a = U.index_select(0, ids)
+        return (a if b is None else a.add_(b)).view(*x.shape, -1)
     rows = x.reshape(-1, len(U))
     a = rows @ U if b is None else torch.addmm(b, rows, U)
     return a.view(*x.shape[:-1], -1)
@@ -85,8 +91,8 @@ def input_product(x: Tensor, U: Tensor, b: Tensor | None) -> Tensor:
 class LSTMLayer(nn.Module):
     """One layer: U, W and b with their gates in `cell.GATES` order.
 
-    U starts uniform within 1/sqrt(E) (a table of rows for ids: normal, deviation 0.5), W orthogonal in each gate's block or
-    uniform within 1/sqrt(S), b zero but for the forget gate's (Jozefowicz et al. 2015).
+    U starts uniform within 1/sqrt(E) (a table of rows for ids: normal, deviation 0.5), W orthogonal in each gate's
+    block or uniform within 1/sqrt(S), b zero but for the forget gate's (Jozefowicz et al. 2015).
 
     Args:
         inputs: E, or V where the inputs are ids.
@@ -130,8 +136,7 @@ class LSTMLayer(nn.Module):
 
     def initial_state(self, batch: int) -> LSTMState:
         """Return the empty state: zeros, (B, S) each."""
-        zeros = self.W.new_zeros(batch, self.width)
-        return LSTMState(zeros, zeros)
+        return LSTMState(self.W.new_zeros(batch, self.width), self.W.new_zeros(batch, self.width))
 
     def forward(self, x: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState]:
         """Run T steps.
@@ -144,7 +149,8 @@ class LSTMLayer(nn.Module):
             H: Hidden state after every step. (T, B, S)
             last: State after step T; gradients flow through both of its parts.
         """
-        H, C_T = _Recurrent.apply(self.kernel, x, self.U, self.W, self.b, state.hidden, state.cell)
+        run: Any = _Recurrent.apply  # torch does not annotate it
+        H, C_T = run(self.kernel, x, self.U, self.W, self.b, state.hidden, state.cell)
         return H, LSTMState(H[-1], C_T)
 
 

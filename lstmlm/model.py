@@ -3,9 +3,8 @@
 It knows the stack and the readout. It does not know texts, files, optimizers or temperatures.
 """
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from lstmlm.config import ModelConfig
 from lstmlm.errors import ConfigError
@@ -83,7 +82,7 @@ class CharLM(nn.Module):
                 return y, tuple(last)
             if self.norms is not None:
                 y = self.norms[index](y)
-            y = F.dropout(y, self.config.dropout or 0.0, self.training)
+            y = functional.dropout(y, self.config.dropout or 0.0, self.training)
             x = x + y if self.config.residual and index else y
         assert self.readout is not None  # a stack has at least one layer
         return self.readout(x), tuple(last)
@@ -106,4 +105,5 @@ def nats(logits: Tensor, targets: Tensor) -> Tensor:
     Returns:
         (T, B)
     """
-    return F.cross_entropy(logits.flatten(0, 1), targets.reshape(-1), reduction="none").view_as(targets)
+    each = functional.cross_entropy(logits.flatten(0, 1), targets.reshape(-1), reduction="none")
+    return each.view(targets.shape)

@@ -4,6 +4,7 @@ It knows tensors and steps. It does not know the model's layers, texts or files.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +33,8 @@ def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
 class Optimizer:
     """AdamW over two flat tensors: matrices, which decay, and all else, which does not.
 
-    The module's parameters and their gradients become views into flat memory that is allocated once, so that one step is
-    one pass over it, and the backward pass adds where the optimizer reads.
+    The module's parameters and their gradients become views into flat memory that is allocated once, so that one step
+    is one pass over it, and the backward pass adds where the optimizer reads.
 
     Args:
         module: Whose parameters are trained; their order and shapes are the layout.
@@ -45,14 +46,13 @@ class Optimizer:
         self.config = config
         self.step_count = 0
         self._named = list(module.named_parameters())
-        groups = []
-        for decays in (True, False):
-            members = [p for _, p in self._named if (p.dim() > 1) == decays]
-            flat = _flatten(members)
-            groups.append({"params": [flat], "weight_decay": config.weight_decay if decays else 0.0})
-        self._flat = [group["params"][0] for group in groups]
+        self._flat = [_flatten([p for _, p in self._named if (p.dim() > 1) == decays]) for decays in (True, False)]
+        decay = [config.weight_decay, 0.0]
+        groups: list[dict[str, Any]] = [
+            {"params": [flat], "weight_decay": w} for flat, w in zip(self._flat, decay, strict=True) if flat.numel()
+        ]
         self._adam = torch.optim.AdamW(
-            [group for group in groups if group["params"][0].numel()],
+            groups,
             lr=0.0,
             betas=(config.beta1, config.beta2),
             eps=config.eps,
@@ -67,7 +67,9 @@ class Optimizer:
 
     def gradient_norm(self) -> Tensor:
         """Return the norm of the whole gradient, (): not finite if any part of it is not."""
-        return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(f.grad) for f in self._flat if f.numel()]))
+        grads = [flat.grad for flat in self._flat if flat.grad is not None and flat.numel()]
+        norm: Tensor = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(grad) for grad in grads]))
+        return norm
 
     def update(self, rate: float, norm: Tensor) -> None:
         """Scale the gradient to at most `clip` and take one step of AdamW.
@@ -94,13 +96,16 @@ class Optimizer:
         """Put back what `state` returned after `step_count` steps.
 
         Raises:
-            KeyError: A moment is missing.
+            KeyError: A moment is missing or has another shape than its parameter.
         """
+        for moment, name, tensor in self._moments():
+            if (found := state[f"{moment}.{name}"]).shape != tensor.shape:
+                raise KeyError(f"{moment}.{name}: expected {tuple(tensor.shape)}, found {tuple(found.shape)}")
         self.step_count = step_count
         for flat in self._flat:
             if flat.numel():
                 self._adam.state[flat] = {
-                    "step": torch.tensor(float(step_count)),
+                    "step": torch.tensor(float(step_count), dtype=torch.float32, device=flat.device),
                     "exp_avg": torch.zeros_like(flat),
                     "exp_avg_sq": torch.zeros_like(flat),
                 }

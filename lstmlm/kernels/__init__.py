@@ -1,7 +1,8 @@
 """The LSTM recurrence over T time steps, forward and backward by hand; one module for each way to compute it.
 
-A kernel knows pre-activations and the recurrent weights. It does not know where the pre-activations came from, nor layers,
-models or devices other than its own. Every kernel has the signature of `Kernel`; `eager` is the one that runs anywhere.
+A kernel knows pre-activations and the recurrent weights. It does not know where the pre-activations came from, nor
+layers, models or devices other than its own. Every kernel has the signature of `Kernel`; `eager` is the one that runs
+anywhere.
 """
 
 import os
@@ -9,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from lstmlm.errors import UsageError
+from lstmlm.errors import UsageError, printable
 
 
 class Activations(NamedTuple):
@@ -32,6 +33,8 @@ class Kernel(Protocol):
         f_t, i_t, o_t = sigmoid(a_t[:3S]),  N_t = tanh(a_t[3S:])
         C_t = f_t * C_{t-1} + i_t * N_t
         H_t = o_t * tanh(C_t)
+
+    All tensors are contiguous and of one floating type.
     """
 
     @property
@@ -55,7 +58,7 @@ class Kernel(Protocol):
 
         Args:
             dH: Gradient that reaches each H_t from outside the recurrence; that of the last state is in dH[-1].
-                May be overwritten. (T, B, S)
+                Not written to: another branch of the graph may hold the same memory. (T, B, S)
             dC_T: Gradient of the last cell state. (B, S)
             gates: As `forward` kept them. Their memory becomes da. (T, B, 4S)
             C: As `forward` kept it. (T, B, S)
@@ -63,7 +66,8 @@ class Kernel(Protocol):
             W: Recurrent weights. (S, 4S)
 
         Returns:
-            da: Gradient of the pre-activations, (T, B, 4S); with x, H and ones it gives dU, dW and db in one product each.
+            da: Gradient of the pre-activations; with x, H and ones it gives dU, dW and db in one product each.
+                (T, B, 4S)
             dH_0: Gradient of the first hidden state. (B, S)
             dC_0: Gradient of the first cell state. (B, S)
         """
@@ -85,7 +89,9 @@ def choose(wish: str = "auto", precision: str = "auto", device: str = "cpu") -> 
     if wish == "auto":
         wish = os.environ.get("LSTMLM_KERNEL", "auto") or "auto"
     if wish not in ("auto", "eager", "native"):
-        raise UsageError(f"kernel {wish!r}: expected auto, eager or native. Check --set train.kernel and LSTMLM_KERNEL.")
+        raise UsageError(
+            f"kernel {printable(wish)!r}: expected auto, eager or native. Check --set train.kernel and LSTMLM_KERNEL."
+        )
     if wish == "eager" or device != "cpu":
         return EagerKernel(), ""
     from lstmlm.kernels import native
