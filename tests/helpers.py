@@ -1,0 +1,76 @@
+"""What several test files share: comparing tensors, drawing weights, and the recurrence by the reference."""
+
+import torch
+from torch import Tensor
+
+from lstmlm import cell
+from lstmlm.cell import LSTMState
+from lstmlm.kernels import Kernel
+from lstmlm.lstm import LSTMLayer
+
+EXACT = 1e-10  # float64: a few hundred roundings of 1e-16 in a chain, with room
+
+
+def assert_close(actual: Tensor | None, expected: Tensor | None, what: str, tolerance: float = EXACT) -> None:
+    """Compare shape and values; on failure say where the largest difference is."""
+    assert actual is not None, f"{what}: missing"
+    assert expected is not None, f"{what}: nothing to compare with"
+    assert tuple(actual.shape) == tuple(expected.shape), f"{what}: shape"
+    actual, expected = actual.detach(), expected.detach()
+    difference = (actual.double() - expected.double()).abs()
+    worst = int(difference.argmax())
+    place = [int(i) for i in torch.unravel_index(torch.tensor(worst), expected.shape)]
+    largest = float(difference.reshape(-1)[worst])
+    got, wanted = float(actual.reshape(-1)[worst]), float(expected.reshape(-1)[worst])
+
+    assert largest <= tolerance, f"{what}{place}: {got!r} is not {wanted!r}, off by {largest:.3g} > {tolerance:.3g}"
+
+
+def normal(*shape: int, dtype: torch.dtype = torch.float64, scale: float = 1.0) -> Tensor:
+    """Draw a normal tensor from the test's seed."""
+    return torch.randn(*shape, dtype=torch.float64).mul_(scale).to(dtype)
+
+
+def state(batch: int, width: int, dtype: torch.dtype = torch.float64) -> LSTMState:
+    """Draw a state that training could have left behind: |H| below 1, C of any size."""
+    return LSTMState(normal(batch, width, dtype=dtype).tanh(), normal(batch, width, dtype=dtype))
+
+
+def grown(layer: LSTMLayer) -> LSTMLayer:
+    """Give a layer biases that differ everywhere, so that no gate can stand in for another."""
+    with torch.no_grad():
+        if layer.b is not None:
+            layer.b.add_(torch.randn_like(layer.b))
+    return layer
+
+
+def recurrence(kernel: Kernel, a: Tensor, W: Tensor, H_0: Tensor, C_0: Tensor) -> tuple[Tensor, Tensor]:
+    """Run a kernel's forward pass on copies; return H and the last cell state."""
+    _, C, H = kernel.forward(a.clone(), W, H_0, C_0)
+    return H, C[-1].clone()
+
+
+def reference(a: Tensor, W: Tensor, H_0: Tensor, C_0: Tensor) -> tuple[Tensor, Tensor]:
+    """Run the reference on given pre-activations: the input weights are the identity."""
+    H, last = cell.layer(a, torch.eye(a.shape[-1], dtype=a.dtype), W, None, LSTMState(H_0, C_0))
+    return H, last.cell
+
+
+def kernel_gradients(
+    kernel: Kernel, inputs: tuple[Tensor, Tensor, Tensor, Tensor], dH: Tensor, dC_T: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return da, dH_0, dC_0 of a kernel for the inputs (a, W, H_0, C_0)."""
+    a, W, H_0, C_0 = inputs
+    gates, C, _ = kernel.forward(a.clone(), W, H_0, C_0)
+    da, dH_0, dC_0 = kernel.backward(dH.clone(), dC_T.clone(), gates, C, C_0, W)
+    return da, dH_0, dC_0
+
+
+def reference_gradients(
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor], dH: Tensor, dC_T: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return da, dH_0, dC_0 as autograd finds them through the reference."""
+    a, W, H_0, C_0 = (t.detach().clone().requires_grad_() for t in inputs)
+    H, C_T = reference(a, W, H_0, C_0)
+    da, dH_0, dC_0 = torch.autograd.grad((H * dH).sum() + (C_T * dC_T).sum(), (a, H_0, C_0))
+    return da, dH_0, dC_0
