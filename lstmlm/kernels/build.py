@@ -1,0 +1,151 @@
+"""The C sources beside this file -> a shared object for this very machine, compiled once and kept in the user's cache.
+
+It knows compilers and the cache folder. It does not know torch or what the sources compute.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+SOURCES = Path(__file__).parent
+COMPILERS = ("cc", "gcc", "clang")
+FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-fvisibility=hidden", "-w")
+FOR_THIS_CPU = (("-march=native",), ("-mcpu=native",), ())
+"""Tried in this order: what a compiler calls the machine it runs on differs, and the last always works."""
+
+SECONDS = 120
+"""A compiler that takes longer is stopped."""
+
+
+class Unavailable(Exception):  # noqa: N818 - caught and told as a note, most often not an error
+    """The native kernel cannot run here; the message is the reason, without a full stop."""
+
+
+def library() -> ctypes.CDLL:
+    """Load the shared object, from the cache if it is there and whole, else compiled now.
+
+    The file's name holds a hash of all that went into it (sources, compiler, flags, CPU) and one of its content, and
+    it comes into being by a rename: a truncated or altered file is not loaded but made anew, and processes that compile
+    at the same time do not disturb each other. Where the cache cannot be written, the file lives in a private folder
+    just until it is loaded.
+
+    Raises:
+        Unavailable: There is no compiler, or none of them can compile the sources.
+    """
+    compiler, version = find_compiler()
+    key = _digest(_source_bytes(), version.encode(), "\0".join(FLAGS).encode(), cpu().encode())
+    kept = cache_folder()
+    if kept is not None:
+        for path in sorted(kept.glob(f"native-{key}-*.so")):
+            if path.stem.rpartition("-")[2] == _content_digest(path):
+                return _open(path)
+        try:
+            kept.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".native-", dir=kept) as folder:
+                made = _compile(compiler, Path(folder))
+                target = kept / f"native-{key}-{_content_digest(made)}.so"
+                os.replace(made, target)
+                return _open(target)
+        except (OSError, Unavailable):
+            pass  # read-only, full or not executable: try without the cache, whose error is then the one to report
+    try:
+        with tempfile.TemporaryDirectory(prefix="lstmlm-") as folder:
+            return _open(_compile(compiler, Path(folder)))
+    except OSError as error:
+        raise Unavailable(f"the compiled kernel cannot be written: {error.strerror or error}") from None
+
+
+def cache_folder() -> Path | None:
+    """Return where compiled kernels are kept: $LSTMLM_CACHE, $XDG_CACHE_HOME/lstmlm or ~/.cache/lstmlm, if any."""
+    if given := os.environ.get("LSTMLM_CACHE"):
+        return Path(given)
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(base):  # the standard says that a relative one is to be ignored
+        return Path(base) / "lstmlm"
+    try:
+        return Path.home() / ".cache" / "lstmlm"
+    except RuntimeError:
+        return None
+
+
+def find_compiler() -> tuple[str, str]:
+    """Return the path of the first compiler that answers, $CC before all others, and what it calls itself.
+
+    Raises:
+        Unavailable: None does.
+    """
+    wanted = os.environ.get("CC", "").split()[:1]
+    for name in (*wanted, *COMPILERS):
+        path = shutil.which(name)
+        if path is None:
+            continue
+        try:
+            answer = subprocess.run([path, "--version"], capture_output=True, timeout=SECONDS, check=True, text=True)
+        except (OSError, subprocess.SubprocessError, UnicodeError):
+            continue
+        return path, f"{path}\n{answer.stdout}"
+    raise Unavailable(f"no C compiler: none of {', '.join(COMPILERS)} is on PATH")
+
+
+def cpu() -> str:
+    """Return what distinguishes this CPU from others as far as compiled code is concerned."""
+    lines = [platform.system(), platform.machine(), platform.processor()]
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as listing:
+            first = listing.read().split("\n\n", 1)[0]  # one processor stands for all
+        lines += [x for x in first.splitlines() if x.startswith(("model name", "flags", "Features", "CPU part"))]
+    except OSError:
+        pass
+    return "\n".join(lines)
+
+
+def _compile(compiler: str, folder: Path) -> Path:
+    """Compile into the folder and return the shared object's path."""
+    made = folder / "native.so"
+    complaint = ""
+    # The compiler's own temporary files go where the result goes: /tmp may be full or missing.
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    for machine in FOR_THIS_CPU:
+        command = [compiler, *FLAGS, *machine, str(SOURCES / "native.c"), "-o", str(made), "-lm"]
+        try:
+            run = subprocess.run(
+                command, capture_output=True, timeout=SECONDS, text=True, errors="replace", env=environment
+            )
+        except subprocess.TimeoutExpired:
+            raise Unavailable(f"{compiler} took longer than {SECONDS} s") from None
+        if run.returncode == 0 and made.is_file():
+            return made
+        errors = [line for line in run.stderr.splitlines() if "error" in line]
+        complaint = complaint or (errors or [f"exit status {run.returncode}"])[0]
+    raise Unavailable(f"{compiler} could not compile the kernel: {complaint.strip()}")
+
+
+def _open(path: Path) -> ctypes.CDLL:
+    """Load a shared object; `CDLL` lets other Python threads run during its calls."""
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise Unavailable(f"the compiled kernel cannot be loaded: {error}") from None
+
+
+def _source_bytes() -> bytes:
+    """Return all sources, the names among them."""
+    files = sorted(path for path in SOURCES.iterdir() if path.suffix in (".c", ".h"))
+    return b"\0".join(path.name.encode() + b"\0" + path.read_bytes() for path in files)
+
+
+def _content_digest(path: Path) -> str:
+    """Return a file's digest, or nothing that a name could hold if it cannot be read."""
+    try:
+        return _digest(path.read_bytes())
+    except OSError:
+        return "?"
+
+
+def _digest(*parts: bytes) -> str:
+    return hashlib.sha256(b"\0\0".join(parts)).hexdigest()[:24]

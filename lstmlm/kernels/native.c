@@ -1,0 +1,278 @@
+/* The recurrence over T steps, forward and backward, in strict float32.
+
+   Every step is a product of H (forward) or da (backward) with weights packed beforehand, followed, for each block of units
+   while its sums are in the first cache, by the activations and the state update. Sums run over k in order, so the bits of a
+   result depend neither on the number of threads nor on how they divide the work.
+
+   Letters as everywhere: T steps, B rows (batch), S units. Gates lie side by side as f, i, o, N, each S wide. */
+
+#include "simd.h"
+#include "threads.h"
+
+#define GATES 4
+#define WIDE 2    /* vectors of a tile */
+#define CHUNK 96  /* rows whose sums are kept at a time */
+#define K_CHUNK 256
+
+typedef long long size;
+
+INLINE size least(size a, size b) { return a < b ? a : b; }
+INLINE size blocks(size n, size width) { return (n + width - 1) / width; }
+
+/* out[rows][wide] (+)= A[rows][K] x panel[K][wide]. `ways` sums in parallel hide the latency of the addition where there
+   are too few rows for that; they are part of the result's bits. */
+INLINE void tile(const int rows, const int wide, const int ways, size K, const float *A, size lda, const float *panel,
+                 float *out, size ldo, int first) {
+    vec sum[4][ROWS_MAX][4];
+    UNROLL for (int w = 0; w < ways; w++)
+        UNROLL for (int r = 0; r < rows; r++)
+            UNROLL for (int v = 0; v < wide; v++) sum[w][r][v] = w || first ? (vec){0} : load(out + r * ldo + v * VECTOR, VECTOR);
+    size k = 0;
+    for (; k + ways <= K; k += ways) {
+        UNROLL for (int w = 0; w < ways; w++) {
+            vec weight[4];
+            UNROLL for (int v = 0; v < wide; v++) weight[v] = *(const vec *)(panel + ((k + w) * wide + v) * VECTOR);
+            UNROLL for (int r = 0; r < rows; r++) {
+                vec a = all(A[r * lda + k + w]);
+                UNROLL for (int v = 0; v < wide; v++) sum[w][r][v] += a * weight[v];
+            }
+        }
+    }
+    for (; k < K; k++)
+        UNROLL for (int r = 0; r < rows; r++)
+            UNROLL for (int v = 0; v < wide; v++)
+                sum[0][r][v] += all(A[r * lda + k]) * *(const vec *)(panel + (k * wide + v) * VECTOR);
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int v = 0; v < wide; v++) {
+            vec total = sum[0][r][v];
+            UNROLL for (int w = 1; w < ways; w++) total += sum[w][r][v];
+            store(out + r * ldo + v * VECTOR, total, VECTOR);
+        }
+}
+
+typedef void Tile(size K, const float *A, size lda, const float *panel, float *out, size ldo, int first);
+
+#define TILE(rows, ways)                                                                                                   \
+    static void tile_##rows##_##ways(size K, const float *A, size lda, const float *panel, float *out, size ldo,           \
+                                     int first) {                                                                          \
+        tile(rows, WIDE, ways, K, A, lda, panel, out, ldo, first);                                                         \
+    }
+TILE(1, 4) TILE(2, 4) TILE(3, 2)
+TILE(1, 1) TILE(2, 1) TILE(3, 1) TILE(4, 1) TILE(5, 1) TILE(6, 1)
+#if ROWS_MAX == 14
+TILE(7, 1) TILE(8, 1) TILE(9, 1) TILE(10, 1) TILE(11, 1) TILE(12, 1) TILE(13, 1) TILE(14, 1)
+#endif
+
+static Tile *const tiles[] = {0, tile_1_1, tile_2_1, tile_3_1, tile_4_1, tile_5_1, tile_6_1,
+#if ROWS_MAX == 14
+                              tile_7_1, tile_8_1, tile_9_1, tile_10_1, tile_11_1, tile_12_1, tile_13_1, tile_14_1,
+#endif
+};
+static Tile *const few_rows[] = {0, tile_1_4, tile_2_4, tile_3_2}; /* a whole batch of 1, 2, 3 rows */
+
+/* out[rows][WIDE vectors] (+)= A[rows][K] x panel, in tiles of nearly equal height. `batch` is the whole batch, whose size
+   (not that of this thread's share) decides the order of summation. */
+static void product(size batch, size rows, size K, const float *A, size lda, const float *panel, float *out, size ldo) {
+    if (batch <= 3) {
+        (rows == batch ? few_rows : tiles)[rows](K, A, lda, panel, out, ldo, 1);
+        return;
+    }
+    size count = blocks(rows, ROWS_MAX);
+    for (size k = 0; k < K; k += K_CHUNK)
+        for (size b = 0; b < count; b++) {
+            size r = rows * b / count, height = rows * (b + 1) / count - r;
+            tiles[height](least(K_CHUNK, K - k), A + r * lda + k, lda, panel + k * WIDE * VECTOR, out + r * ldo, ldo, k == 0);
+        }
+}
+
+typedef struct {
+    size T, B, S;
+    const float *panels, *H_0, *C_0, *C_in, *dH, *dC_T;
+    float *gates, *C, *H, *dH_0, *dC_0;
+    Barrier barriers[THREADS_MAX];
+} Job;
+
+/* A thread's share: rows of the batch and blocks of units, and whom it has to meet after each step. */
+typedef struct {
+    size row, rows, unit, units;
+    int members, idle;
+    Barrier *barrier;
+} Share;
+
+/* Divides rows among groups and units among the members of a group. Rows need no barrier but make each thread read all
+   weights; units share the weights but meet after every step. */
+static Share divide(Job *job, size width, int rank, int threads) {
+    size count = blocks(job->S, width);
+    int groups = 1;
+    double best = 0;
+    for (int g = 1; g <= threads && g <= job->B && (job->B > 3 || g == 1); g++) {
+        int members = threads / g;
+        double bytes = 16. * job->S * job->S / members, from_memory = bytes > 1.5e6 ? 40 : 12;
+        double time = blocks(count, members) * width / 16. * job->S * (2. * blocks(job->B, g) + from_memory) + (members > 1 ? 4000 : 0);
+        if (g == 1 || time < best) best = time, groups = g;
+    }
+    int members = (int)least(threads / groups, count), group = rank / members, member = rank % members;
+    Share s = {.members = members, .idle = group >= groups, .barrier = job->barriers + (group < groups ? group : 0)};
+    s.row = job->B * group / groups;
+    s.rows = job->B * (group + 1) / groups - s.row;
+    s.unit = count * member / members;
+    s.units = count * (member + 1) / members - s.unit;
+    return s;
+}
+
+/* One row, one vector of units: H_t and C_t from the recurrent sums and the pre-activations, which become the gates. */
+INLINE void update(const float *sums, float *gates, size S, const float *C_prev, float *C, float *H, int lanes) {
+    vec f = sigmoid(load(gates, lanes) + load(sums, VECTOR));
+    vec i = sigmoid(load(gates + S, lanes) + load(sums + VECTOR, VECTOR));
+    vec o = sigmoid(load(gates + 2 * S, lanes) + load(sums + 2 * VECTOR, VECTOR));
+    vec N = hyperbolic(load(gates + 3 * S, lanes) + load(sums + 3 * VECTOR, VECTOR));
+    vec cell = f * load(C_prev, lanes) + i * N;
+    store(gates, f, lanes), store(gates + S, i, lanes), store(gates + 2 * S, o, lanes), store(gates + 3 * S, N, lanes);
+    store(C, cell, lanes);
+    store(H, o * hyperbolic(cell), lanes);
+}
+
+static void forward(void *argument, int rank, int threads) {
+    Job *job = argument;
+    const size S = job->S, B = job->B, panel = S * GATES * VECTOR;
+    const Share share = divide(job, VECTOR, rank, threads);
+    if (share.idle) return;
+    _Alignas(64) float sums[CHUNK * GATES * VECTOR];
+    const float *H_prev = job->H_0, *C_prev = job->C_0;
+    for (size t = 0; t < job->T; t++) {
+        float *gates = job->gates + t * B * GATES * S, *C = job->C + t * B * S, *H = job->H + t * B * S;
+        for (size block = share.unit; block < share.unit + share.units; block++)
+            for (size row = share.row; row < share.row + share.rows; row += CHUNK) {
+                size rows = least(CHUNK, share.row + share.rows - row), unit = block * VECTOR;
+                for (int half = 0; half < GATES / WIDE; half++)
+                    product(B, rows, S, H_prev + row * S, S, job->panels + block * panel + half * S * WIDE * VECTOR,
+                            sums + half * WIDE * VECTOR, GATES * VECTOR);
+                int lanes = (int)least(VECTOR, S - unit);
+                for (size r = row; r < row + rows; r++) {
+                    const float *sum = sums + (r - row) * GATES * VECTOR;
+                    size at = r * S + unit;
+                    if (lanes == VECTOR)
+                        update(sum, gates + r * GATES * S + unit, S, C_prev + at, C + at, H + at, VECTOR);
+                    else
+                        update(sum, gates + r * GATES * S + unit, S, C_prev + at, C + at, H + at, lanes);
+                }
+            }
+        H_prev = H, C_prev = C;
+        meet(share.barrier, share.members);
+    }
+}
+
+/* One row, one vector of units: da from the gradients of H_t and C_t; dC becomes that of C_{t-1}. */
+INLINE void update_back(vec dh, float *gates, size S, const float *C_prev, const float *C, float *dC_state, int lanes) {
+    vec f = load(gates, lanes), i = load(gates + S, lanes), o = load(gates + 2 * S, lanes), N = load(gates + 3 * S, lanes);
+    vec squashed = hyperbolic(load(C, lanes));
+    vec dC = load(dC_state, lanes) + dh * o * (1.f - squashed * squashed);
+    store(gates, dC * load(C_prev, lanes) * f * (1.f - f), lanes);
+    store(gates + S, dC * N * i * (1.f - i), lanes);
+    store(gates + 2 * S, dh * squashed * o * (1.f - o), lanes);
+    store(gates + 3 * S, dC * i * (1.f - N * N), lanes);
+    store(dC_state, dC * f, lanes);
+}
+
+static void backward(void *argument, int rank, int threads) {
+    Job *job = argument;
+    const size S = job->S, B = job->B, K = GATES * S, panel = K * WIDE * VECTOR;
+    const Share share = divide(job, WIDE * VECTOR, rank, threads);
+    if (share.idle) return;
+    _Alignas(64) float sums[CHUNK * WIDE * VECTOR];
+    for (size t = job->T - 1; t >= -1; t--) {
+        const float *C_prev = t > 0 ? job->C_in + (t - 1) * B * S : job->C_0;
+        for (size strip = share.unit; strip < share.unit + share.units; strip++)
+            for (size row = share.row; row < share.row + share.rows; row += CHUNK) {
+                size rows = least(CHUNK, share.row + share.rows - row);
+                if (t < job->T - 1)
+                    product(B, rows, K, job->gates + ((t + 1) * B + row) * K, K, job->panels + strip * panel, sums, WIDE * VECTOR);
+                for (int v = 0; v < WIDE; v++) {
+                    size unit = (strip * WIDE + v) * VECTOR;
+                    int lanes = (int)least(VECTOR, S - unit);
+                    for (size r = row; r < row + rows && lanes > 0; r++) {
+                        vec sum = t < job->T - 1 ? load(sums + ((r - row) * WIDE + v) * VECTOR, VECTOR) : (vec){0};
+                        size at = r * S + unit;
+                        if (t < 0) {
+                            store(job->dH_0 + at, sum, lanes);
+                            continue;
+                        }
+                        if (t == job->T - 1) store(job->dC_0 + at, load(job->dC_T + at, lanes), lanes);
+                        sum += load(job->dH + t * B * S + at, lanes);
+                        float *gates = job->gates + (t * B + r) * K + unit;
+                        if (lanes == VECTOR)
+                            update_back(sum, gates, S, C_prev + at, job->C_in + t * B * S + at, job->dC_0 + at, VECTOR);
+                        else
+                            update_back(sum, gates, S, C_prev + at, job->C_in + t * B * S + at, job->dC_0 + at, lanes);
+                    }
+                }
+            }
+        meet(share.barrier, share.members);
+    }
+}
+
+typedef struct {
+    size S;
+    const float *W;
+    float *forward, *backward;
+} Packing;
+
+/* forward: for each block of units and half of the gates, S rows of WIDE vectors, one for each gate. */
+static void pack_forward(void *argument, int rank, int threads) {
+    Packing *p = argument;
+    const size S = p->S, count = blocks(S, VECTOR);
+    for (size block = count * rank / threads; block < count * (rank + 1) / threads; block++) {
+        size unit = block * VECTOR;
+        int lanes = (int)least(VECTOR, S - unit);
+        float *to = p->forward + block * S * GATES * VECTOR;
+        for (int gate = 0; gate < GATES; gate++)
+            for (size k = 0; k < S; k++)
+                store(to + ((gate / WIDE * S + k) * WIDE + gate % WIDE) * VECTOR, load(p->W + k * GATES * S + gate * S + unit, lanes),
+                      VECTOR);
+    }
+}
+
+/* backward: for each strip of WIDE x VECTOR units, 4S rows: the transpose of W. */
+static void pack_backward(void *argument, int rank, int threads) {
+    Packing *p = argument;
+    const size S = p->S, width = WIDE * VECTOR, count = blocks(S, width), K = GATES * S;
+    for (size strip = count * rank / threads; strip < count * (rank + 1) / threads; strip++)
+        for (size k = 0; k < K; k += 64) /* short pieces: their target stays in the first cache */
+            for (size lane = 0; lane < width; lane++) {
+                size unit = strip * width + lane;
+                float *to = p->backward + strip * K * width + lane;
+                for (size j = k; j < least(k + 64, K); j++) to[j * width] = unit < S ? p->W[unit * K + j] : 0.f;
+            }
+}
+
+#define EXPORT __attribute__((visibility("default")))
+
+EXPORT void lstmlm_team(void *run, void *rank, void *number) {
+    team_run = (void (*)(void (*)(void *), void *, unsigned, unsigned))run;
+    team_rank = (int (*)(void))rank;
+    team_size = (int (*)(void))number;
+}
+
+/* Floats that each of the two packed forms of W needs. */
+EXPORT size lstmlm_packed_size(size S) { return blocks(S, WIDE * VECTOR) * WIDE * VECTOR * GATES * S; }
+
+EXPORT void lstmlm_pack(int threads, int back, size S, const float *W, float *packed) {
+    Packing p = {S, W, packed, packed};
+    run_team(back ? pack_backward : pack_forward, &p, threads);
+}
+
+EXPORT void lstmlm_forward(int threads, size T, size B, size S, const float *packed, const float *H_0, const float *C_0,
+                           float *gates, float *C, float *H) {
+    Job job = {.T = T, .B = B, .S = S, .panels = packed, .H_0 = H_0, .C_0 = C_0, .gates = gates, .C = C, .H = H};
+    run_team(forward, &job, threads);
+}
+
+EXPORT void lstmlm_backward(int threads, size T, size B, size S, const float *packed, const float *dH, const float *dC_T,
+                            float *gates, const float *C, const float *C_0, float *dH_0, float *dC_0) {
+    Job job = {.T = T, .B = B, .S = S, .panels = packed, .dH = dH, .dC_T = dC_T, .gates = gates, .C_in = C, .C_0 = C_0,
+               .dH_0 = dH_0, .dC_0 = dC_0};
+    run_team(backward, &job, threads);
+}
+
+/* Floats in a register: 16, 8, or 4 where nothing better is known. */
+EXPORT int lstmlm_vector(void) { return VECTOR; }

@@ -1,0 +1,169 @@
+"""The recurrence in C: all T steps in one call, compiled for the machine it runs on (`native.c`).
+
+It knows tensors, threads and the entry points of the shared object. It does not know how that was made, nor what the
+pre-activations or the gradients are for.
+"""
+
+import ctypes
+import os
+import threading
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from lstmlm.kernels import Activations, build
+from lstmlm.kernels.build import Unavailable
+from lstmlm.kernels.eager import EagerKernel
+
+__all__ = ["NativeKernel", "Packed", "Unavailable", "load"]
+
+VECTORS = {16: "AVX-512", 8: "AVX2", 4: "plain C"}
+
+
+class Packed:
+    """W in the two orders in which the kernel reads it, made at first need and kept until `W` changes.
+
+    Whoever holds it promises that W does not change meanwhile.
+    """
+
+    def __init__(self, kernel: "NativeKernel", W: Tensor) -> None:
+        self.W = W
+        self._kernel = kernel
+        self._forms: dict[bool, Tensor] = {}
+
+    def form(self, back: bool) -> Tensor:
+        """Return the form for the forward or the backward pass."""
+        if back not in self._forms:
+            self._forms[back] = self._kernel._pack(self.W, back, None)
+        return self._forms[back]
+
+
+class NativeKernel:
+    """See `Kernel`. float32 on the CPU. Sums run in a fixed order: the bits do not depend on the number of threads."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        _declare(library)
+        self._library = library
+        self._scratch = threading.local()
+        self.name = f"native float32 ({VECTORS[library.lstmlm_vector()]})"
+
+    def pack(self, W: Tensor) -> Packed:
+        """Return W packed; `forward` and `backward` take it in place of W and then need not pack it again."""
+        _check("W", W, W.shape[0], 4 * W.shape[0])
+        return Packed(self, W)
+
+    def forward(self, a: Tensor, W: Tensor | Packed, H_0: Tensor, C_0: Tensor) -> Activations:
+        """Run T steps; see `Kernel.forward`. W may be packed beforehand (`pack`)."""
+        T, B, S4 = a.shape
+        S = S4 // 4
+        _check("a", a, T, B, 4 * S)
+        form = self._form(W, S, back=False)
+        H_0, C_0 = _check("H_0", H_0.contiguous(), B, S), _check("C_0", C_0.contiguous(), B, S)
+        C, H = a.new_empty(T, B, S), a.new_empty(T, B, S)
+        self._library.lstmlm_forward(_threads(), T, B, S, *_pointers(form, H_0, C_0, a, C, H))
+        return Activations(a, C, H)
+
+    def backward(
+        self, dH: Tensor, dC_T: Tensor, gates: Tensor, C: Tensor, C_0: Tensor, W: Tensor | Packed
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Run the T steps back; see `Kernel.backward`. W may be packed beforehand (`pack`)."""
+        T, B, S = C.shape
+        _check("gates", gates, T, B, 4 * S)
+        form = self._form(W, S, back=True)
+        dH, dC_T = _check("dH", dH.contiguous(), T, B, S), _check("dC_T", dC_T.contiguous(), B, S)
+        C, C_0 = _check("C", C.contiguous(), T, B, S), _check("C_0", C_0.contiguous(), B, S)
+        dH_0, dC_0 = C.new_empty(B, S), C.new_empty(B, S)
+        self._library.lstmlm_backward(_threads(), T, B, S, *_pointers(form, dH, dC_T, gates, C, C_0, dH_0, dC_0))
+        return gates, dH_0, dC_0
+
+    def _form(self, W: Tensor | Packed, S: int, back: bool) -> Tensor:
+        """Return W as the pass reads it: packed beforehand, or packed now into memory that this thread keeps for it."""
+        if isinstance(W, Packed):
+            _check("W", W.W, S, 4 * S)
+            return W.form(back)
+        _check("W", W, S, 4 * S)
+        kept: dict[tuple[int, bool], Tensor] = self._scratch.__dict__.setdefault("forms", {})
+        form = kept[S, back] = self._pack(W, back, kept.get((S, back)))
+        return form
+
+    def _pack(self, W: Tensor, back: bool, form: Tensor | None) -> Tensor:
+        S = len(W)
+        if form is None:
+            form = torch.empty(self._library.lstmlm_packed_size(S))
+        self._library.lstmlm_pack(_threads(), back, S, *_pointers(W, form))
+        return form
+
+
+@cache
+def load(precision: str = "float32") -> NativeKernel:
+    """Compile or find the native kernel, check it on a small case against eager in float64, and return it.
+
+    Args:
+        precision: float32 is strict. auto is the fastest that is accurate enough for training; on this kernel, float32.
+
+    Raises:
+        Unavailable: It cannot be compiled here, gives wrong results, or does not have that precision.
+    """
+    if precision not in ("auto", "float32"):
+        raise Unavailable(f"this machine has no {precision} products")
+    kernel = NativeKernel(build.library())
+    error = disagreement(kernel)
+    if not error < 1e-5:
+        raise Unavailable(f"the compiled kernel disagrees with eager by {error:.1e}")
+    return kernel
+
+
+def disagreement(kernel: NativeKernel) -> float:
+    """Return the largest relative difference between the kernel and eager in float64, over a small case."""
+    T, B, S = 3, 17, 37
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(T, B, 4 * S), (S, 4 * S), (B, S), (B, S), (T, B, S), (B, S)]
+    a, W, H_0, C_0, dH, dC_T = (torch.randn(*shape, generator=generator) for shape in shapes)
+    W *= S**-0.5
+
+    results = []
+    for run, dtype in ((EagerKernel(), torch.float64), (kernel, torch.float32)):
+        gates, C, H = run.forward(a.to(dtype, copy=True), W.to(dtype), H_0.to(dtype), C_0.to(dtype))
+        kept = gates.clone()
+        back = run.backward(dH.to(dtype, copy=True), dC_T.to(dtype), gates, C, C_0.to(dtype), W.to(dtype))
+        results.append([kept, C, H, *back])
+    return max(float((x - y).abs().max() / x.abs().max()) for x, y in zip(*results, strict=True))
+
+
+def _declare(library: ctypes.CDLL) -> None:
+    """State the arguments of the entry points, and hand torch's OpenMP runtime to the library: never a second one."""
+    number, size, pointer = ctypes.c_int, ctypes.c_longlong, ctypes.c_void_p
+    library.lstmlm_vector.argtypes = []
+    library.lstmlm_packed_size.argtypes, library.lstmlm_packed_size.restype = [size], size
+    library.lstmlm_pack.argtypes = [number, number, size, pointer, pointer]
+    library.lstmlm_forward.argtypes = [number, size, size, size, *[pointer] * 6]
+    library.lstmlm_backward.argtypes = [number, size, size, size, *[pointer] * 8]
+    library.lstmlm_team.argtypes = [pointer] * 3
+    names = "GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads"
+    try:
+        # A look-up in torch's extension module also searches the libraries that torch itself is linked to.
+        torch_library = ctypes.CDLL(str(torch._C.__file__))
+        library.lstmlm_team(*[ctypes.cast(getattr(torch_library, name), pointer) for name in names])
+    except (OSError, AttributeError):
+        pass  # this torch has another runtime: the kernel runs on one thread
+
+
+def _threads() -> int:
+    """Return torch's number of threads, but not more than there are processors: the team spins at its barriers."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(torch.get_num_threads(), processors)
+
+
+def _check(name: str, tensor: Tensor, *shape: int) -> Tensor:
+    """Return the tensor; the C code trusts what has passed here."""
+    if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+        raise TypeError(f"{name}: expected float32 on the cpu, found {tensor.dtype} on {tensor.device}.")
+    if tensor.shape != shape or not tensor.is_contiguous() or 0 in shape:
+        found = f"{tuple(tensor.shape)} with strides {tensor.stride()}"
+        raise ValueError(f"{name}: expected contiguous {shape}, not empty, found {found}.")
+    return tensor
+
+
+def _pointers(*tensors: Tensor) -> list[int]:
+    return [tensor.data_ptr() for tensor in tensors]

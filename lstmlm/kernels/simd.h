@@ -1,0 +1,117 @@
+/* Vectors of floats, one source for every width, and the two activations.
+
+   VECTOR is the number of floats in a register: 16 with AVX-512, 8 with AVX2, otherwise 4 (which every compiler lowers to what
+   the machine has). Knows lanes. It does not know what the numbers mean. */
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#define VECTOR 16
+#define ROWS_MAX 14 /* rows of a tile: 14 x 2 accumulators, 2 vectors of weights and a broadcast fill 32 registers */
+#elif defined(__AVX2__) && defined(__FMA__)
+#include <immintrin.h>
+#define VECTOR 8
+#define ROWS_MAX 6
+#else
+#define VECTOR 4
+#define ROWS_MAX 6
+#endif
+
+typedef float vec __attribute__((vector_size(VECTOR * 4)));
+typedef float vec_any __attribute__((vector_size(VECTOR * 4), aligned(4), may_alias));
+typedef int32_t ivec __attribute__((vector_size(VECTOR * 4)));
+
+#define INLINE static inline __attribute__((always_inline))
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 64")
+#endif
+
+INLINE vec all(float x) { return x - (vec){0}; }
+
+INLINE vec load(const float *p, int lanes) {
+    if (lanes == VECTOR) return *(const vec_any *)p;
+#if VECTOR == 16
+    return _mm512_maskz_loadu_ps((__mmask16)((1u << lanes) - 1), p);
+#else
+    vec v = {0};
+    memcpy(&v, p, sizeof(float) * lanes);
+    return v;
+#endif
+}
+
+INLINE void store(float *p, vec v, int lanes) {
+    if (lanes == VECTOR) {
+        *(vec_any *)p = v;
+        return;
+    }
+#if VECTOR == 16
+    _mm512_mask_storeu_ps(p, (__mmask16)((1u << lanes) - 1), v);
+#else
+    memcpy(p, &v, sizeof(float) * lanes);
+#endif
+}
+
+/* Both keep NaN, so that a diverging run is seen. */
+INLINE vec at_most(vec x, float limit) {
+#if VECTOR == 16
+    return _mm512_min_ps(all(limit), x);
+#elif VECTOR == 8
+    return _mm256_min_ps(all(limit), x);
+#else
+    ivec over = x > all(limit);
+    return (vec)((over & (ivec)all(limit)) | (~over & (ivec)x));
+#endif
+}
+
+INLINE vec at_least(vec x, float limit) {
+#if VECTOR == 16
+    return _mm512_max_ps(all(limit), x);
+#elif VECTOR == 8
+    return _mm256_max_ps(all(limit), x);
+#else
+    ivec under = x < all(limit);
+    return (vec)((under & (ivec)all(limit)) | (~under & (ivec)x));
+#endif
+}
+
+/* e^x = 2^n (1 + p): returns p = e^r - 1 with |r| <= ln 2 / 2 and sets 2^n. |x| <= 87.
+   p = r + r^2 q(r); q interpolates (e^r - 1 - r) / r^2 at the five Chebyshev points of |r| <= 0.3466 (relative error of p 2.5e-8). */
+INLINE vec exp_parts(vec x, vec *two_n) {
+    const float round = 12582912.f; /* 1.5 x 2^23: adding it leaves the nearest integer in the low bits */
+    vec shifted = x * 1.44269504f + round;
+    vec n = shifted - round;
+    vec r = x - n * 0.693359375f + n * 2.12194440e-4f; /* ln 2 in two parts, the first exact in few bits */
+    vec q = r * 0.0013926181810489343f + 0.008363177629994445f;
+    q = q * r + 0.041666554627878084f;
+    q = q * r + 0.16666576998242924f;
+    q = q * r + 0.5f;
+    *two_n = (vec)(((ivec)shifted << 23) + 0x3f800000);
+    return q * (r * r) + r;
+}
+
+INLINE vec inverse(vec x) {
+#if VECTOR == 16
+    vec y = _mm512_rcp14_ps(x); /* one Newton step takes 14 bits to 24; x is neither 0 nor infinite here */
+    return y + y * (1.f - x * y);
+#else
+    return 1.f / x;
+#endif
+}
+
+/* 1 / (1 + e^-x) */
+INLINE vec sigmoid(vec x) {
+    vec two_n, p = exp_parts(at_least(at_most(-x, 87.f), -87.f), &two_n);
+    return inverse(1.f + (two_n + two_n * p));
+}
+
+/* (e^2x - 1) / (e^2x + 1); e^2x - 1 without cancellation near 0. |tanh| rounds to 1 from 9.02 on. */
+INLINE vec hyperbolic(vec x) {
+    vec two_n, p = exp_parts(2.f * at_least(at_most(x, 9.1f), -9.1f), &two_n);
+    vec e = two_n * p + (two_n - 1.f);
+    return e * inverse(e + 2.f);
+}

@@ -1,0 +1,224 @@
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lstmlm.kernels import build
+from lstmlm.kernels.build import Unavailable
+
+
+@pytest.fixture(name="cache")
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Point the cache at a folder that does not exist yet, with a source that compiles in no time."""
+    sources = tmp_path / "sources"
+    sources.mkdir()
+    exported = '__attribute__((visibility("default")))'  # hidden otherwise, by the flags
+    (sources / "native.c").write_text(f'#include "answer.h"\n{exported} int answer(void) {{ return ANSWER; }}\n')
+    (sources / "answer.h").write_text("#define ANSWER 42\n")
+    monkeypatch.setattr(build, "SOURCES", sources)
+    monkeypatch.setenv("LSTMLM_CACHE", str(tmp_path / "cache"))
+    try:
+        build.find_compiler()
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+    return tmp_path / "cache"
+
+
+def kept(cache: Path) -> list[Path]:
+    """Return everything in the cache folder, hidden files too."""
+    return sorted(cache.iterdir())
+
+
+def count_compilations(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Return a list that grows with each compilation from now on."""
+    seen: list[Path] = []
+    compile_now = build._compile
+
+    def counted(compiler: str, folder: Path) -> Path:
+        seen.append(folder)
+        return compile_now(compiler, folder)
+
+    monkeypatch.setattr(build, "_compile", counted)
+    return seen
+
+
+def test_compiles_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first call compiles and leaves one file, the second loads that file."""
+    compilations = count_compilations(monkeypatch)
+
+    answers = [build.library().answer() for _ in range(2)]
+
+    assert answers == [42, 42]
+    assert len(compilations) == 1
+    assert len(kept(cache)) == 1
+
+
+def test_every_ingredient_has_its_own_file(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change of a source, of a header, of the compiler's version or of the CPU is compiled anew."""
+    build.library()
+    (build.SOURCES / "answer.h").write_text("#define ANSWER 43\n")
+    assert build.library().answer() == 43
+    assert len(kept(cache)) == 2
+
+    monkeypatch.setattr(build, "cpu", lambda: "another")
+    build.library()
+    assert len(kept(cache)) == 3
+
+    compiler, _ = build.find_compiler()
+    monkeypatch.setattr(build, "find_compiler", lambda: (compiler, "another"))
+    build.library()
+    assert len(kept(cache)) == 4
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "altered", "folder", "unreadable"])
+def test_damaged_file_is_made_anew(cache: Path, damage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever happened to the cached file, it is not loaded, and the kernel works."""
+    build.library()
+    (path,) = kept(cache)
+    content = path.read_bytes()
+    path.unlink()  # a new file: this process has the old one mapped
+    if damage == "folder":
+        path.mkdir()
+    elif damage == "unreadable":
+        path.symlink_to(cache / "nowhere")
+    else:
+        middle = len(content) // 2
+        altered = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        path.write_bytes({"truncated": content[:middle], "empty": b"", "altered": altered}[damage])
+    compilations = count_compilations(monkeypatch)
+
+    assert build.library().answer() == 42
+    assert compilations
+
+
+def test_read_only_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache that cannot be written costs a compilation, and nothing is left in the temporary folder."""
+    cache.write_text("a file where the folder should be: not even root can write below it")
+    temporary = cache.parent / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+
+    assert build.library().answer() == 42
+    assert list(temporary.iterdir()) == []
+
+
+def test_full_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that fills up at the last moment costs a compilation, and the half-made file goes."""
+
+    def full(source: object, target: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+
+    assert build.library().answer() == 42
+    assert kept(cache) == []
+
+
+def test_nowhere_to_write(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With neither cache nor temporary folder the reason says so."""
+    cache.write_text("no folder")
+    monkeypatch.setattr("tempfile.tempdir", str(cache / "missing"))
+
+    with pytest.raises(Unavailable, match="cannot be written"):
+        build.library()
+
+
+def test_no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without a compiler on PATH the reason says so."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+
+    with pytest.raises(Unavailable, match="no C compiler"):
+        build.library()
+
+
+def test_broken_compiler(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A compiler that does not even give its version is passed over for the next one."""
+    script = tmp_path / "broken"
+    script.write_text("#!/bin/sh\nexit 1\n")
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("CC", str(script))
+
+    assert build.library().answer() == 42
+
+
+def test_failed_build(cache: Path) -> None:
+    """A source that does not compile gives the compiler's first error as the reason, and leaves nothing behind."""
+    (build.SOURCES / "native.c").write_text("#error this machine is too old\n")
+
+    with pytest.raises(Unavailable, match="this machine is too old"):
+        build.library()
+    assert kept(cache) == []
+
+
+def test_compiler_without_native_flags(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiler that refuses to name the CPU still compiles the plain source."""
+    monkeypatch.setattr(build, "FOR_THIS_CPU", (("-march=of-no-machine",), ()))
+
+    assert build.library().answer() == 42
+
+
+def test_slow_compiler_is_stopped(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A compiler that hangs does not hang the program."""
+    script = tmp_path / "slow"
+    script.write_text('#!/bin/sh\ncase "$1" in --version) echo slow;; *) exec sleep 60;; esac\n')
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("CC", str(script))
+    monkeypatch.setattr(build, "SECONDS", 0.3)
+
+    with pytest.raises(Unavailable, match="took longer"):
+        build.library()
+
+
+def test_processes_compiling_at_once(cache: Path) -> None:
+    """Four processes that meet an empty cache all get a working kernel, and no temporary file stays."""
+    program = (
+        "import sys; from importlib.util import module_from_spec, spec_from_file_location; from pathlib import Path\n"
+        "spec = spec_from_file_location('build', sys.argv[1]); build = module_from_spec(spec)\n"  # without torch
+        "spec.loader.exec_module(build); build.SOURCES = Path(sys.argv[2]); assert build.library().answer() == 42"
+    )
+    command = [sys.executable, "-c", program, build.__file__, str(build.SOURCES)]
+    processes = [subprocess.Popen(command, env={**os.environ, "LSTMLM_CACHE": str(cache)}) for _ in range(4)]
+
+    assert [process.wait(60) for process in processes] == [0] * 4
+    assert all(path.name.startswith("native-") for path in kept(cache))
+
+
+def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """LSTMLM_CACHE wins over XDG_CACHE_HOME, an absolute one of which wins over the home folder; no home, no cache."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    monkeypatch.delenv("LSTMLM_CACHE", raising=False)
+    assert build.cache_folder() == tmp_path / ".cache" / "lstmlm"
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert build.cache_folder() == tmp_path / "xdg" / "lstmlm"
+
+    monkeypatch.setenv("LSTMLM_CACHE", str(tmp_path / "own"))
+    assert build.cache_folder() == tmp_path / "own"
+
+    monkeypatch.delenv("LSTMLM_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    assert build.cache_folder() is None
+
+
+def test_the_kernel_itself_compiles_without_a_warning(tmp_path: Path) -> None:
+    """The sources are clean under the compiler's usual warnings, for this CPU and for none in particular."""
+    try:
+        compiler, _ = build.find_compiler()
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+    for machine in build.FOR_THIS_CPU[0], ():
+        flags = [flag for flag in build.FLAGS if flag != "-w"] + ["-O1", "-Wall", "-Wextra", *machine]
+        command = [compiler, *flags, str(build.SOURCES / "native.c"), "-o", str(tmp_path / "native.so"), "-lm"]
+        run = subprocess.run(command, capture_output=True, text=True)
+
+        assert run.stderr == ""

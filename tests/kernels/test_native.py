@@ -1,0 +1,261 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from lstmlm.kernels import Kernel, build, native
+from lstmlm.kernels.build import Unavailable
+from lstmlm.kernels.eager import EagerKernel
+
+# T, B, S: tails of every vector width, tiles of every height, a batch of one, one step, more units than a panel's chunk
+SIZES = [(1, 1, 1), (7, 1, 37), (3, 2, 16), (4, 3, 33), (1, 5, 19), (3, 29, 47), (2, 97, 15), (3, 13, 80), (2, 6, 300)]
+
+
+@pytest.fixture(name="kernel", scope="module")
+def _kernel() -> native.NativeKernel:
+    """Return the strict kernel; a machine without a compiler has nothing to test here."""
+    try:
+        return native.load("float32")
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+
+
+def problem(T: int, B: int, S: int) -> dict[str, Tensor]:
+    """Return random inputs of both passes, with weights as large as those of a trained model."""
+    generator = torch.Generator().manual_seed(T * 10_000 + B * 100 + S)
+    shapes = {"a": (T, B, 4 * S), "W": (S, 4 * S), "H_0": (B, S), "C_0": (B, S), "dH": (T, B, S), "dC_T": (B, S)}
+    inputs = {name: torch.randn(*shape, generator=generator) for name, shape in shapes.items()}
+    inputs["W"] *= 1.5 * S**-0.5
+    return inputs
+
+
+def both_passes(kernel: Kernel, inputs: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Return everything that the two passes give, in the order in which it comes about."""
+    x = {name: tensor.to(dtype, copy=True) for name, tensor in inputs.items()}
+    gates, C, H = kernel.forward(x["a"], x["W"], x["H_0"], x["C_0"])
+    results = {"gates": gates.clone(), "C": C, "H": H}
+    da, dH_0, dC_0 = kernel.backward(x["dH"], x["dC_T"], gates, C, x["C_0"], x["W"])
+    return {**results, "da": da, "dH_0": dH_0, "dC_0": dC_0}
+
+
+def largest_relative(actual: Tensor, expected: Tensor) -> float:
+    """Return the largest difference as a fraction of the largest expected value."""
+    return float((actual.double() - expected.double()).abs().max() / expected.double().abs().max())
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_equals_eager(kernel: native.NativeKernel, size: tuple[int, int, int]) -> None:
+    """Both passes agree with eager in float32 and in float64 to 1e-5 relative, whatever the sizes."""
+    inputs = problem(*size)
+    exact = both_passes(EagerKernel(), inputs, torch.float64)
+    eager = both_passes(EagerKernel(), inputs, torch.float32)
+
+    actual = both_passes(kernel, inputs, torch.float32)
+
+    for name in exact:
+        assert largest_relative(actual[name], exact[name]) < 1e-5, name
+        assert largest_relative(actual[name], eager[name]) < 1e-5, name
+
+
+def test_is_as_exact_as_float32(kernel: native.NativeKernel) -> None:
+    """The error against float64 stays within twice that of eager in float32: no reduced precision is hidden inside."""
+    inputs = problem(20, 24, 96)
+    exact = both_passes(EagerKernel(), inputs, torch.float64)
+    eager = both_passes(EagerKernel(), inputs, torch.float32)
+
+    actual = both_passes(kernel, inputs, torch.float32)
+
+    for name, value in exact.items():
+        own, others = ((x[name].double() - value).norm() / value.norm() for x in (actual, eager))
+        assert own < 2 * others, name
+
+
+def test_activations_are_accurate_everywhere(kernel: native.NativeKernel) -> None:
+    """Sigmoid and tanh are within 4 units in the last place of float64, tiny and huge arguments among them."""
+    magnitudes = torch.logspace(-30, 1.93, 4000)  # up to 85: beyond, sigmoid leaves the normal numbers
+    x = torch.cat([-magnitudes, magnitudes, torch.zeros(1)])
+    zeros = torch.zeros(len(x), 1)
+
+    gates, _, _ = kernel.forward(x.view(1, -1, 1).repeat(1, 1, 4), torch.zeros(1, 4), zeros, zeros)
+    f, _, _, N = gates.double().view(-1, 4).unbind(1)
+
+    assert float(((f - x.double().sigmoid()) / x.double().sigmoid()).abs().max()) < 4 * 2**-23
+    expected = x.double().tanh()
+    assert float(((N - expected).abs() / expected.abs().clamp_min(1e-37)).max()) < 4 * 2**-23
+
+
+def test_saturates_as_eager_does(kernel: native.NativeKernel) -> None:
+    """Infinite pre-activations give gates of exactly 0 and 1, and -1 and 1, to float32's smallest normal number."""
+    inf = float("inf")
+    a = torch.tensor([-inf, inf, -1e4, 1e4, 300.0]).repeat(4).view(1, 1, -1)
+    zeros = torch.zeros(1, 5)
+
+    gates, _, _ = kernel.forward(a.clone(), torch.zeros(5, 20), zeros, zeros)
+
+    assert torch.allclose(gates[..., :15], a[..., :15].sigmoid(), rtol=0, atol=2e-38)
+    assert torch.equal(gates[..., 15:], a[..., 15:].tanh())
+
+
+def test_nan_is_not_hidden(kernel: native.NativeKernel) -> None:
+    """A NaN in one pre-activation reaches H of its row and of no other, so that divergence is seen."""
+    inputs = problem(3, 4, 21)
+    inputs["a"][1, 2, 5] = float("nan")
+
+    _, _, H = kernel.forward(inputs["a"], inputs["W"], inputs["H_0"], inputs["C_0"])
+
+    assert H[1, 2].isnan().sum() == 1
+    assert H[2, 2].isnan().all()
+    assert not H[:, [0, 1, 3]].isnan().any()
+
+
+@pytest.mark.parametrize("B", [1, 2, 3, 11])
+def test_one_piece_equals_three(kernel: native.NativeKernel, B: int) -> None:
+    """Nine steps in one call and in three calls that pass the state on have the same bits, forward and backward."""
+    x = problem(9, B, 35)
+    whole = both_passes(kernel, x)
+
+    pieces, state = [], (x["H_0"], x["C_0"])
+    for part in torch.split(x["a"].clone(), [2, 4, 3]):
+        gates, C, H = kernel.forward(part, x["W"], *state)
+        pieces.append((gates, C, H, state[1]))
+        state = H[-1], C[-1]
+    forward = [torch.cat(parts) for parts in list(zip(*pieces, strict=True))[:3]]
+    for name, joined in zip(("gates", "C", "H"), forward, strict=True):
+        assert torch.equal(joined, whole[name]), name
+
+    dH_last, dC = torch.zeros(B, 35), x["dC_T"]
+    for (gates, C, _, C_start), dH in zip(reversed(pieces), reversed(torch.split(x["dH"], [2, 4, 3])), strict=True):
+        dH = torch.cat([dH[:-1], dH[-1:] + dH_last])
+        _, dH_last, dC = kernel.backward(dH, dC, gates, C, C_start, x["W"])
+    assert torch.equal(torch.cat([piece[0] for piece in pieces]), whole["da"])
+    assert torch.equal(dH_last, whole["dH_0"])
+    assert torch.equal(dC, whole["dC_0"])
+
+
+@pytest.mark.parametrize("B", [1, 3, 7, 40])
+def test_threads_do_not_change_bits(kernel: native.NativeKernel, B: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any number of threads, even more than processors, gives the same bits."""
+    inputs = problem(6, B, 70)
+    results = []
+    for threads in (1, 2, 3, 7):
+        monkeypatch.setattr(native, "_threads", lambda n=threads: n)
+        results.append(both_passes(kernel, inputs, torch.float32))
+
+    for other in results[1:]:
+        for name, value in results[0].items():
+            assert torch.equal(value, other[name]), name
+
+
+def test_threads_follow_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The team is as large as torch's, unless that is more than the processors there are."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert native._threads() == 1
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 10_000)
+    assert native._threads() < 10_000
+
+
+def test_packed_weights(kernel: native.NativeKernel) -> None:
+    """Weights packed beforehand give the same bits, and go on giving those of the moment when they were packed."""
+    x = problem(2, 5, 20)
+    plain = kernel.forward(x["a"].clone(), x["W"], x["H_0"], x["C_0"])
+    packed = kernel.pack(x["W"])
+    first = kernel.forward(x["a"].clone(), packed, x["H_0"], x["C_0"])
+    x["W"].zero_()
+    second = kernel.forward(x["a"].clone(), packed, x["H_0"], x["C_0"])
+
+    assert torch.equal(plain.H, first.H)
+    assert torch.equal(plain.H, second.H)
+
+
+def test_changed_weights_are_seen(kernel: native.NativeKernel) -> None:
+    """Weights changed in place between two calls count in the second, however they were changed."""
+    x = problem(2, 5, 20)
+    before = kernel.forward(x["a"].clone(), x["W"], x["H_0"], x["C_0"])
+    x["W"].data.mul_(0.5)
+
+    after = kernel.forward(x["a"].clone(), x["W"], x["H_0"], x["C_0"])
+    expected = EagerKernel().forward(x["a"].clone(), x["W"], x["H_0"], x["C_0"])
+
+    assert not torch.equal(before.H, after.H)
+    assert largest_relative(after.H, expected.H) < 1e-5
+
+
+def test_states_may_be_views(kernel: native.NativeKernel) -> None:
+    """Start states that are slices or broadcasts of other tensors are read as what they show."""
+    x = problem(3, 5, 18)
+    wide = torch.randn(5, 40)
+    H_0, C_0 = wide[:, 3:21], torch.zeros(1, 18).expand(5, 18)
+
+    actual = kernel.forward(x["a"].clone(), x["W"], H_0, C_0)
+    expected = kernel.forward(x["a"].clone(), x["W"], H_0.contiguous(), C_0.contiguous())
+
+    assert torch.equal(actual.H, expected.H)
+
+
+def test_refuses_what_it_cannot_read(kernel: native.NativeKernel) -> None:
+    """Another type, shape or layout is refused before any memory is touched."""
+    x = problem(3, 5, 18)
+
+    with pytest.raises(TypeError, match="a: expected float32"):
+        kernel.forward(x["a"].double(), x["W"], x["H_0"], x["C_0"])
+    with pytest.raises(ValueError, match="W: expected contiguous"):
+        kernel.forward(x["a"], x["W"][:-1], x["H_0"], x["C_0"])
+    with pytest.raises(ValueError, match="a: expected contiguous"):
+        kernel.forward(x["a"].transpose(0, 1), x["W"], x["H_0"], x["C_0"])
+    with pytest.raises(ValueError, match="not empty"):
+        kernel.forward(x["a"][:0], x["W"], x["H_0"], x["C_0"])
+
+
+def test_self_check_notices_wrong_results(kernel: native.NativeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that computes something else is not used, and the reason says so."""
+    right = native.NativeKernel.forward
+
+    def wrong(self: native.NativeKernel, a: Tensor, W: Tensor, H_0: Tensor, C_0: Tensor) -> object:
+        return right(self, a + 1e-3, W, H_0, C_0)
+
+    monkeypatch.setattr(native.NativeKernel, "forward", wrong)
+
+    with pytest.raises(Unavailable, match="disagrees with eager"):
+        native.load.__wrapped__("float32")
+
+
+@pytest.mark.parametrize(("machine", "vectors"), [("-march=x86-64-v3", "AVX2"), ("-O1", "plain C")])
+def test_every_vector_width(machine: str, vectors: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Older CPUs, and those of which nothing is known, get the same results from narrower vectors."""
+    monkeypatch.setenv("LSTMLM_CACHE", str(tmp_path))
+    monkeypatch.setattr(build, "FOR_THIS_CPU", ((machine,),))
+    try:
+        kernel = native.NativeKernel(build.library())
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+
+    assert kernel.name == f"native float32 ({vectors})"
+    for size in SIZES:
+        inputs = problem(*size)
+        exact = both_passes(EagerKernel(), inputs, torch.float64)
+        actual = both_passes(kernel, inputs)
+        assert all(largest_relative(actual[name], exact[name]) < 1e-5 for name in exact), size
+
+
+def test_unknown_precision_is_unavailable() -> None:
+    """A precision that the machine has no products for is refused with a reason rather than replaced in silence."""
+    with pytest.raises(Unavailable, match="no float8 products"):
+        native.load("float8")
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no list of mapped files")
+def test_one_openmp_runtime(kernel: native.NativeKernel) -> None:
+    """After a call on two threads the process holds one OpenMP runtime, torch's."""
+    program = (
+        "import re, torch; from lstmlm.kernels import native; native._threads = lambda: 2\n"
+        "kernel = native.load(); native.disagreement(kernel); maps = open('/proc/self/maps').read()\n"
+        "print(*sorted(set(re.findall(r'\\S*/lib\\w*omp\\w*[-.][^/\\s]*', maps))), sep='\\n')"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(native.__file__).parents[2])
+
+    assert len(run.stdout.split()) == 1
