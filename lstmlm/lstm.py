@@ -168,19 +168,36 @@ def to_other_order(weight: Tensor, order: tuple[str, ...]) -> Tensor:
 
 @torch.no_grad()
 def load_torch(layer: LSTMLayer, rival: nn.LSTM, index: int = 0) -> None:
-    """Copy layer `index` of an `nn.LSTM` into `layer`; the two bias vectors there are one here, their sum."""
-    layer.U.copy_(from_other_order(getattr(rival, f"weight_ih_l{index}"), TORCH_ORDER))
-    layer.W.copy_(from_other_order(getattr(rival, f"weight_hh_l{index}"), TORCH_ORDER))
+    """Copy layer `index` of an `nn.LSTM` into `layer`; the two bias vectors there are one here, their sum.
+
+    Raises:
+        ValueError: The biases there are not zero, and `layer` has none.
+    """
+    theirs = dict(rival.named_parameters())
+    layer.U.copy_(from_other_order(theirs[f"weight_ih_l{index}"], TORCH_ORDER))
+    layer.W.copy_(from_other_order(theirs[f"weight_hh_l{index}"], TORCH_ORDER))
+    b = torch.zeros_like(layer.W[0])
+    if rival.bias:
+        b = from_other_order(theirs[f"bias_ih_l{index}"] + theirs[f"bias_hh_l{index}"], TORCH_ORDER)
     if layer.b is not None:
-        b = getattr(rival, f"bias_ih_l{index}") + getattr(rival, f"bias_hh_l{index}")
-        layer.b.copy_(from_other_order(b, TORCH_ORDER))
+        layer.b.copy_(b)
+    elif b.any():
+        raise ValueError("nn.LSTM: expected bias=False or biases of zero, as this layer has no bias, found others.")
 
 
 @torch.no_grad()
 def store_torch(layer: LSTMLayer, rival: nn.LSTM, index: int = 0) -> None:
-    """Copy `layer` into layer `index` of an `nn.LSTM`; its second bias vector becomes zero."""
-    getattr(rival, f"weight_ih_l{index}").copy_(to_other_order(layer.U, TORCH_ORDER))
-    getattr(rival, f"weight_hh_l{index}").copy_(to_other_order(layer.W, TORCH_ORDER))
-    if layer.b is not None:
-        getattr(rival, f"bias_ih_l{index}").copy_(to_other_order(layer.b, TORCH_ORDER))
-        getattr(rival, f"bias_hh_l{index}").zero_()
+    """Copy `layer` into layer `index` of an `nn.LSTM`; its second bias vector becomes zero.
+
+    Raises:
+        ValueError: The layer's bias is not zero, and the `nn.LSTM` has none.
+    """
+    theirs = dict(rival.named_parameters())
+    theirs[f"weight_ih_l{index}"].copy_(to_other_order(layer.U, TORCH_ORDER))
+    theirs[f"weight_hh_l{index}"].copy_(to_other_order(layer.W, TORCH_ORDER))
+    b = torch.zeros_like(layer.W[0]) if layer.b is None else layer.b
+    if rival.bias:
+        theirs[f"bias_ih_l{index}"].copy_(to_other_order(b, TORCH_ORDER))
+        theirs[f"bias_hh_l{index}"].zero_()
+    elif b.any():
+        raise ValueError("nn.LSTM: expected bias=True, as this layer has a bias, found bias=False.")

@@ -1,12 +1,17 @@
 """What several test files share: comparing tensors, drawing weights, and the recurrence by the reference."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from lstmlm import cell
 from lstmlm.cell import LSTMState
+from lstmlm.config import ModelConfig
 from lstmlm.kernels import Kernel
+from lstmlm.kernels.eager import EagerKernel
 from lstmlm.lstm import LSTMLayer
+from lstmlm.model import CharLM
 
 EXACT = 1e-10  # float64: a few hundred roundings of 1e-16 in a chain, with room
 
@@ -74,3 +79,21 @@ def reference_gradients(
     H, C_T = reference(a, W, H_0, C_0)
     da, dH_0, dC_0 = torch.autograd.grad((H * dH).sum() + (C_T * dC_T).sum(), (a, H_0, C_0))
     return da, dH_0, dC_0
+
+
+def small_model(vocabulary: int = 11, dtype: torch.dtype = torch.float64, **changes: Any) -> CharLM:
+    """Make an untrained model, all of its options on, in evaluation mode.
+
+    Its weights are drawn larger than they start, so that what it predicts depends on what it read.
+    """
+    config = ModelConfig(**{"hidden": 7, "layers": 2, "dropout": 0.0, **changes})
+    model = CharLM(config, vocabulary, EagerKernel()).to(dtype)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p), alpha=0.5)
+    return model.eval()
+
+
+def some_ids(length: int, vocabulary: int = 11) -> Tensor:
+    """Draw a text whose characters are not equally frequent."""
+    return (torch.rand(length) ** 2 * vocabulary).long()
