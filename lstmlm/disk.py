@@ -241,6 +241,8 @@ class Journal:
                     )
                 if found > size:
                     calls.truncate(fd, size)
+                # A checkpoint that counts on this file must not outlive its name.
+                sync_folder(path.parent)
             except BaseException:
                 calls.close(fd)
                 raise

@@ -122,7 +122,7 @@ def foreign(start: bytes, length: int, size: int) -> tuple[str, ...]:
     expected = "a safetensors file"
     if not size:
         return expected, "an empty file"
-    if start.startswith(b"{", 8) and length <= MAX_HEADER:
+    if 0 < length <= MAX_HEADER and (size == 8 or start.startswith(b"{", 8)):
         return f"a header of {length} bytes", f"a file of {size} bytes: it is cut off"
     if re.match(rb"\x80[\1-\5]|\(?c[\w.]+\n[\w.]+\n", start):
         return expected, f"a pickle (torch.save) file: {_NEVER}", _LEGACY

@@ -10,13 +10,13 @@ import errno
 import json
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lstmlm import checkpoint, disk
 from lstmlm.errors import CheckpointError, SystemProblem, printable
-from lstmlm.header import KINDS, Header
+from lstmlm.header import KINDS, Header, parse_json
 
 ROOT = Path("runs")
 SUFFIX = ".safetensors"
@@ -61,19 +61,13 @@ def candidates(model: str | Path | None, kind: str = "best", root: Path = ROOT) 
             )
         model = runs[0].folder
     path = Path(model)
-    try:
-        exists, folder = path.exists(), path.is_dir()
-    except (OSError, ValueError):  # no permission on the way, or a NUL in the name
-        exists = folder = False
-    if exists and not folder:
+    if _exists(path) and not path.is_dir():
         return [path]
-    if folder:
-        order = sorted(KINDS, key=lambda name: name != kind)
-        files = [path / f"{name}{SUFFIX}" for name in order]
-        if present := [file for file in files if file.exists()]:
-            return present
-    state = f"no {kind}{SUFFIX} in it" if folder else "not found"
-    raise CheckpointError(f"model {printable(str(path))}: {state}. {_advice(path, root)}")
+    order = sorted(KINDS, key=lambda name: name != kind)
+    if present := _files(path, order):
+        return present
+    state = f"no {kind}{SUFFIX} in it" if _exists(path) else "not found"
+    raise CheckpointError(f"model {printable(str(path)[:200])}: {state}. {_advice(path, root)}")
 
 
 def find(model: str | Path | None, kind: str = "best", root: Path = ROOT) -> Path:
@@ -151,7 +145,7 @@ def _acquire(folder: Path) -> tuple[int, str | None]:
                 os.close(fd)
                 continue
             os.ftruncate(fd, 0)
-            os.pwrite(fd, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
+            os.write(fd, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
         except BaseException:
             with contextlib.suppress(OSError):
                 os.close(fd)
@@ -182,10 +176,12 @@ def _flock(fd: int, folder: Path) -> str | None:
 def _holder(fd: int) -> str:
     """Return who wrote the lock file, as far as it says so."""
     try:
-        owner = json.loads(os.pread(fd, 1000, 0))
-        return f"process {int(owner['pid'])} on {printable(str(owner['host'])[:100])}"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # taken a moment ago, or somebody else's file
+        owner = parse_json(os.read(fd, 1000).decode())
+    except (OSError, ValueError):  # taken a moment ago, or somebody else's file
         return "another process"
+    if not isinstance(owner, dict) or type(owner.get("pid")) is not int:
+        return "another process"
+    return f"process {owner['pid']} on {printable(str(owner.get('host'))[:100])}"
 
 
 def _same(fd: int, path: Path) -> bool:
@@ -197,7 +193,7 @@ def _same(fd: int, path: Path) -> bool:
 
 def _collect(folder: Path, depth: int, runs: list[Run]) -> None:
     """Add the runs below a folder; what cannot be looked at is no run."""
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+    with contextlib.suppress(OSError, ValueError), os.scandir(folder) as entries:
         for entry in entries:
             with contextlib.suppress(OSError):
                 if not entry.is_dir():
@@ -218,14 +214,27 @@ def _changed(folder: Path) -> int | None:
     return max(times, default=None)
 
 
+def _exists(path: Path) -> bool:
+    """Whether there is something; what cannot be looked at, or cannot be a name, is not there."""
+    try:
+        path.stat()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _files(folder: Path, kinds: Sequence[str] = KINDS) -> list[Path]:
+    """Return the checkpoints of a folder."""
+    return [file for kind in kinds if _exists(file := folder / f"{kind}{SUFFIX}")]
+
+
 def _advice(path: Path, root: Path) -> str:
     """Say what was perhaps meant, or which runs there are, in one line."""
-    inside = [str(run.folder) for run in found(path)] if path.is_dir() else []
-    names = inside or [str(run.folder) for run in found(root)]
+    names = [str(run.folder) for run in found(path) or found(root)]
     if not names:
         return f"There is no run below {printable(str(root))}/ either: train one (lstmlm train stories)."
     wanted = str(path)
-    near = difflib.get_close_matches(wanted, names, 1) or [
+    near = difflib.get_close_matches(wanted, [*map(str, _files(path.parent)), *names], 1) or [
         name for name in names if difflib.get_close_matches(path.name, [Path(name).name], 1)
     ]
     if near:
