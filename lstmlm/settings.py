@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
-from .errors import ConfigError, printable
+from lstmlm.errors import ConfigError, printable
 
 Value: TypeAlias = int | float | bool | str | None
 
@@ -107,9 +107,9 @@ class Setting:
 
     def _range(self) -> str:
         """Say the range in words, with a blank before them."""
-        low, high = (None if bound is None else write(bound) for bound in (self.low, self.high))
-        if low is not None and high is not None and not (self.above_low or self.below_high):
-            return f" from {low} to {high}"
+        low, high = (None if bound is None else f"{bound:,}" for bound in (self.low, self.high))
+        if low is not None and high is not None and not self.above_low:
+            return f" from {low} to {'below ' if self.below_high else ''}{high}"
         parts = []
         if low is not None:
             parts.append(f"above {low}" if self.above_low else f"at least {low}")

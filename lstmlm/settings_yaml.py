@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from .errors import ConfigError, printable
-from .settings import shorten
+from lstmlm.errors import ConfigError, printable
+from lstmlm.settings import shorten
 
 LARGEST = 65_536  # bytes; PyYAML scans about 0.5 MB/s at its worst, and a bad file is to be refused in half a second
 DEEPEST = 20
@@ -21,11 +21,20 @@ _PLAIN = "Write each setting as `key: value`"
 
 
 class Entry(NamedTuple):
-    """One key of the file: its dotted name, its unresolved text, whether that stood in quotes, its line from 1."""
+    """One key of the file.
+
+    Attributes:
+        key: Its dotted name.
+        text: Its unresolved scalar; empty if a mapping begins here.
+        quoted: The scalar stood in quotes, or in a block (`|`, `>`).
+        mapping: A mapping begins here.
+        line: From 1.
+    """
 
     key: str
     text: str
     quoted: bool
+    mapping: bool
     line: int
 
 
@@ -33,12 +42,13 @@ class StrictLoader(yaml.SafeLoader):
     """SafeLoader, used for its scanner and parser alone: `entries` never asks it to construct anything."""
 
 
-def read_file(path: Path, shown: str) -> str:
+def read_file(path: Path, shown: str, like: str = "") -> str:
     """Return the text of a configuration file.
 
     Args:
         path: The file.
         shown: Its name for messages.
+        like: What may have been meant if it does not exist.
 
     Returns:
         Its text, without a byte order mark.
@@ -55,7 +65,8 @@ def read_file(path: Path, shown: str) -> str:
         with open(path, "rb") as file:
             data = file.read(LARGEST + 1)
     except FileNotFoundError:
-        raise ConfigError(f"{where}: expected a YAML file, found nothing there. Check the path.") from None
+        hint = f"Did you mean {shorten(like, 120)}?" if like else "Check the path."
+        raise ConfigError(f"{where}: expected a YAML file, found nothing there. {hint}") from None
     except (OSError, ValueError) as problem:  # ValueError: a NUL in the name
         reason = problem.strerror if isinstance(problem, OSError) else str(problem)
         raise ConfigError(f"{where}: cannot be read: {printable(reason or 'unknown reason')}.") from None
@@ -77,7 +88,7 @@ def entries(text: str, source: str) -> Iterator[Entry]:
         source: The file's name, for messages.
 
     Yields:
-        An `Entry` for each scalar.
+        An `Entry` for each scalar, and for each mapping below the root when it begins.
 
     Raises:
         ConfigError: Not YAML; or YAML with an alias, anchor, tag, merge key, directive, list, second document,
@@ -123,6 +134,7 @@ def entries(text: str, source: str) -> Iterator[Entry]:
                 if key is not None:
                     parts.append(key)
                     key = None
+                    yield Entry(path, "", False, True, line)
                 continue
             assert isinstance(event, yaml.ScalarEvent)
             if depth == 0:
@@ -140,11 +152,13 @@ def entries(text: str, source: str) -> Iterator[Entry]:
                 seen[path] = line
                 continue
             key = None
-            yield Entry(path, event.value, event.style is not None, line)
+            yield Entry(path, event.value, event.style is not None, False, line)
     except yaml.YAMLError as problem:
         raise _broken(source, problem) from None
-    except RecursionError:
-        raise ConfigError(f"{shorten(source, 120)}: expected at most {DEEPEST} levels, found more. {_PLAIN}.") from None
+    except (ValueError, OverflowError):  # PyYAML on "\\UFFFFFFFF" and on %YAML followed by 5,000 digits
+        raise ConfigError(
+            f"{shorten(source, 120)}: expected YAML, found a broken escape or number. {_PLAIN}."
+        ) from None
 
 
 def _refuse(source: str, line: int, expected: str, found: str, hint: str, key: str = "") -> ConfigError:
