@@ -9,9 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lstmlm.cell import LSTMState
 from lstmlm.model import CharLM
 
 NOISE_BLOCK = 256  # steps of noise drawn at once; the stream of a seed does not depend on it
+PROMPT_BLOCK = 4096  # characters of a prompt read at once: bounds memory, whatever its length
 
 
 @dataclass(frozen=True)
@@ -31,24 +33,36 @@ class Sampling:
 
 
 def distribution(logits: Tensor, how: Sampling) -> Tensor:
-    """Return the probabilities that the next id is drawn from: softmax, cut and rescaled to sum to 1.
+    """Return the probabilities that the next id is drawn from: softmax, cut to the top k, then to the top p of those.
+
+    Of ids with the same probability the first comes first, so that `top_k` 1 and a tiny `top_p` mean the same as
+    `greedy`.
 
     Args:
         logits: (n, V)
+        how: Temperature and cuts.
+
+    Returns:
+        p: Sums to 1 in each row, at least one above 0. float64, (n, V)
     """
+    best = logits.argmax(-1, keepdim=True)
     if how.greedy or how.temperature == 0:
-        return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
-    logits = logits / how.temperature
-    if 0 < how.top_k < logits.shape[-1]:
-        kth = logits.topk(how.top_k, dim=-1).values[..., -1:]
-        logits = logits.masked_fill(logits < kth, -torch.inf)
-    p = torch.softmax(logits, dim=-1)
+        return torch.zeros_like(logits, dtype=torch.float64).scatter_(-1, best, 1.0)
+    # The largest becomes 0 before the division: however small the temperature, nothing overflows to inf - inf.
+    logits = logits.double()
+    p = torch.softmax((logits - logits.gather(-1, best)) / how.temperature, dim=-1)
+    keep_all = how.top_k <= 0 or how.top_k >= p.shape[-1]
+    if keep_all and how.top_p >= 1:
+        return p
+    ordered, order = p.sort(dim=-1, descending=True, stable=True)
+    if not keep_all:
+        ordered[..., how.top_k :] = 0.0
+        ordered /= ordered.sum(-1, keepdim=True)
     if how.top_p < 1:
-        ordered, order = p.sort(dim=-1, descending=True, stable=True)
-        before = ordered.cumsum(-1) - ordered
-        p = p.masked_fill(torch.zeros_like(p, dtype=torch.bool).scatter_(-1, order, before >= how.top_p), 0.0)
-        p = p / p.sum(-1, keepdim=True)
-    return p
+        before = ordered.cumsum(-1)[..., :-1]  # the likeliest has nothing before it and always stays
+        ordered[..., 1:].masked_fill_(before >= how.top_p, 0.0)
+        ordered /= ordered.sum(-1, keepdim=True)
+    return torch.zeros_like(p).scatter_(-1, order, ordered)
 
 
 def draw(p: Tensor, noise: Tensor) -> Tensor:
@@ -91,23 +105,28 @@ class Noise:
 
 
 @torch.inference_mode()
-def generate(model: CharLM, prompt: Sequence[int], seeds: Sequence[int], how: Sampling) -> Iterator[tuple[list[int], list[float]]]:
+def generate(
+    model: CharLM, prompt: Sequence[int], seeds: Sequence[int], how: Sampling
+) -> Iterator[tuple[list[int], list[float]]]:
     """Go on after a prompt without end, one stream for each seed.
 
     Args:
         model: In evaluation mode.
-        prompt: At least one id; read by the training kernel in one call.
+        prompt: At least one id; read by the training kernel, many in one call.
         seeds: One for each stream.
         how: How the next id is chosen.
 
     Yields:
-        For every step the n ids chosen, and the nats of each under the network's own distribution, at temperature 1 and uncut.
+        For every step the n ids chosen, and the nats of each under the network's own distribution, at temperature 1
+        and uncut.
     """
     n = len(seeds)
     noise = Noise(seeds)
-    logits, state = model(torch.tensor(prompt)[:, None])
+    state = model.initial_state(1)
+    for piece in torch.tensor(prompt)[:, None].split(PROMPT_BLOCK):
+        logits, state = model(piece, state)
     logits = logits[-1].expand(n, -1)
-    state = tuple(type(s)(s.hidden.expand(n, -1).contiguous(), s.cell.expand(n, -1).contiguous()) for s in state)
+    state = tuple(LSTMState(s.hidden.repeat(n, 1), s.cell.repeat(n, 1)) for s in state)
     while True:
         ids = draw(distribution(logits, how), noise.step())
         cost = -torch.log_softmax(logits, dim=-1).gather(-1, ids[:, None]).squeeze(-1)
