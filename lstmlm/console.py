@@ -22,7 +22,7 @@ from typing import Any, TextIO
 from lstmlm.errors import SystemProblem, printable
 
 ERROR_LINES = 6
-STYLES = {"red": "31", "yellow": "33", "green": "32", "cyan": "36", "bold": "1", "dim": "2"}
+STYLES = {"red": "31", "yellow": "33", "cyan": "36", "dim": "2"}
 CLEAR_LINE = "\x1b[2K"
 
 
