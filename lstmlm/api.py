@@ -1,0 +1,225 @@
+"""A trained model as a Python object: `lstmlm.load(path)` gives one.
+
+It puts checkpoint, tokenizer, model, scores and sampler together. It does not know commands, flags or terminals.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lstmlm import checkpoint, kernels, runs, tokenizer
+from lstmlm.config import RunConfig, from_dict
+from lstmlm.errors import CheckpointError, ConfigError, TextError, UsageError
+from lstmlm.evaluate import Score, score_ids
+from lstmlm.model import CharLM
+from lstmlm.sampler import Sampling, generate
+from lstmlm.tokenizer import OnUnknown, Tokenizer
+from lstmlm.trainer import load_weights
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A text that the network wrote after a prompt.
+
+    text: Without the prompt, and without the stop text.
+    seed: Draws the same text again.
+    nats: Minus the log probability of its characters under the network, at temperature 1 and uncut.
+    stop: Why it ended: length or stop.
+    """
+
+    text: str
+    seed: int
+    nats: float
+    stop: str
+
+
+class LanguageModel:
+    """A trained network with its vocabulary.
+
+    Args:
+        path: The file it came from.
+        meta: What the checkpoint says of itself.
+        symbols: Its tokenizer.
+        config: Its configuration.
+        network: In evaluation mode.
+    """
+
+    def __init__(self, path: Path, meta: dict[str, Any], symbols: Tokenizer, config: RunConfig, network: CharLM) -> None:
+        self.path = path
+        self.meta = meta
+        self.tokenizer = symbols
+        self.config = config
+        self.network = network
+        self.counts: list[int] = meta["counts"]
+
+    @classmethod
+    def open(
+        cls, path: str | Path | None = None, *, threads: int = 0, report: Callable[[str], None] | None = None
+    ) -> "LanguageModel":
+        """Open a run folder, a checkpoint file, or the newest run below `runs/`.
+
+        Args:
+            path: None is the newest run.
+            threads: 0 is all cores.
+            report: Called with a sentence where a damaged checkpoint is replaced by the run's other one.
+
+        Raises:
+            CheckpointError: It is missing, damaged or of another version.
+        """
+        found, saved = runs.load(path, report=report)
+        torch.set_num_threads(threads or os.cpu_count() or 1)
+        config, symbols = parts(saved)
+        kernel, _ = kernels.choose(precision="float32")
+        network = CharLM(config.model, len(symbols), kernel).eval()
+        tensors = {k.removeprefix("model."): v for k, v in saved.tensors.items() if k.startswith("model.")}
+        load_weights(network, checkpoint.to_tensors(tensors))
+        return cls(found, saved.meta, symbols, config, network)
+
+    def score(self, text: str, *, protocol: str = "warm", window: int = 256, batch: int = 64) -> Score:
+        """Score a text, every character once; the rules are in `lstmlm.evaluate`.
+
+        Raises:
+            TextError: The text is empty.
+            UsageError: There is no such protocol, or the window is not positive.
+        """
+        if not text:
+            raise TextError("text to score: expected at least one character, found none.")
+        if protocol not in ("warm", "cold"):
+            raise UsageError(f"protocol {protocol!r}: expected warm or cold.")
+        if window < 1 or batch < 1:
+            raise UsageError(f"window and batch: expected at least 1, found {min(window, batch)}.")
+        ids = torch.tensor(self.tokenizer.encode(text, on_unknown="skip"), dtype=torch.int64)
+        return score_ids(
+            self.network,
+            ids,
+            self.counts,
+            byte_length=len(text.encode("utf-8", "surrogatepass")),
+            unknown=len(self.tokenizer.unknown(text)),
+            protocol=protocol,
+            window=window,
+            batch=batch,
+        )
+
+    def sample(
+        self,
+        prompt: str = "",
+        *,
+        length: int = 500,
+        n: int = 1,
+        seed: int = 0,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        greedy: bool = False,
+        stop: Sequence[str] = (),
+        on_unknown: OnUnknown = "error",
+    ) -> list[Sample]:
+        """Go on after a prompt.
+
+        Args:
+            prompt: Empty: as after a line end, or after the commonest character where there is none.
+            length: Characters of each sample.
+            n: Samples, drawn side by side; the seeds are seed, seed + 1, ...
+            seed: Of the first sample.
+            temperature: Divides the logits; 0 is greedy.
+            top_k: Keep the k likeliest characters (0: all).
+            top_p: Keep the fewest characters that together have this probability (1: all).
+            greedy: The likeliest character always.
+            stop: A sample ends before any of these texts.
+            on_unknown: What becomes of a prompt character outside the vocabulary: error, skip or replace.
+
+        Raises:
+            TextError: The prompt has a character outside the vocabulary.
+        """
+        how = Sampling(temperature, top_k, top_p, greedy)
+        texts: list[list[str]] = [[] for _ in range(n)]
+        ends: dict[int, Sample] = {}
+        for index, piece, end in self.stream(prompt, length=length, n=n, seed=seed, how=how, stop=stop, on_unknown=on_unknown):
+            texts[index].append(piece)
+            if end is not None:
+                ends[index] = replace(end, text="".join(texts[index]))
+        return [ends[index] for index in range(n)]
+
+    def stream(
+        self,
+        prompt: str,
+        *,
+        length: int,
+        n: int,
+        seed: int,
+        how: Sampling,
+        stop: Sequence[str] = (),
+        on_unknown: OnUnknown = "error",
+    ) -> Iterator[tuple[int, str, Sample | None]]:
+        """Go on after a prompt, piece by piece.
+
+        Args: as `sample`; a length of 0 has no end.
+
+        Yields:
+            The number of the sample, a piece of its text as soon as it cannot be part of a stop text, and, with the last
+            piece, the sample with an empty text.
+        """
+        if any(not text for text in stop):
+            raise UsageError("--stop: expected a text of at least one character, found none.")
+        ids = self.tokenizer.encode(prompt, on_unknown) or [self.start()]
+        seeds = [seed + index for index in range(n)]
+        decoders = [self.tokenizer.stream_decoder() for _ in range(n)]
+        held = [""] * n
+        nats = [0.0] * n
+        open_ = set(range(n))
+        for step, (chosen, costs) in enumerate(generate(self.network, ids, seeds, how), start=1):
+            for index in sorted(open_):
+                nats[index] += costs[index]
+                held[index] += decoders[index].push([chosen[index]])
+                reason = ""
+                if hit := _first(held[index], stop):
+                    held[index], reason = held[index][: hit[0]], "stop"
+                elif step == length:
+                    held[index], reason = held[index] + decoders[index].finish(), "length"
+                keep = 0 if reason else _overlap(held[index], stop)
+                piece, held[index] = held[index][: len(held[index]) - keep], held[index][len(held[index]) - keep :]
+                if reason:
+                    open_.discard(index)
+                    yield index, piece, Sample("", seeds[index], nats[index], reason)
+                elif piece:
+                    yield index, piece, None
+            if not open_:
+                return
+
+    def start(self) -> int:
+        """Return the id that stands before a text without a prompt: a line end, or the commonest symbol."""
+        newline = self.tokenizer.encode("\n", on_unknown="skip")
+        return newline[0] if newline else max(range(len(self.counts)), key=self.counts.__getitem__)
+
+
+def parts(saved: checkpoint.Checkpoint) -> tuple[RunConfig, Tokenizer]:
+    """Return the configuration and the tokenizer that a checkpoint holds, checked.
+
+    Raises:
+        CheckpointError: They do not make sense, alone or together.
+    """
+    try:
+        config = from_dict(saved.meta["config"])
+    except ConfigError as error:
+        raise CheckpointError(f"checkpoint: its configuration is refused: {error}") from None
+    symbols = tokenizer.from_dict(saved.meta["tokenizer"])
+    counts = saved.meta["counts"]
+    whole = all(isinstance(count, int) and not isinstance(count, bool) and count >= 0 for count in counts)
+    if len(counts) != len(symbols) or not whole:
+        raise CheckpointError(f"checkpoint: counts: expected {len(symbols)} whole numbers, one for each symbol.")
+    return config, symbols
+
+
+def _first(text: str, stop: Sequence[str]) -> tuple[int, str] | None:
+    """Return where the first stop text begins, and which it is."""
+    hits = [(position, s) for s in stop if (position := text.find(s)) >= 0]
+    return min(hits) if hits else None
+
+
+def _overlap(text: str, stop: Sequence[str]) -> int:
+    """Return how many characters at the end of a text may be the beginning of a stop text."""
+    return max((k for s in stop for k in range(1, min(len(s), len(text) + 1)) if text.endswith(s[:k])), default=0)

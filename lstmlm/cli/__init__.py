@@ -1,0 +1,38 @@
+"""The door: flags -> config -> call -> exit code.
+
+Nothing here knows how a thing is done, only who does it. No module of this room imports torch before a command needs it.
+"""
+
+import os
+import sys
+import time
+
+STARTED = time.perf_counter() - time.process_time()  # when the process began: until here it did little else than run
+
+# Plain help: half the time to the first line, and no escape sequence that a pipe or a log would have to undo.
+os.environ["TYPER_USE_RICH"] = "0"
+
+
+def main() -> None:
+    """Run the command line and leave with its exit code."""
+    from lstmlm.cli.app import app
+    from lstmlm.console import Console
+    from lstmlm.errors import LstmlmError, SystemProblem
+
+    console = Console()
+    try:
+        app(prog_name="lstmlm")
+        code: object = 0
+    except SystemExit as leaving:  # how typer ends every command, a usage error included
+        code = leaving.code
+    except LstmlmError as error:
+        console.error(error)
+        code = error.exit_code
+    except BrokenPipeError:
+        code = 0  # the reader has had enough, as in `lstmlm sample | head -1`: no error
+    except KeyboardInterrupt:
+        code = 130
+    except MemoryError:
+        console.error(SystemProblem("memory: expected enough for this model and batch, found less. Try a smaller --batch."))
+        code = 5
+    sys.exit(console.finish(code if isinstance(code, int) else int(bool(code))))

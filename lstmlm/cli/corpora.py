@@ -1,0 +1,66 @@
+"""How the commands open a corpus: bundled names, the cache folder, and the text that an earlier run was trained on."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lstmlm import config as settings
+from lstmlm.config import RunConfig
+from lstmlm.corpus import Corpus, open_corpus
+from lstmlm.errors import TextError, printable
+
+
+def cache_folder() -> Path:
+    """Return where ids of large corpora are kept: LSTMLM_CACHE, or `lstmlm` in the user's cache folder."""
+    if own := os.environ.get("LSTMLM_CACHE"):
+        return Path(own)
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(base) / "lstmlm"
+
+
+def open_named(
+    names: list[str],
+    config: RunConfig,
+    *,
+    val: str | None = None,
+    symbols: str | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Corpus:
+    """Open what the command line names, as the configuration says."""
+    return open_corpus(
+        names,
+        tokenizer=config.data.tokenizer,
+        encoding=config.data.encoding,
+        val=val,
+        val_fraction=config.data.val_fraction,
+        cache_dir=cache_folder(),
+        symbols=symbols,
+        progress=progress,
+        bundled=settings.resource_dir("data"),
+    )
+
+
+def open_for(was: dict[str, Any], config: RunConfig, symbols: str | None) -> Corpus:
+    """Open the corpus that a checkpoint names, and make sure that it is the same text.
+
+    Args:
+        was: What the checkpoint says of its corpus.
+        config: The run's.
+        symbols: The run's vocabulary.
+
+    Raises:
+        TextError: It is gone or has changed.
+    """
+    sources = was.get("sources")
+    names = [str(s) for s in sources] if isinstance(sources, list) else []
+    if not names or "-" in names:
+        raise TextError("eval: the run was trained on standard input, which is gone. Name a text to score.")
+    val = was.get("val")
+    corpus = open_named(names, config, val=str(val) if val else None, symbols=symbols)
+    if corpus.fingerprint != was.get("fingerprint"):
+        raise TextError(
+            f"corpus {printable(' '.join(names))}: expected the text that the run was trained on, found one that has changed. "
+            "Name a text to score."
+        )
+    return corpus

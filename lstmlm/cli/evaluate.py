@@ -1,0 +1,124 @@
+"""The door of `lstmlm eval`."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lstmlm.console import Console
+from lstmlm.errors import CheckFailed, TextError, UsageError, printable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lstmlm.api import LanguageModel
+    from lstmlm.evaluate import Score
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asked for."""
+
+    texts: list[str]
+    model: str | None
+    protocol: str
+    window: int
+    batch: int
+    max_bpc: float | None
+    encoding: str
+    threads: int
+    json: bool
+    quiet: bool
+
+
+def run(request: Request) -> None:
+    """Score a text and print the result.
+
+    Raises:
+        CheckFailed: The text takes more bits/char than --max-bpc allows; the result is printed all the same.
+        LstmlmError: With the exit code of what went wrong.
+    """
+    console = Console(quiet=request.quiet)
+    if request.protocol not in ("warm", "cold"):
+        raise UsageError(f"--protocol: expected warm or cold, found {printable(request.protocol)}.")
+
+    from lstmlm.api import LanguageModel
+    from lstmlm.evaluate import Scorer
+
+    model = LanguageModel.open(request.model, threads=request.threads, report=console.warn)
+    if request.model is None:
+        console.say(f"model {printable(str(model.path))}")
+    scorer = Scorer(model.network, model.counts, request.protocol, request.window, request.batch)
+    for ids, chars, size in _pieces(request, model, console):
+        scorer.add(ids, chars, size)
+    score = scorer.finish()
+    if not score.chars:
+        raise TextError("text to score: expected at least one character, found none. Name a file that has some.")
+    if request.json:
+        console.as_json(_as_dict(request, score))
+    else:
+        console.result(_as_text(request, score), end="")
+    if request.max_bpc is not None and score.bits_per_char > request.max_bpc:
+        raise CheckFailed(f"eval: expected at most {request.max_bpc:g} bits/char, found {score.bits_per_char:.4f}.")
+
+
+def _pieces(request: Request, model: "LanguageModel", console: Console) -> "Iterator[tuple[Tensor, int, int]]":
+    """Give the text piece by piece: known ids, characters, bytes in UTF-8."""
+    import torch
+
+    from lstmlm import config as settings
+    from lstmlm.decoding import Tally, decode, find_encoding
+    from lstmlm.sources import find_sources
+
+    if not request.texts:
+        yield _validation(model)
+        return
+    sources = find_sources(request.texts, settings.resource_dir("data"))
+    raw = ((source, piece) for source in sources for piece in source.read())
+    if model.tokenizer.kind == "byte":
+        for _, piece in raw:
+            yield torch.frombuffer(bytearray(piece), dtype=torch.uint8).long(), len(piece), len(piece)
+        return
+    for text in decode(raw, find_encoding(request.encoding), Tally()):
+        ids = torch.tensor(model.tokenizer.encode(text, on_unknown="skip"), dtype=torch.int64)
+        yield ids, len(text), len(text.encode("utf-8", "surrogatepass"))
+
+
+def _validation(model: "LanguageModel") -> "tuple[Tensor, int, int]":
+    """Return the validation part that the run had, or say why it is not to be had."""
+    import torch
+
+    from lstmlm.cli.corpora import open_for
+
+    corpus = open_for(model.meta["corpus"], model.config, model.meta["tokenizer"].get("symbols"))
+    if not len(corpus.val):
+        raise TextError("eval: expected a validation part in this run, found none. Name a text to score.")
+    ids = corpus.val.tensor(0, len(corpus.val))
+    lengths = torch.tensor(model.tokenizer.byte_lengths())
+    return ids, len(ids), int(lengths[ids].sum())
+
+
+def _as_dict(request: Request, score: "Score") -> dict[str, object]:
+    return {
+        "schema": 1,
+        "command": "eval",
+        "protocol": request.protocol,
+        "window": request.window if request.protocol == "cold" else None,
+        "chars": score.chars,
+        "bytes": score.bytes,
+        "unknown": score.unknown,
+        "nats_per_char": score.nats_per_char,
+        "bits_per_char": score.bits_per_char,
+        "bits_per_byte": score.bits_per_byte,
+        "perplexity": score.perplexity,
+        "accuracy": score.accuracy,
+    }
+
+
+def _as_text(request: Request, score: "Score") -> str:
+    how = "state carried through the text" if request.protocol == "warm" else f"windows of {request.window} from an empty state"
+    unknown = f", {score.unknown:,} of them unknown" if score.unknown else ""
+    return (
+        f"{score.bits_per_char:.4f} bits/char   {score.nats_per_char:.4f} nats/char   perplexity {score.perplexity:.2f}   "
+        f"first guess right {score.accuracy:.1%}\n"
+        f"{score.chars:,} characters{unknown}, {score.bits_per_byte:.4f} bits/byte, {request.protocol}: {how}\n"
+    )

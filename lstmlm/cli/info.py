@@ -1,0 +1,82 @@
+"""The door of `lstmlm info`."""
+
+from pathlib import Path
+from typing import Any
+
+from lstmlm import checkpoint, runs
+from lstmlm import config as settings
+from lstmlm.console import Console
+from lstmlm.errors import printable
+from lstmlm.units import bits
+
+
+def run(model: str | None, *, verify: bool, json: bool) -> None:
+    """Show what a checkpoint says of itself; it is read and checked, but no torch is needed for it.
+
+    Raises:
+        CheckpointError: It is missing or damaged; with `verify`, any checkpoint of the run is.
+    """
+    console = Console()
+    if verify:
+        verified = [str(path) for path in runs.candidates(model) if checkpoint.read(path)]  # read checks every byte
+        if json:
+            console.as_json({"schema": 1, "command": "info", "verified": verified})
+        else:
+            for path in verified:
+                console.result(f"{printable(path)}: whole")
+        return
+    path, saved = runs.load(model, report=console.warn)
+    facts = _facts(path, saved)
+    if json:
+        console.as_json(facts)
+    else:
+        console.result(_as_text(facts), end="")
+
+
+def _facts(path: Path, saved: checkpoint.Checkpoint) -> dict[str, Any]:
+    meta = saved.meta
+    symbols = meta["tokenizer"].get("symbols")
+    nats = meta["scores"].get("validation_nats_per_char")
+    return {
+        "schema": 1,
+        "command": "info",
+        "model": str(path),
+        "kind": saved.kind,
+        "step": meta["step"],
+        "parameters": meta["parameters"],
+        "tokenizer": meta["tokenizer"].get("kind"),
+        "vocabulary_size": len(meta["counts"]),
+        "vocabulary": symbols,
+        "scores": meta["scores"] | ({"validation_bits_per_char": bits(nats)} if isinstance(nats, float) else {}),
+        "corpus": meta["corpus"],
+        "config": meta["config"],
+        "versions": meta["versions"],
+        "command_line": meta["command"],
+        "bytes": path.stat().st_size,
+    }
+
+
+def _as_text(facts: dict[str, Any]) -> str:
+    scores, corpus = facts["scores"], facts["corpus"]
+    rows = [
+        ("model", f"{facts['model']} ({facts['kind']}, {facts['bytes'] / 2**20:.1f} MiB)"),
+        ("parameters", f"{facts['parameters']:,}"),
+        ("step", f"{facts['step']:,}"),
+    ]
+    if "validation_bits_per_char" in scores:
+        rows.append(
+            ("validation", f"{scores['validation_bits_per_char']:.4f} bits/char at step {scores.get('step')}, the best so far")
+        )
+    vocabulary = f"{facts['vocabulary_size']} {'bytes' if facts['tokenizer'] == 'byte' else 'characters'}"
+    if facts["vocabulary"]:
+        vocabulary += f": {facts['vocabulary'][:100]}{'...' if len(facts['vocabulary']) > 100 else ''}"
+    rows += [
+        ("vocabulary", vocabulary),
+        ("corpus", f"{corpus.get('name')}, {corpus.get('chars')} characters, fingerprint {str(corpus.get('fingerprint'))[:16]}"),
+        ("versions", ", ".join(f"{k} {v}" for k, v in facts["versions"].items())),
+        ("command", " ".join(map(str, facts["command_line"]))),
+    ]
+    values = settings.flat(settings.from_dict(facts["config"]))
+    rows += [(key, str(value).lower() if isinstance(value, bool) else str(value)) for key, value in values.items() if value is not None]
+    width = max(len(name) for name, _ in rows)
+    return "".join(f"{name:{width}}  {printable(text)}\n" for name, text in rows)

@@ -1,0 +1,103 @@
+"""The door of `lstmlm sample`."""
+
+import re
+import secrets
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from lstmlm.console import Console, is_terminal
+from lstmlm.errors import TextError, UsageError, printable
+
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line end
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asked for."""
+
+    model: str | None
+    prompt: str | None
+    prompt_file: str | None
+    length: int
+    temperature: float
+    top_k: int
+    top_p: float
+    greedy: bool
+    seed: int | None
+    stop: list[str]
+    count: int
+    on_unknown: str
+    echo: bool
+    threads: int
+    json: bool
+    quiet: bool
+
+
+def run(request: Request) -> None:
+    """Write samples to stdout, each character as soon as it is drawn.
+
+    Raises:
+        LstmlmError: With the exit code of what went wrong.
+    """
+    console = Console(quiet=request.quiet)
+    if request.on_unknown not in ("error", "skip", "replace"):
+        raise UsageError(f"--on-unknown: expected error, skip or replace, found {printable(request.on_unknown)}.")
+    if request.length == 0 and (request.json or request.count > 1):
+        raise UsageError("--length 0 writes without end: expected one plain sample, found --json or -n. Give a --length.")
+    prompt = _prompt(request)
+
+    from lstmlm.api import LanguageModel
+    from lstmlm.sampler import Sampling
+
+    model = LanguageModel.open(request.model, threads=request.threads, report=console.warn)
+    seed = request.seed if request.seed is not None else secrets.randbelow(2**31)
+    if request.model is None:
+        console.say(f"model {printable(str(model.path))}")
+    if request.seed is None and not request.greedy:
+        console.say(f"seed {seed}")
+    how = Sampling(request.temperature, request.top_k, request.top_p, request.greedy)
+    pieces = model.stream(
+        prompt, length=request.length, n=request.count, seed=seed, how=how, stop=request.stop, on_unknown=request.on_unknown
+    )
+    echo = prompt if request.echo else ""
+    live = is_terminal(sys.stdout)
+    if request.count == 1 and not request.json:
+        console.result(_shown(echo, live), end="", flush=live)
+        for _, piece, _ in pieces:
+            console.result(_shown(piece, live), end="", flush=live)
+        console.result("")
+        return
+    texts: dict[int, list[str]] = {}
+    waiting = {}
+    for index, piece, end in pieces:
+        texts.setdefault(index, []).append(piece)
+        if end is not None:
+            waiting[index] = end
+    for index, end in sorted(waiting.items()):
+        text = "".join(texts[index])
+        if request.json:
+            console.as_json({"schema": 1, "command": "sample", "prompt": prompt, "text": text, "seed": end.seed, "nats": end.nats, "stop": end.stop})
+        else:
+            console.result(_shown(f"{echo}{text}", live), end="\n\n" if index < request.count - 1 else "\n")
+
+
+def _shown(text: str, terminal: bool) -> str:
+    """Return a text fit for a terminal: a network may have learnt escape sequences. Pipes and files get it as it is."""
+    return CONTROL.sub(lambda match: printable(match[0]), text) if terminal else text
+
+
+def _prompt(request: Request) -> str:
+    if request.prompt is not None and request.prompt_file is not None:
+        raise UsageError("--prompt and --prompt-file: expected one of them, found both.")
+    if request.prompt_file is None:
+        return request.prompt or ""
+    name = request.prompt_file
+    try:
+        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    except OSError as error:
+        raise TextError(f"--prompt-file {printable(name)}: expected a file to read, found: {error.strerror}.") from None
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise TextError(f"--prompt-file {printable(name)}: expected UTF-8, found byte {data[error.start]:#04x} at offset {error.start}.") from None

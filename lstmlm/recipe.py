@@ -1,0 +1,151 @@
+"""What a run does with its time where the user leaves it open: sizes, rates, steps, and when to look.
+
+It knows budgets and sizes. It does not know tensors, files or terminals. Every number here is the winner of a comparison
+recorded by `scripts/experiment.py`, or says that it is not.
+"""
+
+import math
+from dataclasses import replace
+
+from lstmlm.config import ModelConfig, RunConfig, TrainConfig
+
+DEFAULT_MINUTES = 3.0
+EVALUATIONS = 10  # in one run, where the budget allows
+EVALUATION_SHARE = 0.06  # of a budget in minutes that may go into validating
+EVALUATION_CHARS = 1 << 18  # of the validation text, its beginning; scripts/eval of the whole text is `lstmlm eval`
+LEAVING_SECONDS = 0.3  # last checkpoint, last lines and the end of the process
+
+
+def choose(config: RunConfig, chars: int, vocabulary: int) -> tuple[RunConfig, str]:
+    """Fill in what is open, and say what was chosen and why in one line.
+
+    Args:
+        config: As the user left it.
+        chars: Length of the training text.
+        vocabulary: V.
+
+    Returns:
+        The configuration with no size or rate open, and the line; the line is empty where nothing was open.
+    """
+    model, train = config.model, config.train
+    minutes = train.minutes or DEFAULT_MINUTES
+    if train.minutes is None and train.steps is None and train.epochs is None:
+        train = replace(train, minutes=DEFAULT_MINUTES)
+    hidden = model.hidden or (128 if chars < 50_000 else 256 if minutes < 20 else 512)
+    layers = model.layers or (1 if minutes < 5 or chars < 50_000 else 2)
+    batch = train.batch or 16
+    window = train.window or 64
+    # Small texts are seen many times before the time is up.
+    dropout = model.dropout if model.dropout is not None else (0.3 if chars < 200_000 else 0.1 if layers > 1 else 0.0)
+    lr = train.lr if train.lr is not None else 6e-3 * math.sqrt(256 / hidden)
+    chosen_model = replace(model, hidden=hidden, layers=layers, dropout=dropout)
+    steps = steps_of(replace(config, train=train), max(1, chars // (batch * window)))
+    warmup = train.warmup if train.warmup is not None else (min(100, steps // 10) if steps is not None else 100)
+    weight_decay = train.weight_decay if train.weight_decay is not None else 0.01
+    chosen_train = replace(train, batch=batch, window=window, lr=lr, warmup=warmup, weight_decay=weight_decay)
+    chosen = replace(config, model=chosen_model, train=chosen_train)
+    opened = _opened(model, train)
+    line = ""
+    if opened:
+        budget = f"{steps} steps" if steps is not None else f"{minutes:g} minutes"
+        line = (
+            f"{layers} x {hidden} units, batch {batch}, window {window}, rate {lr:.2g}, dropout {dropout:g}: "
+            f"chosen for {budget} on {chars:,} characters"
+        )
+    return chosen, line
+
+
+def _opened(model: ModelConfig, train: TrainConfig) -> bool:
+    return None in (model.hidden, model.layers, model.dropout, train.batch, train.window, train.lr)
+
+
+def steps_of(config: RunConfig, steps_per_epoch: int) -> int | None:
+    """Return the number of steps that steps or epochs ask for; None for a budget in minutes."""
+    if config.train.steps is not None:
+        return config.train.steps
+    if config.train.epochs is not None:
+        return max(1, math.ceil(config.train.epochs * steps_per_epoch))
+    return None
+
+
+def eval_every(steps: int) -> int:
+    """Return how many steps lie between two validations of a run of so many steps."""
+    return max(1, math.ceil(steps / EVALUATIONS))
+
+
+def eval_chars(config: RunConfig) -> int:
+    """Return how many characters of the validation text are scored while training."""
+    return EVALUATION_CHARS
+
+
+def speed_is_known(step: int, seconds: float, minutes: float, warmup: int) -> bool:
+    """Say whether the first steps have shown how fast the rest will be.
+
+    Args:
+        step: Steps done.
+        seconds: They took, evaluations and saving apart.
+        minutes: The whole budget.
+        warmup: Before its end the learning rate does not depend on the number of steps.
+    """
+    return step >= 3 and (seconds > max(0.3, 0.03 * minutes * 60) or step >= warmup)
+
+
+def share_out(step: int, left: float, per_step: float, per_eval: float, train: TrainConfig) -> tuple[int, int]:
+    """Turn the seconds that are left into steps and validations.
+
+    Args:
+        step: Steps done.
+        left: Seconds until the budget ends.
+        per_step: Seconds of a step.
+        per_eval: Seconds of a validation, its sample and checkpoint included.
+        train: eval_every, where the user set it.
+
+    Returns:
+        The number of steps of the whole run, and how many lie between two validations.
+    """
+    left -= LEAVING_SECONDS
+    if train.eval_every:
+        per_step += per_eval / train.eval_every
+        steps = step + max(1, int((left - per_eval) / per_step))
+        return steps, train.eval_every
+    count = max(1, min(EVALUATIONS, int(EVALUATION_SHARE * left / max(per_eval, 1e-9))))
+    steps = step + max(1, int((left - count * per_eval) / per_step))
+    return steps, max(1, math.ceil(steps / count))
+
+
+def plan(config: RunConfig, chars: int, vocabulary: int, parameters: int) -> dict[str, int | float | str]:
+    """Return what a run would be, without running it.
+
+    Args:
+        config: As `choose` returned it.
+        chars: Length of the training text.
+        vocabulary: V.
+        parameters: Of the model.
+
+    Returns:
+        Sizes by name. Memory: weights, gradients and both moments (16 bytes a parameter), and the kept activations, 6 float32
+        values for each unit, layer and predicted character (`kernels.Activations`), as bytes.
+    """
+    model, train = config.model, config.train
+    assert model.hidden is not None
+    assert model.layers is not None
+    assert train.batch is not None
+    assert train.window is not None
+    per_step = train.batch * train.window
+    steps = steps_of(config, max(1, chars // per_step))
+    rows: dict[str, int | float | str] = {
+        "parameters": parameters,
+        "layers": model.layers,
+        "hidden": model.hidden,
+        "vocabulary": vocabulary,
+        "training_chars": chars,
+        "batch": train.batch,
+        "window": train.window,
+        "chars_per_step": per_step,
+        "steps_per_epoch": max(1, chars // per_step),
+        "steps": steps if steps is not None else f"as many as fit into {train.minutes:g} minutes",
+        "memory_bytes": 16 * parameters + 24 * model.layers * model.hidden * per_step + 8 * vocabulary * per_step,
+    }
+    if chars < 100 * per_step:
+        rows["warning"] = f"the text has only {chars:,} characters: it will soon be known by heart"
+    return rows

@@ -1,0 +1,423 @@
+"""The loop: a batch, a step, now and then a validation, a sample and a checkpoint; and how it stops.
+
+It never prints: it reports. It knows steps and records; it does not know terminals, flags or where a corpus came from.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lstmlm import checkpoint, recipe
+from lstmlm.cell import LSTMState
+from lstmlm.checkpoint import Checkpoint, Journal
+from lstmlm.config import RunConfig, to_dict
+from lstmlm.corpus import Corpus
+from lstmlm.errors import CheckpointError, Diverged, Stopped
+from lstmlm.evaluate import Score, score_ids
+from lstmlm.kernels import Kernel
+from lstmlm.model import CharLM, StackState, nats
+from lstmlm.optim import Optimizer, learning_rate
+from lstmlm.sampler import Sampling, generate
+from lstmlm.streams import Streams
+
+RETRIES = 3  # times that a diverged run is stepped back, each with half the rate
+SAMPLE_LENGTH = 240  # characters
+LOG_EVERY = 10  # steps whose mean is one record of metrics.jsonl
+SAVE_SECONDS = 30.0  # between two checkpoints, where save_every leaves it open: saving changes no result
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """One step of training.
+
+    step: Counted from 1: the number of steps done.
+    steps: Of the whole run; None while the budget in minutes has not been turned into steps.
+    nats_per_char: Mean over the window's B x T predictions.
+    rate: Learning rate of the step.
+    chars: Characters trained on since the run began.
+    """
+
+    step: int
+    steps: int | None
+    nats_per_char: float
+    rate: float
+    chars: int
+
+
+@dataclass(frozen=True)
+class Decided:
+    """The budget in minutes has become a number of steps."""
+
+    steps: int
+    chars_per_second: float
+
+
+@dataclass(frozen=True)
+class Validated:
+    """The validation text was scored, warm."""
+
+    step: int
+    nats_per_char: float
+    best: bool
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A short text that the network wrote."""
+
+    step: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint was committed."""
+
+    step: int
+    path: Path
+
+
+@dataclass(frozen=True)
+class SteppedBack:
+    """A step was not finite; the run goes on from an earlier one with a smaller rate."""
+
+    step: int
+    to: int
+    what: str
+    rate_scale: float
+
+
+Record = StepDone | Decided | Validated | Sampled | Saved | SteppedBack
+
+
+@dataclass
+class Progress:
+    """Where a run stands: all that is not a tensor and that going on needs.
+
+    `recent` is the sum of nats and the number of steps since the last record of metrics.jsonl.
+    """
+
+    step: int = 0
+    steps: int | None = None
+    eval_every: int = 0
+    rate_scale: float = 1.0
+    retries: int = 0
+    best_step: int = 0
+    best_nats: float = math.inf
+    final_nats: float = math.inf
+    worse: int = 0
+    recent_nats: float = 0.0
+    recent_steps: int = 0
+    metrics_bytes: int = 0
+    samples_bytes: int = 0
+
+    def to_meta(self) -> dict[str, Any]:
+        """Return what goes into a checkpoint's header, where infinity has no place."""
+        return {k: None if v == math.inf else v for k, v in vars(self).items()}
+
+    @classmethod
+    def from_meta(cls, meta: dict[str, Any]) -> "Progress":
+        """Return the inverse of `to_meta`.
+
+        Raises:
+            CheckpointError: A field is missing, unknown or of the wrong type.
+        """
+        plain = cls()
+        if set(meta) != set(vars(plain)):
+            raise CheckpointError("checkpoint: its training state has other fields than this version knows.")
+        for key, value in meta.items():
+            if key in ("best_nats", "final_nats") and value is None:
+                continue
+            kind = int if key == "steps" else type(getattr(plain, key))
+            if not (isinstance(value, kind) and not isinstance(value, bool)) and not (key == "steps" and value is None):
+                raise CheckpointError(f"checkpoint: training.{key}: expected {kind.__name__}, found {type(value).__name__}.")
+            setattr(plain, key, value)
+        return plain
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The wall time of the whole command.
+
+    started: `time.perf_counter()` when the process began, as near as can be told. Seconds.
+    """
+
+    started: float
+
+    def seconds(self) -> float:
+        """Return the seconds since the process began."""
+        return time.perf_counter() - self.started
+
+
+class Trainer:
+    """One run: its model, optimizer, streams and folder.
+
+    Args:
+        config: Every value decided; only steps may be open where minutes are given.
+        corpus: What to learn.
+        kernel: What runs the recurrence.
+        folder: Where config.yaml, metrics.jsonl, samples.txt and the checkpoints are.
+        identity: What every checkpoint says about the run beside what the trainer knows: versions, command.
+        report: Called with every record.
+        clock: For a budget in minutes.
+        stop: Asked after every step; a signal number ends the run with a committed checkpoint.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        corpus: Corpus,
+        kernel: Kernel,
+        folder: Path,
+        identity: dict[str, Any],
+        report: Callable[[Record], None],
+        clock: Clock,
+        stop: Callable[[], int | None] = lambda: None,
+    ) -> None:
+        train = config.train
+        assert train.batch is not None
+        assert train.window is not None
+        self.config = config
+        self.corpus = corpus
+        self.folder = folder
+        self.identity = identity
+        self.report = report
+        self.clock = clock
+        self.stop = stop
+        torch.manual_seed(train.seed)
+        self.model = CharLM(config.model, len(corpus.tokenizer), kernel)
+        self.optimizer = Optimizer(self.model, train)
+        self.streams = Streams(corpus.train, train.batch, train.window)
+        self.state: StackState | None = None
+        self.progress = Progress(steps=recipe.steps_of(config, self.streams.steps_per_epoch))
+        if self.progress.steps is not None:
+            self.progress.eval_every = train.eval_every or recipe.eval_every(self.progress.steps)
+        self.validation = corpus.val.tensor(0, min(len(corpus.val), recipe.eval_chars(config)))
+        self.train_seconds = 0.0
+        self._saved_at = 0.0
+        self._metrics: Journal | None = None
+        self._samples: Journal | None = None
+
+    @property
+    def batch_chars(self) -> int:
+        """Characters of one step, B x T."""
+        return self.streams.batch_size * self.streams.window
+
+    def restore(self, saved: Checkpoint) -> None:
+        """Go back to where a `last` checkpoint stands: weights, optimizer, carried state, position, best so far.
+
+        Raises:
+            CheckpointError: Something is missing or has another shape; nothing is half restored silently.
+        """
+        tensors = checkpoint.to_tensors(saved.tensors)
+        self.load_model({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+        self.progress = Progress.from_meta(saved.meta["training"])
+        moments = {k.removeprefix("optimizer."): v for k, v in tensors.items() if k.startswith("optimizer.")}
+        try:
+            self.optimizer.restore(moments, self.progress.step)
+            self.state = None
+            if "state.0.hidden" in tensors:
+                self.state = tuple(
+                    LSTMState(tensors[f"state.{i}.hidden"], tensors[f"state.{i}.cell"])
+                    for i in range(len(self.model.layers))
+                )
+        except (KeyError, RuntimeError) as error:
+            raise CheckpointError(f"checkpoint: its training state is not whole: {error}.") from None
+
+    def load_model(self, weights: dict[str, Tensor]) -> None:
+        """Copy weights into the model; the optimizer's views stay where they are."""
+        load_weights(self.model, weights)
+
+    def run(self) -> None:
+        """Train until the budget is used up, patience ends, or a signal comes.
+
+        Raises:
+            Stopped: A signal came; its checkpoint is committed.
+            Diverged: Stepping back did not help.
+        """
+        p = self.progress
+        self._metrics = Journal.open(self.folder / "metrics.jsonl", p.metrics_bytes)
+        self._samples = Journal.open(self.folder / "samples.txt", p.samples_bytes)
+        if not p.step:
+            self.save()  # from here on there is a state to step back to, and one to resume from
+        patience = self.config.train.patience
+        while (p.steps is None or p.step < p.steps) and not (patience and p.worse > patience):
+            began = time.perf_counter()
+            done = self._step()
+            self.train_seconds += time.perf_counter() - began
+            if done is None:
+                continue
+            self.report(done)
+            if p.steps is None:
+                self._decide()
+            last = p.step == p.steps
+            if last or (p.eval_every and p.step % p.eval_every == 0):
+                self._validate()
+            every = self.config.train.save_every
+            due = p.step % every == 0 if every else time.perf_counter() - self._saved_at > SAVE_SECONDS
+            signal = self.stop()
+            if due or last or signal is not None:
+                self.save()
+            if signal is not None:
+                raise Stopped(f"stopped at step {p.step}: the checkpoint is saved. `--resume` goes on.", signal)
+
+    def _step(self) -> StepDone | None:
+        """Take one step; None where it was not finite and the run was stepped back."""
+        p, config = self.progress, self.config.train
+        inputs, targets, fresh = self.streams.batch(p.step)
+        if self.config.model.dropout:
+            # The dropout of a step depends on nothing but seed and step: no generator to save, none that evaluating disturbs.
+            torch.manual_seed((config.seed * 1_000_003 + p.step) % 2**63)
+        state = None if fresh else self.state
+        self.model.train()
+        self.optimizer.zero()
+        logits, after = self.model(inputs, state)
+        loss = nats(logits, targets).mean()
+        loss.backward()
+        norm = self.optimizer.gradient_norm()
+        value = float(loss.detach())
+        if not (math.isfinite(value) and math.isfinite(float(norm))):
+            self._step_back("loss" if not math.isfinite(value) else "gradient")
+            return None
+        rate = learning_rate(config, p.step, p.steps or 2**62) * p.rate_scale
+        self.optimizer.update(rate, norm)
+        self.state = tuple(s.detach() for s in after)
+        p.step += 1
+        p.recent_nats += value
+        p.recent_steps += 1
+        if p.recent_steps == LOG_EVERY or p.step == p.steps:
+            self._log({"step": p.step, "nats_per_char": p.recent_nats / p.recent_steps, "rate": rate, "chars": p.step * self.batch_chars})
+            p.recent_nats, p.recent_steps = 0.0, 0
+        return StepDone(p.step, p.steps, value, rate, p.step * self.batch_chars)
+
+    def _step_back(self, what: str) -> None:
+        """Go back to the last checkpoint, or to the start, with half the rate."""
+        step, retries, scale = self.progress.step, self.progress.retries + 1, self.progress.rate_scale / 2
+        if retries > RETRIES:
+            raise Diverged(
+                f"training at step {step + 1}: expected a finite {what}, found one that is not, {RETRIES} steps back and with "
+                f"1/{2**RETRIES} of the rate too. Try a smaller --lr; the last good checkpoint is kept."
+            )
+        path = self.folder / "last.safetensors"
+        self.restore(checkpoint.read(path))
+        self.progress.retries, self.progress.rate_scale = retries, scale
+        assert self._metrics is not None
+        assert self._samples is not None
+        self._metrics = Journal.open(self._metrics.path, self.progress.metrics_bytes)
+        self._samples = Journal.open(self._samples.path, self.progress.samples_bytes)
+        self.report(SteppedBack(step + 1, self.progress.step, what, scale))
+        self.save()
+
+    def _decide(self) -> None:
+        """Turn the minutes into a number of steps, once, from the speed of the first steps."""
+        p, minutes = self.progress, self.config.train.minutes
+        assert minutes is not None
+        if not recipe.speed_is_known(p.step, self.train_seconds, minutes, self.config.train.warmup or 0):
+            return
+        per_step = self.train_seconds / p.step
+        began = time.perf_counter()
+        self._score(self.validation[: max(2, min(len(self.validation), self.batch_chars * 8))])
+        per_eval = (time.perf_counter() - began) * len(self.validation) / (self.batch_chars * 8)
+        left = minutes * 60 - self.clock.seconds()
+        p.steps, p.eval_every = recipe.share_out(p.step, left, per_step, per_eval, self.config.train)
+        self.report(Decided(p.steps, self.batch_chars / per_step))
+        self.save()
+
+    def _score(self, ids: Tensor) -> Score:
+        self.model.eval()
+        score = score_ids(self.model, ids, self.corpus.counts, byte_length=len(ids))
+        self.model.train()
+        return score
+
+    def _validate(self) -> None:
+        """Score the validation text, keep the best model, write a sample."""
+        p = self.progress
+        if len(self.validation):
+            value = self._score(self.validation).nats_per_char
+            p.final_nats = value
+            best = value < p.best_nats
+            p.worse = 0 if best else p.worse + 1
+        else:
+            value, best = math.inf, True  # nothing to choose by: the newest is the best
+        if best:
+            p.best_nats, p.best_step = value, p.step
+            checkpoint.write(self.folder / "best.safetensors", self._checkpoint("best"))
+        if math.isfinite(value):
+            self._log({"step": p.step, "validation_nats_per_char": value})
+            self.report(Validated(p.step, value, best))
+        text = self._write_sample()
+        self.report(Sampled(p.step, text))
+
+    def _write_sample(self) -> str:
+        p, tokenizer = self.progress, self.corpus.tokenizer
+        self.model.eval()
+        prompt = self.corpus.train.tensor(0, 1).tolist()
+        stream = generate(self.model, prompt, [p.step], Sampling(temperature=0.8))
+        text = tokenizer.decode([next(stream)[0][0] for _ in range(SAMPLE_LENGTH)])
+        self.model.train()
+        assert self._samples is not None
+        self._samples.append_text(f"--- step {p.step}\n{text}\n")
+        p.samples_bytes = self._samples.size
+        return text
+
+    def _log(self, record: dict[str, Any]) -> None:
+        assert self._metrics is not None
+        self._metrics.append(record)
+        self.progress.metrics_bytes = self._metrics.size
+
+    def save(self) -> None:
+        """Commit `last`: all that going on needs."""
+        assert self._metrics is not None
+        assert self._samples is not None
+        self._metrics.sync()  # the checkpoint says how long they are: they come first
+        self._samples.sync()
+        path = self.folder / "last.safetensors"
+        checkpoint.write(path, self._checkpoint("last"))
+        self._saved_at = time.perf_counter()
+        self.report(Saved(self.progress.step, path))
+
+    def _checkpoint(self, kind: str) -> Checkpoint:
+        p = self.progress
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        config = self.config
+        if p.steps is not None and config.train.steps is None and config.train.minutes is None:
+            config = replace(config, train=replace(config.train, steps=p.steps, epochs=None))
+        meta = {
+            **self.identity,
+            "config": to_dict(config),
+            "tokenizer": self.corpus.tokenizer.to_dict(),
+            "counts": list(self.corpus.counts),
+            "step": p.step,
+            "parameters": self.model.parameter_count(),
+            "scores": {} if p.best_nats == math.inf else {"validation_nats_per_char": p.best_nats, "step": p.best_step},
+            "training": {},
+        }
+        if kind == "last":
+            tensors |= {f"optimizer.{k}": v for k, v in self.optimizer.state().items()}
+            for index, state in enumerate(self.state or ()):
+                tensors |= {f"state.{index}.hidden": state.hidden, f"state.{index}.cell": state.cell}
+            meta["training"] = p.to_meta()
+        return Checkpoint(kind, meta, checkpoint.to_blobs(tensors))
+
+
+def load_weights(model: CharLM, weights: dict[str, Tensor]) -> None:
+    """Copy weights into a model, every one or none.
+
+    Raises:
+        CheckpointError: A weight is missing, unknown or of another shape.
+    """
+    own = model.state_dict()
+    for name in sorted(own.keys() | weights.keys()):
+        expected = tuple(own[name].shape) if name in own else None
+        found = tuple(weights[name].shape) if name in weights else None
+        if expected != found:
+            raise CheckpointError(f"checkpoint: weight {name}: expected {expected}, found {found}.")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(weights[name])

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Make .venv at the top of the checkout with everything pinned; a second call finds it done. Usage: setup.sh [extra]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+extra="${1:-}"
+python="${PYTHON:-python3}"
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+  echo "setup: expected Python 3.11 or newer, found $("$python" --version 2>&1). Set PYTHON to one." >&2
+  exit 2
+}
+want="$(cat pyproject.toml scripts/constraints.txt | cksum) $extra"
+if [ -x .venv/bin/lstmlm ] && grep -qxF "$want" .venv/.installed 2>/dev/null; then
+  exit 0
+fi
+echo "setup: installing into .venv (once; torch is the large part)" >&2
+[ -x .venv/bin/python ] || "$python" -m venv .venv
+.venv/bin/python -m pip install --quiet --disable-pip-version-check -c scripts/constraints.txt -e ".${extra:+[$extra]}"
+echo "$want" >> .venv/.installed
