@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from lstmlm import cache
+from lstmlm.config import resource_dir
 from lstmlm.decoding import Tally, decode, find_encoding
-from lstmlm.errors import TextError, UsageError
+from lstmlm.errors import SystemProblem, TextError, UsageError
 from lstmlm.ids import Ids, Store
 from lstmlm.packing import Packer, SymbolSet
 from lstmlm.sources import CHUNK, PACKED, Source, changed, find_sources
@@ -85,7 +86,7 @@ def open_corpus(
         cache_dir: Folder for ids that are too many for memory; made when it is needed.
         symbols: The vocabulary of a model that goes on; every character must be in it.
         progress: Is called with every piece.
-        bundled: Folder of the corpora that come along; None: there are none.
+        bundled: Folder of the corpora that come along; None: that of the program.
 
     Raises:
         TextError: If a source cannot be read or decoded, changes meanwhile, or has fewer than 2 characters.
@@ -94,7 +95,9 @@ def open_corpus(
     """
     encoding = "bytes" if tokenizer == "byte" else find_encoding(encoding)
     names = [list(sources)] + ([[val]] if val is not None else [])
-    texts = [find_sources(group, bundled or _bundled()) for group in names]
+    with contextlib.suppress(SystemProblem):  # no such folder; other people's files can be read without it
+        bundled = bundled or resource_dir("data")
+    texts = [find_sources(group, bundled) for group in names]
     if sum(source.path is None for text in texts for source in text) > 1:
         raise UsageError("corpus -: expected standard input once, found it twice. It can be read only once.")
     plan = _Plan(texts, tokenizer, encoding, 0.0 if val is not None else val_fraction, symbols, cache_dir, progress)
@@ -148,7 +151,7 @@ class _Plan:
             found, tally = SymbolSet(), Tally()
             for text in decode(feeds[0].pieces("reading"), self.encoding, tally):
                 found.add(text)
-            _refuse_short(self.texts[0], tally.chars, 2)
+            _refuse_short(self.texts[0], tally.chars, 0, 2)
             if len(feeds) == 1:
                 key = self._key([tally])
                 store = cache.load(self.folder / f"{key}.ids", thorough=True)
@@ -166,7 +169,7 @@ class _Plan:
                 for piece in self._packed(feed, packer, tally):
                     writer.append(piece)
                     packer.count(piece)
-                _refuse_short(self.texts[i], tally.chars - packer.skipped, 1 if i else 2)
+                _refuse_short(self.texts[i], tally.chars, packer.skipped, 1 if i else 2)
             if before is not None and before.digest.digest() != tallies[0].digest.digest():
                 raise changed(self.texts[0][0].name)
             facts = self._facts(writer.ids(packers[0].width), tokenizer, packers, tallies)
@@ -271,11 +274,11 @@ def _corpus(name: str, store: Store) -> Corpus:
     )
 
 
-def _refuse_short(sources: list[Source], chars: int, least: int) -> None:
-    if chars >= least:
+def _refuse_short(sources: list[Source], chars: int, skipped: int, least: int) -> None:
+    if chars - skipped >= least:
         return
     name = sources[0].name if len(sources) == 1 else f"{sources[0].name} and {len(sources) - 1} more"
-    found = "none that the model knows" if least == 1 else f"{chars}" if chars else "none: it is empty"
+    found = "none: it is empty" if not chars else "none that training has" if skipped else str(chars)
     raise TextError(
         f"corpus {name}: expected at least {least} character{'s' * (least > 1)}, found {found}. Use a longer text."
     )
@@ -293,9 +296,3 @@ def _name(source: str) -> str:
 
 def _digest(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def _bundled() -> Path:
-    """Find the corpora that come along: inside the package when installed, at the top of a checkout otherwise."""
-    inside = Path(__file__).parent / "data"
-    return inside if inside.is_dir() else Path(__file__).parent.parent / "data"

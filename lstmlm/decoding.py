@@ -5,6 +5,7 @@ place, never replaced. This room knows encodings. It does not know ids, vocabula
 """
 
 import codecs
+import contextlib
 import difflib
 import encodings.aliases
 import hashlib
@@ -22,7 +23,7 @@ MARKS = (  # the longer mark first: that of UTF-32 begins with that of UTF-16
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-MAGICS = ((b"\x1f\x8b", ".gz"), (b"\xfd7zXZ\0", ".xz"), (b"BZh", ".bz2"))
+MAGICS = ((b"\x1f\x8b", ".gz"), (b"\xfd7zX", ".xz"), (b"BZh", ".bz2"))
 NOT_FOR_FILES = ("idna", "punycode", "raw_unicode_escape", "undefined", "unicode_escape")
 
 
@@ -76,9 +77,10 @@ def find_encoding(name: str) -> str:
         ConfigError: If there is no such encoding, or files are not written in it.
     """
     try:
-        b"".decode(name)
         canonical = codecs.lookup(name).name
-    except (LookupError, ValueError, UnicodeError):
+        with contextlib.suppress(UnicodeError):
+            bytes(4).decode(name)  # refuses what is an encoding, but not one of text
+    except (LookupError, ValueError):
         canonical = ""
     if not canonical or canonical.replace("-", "_") in NOT_FOR_FILES:
         close = difflib.get_close_matches(name.lower(), sorted({*encodings.aliases.aliases.values(), "utf-8"}), 1)
@@ -100,10 +102,12 @@ def decode(pieces: Iterable[tuple[Source, bytes]], encoding: str, tally: Tally) 
     """
     for source, raws in itertools.groupby(pieces, key=operator.itemgetter(0)):
         decoder = codecs.getincrementaldecoder(encoding)()
+        head = b""
         offset = 0  # of the end of what the decoder was given, in bytes
         for raw, final in itertools.chain(((raw, False) for _, raw in raws), [(b"", True)]):
             start = offset == 0 and not final
             if start:
+                head = raw[:4]
                 _refuse_mark(source, encoding, raw)
             given = raw[3:] if start and encoding == "utf-8" and raw.startswith(codecs.BOM_UTF8) else raw
             offset += len(raw)
@@ -112,9 +116,9 @@ def decode(pieces: Iterable[tuple[Source, bytes]], encoding: str, tally: Tally) 
             except UnicodeDecodeError as error:
                 # What the decoder held back from the piece before is part of its object, so count from the end.
                 at = offset - len(error.object) + error.start
-                raise _undecodable(source, encoding, at, error.object[error.start], error.reason) from None
+                raise _undecodable(source, encoding, head, at, error.object[error.start], error.reason) from None
             except UnicodeError as error:
-                raise _undecodable(source, encoding, offset - len(raw), None, str(error)) from None
+                raise _undecodable(source, encoding, head, offset - len(raw), None, str(error)) from None
             marked = len(given) < len(raw)
             if start and text.startswith("\ufeff") and encoding != "utf-8":
                 marked, text = True, text[1:]
@@ -135,16 +139,17 @@ def _refuse_mark(source: Source, encoding: str, raw: bytes) -> None:
                 f"corpus {source.name}: expected UTF-8, found the byte order mark of {name.upper()} at byte 0. "
                 f"Use `--encoding {name}`."
             )
-    for magic, suffix in MAGICS:
-        if raw.startswith(magic) and not (source.path and source.path.suffix.lower() == suffix):
-            raise TextError(
-                f"corpus {source.name}: expected UTF-8, found compressed data at byte 0. Give the file a name that "
-                f"ends in {suffix}, or use `--tokenizer byte`."
-            )
 
 
-def _undecodable(source: Source, encoding: str, offset: int, byte: int | None, reason: str) -> TextError:
+def _undecodable(source: Source, encoding: str, head: bytes, offset: int, byte: int | None, reason: str) -> TextError:
+    """Name place and way out; `head` are the first bytes, which tell what else the file may be."""
     found = printable(reason) if byte is None else f"0x{byte:02X} ({printable(reason)})"
+    suffix = next((suffix for magic, suffix in MAGICS if head.startswith(magic)), None)
+    if suffix is not None:
+        return TextError(
+            f"corpus {source.name} at byte {offset}: expected {encoding.upper()}, found {found}, in what looks like "
+            f"compressed data. Give the file a name that ends in {suffix}, or use `--tokenizer byte`."
+        )
     other = "latin-1" if encoding == "utf-8" else "utf-8"
     return TextError(
         f"corpus {source.name} at byte {offset}: expected {encoding.upper()}, found {found}. "

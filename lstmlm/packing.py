@@ -22,18 +22,18 @@ class SymbolSet:
 
     def __init__(self) -> None:
         self._ascii = b""
-        self._others: set[str] = set()
+        self._others: set[int] = set()  # numbers: a million of them sort ten times faster than strings
 
     def add(self, text: str) -> None:
         """Add the characters of `text`."""
         if text.isascii():
             self._ascii += bytes(set(text.encode().translate(None, self._ascii)))
         else:
-            self._others |= set(map(chr, _code_points(text).bincount().nonzero().flatten().tolist()))
+            self._others |= set(_code_points(text).bincount().nonzero().flatten().tolist())
 
     def symbols(self) -> str:
         """Return them, sorted."""
-        return "".join(sorted(self._others | set(self._ascii.decode())))
+        return "".join(map(chr, sorted(self._others.union(self._ascii))))
 
 
 class Packer:
