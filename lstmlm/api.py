@@ -13,9 +13,9 @@ import torch
 
 from lstmlm import checkpoint, kernels, runs, tokenizer
 from lstmlm.config import RunConfig, from_dict
-from lstmlm.errors import CheckpointError, ConfigError, TextError, UsageError
+from lstmlm.errors import CheckpointError, ConfigError, TextError, UsageError, printable
 from lstmlm.evaluate import Score, score_ids
-from lstmlm.model import CharLM
+from lstmlm.model import CharLM, weight_shapes
 from lstmlm.sampler import Sampling, generate
 from lstmlm.tokenizer import OnUnknown, Tokenizer
 from lstmlm.trainer import load_weights
@@ -70,9 +70,9 @@ class LanguageModel:
         Raises:
             CheckpointError: It is missing, damaged or of another version.
         """
-        found, saved = runs.load(path, report=report)
+        found, saved = runs.load(path, report=report, check=check)
         torch.set_num_threads(threads or os.cpu_count() or 1)
-        config, symbols = parts(saved)
+        config, symbols = parts(saved.meta)
         kernel, _ = kernels.choose(precision="float32")
         network = CharLM(config.model, len(symbols), kernel).eval()
         tensors = {k.removeprefix("model."): v for k, v in saved.tensors.items() if k.startswith("model.")}
@@ -196,18 +196,36 @@ class LanguageModel:
         return newline[0] if newline else max(range(len(self.counts)), key=self.counts.__getitem__)
 
 
-def parts(saved: checkpoint.Checkpoint) -> tuple[RunConfig, Tokenizer]:
-    """Return the configuration and the tokenizer that a checkpoint holds, checked.
+def check(header: checkpoint.Header) -> None:
+    """Compare the weights that a file says it has with those that its configuration asks for, before they are read.
+
+    Raises:
+        CheckpointError: They differ, or the configuration is refused.
+    """
+    config, symbols = parts(header.meta)
+    if config.model.hidden is None or config.model.layers is None or config.model.dropout is None:
+        raise CheckpointError("checkpoint: its configuration leaves the size of the network open.")
+    expected = weight_shapes(config.model, len(symbols))
+    found = {k.removeprefix("model."): e.shape for k, e in header.entries.items() if k.startswith("model.")}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise CheckpointError(
+                f"checkpoint: weight {printable(name)}: expected {expected.get(name, 'none')}, found {found.get(name, 'none')}."
+            )
+
+
+def parts(meta: dict[str, Any]) -> tuple[RunConfig, Tokenizer]:
+    """Return the configuration and the tokenizer in a checkpoint's description, checked.
 
     Raises:
         CheckpointError: They do not make sense, alone or together.
     """
     try:
-        config = from_dict(saved.meta["config"])
+        config = from_dict(meta["config"])
     except ConfigError as error:
         raise CheckpointError(f"checkpoint: its configuration is refused: {error}") from None
-    symbols = tokenizer.from_dict(saved.meta["tokenizer"])
-    counts = saved.meta["counts"]
+    symbols = tokenizer.from_dict(meta["tokenizer"])
+    counts = meta["counts"]
     whole = all(isinstance(count, int) and not isinstance(count, bool) and count >= 0 for count in counts)
     if len(counts) != len(symbols) or not whole:
         raise CheckpointError(f"checkpoint: counts: expected {len(symbols)} whole numbers, one for each symbol.")

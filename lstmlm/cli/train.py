@@ -122,7 +122,9 @@ def _parent(request: Request) -> dict[str, Value]:
     """Return the settings that a fine-tuned model inherits: its sizes and options, and its tokenizer."""
     if not request.start:
         return {}
-    _, saved = runs.load(request.start)
+    from lstmlm.api import check
+
+    _, saved = runs.load(request.start, check=check)
     values = settings.flat(settings.from_dict(saved.meta["config"], "--from"))
     return {key: value for key, value in values.items() if key.startswith("model.") or key == "data.tokenizer"}
 
@@ -147,8 +149,9 @@ def _saved(folder: Path, request: Request) -> Checkpoint | None:
             return None
         raise CheckpointError(f"run {printable(str(folder))}: expected last.safetensors to resume from, found none. {_others()}")
     from lstmlm import checkpoint
+    from lstmlm.api import check
 
-    return checkpoint.read(folder / "last.safetensors")
+    return checkpoint.read(folder / "last.safetensors", check)
 
 
 def _others() -> str:
@@ -164,7 +167,7 @@ def _resumed(saved: Checkpoint, request: Request) -> RunConfig:
     """
     from lstmlm.api import parts
 
-    config, _ = parts(saved)
+    config, _ = parts(saved.meta)
     values = settings.flat(config)
     asked = {key: item for _, layer in _layers(request) for key, item in layer.items()}
     for key, (value, _, _) in asked.items():
