@@ -192,7 +192,11 @@ class _Plan:
             for start in range(train, len(ids), CHUNK):
                 held_out.count(ids.stored(start, start + CHUNK))
             counts = [(packers[0].counts - held_out.counts).tolist(), held_out.counts.tolist()]
-        notes = [] if self.byte else [note for tally in tallies for note in tally.notes()]
+        notes: list[str] = []
+        if isinstance(tokenizer, CharTokenizer):
+            for tally, packer in zip(tallies, packers, strict=True):
+                few = [(i, c) for c in "\0\r\n" for i in tokenizer.encode(c, "skip")]
+                notes += tally.notes({c: int(packer.counts[i]) for i, c in few})
         if packers[-1].skipped:
             found = ", ".join(map(describe, packers[-1].strange))
             notes.append(f"{packers[-1].skipped} validation characters left out that training does not have: {found}")

@@ -32,9 +32,7 @@ class Tally:
     """What is found out about a text while it streams by, as UTF-8 (or as the bytes it is)."""
 
     chars: int = 0
-    size: int = 0  # bytes in UTF-8
-    nuls: int = 0
-    ends: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("LF", "CR", "CRLF"), 0))
+    pairs: int = 0  # CR and LF together
     marks: list[str] = field(default_factory=list)  # names of the files whose byte order mark was dropped
     digest: "hashlib._Hash" = field(default_factory=hashlib.sha256)
     _after_cr: bool = False
@@ -42,31 +40,26 @@ class Tally:
     def add(self, chars: int, data: bytes) -> None:
         """Count `chars` characters that are `data` in UTF-8; a character may lie across two pieces."""
         self.chars += chars
-        self.size += len(data)
         self.digest.update(data)
-        self.nuls += data.count(0) if 0 in data else 0
-        self.ends["LF"] += data.count(b"\n")
         if self._after_cr or b"\r" in data:
-            self.ends["CR"] += data.count(b"\r")
-            self.ends["CRLF"] += data.count(b"\r\n") + (self._after_cr and data.startswith(b"\n"))
+            self.pairs += data.count(b"\r\n") + (self._after_cr and data.startswith(b"\n"))
             self._after_cr = data.endswith(b"\r") if data else self._after_cr
 
-    def notes(self) -> list[str]:
-        """Say in words what a reader should know."""
+    def notes(self, counts: dict[str, int]) -> list[str]:
+        """Say in words what a reader should know, given the counts of LF, CR and NUL."""
         found = []
         if self.marks:
             more = f" and {len(self.marks) - 1} more" if len(self.marks) > 1 else ""
             found.append(f"{self.marks[0]}{more}: the byte order mark at the start is no part of the text")
-        if self.nuls:
-            found.append(f"{self.nuls} NUL characters, kept; text in UTF-16 without a mark needs --encoding utf-16-le")
-        crlf = self.ends["CRLF"]
-        cr, lf = self.ends["CR"] - crlf, self.ends["LF"] - crlf
-        if (crlf > 0) + (cr > 0) + (lf > 0) > 1:
-            found.append(f"mixed line ends, kept: {lf} LF, {crlf} CRLF, {cr} CR alone")
+        nuls, cr, lf = counts.get("\0", 0), counts.get("\r", 0) - self.pairs, counts.get("\n", 0) - self.pairs
+        if nuls:
+            found.append(f"{nuls} NUL characters, kept; text in UTF-16 without a mark needs --encoding utf-16-le")
+        if (self.pairs > 0) + (cr > 0) + (lf > 0) > 1:
+            found.append(f"mixed line ends, kept: {lf} LF, {self.pairs} CRLF, {cr} CR alone")
         elif cr:
             found.append(f"all {cr} line ends are CR alone, kept")
-        elif crlf:
-            found.append(f"all {crlf} line ends are CRLF, kept")
+        elif self.pairs:
+            found.append(f"all {self.pairs} line ends are CRLF, kept")
         return found
 
 

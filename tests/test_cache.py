@@ -1,11 +1,8 @@
-import bz2
-import gzip
 import io
-import lzma
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +10,7 @@ import torch
 
 from lstmlm import cache, corpus, sources
 from lstmlm.errors import SystemProblem, TextError
-from tests.corpora import EVERY, Reader, text_of
+from tests.corpora import EVERY, PACK, Reader, text_of
 
 
 @pytest.fixture(name="read")
@@ -59,10 +56,7 @@ class TestLarge:
     @pytest.mark.parametrize("suffix", ["", ".gz", ".xz", ".bz2"])
     def test_a_cached_text_is_the_text(self, read: Reader, tokenizer: str, suffix: str, passes: list[str]) -> None:
         """A large text comes back exactly, the second time without being read."""
-        pack: Callable[[bytes], bytes] = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress}[
-            suffix
-        ]
-        path = self.old(read, pack(self.text.encode()), f"text{suffix}")
+        path = self.old(read, PACK[suffix](self.text.encode()), f"text{suffix}")
         first = read(path, tokenizer=tokenizer)
         opened = len(passes)
         second = read(path, tokenizer=tokenizer)

@@ -1,18 +1,15 @@
-import bz2
 import gzip
 import io
-import lzma
 import os
 import random
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from lstmlm import cache, sources
 from lstmlm.errors import SystemProblem, TextError, UsageError
-from tests.corpora import Reader, text_of
+from tests.corpora import PACK, Reader, text_of
 
 
 @pytest.fixture(name="read")
@@ -61,8 +58,7 @@ def test_a_folder_without_files_is_refused(read: Reader, hidden: bool) -> None:
 def test_compressed_files_are_read_as_streams(read: Reader, suffix: str, damage: str | None) -> None:
     """A compressed file is its text; a damaged one is refused by name."""
     text = "".join(random.Random(1).choices("abcdé \n", k=20_000))
-    pack: Callable[[bytes], bytes] = {".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress}[suffix.lower()]
-    data = pack(text.encode())
+    data = PACK[suffix.lower()](text.encode())
     if damage == "truncated":
         data = data[: len(data) // 2]
     elif damage == "flipped":
