@@ -3,11 +3,12 @@
 It knows ids, states and nats. It does not know files, commands or how a score is shown.
 
 Rules, also in the help of `eval`:
-- warm: the state is carried through the whole text. cold: windows of N inputs, each from the empty state, and the character
-  after each input is scored.
-- The first character of a text has nothing before it. It is charged at its frequency in the training text, one added to each count.
-- A character that is not in the vocabulary is charged log2(1,114,112) bits, as if drawn from all code points, and is not fed
-  to the network.
+- warm: the state is carried through the whole text. cold: windows of N inputs, each from the empty state, and the
+  character after each input is scored.
+- The first character of a text has nothing before it. It is charged at its frequency in the training text, one added to
+  each count, and is not counted as correct.
+- A character that is not in the vocabulary is charged log2(1,114,112) bits, as if drawn from all code points, and is
+  not fed to the network.
 """
 
 import math
@@ -22,7 +23,9 @@ from lstmlm.model import CharLM, StackState, nats
 
 CODE_POINTS = 1_114_112
 SEGMENT = 1 << 18  # characters scored at once: bounds memory, whatever the length of the text
-SAME = 1e-7  # two runs of a stream whose states are this close have met
+PIECE = 1 << 13  # characters in one call of the model: bounds memory, whatever the window
+SAME = 16  # two runs of a stream whose states differ by this many roundings have met
+RERUNS = 3  # reading so many times the length of a text again says that streams this short do not meet
 
 
 @dataclass(frozen=True)
@@ -90,10 +93,11 @@ def first_char(counts: Sequence[int], symbol: int) -> float:
 def warm(model: CharLM, ids: Tensor, state: StackState | None = None, batch: int = 64, window: int = 64) -> Scored:
     """Score ids[1:] with the state carried from the first to the last, in parallel, and exactly.
 
-    The text is cut into `batch` streams that run side by side. Each starts from the empty state at first; then every stream
-    is run again from the state in which the one before it ended, until it meets its earlier run (an LSTM forgets where it
-    started, after some hundred characters as a rule) or its end. When no stream has moved, the result is that of one
-    pass from left to right: at worst after `batch` rounds.
+    The text is cut into `batch` streams that run side by side. Each starts from the empty state at first; then every
+    stream is run again from the state in which the one before it ended, until it meets its earlier run (an LSTM forgets
+    where it started, after some hundred characters as a rule) or its end. When no stream has moved, the result is that
+    of one pass from left to right. A model that remembers longer than a stream is long gets fewer and longer streams,
+    in the end just one.
 
     Args:
         model: In evaluation mode.
@@ -113,7 +117,7 @@ def warm(model: CharLM, ids: Tensor, state: StackState | None = None, batch: int
         nats_.append(part.nats)
         correct.append(part.correct)
     if not nats_:
-        return Scored(torch.empty(0), torch.empty(0, dtype=torch.bool), state)
+        return _nothing(state)
     return Scored(torch.cat(nats_), torch.cat(correct), state)
 
 
@@ -123,41 +127,60 @@ def cold(model: CharLM, ids: Tensor, window: int, batch: int = 64) -> Scored:
 
     This is how models with a fixed context are scored.
     """
-    inputs, targets = ids[:-1], ids[1:]
-    whole = len(inputs) // window * window
-    pieces = [(inputs[:whole].view(-1, window), targets[:whole].view(-1, window))] if whole else []
-    if whole < len(inputs):
-        pieces.append((inputs[None, whole:], targets[None, whole:]))
-    nats_, correct = [torch.empty(0)], [torch.empty(0, dtype=torch.bool)]
-    for x, y in pieces:
-        for rows, goals in zip(x.split(batch), y.split(batch), strict=True):
-            logits, _ = model(rows.t().contiguous())
-            goals = goals.t()
-            nats_.append(nats(logits, goals).t().reshape(-1))
-            correct.append((logits.argmax(-1) == goals).t().reshape(-1))
-    return Scored(torch.cat(nats_), torch.cat(correct), model.initial_state(1))
+    n = len(ids) - 1
+    state = model.initial_state(1)
+    if n < 1:
+        return _nothing(state)
+    whole = n // window * window
+    pieces = list(ids[:whole].view(-1, window).split(batch)) if whole else []
+    pieces += [ids[None, whole:n]] if whole < n else []
+    scores, hits, done = [], [], 0
+    for rows in pieces:
+        goals = ids[done + 1 : done + 1 + rows.numel()].view(rows.shape).t()
+        part = _run(model, rows.t(), goals, model.initial_state(len(rows)))
+        done += rows.numel()
+        scores.append(part.nats.t().reshape(-1))
+        hits.append(part.correct.t().reshape(-1))
+    return Scored(torch.cat(scores), torch.cat(hits), state)
+
+
+def _nothing(state: StackState) -> Scored:
+    return Scored(state[0].hidden.new_empty(0), torch.empty(0, dtype=torch.bool, device=state[0].hidden.device), state)
+
+
+def _run(model: CharLM, inputs: Tensor, goals: Tensor, state: StackState) -> Scored:
+    """Score (T, B) characters in pieces that bound memory; both results are (T, B)."""
+    scores, hits = [], []
+    step = max(1, PIECE // inputs.shape[1])
+    for x, y in zip(inputs.split(step), goals.split(step), strict=True):
+        logits, state = model(x.contiguous(), state)
+        scores.append(nats(logits, y))
+        hits.append(logits.argmax(-1) == y)
+    return Scored(torch.cat(scores), torch.cat(hits), state)
 
 
 def _parallel(model: CharLM, ids: Tensor, state: StackState, batch: int, window: int) -> Scored:
     """Score one segment; see `warm`."""
     n = len(ids) - 1
-    batch = max(1, min(batch, n // (4 * window)))
+    batch = max(1, min(batch, n // (16 * window)))
     length = n // batch  # of every stream but the last, which takes the rest in a part of its own
     inputs = ids[: batch * length].view(batch, length).t()
     targets = ids[1 : batch * length + 1].view(batch, length).t()
     edges = list(range(0, length, window))
 
-    scores = torch.empty(length, batch)
-    hits = torch.empty(length, batch, dtype=torch.bool)
+    kind, device = state[0].hidden.dtype, ids.device
+    scores = torch.empty(length, batch, dtype=kind, device=device)
+    hits = torch.empty(length, batch, dtype=torch.bool, device=device)
     before: list[StackState] = [()] * len(edges)  # the states in which each window was last entered
-    streams = torch.arange(batch)
+    streams = torch.arange(batch, device=device)
     entry = _join([state, model.initial_state(batch - 1)])
+    read = 0
     final = model.initial_state(batch)
     while len(streams):
         alive, current = streams, entry
         for index, start in enumerate(edges):
             if before[index]:
-                moved = _distance(current, _pick(before[index], alive)) > SAME
+                moved = _moved(current, _pick(before[index], alive))
                 if not bool(moved.all()):
                     alive, current = alive[moved], _pick(current, moved)
                     if not len(alive):
@@ -168,23 +191,24 @@ def _parallel(model: CharLM, ids: Tensor, state: StackState, batch: int, window:
                 before[index] = tuple(LSTMState(s.hidden.clone(), s.cell.clone()) for s in current)
             stop = min(start + window, length)
             goals = targets[start:stop, alive]
-            logits, current = model(inputs[start:stop, alive].contiguous(), current)
-            scores[start:stop, alive] = nats(logits, goals)
-            hits[start:stop, alive] = logits.argmax(-1) == goals
+            part = _run(model, inputs[start:stop, alive], goals, current)
+            scores[start:stop, alive], hits[start:stop, alive], current = part.nats, part.correct, part.state
+            read += goals.numel()
         else:
             for kept, new in zip(_flat(final), _flat(current), strict=True):
                 kept[alive] = new
         # Streams whose predecessor has ended in another state than the one they started from run again.
         follower = alive[alive < batch - 1] + 1 if len(alive) else alive
         streams, entry = follower, _pick(final, follower - 1)
-    last = _pick(final, torch.tensor([batch - 1]))
+        if len(streams) and read > (1 + RERUNS) * n:
+            return _parallel(model, ids, state, batch // 8, window)
+    last = _pick(final, torch.tensor([batch - 1], device=device))
     scored = Scored(scores.t().reshape(-1), hits.t().reshape(-1), last)
     if batch * length == n:
         return scored
-    goals = ids[batch * length + 1 :, None]
-    logits, last = model(ids[batch * length : -1, None].contiguous(), last)
-    rest = Scored(nats(logits, goals).view(-1), (logits.argmax(-1) == goals).view(-1), last)
-    return Scored(torch.cat([scored.nats, rest.nats]), torch.cat([scored.correct, rest.correct]), last)
+    rest = _run(model, ids[batch * length : -1, None], ids[batch * length + 1 :, None], last)
+    scores, hits = torch.cat([scored.nats, rest.nats.view(-1)]), torch.cat([scored.correct, rest.correct.view(-1)])
+    return Scored(scores, hits, rest.state)
 
 
 def _flat(state: StackState) -> Iterator[Tensor]:
@@ -203,9 +227,81 @@ def _join(states: list[StackState]) -> StackState:
     )
 
 
-def _distance(one: StackState, other: StackState) -> Tensor:
-    """Return the largest difference of any unit, for each stream. (B)"""
-    return torch.stack([(a - b).abs().amax(dim=1) for a, b in zip(_flat(one), _flat(other), strict=True)]).amax(dim=0)
+def _moved(one: StackState, other: StackState) -> Tensor:
+    """Say for each stream whether any unit differs by more than `SAME` roundings, of 1 or of its own size. (B)"""
+    far = [
+        ((a - b).abs() > SAME * torch.finfo(a.dtype).eps * (1 + b.abs())).any(dim=1)
+        for a, b in zip(_flat(one), _flat(other), strict=True)
+    ]
+    return torch.stack(far).any(dim=0)
+
+
+class Scorer:
+    """Scores a text that comes in pieces, in constant memory, by the rules above.
+
+    Args:
+        model: In evaluation mode.
+        counts: Occurrences of each symbol in the training text. (V)
+        protocol: warm or cold.
+        window: Inputs of a cold window; for warm only a matter of speed.
+        batch: Windows or streams side by side; only a matter of speed.
+    """
+
+    def __init__(
+        self, model: CharLM, counts: Sequence[int], protocol: str = "warm", window: int = 256, batch: int = 64
+    ) -> None:
+        self._model = model
+        self._counts = counts
+        self._protocol = protocol
+        self._window = window
+        self._batch = batch
+        self._state: StackState | None = None
+        self._waiting: list[Tensor] = []
+        self._known = 0
+        self._chars = 0
+        self._bytes = 0
+        self._nats = 0.0
+        self._correct = 0
+
+    def add(self, ids: Tensor, chars: int, size: int) -> None:
+        """Take the next piece.
+
+        Args:
+            ids: Its known characters. (n)
+            chars: All of its characters.
+            size: Its length in UTF-8, in bytes.
+        """
+        self._chars += chars
+        self._bytes += size
+        if len(ids) and not self._known:
+            self._nats += first_char(self._counts, int(ids[0]))
+        self._known += len(ids)
+        self._waiting.append(ids)
+        if sum(map(len, self._waiting)) > SEGMENT:
+            self._score(final=False)
+
+    def finish(self) -> Score:
+        """Score what is left and return the sum."""
+        self._score(final=True)
+        unknown = self._chars - self._known
+        total = self._nats + unknown * math.log(CODE_POINTS)
+        return Score(self._chars, self._bytes, unknown, total, self._correct)
+
+    def _score(self, *, final: bool) -> None:
+        ids = torch.cat(self._waiting) if self._waiting else torch.empty(0, dtype=torch.int64)
+        count = len(ids) - 1 if final else (len(ids) - 1) // self._window * self._window
+        if count < 1:
+            self._waiting = [ids]
+            return
+        part = ids[: count + 1]
+        if self._protocol == "cold":
+            scored = cold(self._model, part, self._window, self._batch)
+        else:
+            scored = warm(self._model, part, self._state, self._batch)
+            self._state = scored.state
+        self._nats += float(scored.nats.double().sum())
+        self._correct += int(scored.correct.sum())
+        self._waiting = [ids[count:]]  # the last id was scored; it is still to be fed
 
 
 def score_ids(
@@ -219,7 +315,7 @@ def score_ids(
     window: int = 256,
     batch: int = 64,
 ) -> Score:
-    """Score a whole text by the rules above.
+    """Score a whole text at once; the arguments are those of `Scorer`.
 
     Args:
         model: In evaluation mode.
@@ -228,14 +324,9 @@ def score_ids(
         byte_length: Length of the text in UTF-8, unknown characters included.
         unknown: Number of characters that are not among the ids.
         protocol: warm or cold.
-        window: Inputs of a cold window; for warm only a matter of speed.
-        batch: Windows or streams side by side; only a matter of speed.
+        window: Inputs of a cold window.
+        batch: Windows or streams side by side.
     """
-    total = unknown * math.log(CODE_POINTS)
-    correct = 0
-    if len(ids):
-        total += first_char(counts, int(ids[0]))
-        scored = cold(model, ids, window, batch) if protocol == "cold" else warm(model, ids, None, batch)
-        total += float(scored.nats.double().sum())
-        correct = int(scored.correct.sum())
-    return Score(len(ids) + unknown, byte_length, unknown, total, correct)
+    scorer = Scorer(model, counts, protocol, window, batch)
+    scorer.add(ids, len(ids) + unknown, byte_length)
+    return scorer.finish()
