@@ -115,15 +115,24 @@ def parse_yaml(text: str, source: str) -> dict[str, Located]:
         ConfigError: Not strict YAML, an unknown key, or a value out of range; with the line.
     """
     found = {}
-    for entry in entries(text, source):
+    strange: Located | None = None  # the first section that does not exist; a key in it may say more than its name
+    for entry in entries(text, source, lambda key: KEYS[key].allowed if key in KEYS else "a setting"):
         where = f"{source}:{entry.line}"
         nothing = entry.mapping or not (entry.text or entry.quoted)  # all lines of a section may be commented out
         if nothing and entry.key in SETTINGS:
             continue
+        if entry.mapping and entry.key not in KEYS:
+            strange = strange or Located(entry.key, entry.line, where)
+            continue
+        if entry.key in SETTINGS:
+            message = f"{entry.key}{at(where)}: expected a section of settings, found {describe(entry.text)}"
+            raise ConfigError(f"{message}. Write them below it, each indented by two blanks.")
         if entry.mapping:
             raise known(entry.key, where).refuse("a mapping", where)
         value = known(entry.key, where).parse(entry.text, where, entry.quoted)
         found[entry.key] = Located(value, entry.line, where)
+    if strange:
+        raise unknown(strange.value, strange.source)
     return found
 
 

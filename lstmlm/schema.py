@@ -210,7 +210,7 @@ def _meant(key: str) -> str:
         if guess in KEYS:
             return guess
     last = given.rpartition(".")[2]
-    return names.get(last) or names.get(closest(last, names)) or closest(given, KEYS, 0.8)
+    return names.get(last) or names.get(closest(last, names)) or closest(given, [*KEYS, *SETTINGS], 0.7)
 
 
 def known(key: object, source: str) -> Setting:
@@ -230,7 +230,7 @@ def known(key: object, source: str) -> Setting:
 
 def unknown(key: object, source: str) -> ConfigError:
     """Return the error for a key that does not exist, with the one that was probably meant."""
-    guess = _meant(key) if isinstance(key, str) else ""
+    guess = _meant(key) if isinstance(key, str) and key not in SETTINGS else ""
     section = str(key).partition(".")[0]
     names = ", ".join(one.name for one in SETTINGS.get(section, []))
     if guess:
@@ -257,6 +257,6 @@ def check_together(values: Mapping[str, Value], sources: Mapping[str, str]) -> N
         found = " and ".join(f"{key} = {write(values[key])}{at(sources.get(key, ''))}" for key in given)
         raise ConfigError(f"train: expected one budget of minutes, steps and epochs, found {found}. Keep one of them.")
     if values["train.kernel"] == "native" and values["train.device"] == "cuda":
-        places = "".join(at(sources.get(key, "")) for key in ("train.kernel", "train.device"))
-        message = f"train.kernel{places}: expected auto or eager with train.device cuda, found native"
+        places = dict.fromkeys(sources[key] for key in ("train.kernel", "train.device") if key in sources)
+        message = f"train.kernel{at(', '.join(places))}: expected auto or eager with train.device cuda, found native"
         raise ConfigError(f"{message}. Write train.device as cpu, or leave the kernel at auto.")

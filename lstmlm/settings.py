@@ -19,6 +19,14 @@ FLOAT = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)
 LONGEST_NUMBER = 40  # characters; int() and float() need not see more, and a message need not show more
 LONGEST_TEXT = 64  # characters of a string value
 NONE_WORDS = ("null", "auto")
+NEARLY_CHOICE = {
+    "gpu": "cuda",
+    "fp32": "float32",
+    "float": "float32",
+    "half": "bfloat16",
+    "c": "native",
+    "bytes": "byte",
+}
 NEARLY_BOOL = {"on": "true", "yes": "true", "y": "true", "1": "true", "t": "true"}
 NEARLY_BOOL |= {"off": "false", "no": "false", "n": "false", "0": "false", "f": "false", "none": "false"}
 
@@ -142,7 +150,9 @@ class Setting:
             raise self.refuse(describe(value), source)
         if isinstance(value, str):
             if self.choices and value not in self.choices:
-                raise self.refuse(describe(value), source, closest(value, self.choices))
+                nearly = NEARLY_CHOICE.get(value.lower(), "")
+                meant = nearly if nearly in self.choices else closest(value, self.choices)
+                raise self.refuse(describe(value), source, meant)
             if not 0 < len(value) <= LONGEST_TEXT or (self.accept and not self.accept(value)):
                 raise self.refuse(describe(value), source)
         elif isinstance(value, int | float) and not isinstance(value, bool):

@@ -6,7 +6,7 @@ there are: its caller sees each key as it is met, so that a file of nonsense end
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,85 +80,88 @@ def read_file(path: Path, shown: str, like: str = "") -> str:
         raise ConfigError(f"{where}: expected UTF-8 text, found {found}. {hint}Save it as UTF-8.") from None
 
 
-def entries(text: str, source: str) -> Iterator[Entry]:
+def entries(text: str, source: str, allowed: Callable[[str], str] = lambda key: "a value") -> Iterator[Entry]:
     """Yield the keys of a YAML text in order, sections joined to names with a dot.
 
     Args:
         text: The file's text; a byte order mark is dropped.
         source: The file's name, for messages.
+        allowed: What belongs under a key, in words, for messages.
 
     Yields:
         An `Entry` for each scalar, and for each mapping below the root when it begins.
 
     Raises:
         ConfigError: Not YAML; or YAML with an alias, anchor, tag, merge key, directive, list, second document,
-            a mapping where a scalar belongs, a key given twice, more than 20 levels or 64 KiB.
+            a mapping where a key belongs, a key given twice, more than 20 levels or 64 KiB.
     """
     if len(text) > LARGEST:
         raise _too_large(source, len(text))
     parts: list[str] = []  # keys of the mappings that are open, the outermost first
     key: str | None = None  # a key whose value comes next
-    seen: dict[str, int] = {}
-    depth, documents = 0, 0
+    path, seen = "", dict[str, int]()
+    depth = documents = 0
     try:
         for event in yaml.parse(text.removeprefix("\ufeff"), Loader=StrictLoader):
             line = event.start_mark.line + 1 if event.start_mark else 1
+            path = ".".join(parts if key is None else [*parts, key])
+            expected = "`key: value`" if key is None else allowed(path)
+            if odd := _odd(event):
+                raise _refuse(source, line, expected, odd, _PLAIN, path)
             if isinstance(event, yaml.DocumentStartEvent):
                 documents += 1
                 if documents > 1:
                     raise _refuse(source, line, "one document", "a second one after `---`", "Delete it")
-                if event.version or event.tags:
-                    raise _refuse(source, line, "`key: value`", "a % directive", "Delete it")
-                continue
-            if isinstance(event, yaml.AliasEvent):
-                raise _refuse(source, line, "a value", f"the alias *{shorten(str(event.anchor))}", _PLAIN)
-            if not isinstance(event, yaml.NodeEvent):
-                if isinstance(event, yaml.MappingEndEvent):
-                    depth -= 1
-                    if parts:
-                        parts.pop()
-                continue
-            if event.anchor is not None:
-                raise _refuse(source, line, "a value", f"the anchor &{shorten(str(event.anchor))}", _PLAIN)
-            if (tag := getattr(event, "tag", None)) is not None:
-                raise _refuse(source, line, "a value", f"the tag {shorten(str(tag))}", _PLAIN)
-            path = ".".join([*parts, key] if key is not None else parts)
-            if isinstance(event, yaml.SequenceStartEvent):
-                raise _refuse(source, line, "one value" if path else "`key: value`", "a list", _PLAIN, path)
-            if isinstance(event, yaml.MappingStartEvent):
+            elif isinstance(event, yaml.MappingEndEvent):
+                depth -= 1
+                if parts:
+                    parts.pop()
+            elif isinstance(event, yaml.MappingStartEvent):
                 depth += 1
                 if depth > DEEPEST:
                     raise _refuse(source, line, f"at most {DEEPEST} levels", "more", "Sections are one level deep")
-                if depth > 1 and key is None:
-                    raise _refuse(source, line, "a key", "a mapping", _PLAIN)
                 if key is not None:
                     parts.append(key)
                     key = None
                     yield Entry(path, "", False, True, line)
-                continue
-            assert isinstance(event, yaml.ScalarEvent)
-            if depth == 0:
-                if event.value == "" and event.style is None:
-                    continue  # an empty file sets nothing
-                found = f"'{shorten(event.value)}'"
-                raise _refuse(source, line, "`key: value`", found, "Put a colon and a blank after the key")
-            if key is None:
+                elif depth > 1:
+                    raise _refuse(source, line, "a key", "a mapping", _PLAIN)
+            elif isinstance(event, yaml.ScalarEvent) and depth == 0:
+                if event.value or event.style:  # an empty file is an empty scalar, and sets nothing
+                    found = f"'{shorten(event.value)}'"
+                    raise _refuse(source, line, expected, found, "Put a colon and a blank after the key")
+            elif isinstance(event, yaml.ScalarEvent) and key is None:
                 key = event.value
                 path = ".".join([*parts, key])
-                if key == "<<":
-                    raise _refuse(source, line, "a key", "the merge key <<", _PLAIN)
                 if path in seen:
                     raise _refuse(source, line, "each key once", f"it on line {seen[path]} too", "Delete one", path)
                 seen[path] = line
-                continue
-            key = None
-            yield Entry(path, event.value, event.style is not None, False, line)
+            elif isinstance(event, yaml.ScalarEvent):
+                key = None
+                yield Entry(path, event.value, event.style is not None, False, line)
     except yaml.YAMLError as problem:
-        raise _broken(source, problem) from None
-    except (ValueError, OverflowError):  # PyYAML on "\\UFFFFFFFF" and on %YAML followed by 5,000 digits
+        raise _broken(source, problem, path if key is not None else "", allowed(path)) from None
+    except (ValueError, OverflowError):  # PyYAML on "\UFFFFFFFF" and on %YAML followed by 5,000 digits
         raise ConfigError(
             f"{shorten(source, 120)}: expected YAML, found a broken escape or number. {_PLAIN}."
         ) from None
+
+
+def _odd(event: yaml.Event) -> str:
+    """Name what is YAML and not taken here; empty for the rest."""
+    if isinstance(event, yaml.DocumentStartEvent):
+        return "a % directive" if event.version or event.tags else ""
+    if isinstance(event, yaml.AliasEvent):
+        return f"the alias *{shorten(str(event.anchor))}"
+    if not isinstance(event, yaml.NodeEvent):
+        return ""
+    if event.anchor is not None:
+        return f"the anchor &{shorten(str(event.anchor))}"
+    if (tag := getattr(event, "tag", None)) is not None:
+        return f"the tag {shorten(str(tag))}"
+    if isinstance(event, yaml.ScalarEvent) and event.value == "<<":
+        return "the merge key <<"
+    return "a list" if isinstance(event, yaml.SequenceStartEvent) else ""
 
 
 def _refuse(source: str, line: int, expected: str, found: str, hint: str, key: str = "") -> ConfigError:
@@ -173,16 +176,16 @@ def _too_large(source: str, size: int) -> ConfigError:
     return ConfigError(f"{where}: expected at most {LARGEST:,} bytes, found {size:,}. Is it a configuration?")
 
 
-def _broken(source: str, problem: yaml.YAMLError) -> ConfigError:
-    """Return the error for a text that is not YAML."""
+def _broken(source: str, problem: yaml.YAMLError, key: str, allowed: str) -> ConfigError:
+    """Return the error for a text that is not YAML, under a key if one waited for its value."""
     where = shorten(source, 120)
     if isinstance(problem, yaml.MarkedYAMLError):
         mark = problem.problem_mark or problem.context_mark
-        where += f":{mark.line + 1}" if mark else ""
         said = shorten(problem.problem or problem.context or "broken syntax", 80)
+        expected, found, hint = allowed if key else "YAML", f"broken YAML ({said})", _PLAIN
         if "'\\t'" in said:
-            return ConfigError(f"{where}: expected blanks, found a tab. Indent with blanks.")
-        return ConfigError(f"{where}: expected YAML, found broken syntax ({said}). {_PLAIN}.")
+            expected, found, hint = "blanks", "a tab", "Indent with blanks"
+        return _refuse(source, mark.line + 1 if mark else 1, expected, found, hint, key)
     if isinstance(problem, yaml.reader.ReaderError):
         character: Any = problem.character  # an int or a str, by the stage that met it
         code = character if isinstance(character, int) else ord(character)
