@@ -41,9 +41,11 @@ def run(request: Request) -> None:
     if request.protocol not in ("warm", "cold"):
         raise UsageError(f"--protocol: expected warm or cold, found {printable(request.protocol)}.")
 
+    from lstmlm import memory
     from lstmlm.api import LanguageModel
     from lstmlm.evaluate import Scorer
 
+    memory.keep()
     model = LanguageModel.open(request.model, threads=request.threads, report=console.warn)
     if request.model is None:
         console.say(f"model {printable(str(model.path))}")

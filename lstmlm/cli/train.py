@@ -74,9 +74,10 @@ def run(request: Request) -> None:
 
     import torch
 
-    from lstmlm import kernels
+    from lstmlm import kernels, memory
     from lstmlm.trainer import Clock, Trainer
 
+    memory.keep()
     torch.set_num_threads(config.train.threads or os.cpu_count() or 1)
     device = _device(config)
     kernel, why = kernels.choose(config.train.kernel, config.train.precision, device)

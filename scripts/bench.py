@@ -1,0 +1,315 @@
+"""Measure lstmlm beside torch.nn.LSTM, in one process and in strict alternation: `bench.py train|sample|start|memory|all`.
+
+Every figure is a ratio of medians, printed after both sides have been shown to compute the same thing. Nothing else may run on
+the machine meanwhile.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
+
+import torch  # noqa: E402  # after the filter: torch warns as it is imported
+from torch import Tensor, nn  # noqa: E402  # as above
+
+from lstmlm import kernels  # noqa: E402  # as above
+from lstmlm.config import ModelConfig, TrainConfig  # noqa: E402  # as above
+from lstmlm.lstm import LSTMLayer, load_torch  # noqa: E402  # as above
+from lstmlm.model import CharLM, nats  # noqa: E402  # as above
+from lstmlm.optim import Optimizer  # noqa: E402  # as above
+
+VOCABULARY = 65
+SHAPES = [(1, 128, 50, 50), (1, 256, 32, 128), (2, 256, 64, 64), (2, 512, 64, 128), (3, 1024, 64, 64)]  # L, S, B, T
+SAMPLED = [(1, 256), (2, 512), (3, 1024)]
+Row = dict[str, Any]
+
+
+class Rival(nn.Module):
+    """An embedding of width S, `nn.LSTM` and a linear readout: the network that most people write."""
+
+    def __init__(self, layers: int, width: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(VOCABULARY, width)
+        self.lstm = nn.LSTM(width, width, layers)
+        self.readout = nn.Linear(width, VOCABULARY)
+
+    def forward(self, ids: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """Return logits (T, B, V) and the last state."""
+        H, last = self.lstm(self.embedding(ids), state)
+        return self.readout(H), last
+
+
+def ours_like(rival: Rival, layers: int, width: int, kernel: kernels.Kernel) -> CharLM:
+    """Make our network with the rival's weights: the first layer's table is its embedding times its input weights."""
+    config = ModelConfig(hidden=width, layers=layers, dropout=0.0, layer_norm=False, residual=False)
+    model = CharLM(config, VOCABULARY, kernel)
+    with torch.no_grad():
+        for index, layer in enumerate(model.layers):
+            assert isinstance(layer, LSTMLayer)
+            if index:
+                load_torch(layer, rival.lstm, index)
+                continue
+            dense = LSTMLayer(width, width, kernel)
+            load_torch(dense, rival.lstm, 0)
+            layer.U.copy_(rival.embedding.weight @ dense.U)
+            layer.W.copy_(dense.W)
+            assert layer.b is not None
+            assert dense.b is not None
+            layer.b.copy_(dense.b)
+        assert model.readout is not None
+        model.readout.load_state_dict(rival.readout.state_dict())
+    return model
+
+
+def alternate(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Return the median seconds of each side, run in turn."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for name, run in sides.items():
+        run()
+        run()
+        del name
+    for _ in range(rounds):
+        for name, run in sides.items():
+            began = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - began)
+    return {name: statistics.median(seconds) for name, seconds in times.items()}
+
+
+def peak() -> float:
+    """Return the machine's float32 matrix-product speed at 2048^3, FLOP/s."""
+    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    out = torch.empty(2048, 2048)
+    seconds = min(alternate({"mm": lambda: torch.mm(a, b, out=out)}, 7).values())
+    return 2 * 2048**3 / seconds
+
+
+def train(rounds: int, reduced: bool) -> list[Row]:
+    """Compare training steps: forward, backward, clipping, AdamW."""
+    rows = []
+    best = peak()
+    for layers, width, B, T in SHAPES:
+        torch.manual_seed(0)
+        x = torch.randint(VOCABULARY, (T, B))
+        y = torch.randint(VOCABULARY, (T, B))
+        rival = Rival(layers, width)
+        sides: dict[str, Callable[[], object]] = {}
+        losses: dict[str, float] = {}
+        for precision in ("float32", "auto") if reduced else ("float32",):
+            kernel, why = kernels.choose("auto", precision)
+            if why:
+                print(why, file=sys.stderr)
+            model = ours_like(rival, layers, width, kernel)
+            optimizer = Optimizer(model, TrainConfig(lr=1e-3, weight_decay=0.01))
+            losses[precision] = float(nats(model(x)[0], y).mean())
+
+            def ours(model: CharLM = model, optimizer: Optimizer = optimizer) -> None:
+                optimizer.zero()
+                nats(model(x)[0], y).mean().backward()
+                optimizer.update(1e-4, optimizer.gradient_norm())
+
+            sides[f"lstmlm {precision}"] = ours
+        adam = torch.optim.AdamW(rival.parameters(), lr=1e-4, fused=True)
+        losses["nn.LSTM"] = float(nats(rival(x)[0], y).mean())
+
+        def theirs(low: bool, rival: Rival = rival, adam: torch.optim.AdamW = adam) -> None:
+            adam.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16, enabled=low):
+                logits, _ = rival(x)
+            nats(logits.float(), y).mean().backward()
+            nn.utils.clip_grad_norm_(rival.parameters(), 1.0)
+            adam.step()
+
+        sides["nn.LSTM float32"] = lambda: theirs(False)
+        sides["nn.LSTM bfloat16"] = lambda: theirs(True)
+        for name, loss in losses.items():
+            bound = 1e-5 if name != "auto" else 5e-3
+            if not math.isclose(loss, losses["nn.LSTM"], rel_tol=bound):
+                raise SystemExit(f"bench: {name} computes {loss}, nn.LSTM {losses['nn.LSTM']}: nothing to compare")
+        median = alternate(sides, rounds)
+        flops = 6 * (4 * width * width * (2 * layers - 1) + width * VOCABULARY) * B * T
+        row: Row = {"shape": f"{layers}x{width} B{B} T{T}"}
+        for name, seconds in median.items():
+            row[f"{name} chars/s"] = round(B * T / seconds)
+        row["float32 vs float32"] = median["nn.LSTM float32"] / median["lstmlm float32"]
+        row["share of peak"] = flops / median["lstmlm float32"] / best
+        if reduced:
+            row["default vs default"] = median["nn.LSTM float32"] / median["lstmlm auto"]
+            row["default vs bfloat16"] = median["nn.LSTM bfloat16"] / median["lstmlm auto"]
+        rows.append(row)
+    return [*rows, _means(rows, [key for key in rows[0] if " vs " in key], "geometric mean")]
+
+
+@torch.inference_mode()
+def sample(rounds: int, chars: int = 200) -> list[Row]:
+    """Compare samplers, one stream and many: characters a second from a prompt on, at temperature 1."""
+    from lstmlm.sampler import Sampling, generate
+
+    rows = []
+    for layers, width in SAMPLED:
+        torch.manual_seed(0)
+        rival = Rival(layers, width).eval()
+        model = ours_like(rival, layers, width, kernels.choose("auto", "float32")[0]).eval()
+        cells = [nn.LSTMCell(width, width) for _ in range(layers)]
+        for index, cell in enumerate(cells):
+            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+                getattr(cell, name).copy_(getattr(rival.lstm, f"{name}_l{index}"))
+
+        def pick(logits: Tensor) -> Tensor:
+            return torch.multinomial(torch.softmax(logits, -1), 1)
+
+        def by_lstm(rival: Rival = rival, count: int = chars) -> None:
+            ids, state = torch.zeros(1, 1, dtype=torch.int64), None
+            for _ in range(count):
+                logits, state = rival(ids, state)
+                ids = pick(logits[0]).view(1, 1)
+                ids.tolist()
+
+        def by_cell(rival: Rival = rival, cells: list[nn.LSTMCell] = cells, count: int = chars) -> None:
+            width = cells[0].hidden_size
+            ids = torch.zeros(1, dtype=torch.int64)
+            states = [(torch.zeros(1, width), torch.zeros(1, width)) for _ in cells]
+            for _ in range(count):
+                x = rival.embedding(ids)
+                for index, cell in enumerate(cells):
+                    states[index] = cell(x, states[index])
+                    x = states[index][0]
+                ids = pick(rival.readout(x)).view(1)
+                ids.tolist()
+
+        def by_us(model: CharLM = model, n: int = 1, count: int = chars) -> None:
+            stream = generate(model, [0], list(range(n)), Sampling())
+            for _ in range(count):
+                next(stream)
+
+        check = model(torch.zeros(3, 1, dtype=torch.int64))[0] - rival(torch.zeros(3, 1, dtype=torch.int64))[0]
+        if float(check.abs().max()) > 1e-4:
+            raise SystemExit("bench: the samplers' networks differ: nothing to compare")
+        rates: dict[str, float] = {}
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            for name, seconds in alternate(
+                {"lstmlm": by_us, "nn.LSTM": by_lstm, "nn.LSTMCell": by_cell, "64 samples": lambda: by_us(n=64)}, rounds
+            ).items():
+                rates[name] = max(rates.get(name, 0), chars * (64 if name == "64 samples" else 1) / seconds)
+        rows.append(
+            {"shape": f"{layers}x{width}"}
+            | {f"{name} chars/s": round(rate) for name, rate in rates.items()}
+            | {
+                "vs nn.LSTM": rates["lstmlm"] / rates["nn.LSTM"],
+                "vs nn.LSTMCell": rates["lstmlm"] / rates["nn.LSTMCell"],
+                "64 vs one": rates["64 samples"] / rates["lstmlm"],
+            }
+        )
+    return rows
+
+
+def start(rounds: int) -> list[Row]:
+    """Time whole processes: help, a usage error, `import torch`, one character."""
+    with tempfile.TemporaryDirectory() as folder:
+        text = Path(folder, "text.txt")
+        text.write_text("Bob is a sailor. He lives in Dover.\n" * 200)
+        run = [sys.executable, "-m", "lstmlm"]
+        trained = [*run, "train", str(text), "--steps", "3", "--hidden", "256", "--out", f"{folder}/run", "-q"]
+        subprocess.run(trained, check=True)
+
+        def process(*command: str) -> Callable[[], object]:
+            return lambda: subprocess.run(command, capture_output=True, check=False)
+
+        median = alternate(
+            {
+                "python -c pass": process(sys.executable, "-c", "pass"),
+                "lstmlm --help": process(*run, "--help"),
+                "a usage error": process(*run, "train", "--promt"),
+                "import torch": process(sys.executable, "-W", "ignore", "-c", "import torch"),
+                "sample one character": process(
+                    *run, "sample", "-m", f"{folder}/run", "--prompt", "B", "--length", "1"
+                ),
+            },
+            rounds,
+        )
+    rows: list[Row] = [{"process": name, "seconds": seconds} for name, seconds in median.items()]
+    rows.append(
+        {"process": "sample / import torch", "seconds": median["sample one character"] / median["import torch"]}
+    )
+    return rows
+
+
+def memory() -> list[Row]:
+    """Compare what the forward pass keeps for the backward pass at 2x512, B 64, T 128."""
+    layers, width, B, T = 2, 512, 64, 128
+    rows: list[Row] = []
+    for name in ("lstmlm", "nn.LSTM"):
+        code = (
+            "import warnings; warnings.simplefilter('ignore'); import resource, sys, torch; sys.path.insert(0, 'scripts');"
+            "from bench import *;"
+            f"rival = Rival({layers}, {width});"
+            + (
+                "net = rival;"
+                if name == "nn.LSTM"
+                else f"net = ours_like(rival, {layers}, {width}, kernels.choose('auto', 'auto')[0]);"
+            )
+            + f"x = torch.zeros({T}, {B}, dtype=torch.int64);"
+            "net(x[:2])[0].sum().backward(); before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
+            "out = net(x)[0]; print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        rows.append({"network": name, "MiB kept": float(done.stdout)})
+    rows.append({"network": "share", "MiB kept": rows[0]["MiB kept"] / rows[1]["MiB kept"]})
+    return rows
+
+
+def _means(rows: list[Row], keys: list[str], name: str) -> Row:
+    return {"shape": name} | {key: math.exp(statistics.fmean(math.log(row[key]) for row in rows)) for key in keys}
+
+
+def show(rows: list[Row]) -> None:
+    """Print rows as a table in markdown."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    print("| " + " | ".join(keys) + " |")
+    print("|" + " --- |" * len(keys))
+    for row in rows:
+        cells = [row.get(key, "") for key in keys]
+        print(
+            "| "
+            + " | ".join(f"{c:.3g}" if isinstance(c, float) else f"{c:,}" if isinstance(c, int) else c for c in cells)
+            + " |"
+        )
+    print()
+
+
+def main() -> None:
+    """Measure what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["train", "sample", "start", "memory", "all"])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--strict", action="store_true", help="leave reduced precision out")
+    parser.add_argument("--json", action="store_true")
+    asked = parser.parse_args()
+    every: dict[str, Callable[[], list[Row]]] = {
+        "train": lambda: train(asked.rounds, not asked.strict),
+        "sample": lambda: sample(asked.rounds),
+        "start": lambda: start(asked.rounds),
+        "memory": memory,
+    }
+    for name, measure in every.items():
+        if asked.what in (name, "all"):
+            rows = measure()
+            if asked.json:
+                print(json.dumps({"bench": name, "rows": rows}))
+            else:
+                show(rows)
+
+
+if __name__ == "__main__":
+    main()
