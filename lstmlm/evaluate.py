@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lstmlm.cell import LSTMState
 from lstmlm.model import CharLM, StackState, nats
+from lstmlm.units import bits
 
 CODE_POINTS = 1_114_112
 SEGMENT = 1 << 18  # characters scored at once: bounds memory, whatever the length of the text
@@ -37,6 +38,7 @@ class Score:
     unknown: Characters outside the vocabulary.
     nats: Minus the log probability of the whole text, every character included.
     correct: Characters that had the largest probability.
+    order0: Nats that the text takes by the frequencies of the training text alone, under the same rules.
     """
 
     chars: int
@@ -44,6 +46,7 @@ class Score:
     unknown: int
     nats: float
     correct: int
+    order0: float
 
     @property
     def nats_per_char(self) -> float:
@@ -52,13 +55,18 @@ class Score:
 
     @property
     def bits_per_char(self) -> float:
-        """Bits per character: the only place where nats become bits."""
-        return self.nats_per_char / math.log(2)
+        """Bits per character."""
+        return bits(self.nats_per_char)
+
+    @property
+    def order0_bits_per_char(self) -> float:
+        """Bits per character by frequencies alone: what a network that has learnt nothing else reaches."""
+        return bits(self.order0 / max(1, self.chars))
 
     @property
     def bits_per_byte(self) -> float:
         """Bits per byte of the text in UTF-8: comparable between vocabularies."""
-        return self.nats / math.log(2) / max(1, self.bytes)
+        return bits(self.nats / max(1, self.bytes))
 
     @property
     def perplexity(self) -> float:
@@ -86,7 +94,13 @@ class Scored:
 
 def first_char(counts: Sequence[int], symbol: int) -> float:
     """Return the nats of a text's first character: its frequency in the training text, one added to each count."""
-    return -math.log((counts[symbol] + 1) / (sum(counts) + len(counts)))
+    return float(frequencies(counts)[symbol])
+
+
+def frequencies(counts: Sequence[int]) -> Tensor:
+    """Return the nats of each symbol by its frequency in the training text, one added to each count. (V), float64"""
+    smoothed = torch.tensor(counts, dtype=torch.float64) + 1
+    return torch.log(smoothed.sum()) - torch.log(smoothed)
 
 
 @torch.inference_mode()
@@ -251,7 +265,7 @@ class Scorer:
         self, model: CharLM, counts: Sequence[int], protocol: str = "warm", window: int = 256, batch: int = 64
     ) -> None:
         self._model = model
-        self._counts = counts
+        self._frequencies = frequencies(counts)
         self._protocol = protocol
         self._window = window
         self._batch = batch
@@ -261,6 +275,7 @@ class Scorer:
         self._chars = 0
         self._bytes = 0
         self._nats = 0.0
+        self._order0 = 0.0
         self._correct = 0
 
     def add(self, ids: Tensor, chars: int, size: int) -> None:
@@ -274,7 +289,8 @@ class Scorer:
         self._chars += chars
         self._bytes += size
         if len(ids) and not self._known:
-            self._nats += first_char(self._counts, int(ids[0]))
+            self._nats += float(self._frequencies[ids[0]])
+        self._order0 += float(self._frequencies[ids].sum())
         self._known += len(ids)
         self._waiting.append(ids)
         if sum(map(len, self._waiting)) > SEGMENT:
@@ -284,8 +300,8 @@ class Scorer:
         """Score what is left and return the sum."""
         self._score(final=True)
         unknown = self._chars - self._known
-        total = self._nats + unknown * math.log(CODE_POINTS)
-        return Score(self._chars, self._bytes, unknown, total, self._correct)
+        charge = unknown * math.log(CODE_POINTS)
+        return Score(self._chars, self._bytes, unknown, self._nats + charge, self._correct, self._order0 + charge)
 
     def _score(self, *, final: bool) -> None:
         ids = torch.cat(self._waiting) if self._waiting else torch.empty(0, dtype=torch.int64)

@@ -32,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "lstm": {"cell", "kernels"},
     "model": {"config", "errors", "kernels", "lstm"},
     "optim": {"config"},
-    "evaluate": {"cell", "model"},
+    "evaluate": {"cell", "model", "units"},
     "sampler": {"cell", "model"},
     "fill": {"cell", "errors", "evaluate", "model", "units"},
     "recipe": {"config"},

@@ -254,7 +254,7 @@ def test_texts_that_a_model_cannot_read_have_a_score(length: int, unknown: int) 
 
 def test_units_of_a_score() -> None:
     """Nats become bits by ln 2, per character or per byte; perplexity is e to the nats; accuracy a share."""
-    score = Score(chars=50, bytes=80, unknown=0, nats=50 * math.log(8), correct=20)
+    score = Score(chars=50, bytes=80, unknown=0, nats=50 * math.log(8), correct=20, order0=0.0)
 
     assert score.nats_per_char == pytest.approx(math.log(8))
     assert score.bits_per_char == pytest.approx(3.0)

@@ -113,6 +113,7 @@ def _as_dict(request: Request, score: "Score") -> dict[str, object]:
         "bits_per_byte": score.bits_per_byte,
         "perplexity": score.perplexity,
         "accuracy": score.accuracy,
+        "order0_bits_per_char": score.order0_bits_per_char,
     }
 
 
@@ -123,4 +124,5 @@ def _as_text(request: Request, score: "Score") -> str:
         f"{score.bits_per_char:.4f} bits/char   {score.nats_per_char:.4f} nats/char   perplexity {score.perplexity:.2f}   "
         f"first guess right {score.accuracy:.1%}\n"
         f"{score.chars:,} characters{unknown}, {score.bits_per_byte:.4f} bits/byte, {request.protocol}: {how}\n"
+        f"by the frequencies of single characters alone it would take {score.order0_bits_per_char:.4f} bits/char\n"
     )
