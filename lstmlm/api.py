@@ -3,6 +3,7 @@
 It puts checkpoint, tokenizer, model, scores and sampler together. It does not know commands, flags or terminals.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from lstmlm import checkpoint, kernels, runs, tokenizer
 from lstmlm.config import RunConfig, from_dict
 from lstmlm.errors import CheckpointError, ConfigError, TextError, UsageError, printable
 from lstmlm.evaluate import Score, score_ids
+from lstmlm.header import Header
 from lstmlm.model import CharLM, weight_shapes
 from lstmlm.sampler import Sampling, generate
 from lstmlm.tokenizer import OnUnknown, Tokenizer
@@ -135,6 +137,8 @@ class LanguageModel:
         Raises:
             TextError: The prompt has a character outside the vocabulary.
         """
+        if length < 1 or n < 1:
+            raise UsageError(f"length and n: expected at least 1, found {min(length, n)}.")
         how = Sampling(temperature, top_k, top_p, greedy)
         texts: list[list[str]] = [[] for _ in range(n)]
         ends: dict[int, Sample] = {}
@@ -165,6 +169,7 @@ class LanguageModel:
         """
         if any(not text for text in stop):
             raise UsageError("--stop: expected a text of at least one character, found none.")
+        _check_sampling(how)
         ids = self.tokenizer.encode(prompt, on_unknown) or [self.start()]
         seeds = [seed + index for index in range(n)]
         decoders = [self.tokenizer.stream_decoder() for _ in range(n)]
@@ -196,7 +201,21 @@ class LanguageModel:
         return newline[0] if newline else max(range(len(self.counts)), key=self.counts.__getitem__)
 
 
-def check(header: checkpoint.Header) -> None:
+def _check_sampling(how: Sampling) -> None:
+    """Refuse what is no probability or temperature; NaN is neither.
+
+    Raises:
+        UsageError: Says which.
+    """
+    if not 0 <= how.temperature < math.inf:
+        raise UsageError(f"--temperature: expected a number from 0 on, found {how.temperature}.")
+    if not 0 <= how.top_p <= 1:
+        raise UsageError(f"--top-p: expected a number from 0 to 1, found {how.top_p}.")
+    if how.top_k < 0:
+        raise UsageError(f"--top-k: expected a whole number from 0 on (0: all), found {how.top_k}.")
+
+
+def check(header: Header) -> None:
     """Compare the weights that a file says it has with those that its configuration asks for, before they are read.
 
     Raises:

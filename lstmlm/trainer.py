@@ -3,10 +3,11 @@
 It never prints: it reports. It knows steps and records; it does not know terminals, flags or where a corpus came from.
 """
 
+import contextlib
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,8 @@ Record = StepDone | Decided | Validated | Sampled | Saved | SteppedBack
 class Progress:
     """Where a run stands: all that is not a tensor and that going on needs.
 
-    `recent` is the sum of nats and the number of steps since the last record of metrics.jsonl.
+    `recent` is the sum of nats and the number of steps since the last record of metrics.jsonl. `validated` is the last
+    step after which the validation text was scored: a signal may come between a step and its validation.
     """
 
     step: int = 0
@@ -112,6 +114,7 @@ class Progress:
     best_nats: float = math.inf
     final_nats: float = math.inf
     worse: int = 0
+    validated: int = 0
     recent_nats: float = 0.0
     recent_steps: int = 0
     metrics_bytes: int = 0
@@ -153,6 +156,10 @@ class Clock:
     def seconds(self) -> float:
         """Return the seconds since the process began."""
         return time.perf_counter() - self.started
+
+
+class _Interrupted(Exception):  # noqa: N818  # no error: a signal came while a text was read
+    """Validating was left before its end; nothing of it counts."""
 
 
 class Trainer:
@@ -200,6 +207,7 @@ class Trainer:
             self.progress.eval_every = train.eval_every or recipe.eval_every(self.progress.steps)
         self.validation = corpus.val.tensor(0, min(len(corpus.val), recipe.eval_chars(config)))
         self.train_seconds = 0.0
+        self._timed_steps = 0
         self._saved_at = 0.0
         self._metrics: Journal | None = None
         self._samples: Journal | None = None
@@ -224,8 +232,7 @@ class Trainer:
             self.state = None
             if "state.0.hidden" in tensors:
                 self.state = tuple(
-                    LSTMState(tensors[f"state.{i}.hidden"], tensors[f"state.{i}.cell"])
-                    for i in range(len(self.model.layers))
+                    LSTMState(tensors[f"state.{i}.hidden"], tensors[f"state.{i}.cell"]) for i in range(len(self.model.layers))
                 )
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(f"checkpoint: its training state is not whole: {error}.") from None
@@ -234,38 +241,64 @@ class Trainer:
         """Copy weights into the model; the optimizer's views stay where they are."""
         load_weights(self.model, weights)
 
-    def run(self) -> None:
-        """Train until the budget is used up, patience ends, or a signal comes.
+    def begin(self) -> None:
+        """Open the journals where the run stands, and commit the first checkpoint of a new run.
 
-        Raises:
-            Stopped: A signal came; its checkpoint is committed.
-            Diverged: Stepping back did not help.
+        From here on there is a state to step back to, and one to resume from.
         """
         p = self.progress
         self._metrics = Journal.open(self.folder / "metrics.jsonl", p.metrics_bytes)
         self._samples = Journal.open(self.folder / "samples.txt", p.samples_bytes)
         if not p.step:
-            self.save()  # from here on there is a state to step back to, and one to resume from
-        patience = self.config.train.patience
-        while (p.steps is None or p.step < p.steps) and not (patience and p.worse > patience):
-            began = time.perf_counter()
-            done = self._step()
-            self.train_seconds += time.perf_counter() - began
-            if done is None:
+            self.save()
+
+    def run(self) -> None:
+        """Train until the budget is used up, patience ends, or a signal comes; `begin` came first.
+
+        Raises:
+            Stopped: A signal came; its checkpoint is committed.
+            Diverged: Stepping back did not help.
+        """
+        while not self._ended():
+            if not self._owes_validation() and not self._advance():
                 continue
-            self.report(done)
-            if p.steps is None:
-                self._decide()
-            last = p.step == p.steps
-            if last or (p.eval_every and p.step % p.eval_every == 0):
-                self._validate()
+            if self._owes_validation() and self.stop() is None:
+                with contextlib.suppress(_Interrupted):
+                    self._validate()
             every = self.config.train.save_every
-            due = p.step % every == 0 if every else time.perf_counter() - self._saved_at > SAVE_SECONDS
+            due = self.progress.step % every == 0 if every else time.perf_counter() - self._saved_at > SAVE_SECONDS
             signal = self.stop()
-            if due or last or signal is not None:
+            if not (due or self._ended() or signal is not None):
+                continue
+            try:
                 self.save()
+            except Diverged:  # a moment or a score that is not finite: the writer refuses it
+                self._step_back("state of the optimizer or score")
+                continue
             if signal is not None:
-                raise Stopped(f"stopped at step {p.step}: the checkpoint is saved. `--resume` goes on.", signal)
+                raise Stopped(f"stopped at step {self.progress.step}: the checkpoint is saved. `--resume` goes on.", signal)
+
+    def _ended(self) -> bool:
+        p, patience = self.progress, self.config.train.patience
+        return (p.step == p.steps and not self._owes_validation()) or bool(patience and p.worse > patience)
+
+    def _owes_validation(self) -> bool:
+        p = self.progress
+        return p.step > p.validated and (p.step == p.steps or bool(p.eval_every and p.step % p.eval_every == 0))
+
+    def _advance(self) -> bool:
+        """Take one step and report it; say whether it counts."""
+        began = time.perf_counter()
+        done = self._step()
+        self.train_seconds += time.perf_counter() - began
+        if done is None:
+            return False
+        self._timed_steps += 1
+        self.report(done)
+        if self.progress.steps is None:
+            with contextlib.suppress(_Interrupted):
+                self._decide()
+        return True
 
     def _step(self) -> StepDone | None:
         """Take one step; None where it was not finite and the run was stepped back."""
@@ -287,12 +320,16 @@ class Trainer:
             return None
         rate = learning_rate(config, p.step, p.steps or 2**62) * p.rate_scale
         self.optimizer.update(rate, norm)
+        if not all(math.isfinite(float(weight.detach().sum())) for weight in self.model.parameters()):
+            self._step_back("weight")
+            return None
         self.state = tuple(s.detach() for s in after)
         p.step += 1
         p.recent_nats += value
         p.recent_steps += 1
         if p.recent_steps == LOG_EVERY or p.step == p.steps:
-            self._log({"step": p.step, "nats_per_char": p.recent_nats / p.recent_steps, "rate": rate, "chars": p.step * self.batch_chars})
+            mean = p.recent_nats / p.recent_steps
+            self._log({"step": p.step, "nats_per_char": mean, "rate": rate, "chars": p.step * self.batch_chars})
             p.recent_nats, p.recent_steps = 0.0, 0
         return StepDone(p.step, p.steps, value, rate, p.step * self.batch_chars)
 
@@ -318,9 +355,10 @@ class Trainer:
         """Turn the minutes into a number of steps, once, from the speed of the first steps."""
         p, minutes = self.progress, self.config.train.minutes
         assert minutes is not None
-        if not recipe.speed_is_known(p.step, self.train_seconds, minutes, self.config.train.warmup or 0):
+        # Steps of a process before this one were not timed here.
+        if not recipe.speed_is_known(self._timed_steps, self.train_seconds, minutes, self.config.train.warmup or 0):
             return
-        per_step = self.train_seconds / p.step
+        per_step = self.train_seconds / self._timed_steps
         began = time.perf_counter()
         self._score(self.validation[: max(2, min(len(self.validation), self.batch_chars * 8))])
         per_eval = (time.perf_counter() - began) * len(self.validation) / (self.batch_chars * 8)
@@ -329,42 +367,53 @@ class Trainer:
         self.report(Decided(p.steps, self.batch_chars / per_step))
         self.save()
 
-    def _score(self, ids: Tensor) -> Score:
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Let the model read without learning; a signal raises _Interrupted before its next call."""
+
+        def leave(*_: object) -> None:
+            if self.stop() is not None:
+                raise _Interrupted
+
+        hook = self.model.register_forward_pre_hook(leave)
         self.model.eval()
-        score = score_ids(self.model, ids, self.corpus.counts, byte_length=len(ids))
-        self.model.train()
-        return score
+        try:
+            yield
+        finally:
+            self.model.train()
+            hook.remove()
+
+    def _score(self, ids: Tensor) -> Score:
+        with self._reading():
+            return score_ids(self.model, ids, self.corpus.counts, byte_length=len(ids))
 
     def _validate(self) -> None:
-        """Score the validation text, keep the best model, write a sample."""
+        """Score the validation text, keep the best model, write a sample; all of it or, on a signal, nothing."""
         p = self.progress
+        value = self._score(self.validation).nats_per_char if len(self.validation) else math.inf
+        text = self._sample()
+        p.validated = p.step
+        best = value < p.best_nats or not len(self.validation)  # nothing to choose by: the newest is the best
         if len(self.validation):
-            value = self._score(self.validation).nats_per_char
             p.final_nats = value
-            best = value < p.best_nats
             p.worse = 0 if best else p.worse + 1
-        else:
-            value, best = math.inf, True  # nothing to choose by: the newest is the best
         if best:
             p.best_nats, p.best_step = value, p.step
             checkpoint.write(self.folder / "best.safetensors", self._checkpoint("best"))
         if math.isfinite(value):
             self._log({"step": p.step, "validation_nats_per_char": value})
             self.report(Validated(p.step, value, best))
-        text = self._write_sample()
-        self.report(Sampled(p.step, text))
-
-    def _write_sample(self) -> str:
-        p, tokenizer = self.progress, self.corpus.tokenizer
-        self.model.eval()
-        prompt = self.corpus.train.tensor(0, 1).tolist()
-        stream = generate(self.model, prompt, [p.step], Sampling(temperature=0.8))
-        text = tokenizer.decode([next(stream)[0][0] for _ in range(SAMPLE_LENGTH)])
-        self.model.train()
         assert self._samples is not None
         self._samples.append_text(f"--- step {p.step}\n{text}\n")
         p.samples_bytes = self._samples.size
-        return text
+        self.report(Sampled(p.step, text))
+
+    def _sample(self) -> str:
+        tokenizer = self.corpus.tokenizer
+        prompt = self.corpus.train.tensor(0, 1).tolist()
+        with self._reading():
+            stream = generate(self.model, prompt, [self.progress.step], Sampling(temperature=0.8))
+            return tokenizer.decode([next(stream)[0][0] for _ in range(SAMPLE_LENGTH)])
 
     def _log(self, record: dict[str, Any]) -> None:
         assert self._metrics is not None
@@ -385,12 +434,9 @@ class Trainer:
     def _checkpoint(self, kind: str) -> Checkpoint:
         p = self.progress
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
-        config = self.config
-        if p.steps is not None and config.train.steps is None and config.train.minutes is None:
-            config = replace(config, train=replace(config.train, steps=p.steps, epochs=None))
         meta = {
             **self.identity,
-            "config": to_dict(config),
+            "config": to_dict(self.config),
             "tokenizer": self.corpus.tokenizer.to_dict(),
             "counts": list(self.corpus.counts),
             "step": p.step,

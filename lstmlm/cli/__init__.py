@@ -17,7 +17,7 @@ def main() -> None:
     """Run the command line and leave with its exit code."""
     from lstmlm.cli.app import app
     from lstmlm.console import Console
-    from lstmlm.errors import LstmlmError, SystemProblem
+    from lstmlm.errors import LstmlmError, Stopped, SystemProblem
 
     console = Console()
     try:
@@ -25,6 +25,9 @@ def main() -> None:
         code: object = 0
     except SystemExit as leaving:  # how typer ends every command, a usage error included
         code = leaving.code
+    except Stopped as stopped:
+        console.say(str(stopped))  # what was asked for, and no error
+        code = stopped.exit_code
     except LstmlmError as error:
         console.error(error)
         code = error.exit_code

@@ -1,13 +1,39 @@
 """The command `lstmlm` and its commands' flags."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperArgument, TyperGroup
 
 from lstmlm import __version__
+from lstmlm.errors import UsageError, printable
+
+
+class _Group(TyperGroup):
+    """The commands, with arguments shown in help by their metavar alone, and a reader that leaves early taken as content."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        for command in self.commands.values():
+            for param in command.params:
+                if isinstance(param, TyperArgument):
+                    shown = param.metavar or str(param.name).upper()
+                    # typer would write `{CORPUS...}...` and `<list[str]>`.
+                    setattr(param, "make_metavar", lambda ctx=None, shown=shown: shown)  # noqa: B010  # a method
+                    setattr(param, "_rich_display_name", lambda shown=shown: shown)  # noqa: B010
+                    setattr(param, "display_type_rich", lambda ctx=None: "")  # noqa: B010
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; `lstmlm sample | head -1` is no error, though typer takes it for one."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise typer.Exit(0) from None
+
 
 app = typer.Typer(
     name="lstmlm",
+    cls=_Group,
     help="Train, sample and measure character language models: an LSTM written from scratch.",
     epilog="First steps:  lstmlm train stories --minutes 1   then   lstmlm sample --prompt 'Bob is'",
     no_args_is_help=True,
@@ -22,7 +48,7 @@ Model = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors on stderr.")]
-Threads = Annotated[int, typer.Option(min=0, help="CPU threads. [0: all cores]", show_default=False)]
+Threads = Annotated[int, typer.Option(metavar="N", min=0, max=4096, help="CPU threads; 0: all cores.")]
 
 
 def _version(asked: bool) -> None:
@@ -54,31 +80,46 @@ def train(
     ],
     out: Annotated[str | None, typer.Option(metavar="DIR", help="Run folder. [default: runs/<corpus name>]")] = None,
     val: Annotated[str | None, typer.Option(metavar="FILE", help="Validation text. [default: the last 10 % of CORPUS]")] = None,
-    config: Annotated[list[str] | None, typer.Option(metavar="NAME|FILE", help="Preset or YAML file; repeatable, later wins.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting by its key; repeatable.")] = None,
+    config: Annotated[
+        list[str] | None, typer.Option(metavar="NAME|FILE", help="Preset or YAML file; repeatable, later wins.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting by its key; repeatable.")
+    ] = None,
     minutes: Annotated[str | None, typer.Option(metavar="M", help="Wall time of the whole command. [default: 3]")] = None,
     steps: Annotated[str | None, typer.Option(metavar="N", help="Steps, instead of minutes.")] = None,
     epochs: Annotated[str | None, typer.Option(metavar="E", help="Passes over the text, instead of minutes.")] = None,
-    hidden: Annotated[str | None, typer.Option(metavar="S", help="Units of a layer.")] = None,
-    layers: Annotated[str | None, typer.Option(metavar="L", help="Layers.")] = None,
-    dropout: Annotated[str | None, typer.Option(metavar="P", help="Dropout after each layer.")] = None,
-    lr: Annotated[str | None, typer.Option(metavar="RATE", help="Learning rate at its highest.")] = None,
-    batch: Annotated[str | None, typer.Option(metavar="B", help="Streams side by side.")] = None,
-    window: Annotated[str | None, typer.Option(metavar="T", help="Time steps of a window.")] = None,
+    hidden: Annotated[str | None, typer.Option(metavar="S", help="Units of a layer. [default: chosen, and said]")] = None,
+    layers: Annotated[str | None, typer.Option(metavar="L", help="Layers. [default: chosen, and said]")] = None,
+    dropout: Annotated[
+        str | None, typer.Option(metavar="P", help="Dropout after each layer. [default: chosen, and said]")
+    ] = None,
+    lr: Annotated[
+        str | None, typer.Option(metavar="RATE", help="Learning rate at its highest. [default: chosen, and said]")
+    ] = None,
+    batch: Annotated[str | None, typer.Option(metavar="B", help="Streams side by side. [default: chosen, and said]")] = None,
+    window: Annotated[str | None, typer.Option(metavar="T", help="Time steps of a window. [default: chosen, and said]")] = None,
     seed: Annotated[str | None, typer.Option(metavar="N", help="Seed of everything random. [default: 0]")] = None,
     threads: Annotated[str | None, typer.Option(metavar="N", help="CPU threads. [default: all cores]")] = None,
-    device: Annotated[str | None, typer.Option(metavar="auto|cpu|cuda", help="Where to compute.")] = None,
-    precision: Annotated[str | None, typer.Option(metavar="auto|float32|bfloat16", help="Of the recurrence's products.")] = None,
-    tokenizer: Annotated[str | None, typer.Option(metavar="char|byte", help="What a symbol is.")] = None,
+    device: Annotated[str | None, typer.Option(metavar="auto|cpu|cuda", help="Where to compute. [default: auto]")] = None,
+    precision: Annotated[
+        str | None, typer.Option(metavar="auto|float32|bfloat16", help="Of the recurrence's products. [default: auto]")
+    ] = None,
+    tokenizer: Annotated[str | None, typer.Option(metavar="char|byte", help="What a symbol is. [default: char]")] = None,
     encoding: Annotated[str | None, typer.Option(metavar="NAME", help="Of the text files. [default: utf-8]")] = None,
-    val_fraction: Annotated[str | None, typer.Option(metavar="F", help="Last part of CORPUS to validate on. [default: 0.1]")] = None,
+    val_fraction: Annotated[
+        str | None, typer.Option(metavar="F", help="Last part of CORPUS to validate on. [default: 0.1]")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in DIR, to the same bits.")] = False,
-    from_: Annotated[str | None, typer.Option("--from", metavar="MODEL", help="Start from a trained model, with its vocabulary.")] = None,
+    from_: Annotated[
+        str | None, typer.Option("--from", metavar="MODEL", help="Start from a trained model, with its vocabulary.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run in DIR first.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show sizes, memory and steps; train nothing.")] = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="Show every setting and where it came from.")] = False,
     json: Json = False,
     quiet: Quiet = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show samples in pipes and logs too.")] = False,
 ) -> None:
     """Learn a text: CORPUS -> a run folder with a model to sample from.
 
@@ -99,7 +140,7 @@ def train(
             corpus=corpus, out=out, val=val, presets=config or [], assignments=set_ or [],
             flags={key: value for key, value in flags.items() if value is not None},
             resume=resume, start=from_, overwrite=overwrite, dry_run=dry_run, print_config=print_config,
-            json=json, quiet=quiet,
+            json=json, quiet=quiet, verbose=verbose,
         )
     )  # fmt: skip
 
@@ -110,14 +151,20 @@ def sample(
     prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="Text to go on from.")] = None,
     prompt_file: Annotated[str | None, typer.Option(metavar="FILE|-", help="Read the prompt from a file or stdin.")] = None,
     length: Annotated[int, typer.Option(metavar="N", min=0, help="Characters to write; 0: until stopped.")] = 500,
-    temperature: Annotated[float, typer.Option(min=0.0, help="Below 1 safer, above 1 wilder.")] = 1.0,
-    top_k: Annotated[int, typer.Option(min=0, help="Choose among the k likeliest; 0: all.")] = 0,
-    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Choose among the fewest with this probability.")] = 1.0,
+    temperature: Annotated[float, typer.Option(metavar="X", min=0.0, help="Below 1 safer, above 1 wilder.")] = 1.0,
+    top_k: Annotated[int, typer.Option(metavar="K", min=0, help="Choose among the k likeliest; 0: all.")] = 0,
+    top_p: Annotated[
+        float, typer.Option(metavar="P", min=0.0, max=1.0, help="Choose among the fewest with this probability.")
+    ] = 1.0,
     greedy: Annotated[bool, typer.Option("--greedy", help="The largest score is the prediction, always.")] = False,
-    seed: Annotated[int | None, typer.Option(min=0, help="Draws the same text again. [default: drawn, and said]")] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", min=0, max=2**62, help="Draws the same text again. [default: drawn, and said]")
+    ] = None,
     stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="End before this text; repeatable.")] = None,
     count: Annotated[int, typer.Option("-n", "--count", metavar="COUNT", min=1, help="Samples, drawn as one batch.")] = 1,
-    on_unknown: Annotated[str, typer.Option(metavar="error|skip|replace", help="For prompt characters the model lacks.")] = "error",
+    on_unknown: Annotated[
+        str, typer.Option(metavar="error|skip|replace", help="For prompt characters the model lacks.")
+    ] = "error",
     no_echo: Annotated[bool, typer.Option("--no-echo", help="Do not write the prompt.")] = False,
     threads: Threads = 0,
     json: Json = False,
@@ -142,9 +189,14 @@ def sample(
 
 @app.command("eval", short_help="Measure a model on a text.")
 def eval_(
-    text: Annotated[list[str] | None, typer.Argument(metavar="[TEXT...]", help="Files, or - for stdin. [default: the run's validation part]")] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TEXT...]", help="Files, folders, or - for stdin. [default: the run's validation part]"),
+    ] = None,
     model: Model = None,
-    protocol: Annotated[str, typer.Option(metavar="warm|cold", help="Carry the state through the text, or start each window empty.")] = "warm",
+    protocol: Annotated[
+        str, typer.Option(metavar="warm|cold", help="Carry the state through the text, or start each window empty.")
+    ] = "warm",
     window: Annotated[int, typer.Option(metavar="N", min=1, help="Inputs of a cold window.")] = 256,
     batch: Annotated[int, typer.Option(metavar="B", min=1, help="Windows side by side; changes the speed, not the score.")] = 64,
     max_bpc: Annotated[float | None, typer.Option(metavar="X", min=0.0, help="Exit 1 if the text takes more bits/char.")] = None,
@@ -171,9 +223,43 @@ def eval_(
     )  # fmt: skip
 
 
+@app.command(short_help="Fill the blanks of a text.")
+def fill(
+    text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="With ____ where something is missing.")] = None,
+    model: Model = None,
+    choice: Annotated[list[str] | None, typer.Option(metavar="WORD", help="A candidate; repeatable.")] = None,
+    choices: Annotated[str | None, typer.Option(metavar="FILE|-", help="Candidates, separated by spaces or line ends.")] = None,
+    words: Annotated[int | None, typer.Option(metavar="N", min=2, help="The N commonest words of the training text.")] = None,
+    file: Annotated[str | None, typer.Option(metavar="FILE|-", help="Answer a set: TSV with text, candidates, answer.")] = None,
+    threads: Threads = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fill the blanks of a text: candidates ranked by the bits of the whole text, so that what comes after counts too.
+
+    The state starts empty and a line end is read first, if the model knows one: in training a story follows a line end.
+    With several blanks every combination of the candidates is compared. A set (--file) has the columns text, candidates (a|b),
+    answer and, if wanted, kind and distance (characters back to what has to be remembered); one accuracy for each.
+
+    lstmlm fill "For his deeds, brave ____ was honoured." --choice Bob --choice Dan
+
+    lstmlm fill --file data/blanks.tsv
+    """
+    from lstmlm.cli import fill as door
+
+    door.run(
+        door.Request(
+            text=text, choices=choice or [], choices_file=choices, words=words, file=file, model=model, threads=threads,
+            json=json, quiet=quiet,
+        )
+    )  # fmt: skip
+
+
 @app.command(short_help="Show what a model is.")
 def info(
-    target: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="Run folder or .safetensors file. [default: newest run]")] = None,
+    target: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="Run folder or .safetensors file. [default: newest run]")
+    ] = None,
     model: Model = None,
     verify: Annotated[bool, typer.Option("--verify", help="Check every checkpoint of the run, byte by byte.")] = False,
     json: Json = False,
@@ -181,6 +267,6 @@ def info(
     """Show what a model is: configuration, vocabulary, scores, where it came from."""
     from lstmlm.cli import info as door
 
+    if target and model and target != model:
+        raise UsageError(f"info: expected one model, found two: {printable(target)} and {printable(model)}. Leave one out.")
     door.run(target or model, verify=verify, json=json)
-
-

@@ -1,5 +1,6 @@
 """The door of `lstmlm eval`."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -40,6 +41,8 @@ def run(request: Request) -> None:
     console = Console(quiet=request.quiet)
     if request.protocol not in ("warm", "cold"):
         raise UsageError(f"--protocol: expected warm or cold, found {printable(request.protocol)}.")
+    if request.max_bpc is not None and not math.isfinite(request.max_bpc):
+        raise UsageError(f"--max-bpc: expected a number of bits, found {request.max_bpc}.")  # NaN would pass every text
 
     from lstmlm import memory
     from lstmlm.api import LanguageModel

@@ -6,7 +6,7 @@ from typing import Any
 from lstmlm import checkpoint, runs
 from lstmlm import config as settings
 from lstmlm.console import Console
-from lstmlm.errors import printable
+from lstmlm.errors import CheckpointError, ConfigError, printable
 from lstmlm.units import bits
 
 
@@ -22,10 +22,12 @@ def run(model: str | None, *, verify: bool, json: bool) -> None:
         if json:
             console.as_json({"schema": 1, "command": "info", "verified": verified})
         else:
-            for path in verified:
-                console.result(f"{printable(path)}: whole")
+            for name in verified:
+                console.result(f"{printable(name)}: whole")
         return
     path, saved = runs.load(model, report=console.warn)
+    if model is None:
+        console.say(f"model {printable(str(path))}")
     facts = _facts(path, saved)
     if json:
         console.as_json(facts)
@@ -76,7 +78,12 @@ def _as_text(facts: dict[str, Any]) -> str:
         ("versions", ", ".join(f"{k} {v}" for k, v in facts["versions"].items())),
         ("command", " ".join(map(str, facts["command_line"]))),
     ]
-    values = settings.flat(settings.from_dict(facts["config"]))
-    rows += [(key, str(value).lower() if isinstance(value, bool) else str(value)) for key, value in values.items() if value is not None]
+    try:
+        values = settings.flat(settings.from_dict(facts["config"]))
+    except ConfigError as error:
+        raise CheckpointError(f"checkpoint {printable(facts['model'])}: its configuration is refused: {error}") from None
+    rows += [
+        (key, str(value).lower() if isinstance(value, bool) else str(value)) for key, value in values.items() if value is not None
+    ]
     width = max(len(name) for name, _ in rows)
     return "".join(f"{name:{width}}  {printable(text)}\n" for name, text in rows)

@@ -5,9 +5,13 @@ import secrets
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from lstmlm.console import Console, is_terminal
 from lstmlm.errors import TextError, UsageError, printable
+
+if TYPE_CHECKING:
+    from lstmlm.tokenizer import OnUnknown
 
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line end
 
@@ -43,8 +47,10 @@ def run(request: Request) -> None:
     console = Console(quiet=request.quiet)
     if request.on_unknown not in ("error", "skip", "replace"):
         raise UsageError(f"--on-unknown: expected error, skip or replace, found {printable(request.on_unknown)}.")
-    if request.length == 0 and (request.json or request.count > 1):
-        raise UsageError("--length 0 writes without end: expected one plain sample, found --json or -n. Give a --length.")
+    if request.length == 0 and not request.stop and (request.json or request.count > 1):
+        raise UsageError(
+            "--length 0 writes without end: expected one plain sample, found --json or -n. Give a --length or a --stop."
+        )
     prompt = _prompt(request)
 
     from lstmlm.api import LanguageModel
@@ -58,7 +64,13 @@ def run(request: Request) -> None:
         console.say(f"seed {seed}")
     how = Sampling(request.temperature, request.top_k, request.top_p, request.greedy)
     pieces = model.stream(
-        prompt, length=request.length, n=request.count, seed=seed, how=how, stop=request.stop, on_unknown=request.on_unknown
+        prompt,
+        length=request.length,
+        n=request.count,
+        seed=seed,
+        how=how,
+        stop=request.stop,
+        on_unknown=cast("OnUnknown", request.on_unknown),
     )
     echo = prompt if request.echo else ""
     live = is_terminal(sys.stdout)
@@ -77,7 +89,8 @@ def run(request: Request) -> None:
     for index, end in sorted(waiting.items()):
         text = "".join(texts[index])
         if request.json:
-            console.as_json({"schema": 1, "command": "sample", "prompt": prompt, "text": text, "seed": end.seed, "nats": end.nats, "stop": end.stop})
+            facts = {"prompt": prompt, "text": text, "seed": end.seed, "nats": end.nats, "stop": end.stop}
+            console.as_json({"schema": 1, "command": "sample", **facts})
         else:
             console.result(_shown(f"{echo}{text}", live), end="\n\n" if index < request.count - 1 else "\n")
 
@@ -92,6 +105,8 @@ def _prompt(request: Request) -> str:
         raise UsageError("--prompt and --prompt-file: expected one of them, found both.")
     if request.prompt_file is None:
         return request.prompt or ""
+    if request.prompt_file == "-" and sys.stdin is None:
+        raise TextError("--prompt-file -: expected a prompt on standard input, found it closed.")
     name = request.prompt_file
     try:
         data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
@@ -100,4 +115,5 @@ def _prompt(request: Request) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise TextError(f"--prompt-file {printable(name)}: expected UTF-8, found byte {data[error.start]:#04x} at offset {error.start}.") from None
+        found = f"byte {data[error.start]:#04x} at offset {error.start}"
+        raise TextError(f"--prompt-file {printable(name)}: expected UTF-8, found {found}.") from None

@@ -1,10 +1,11 @@
 """The door of `lstmlm train`."""
 
+import contextlib
 import os
 import shlex
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,9 @@ from lstmlm.cli import STARTED, signals
 from lstmlm.config import Layer, RunConfig
 from lstmlm.console import Console
 from lstmlm.errors import CheckpointError, TextError, UsageError, printable
-from lstmlm.live import RunView
+from lstmlm.live import PLAIN_SECONDS, RunView
 from lstmlm.settings import Located, Value
-from lstmlm.units import bits
+from lstmlm.units import bits, size
 
 if TYPE_CHECKING:
     from lstmlm.corpus import Corpus
@@ -25,6 +26,14 @@ if TYPE_CHECKING:
 
 MAY_CHANGE = ("train.threads", "train.save_every", "train.kernel", "train.device")
 """Keys that may differ when a run is resumed: none of them changes what the run is, only how it is computed."""
+
+SHAPE = (
+    "model.hidden", "model.layers", "model.bias", "model.readout", "model.layer_norm", "model.residual", "data.tokenizer",
+)  # fmt: skip
+"""Keys that a fine-tuned model cannot change: its weights and vocabulary have them."""
+
+OURS = ("config.yaml", "metrics.jsonl", "samples.txt", "best.safetensors", "last.safetensors", "clock.jsonl")
+"""Files of a run: what --overwrite deletes."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,7 @@ class Request:
     print_config: bool
     json: bool
     quiet: bool
+    verbose: bool
 
 
 def run(request: Request) -> None:
@@ -52,59 +62,105 @@ def run(request: Request) -> None:
     Raises:
         LstmlmError: With the exit code of what went wrong.
     """
-    console = Console(quiet=request.quiet)
+    console = Console(quiet=request.quiet, verbose=request.verbose)
     if request.resume and (request.overwrite or request.start):
         raise UsageError("--resume goes on with a run as it is; leave out --overwrite and --from.")
-    base = _parent(request)
-    resolved = settings.resolve([*([("--from", base)] if base else []), *_layers(request)])
-    if request.print_config:
-        console.result(settings.to_yaml(resolved.config, resolved.sources), end="")
-        return
     folder = Path(request.out or f"runs/{_name(request.corpus)}")
-    saved = _saved(folder, request)
-    config = _resumed(saved, request) if saved else resolved.config
-    if saved is None and not request.dry_run:
-        _make_room(folder, request)
-    corpus = _open(request, config, folder, saved, console)
-    for note in corpus.notes:
-        console.say(note)
-    config, chosen = recipe.choose(config, len(corpus.train), len(corpus.tokenizer))
-    if chosen:
-        console.say(chosen)
+    parent = _parent(request, folder)
+    config, sources = _resolved(request, parent)
+    with contextlib.ExitStack() as held:
+        makes = not (request.dry_run or request.print_config)
+        if makes:
+            _refuse_existing(folder, request)
+            if folder.is_dir():
+                _hold(held, folder, console)
+        saved = _saved(folder, request)
+        if saved:
+            config, sources = _resumed(saved, request)
+        if request.print_config:
+            _print_config(console, request, config, sources)
+            return
+        corpus = _open(request, config, folder, saved or parent, console)
+        if saved:
+            _refuse_other_text(corpus, saved, folder, request)
+        for note in corpus.notes:
+            console.say(note)
+        config, chosen = recipe.choose(config, len(corpus.train), len(corpus.tokenizer))
+        if chosen:
+            console.say(chosen)
 
-    import torch
+        import torch
 
-    from lstmlm import kernels, memory
-    from lstmlm.trainer import Clock, Trainer
+        from lstmlm import kernels
+        from lstmlm.trainer import Clock, Trainer
 
-    memory.keep()
-    torch.set_num_threads(config.train.threads or os.cpu_count() or 1)
-    device = _device(config)
-    kernel, why = kernels.choose(config.train.kernel, config.train.precision, device)
-    if why:
-        console.say(why)
-    if request.dry_run:
-        _show_plan(console, request, config, corpus, kernel.name)
-        return
-    disk.make_folder(folder)
-    with runs.lock(folder) as weakened, signals.caught(console) as caught:
-        if weakened:
-            console.say(weakened)
-        disk.clean(folder)
+        torch.set_num_threads(config.train.threads or os.cpu_count() or 1)
+        kernel, why = kernels.choose(config.train.kernel, config.train.precision, _device(config))
+        if why:
+            console.say(why)
+        if request.dry_run:
+            _show_plan(console, request, config, corpus, kernel.name)
+            return
+        if not folder.is_dir():
+            disk.make_folder(folder)
+            _hold(held, folder, console)
+            _refuse_existing(folder, request)  # somebody may have trained here while the text was read
+        caught = held.enter_context(signals.caught(console))
+        identity = _identity(corpus, request, kernel.name)
         view = RunView(console)
-        trainer = Trainer(config, corpus, kernel, folder, _identity(corpus, request), view, Clock(STARTED), caught)
+        trainer = Trainer(config, corpus, kernel, folder, identity, view, Clock(STARTED), caught)
         if saved:
             trainer.restore(saved)
-        else:
-            if request.start:
-                _begin_from(trainer, request.start)
-            disk.write_text(folder / "config.yaml", settings.to_yaml(config))
+            _say_differences(console, saved.meta["versions"], identity["versions"])
+        _begin(trainer, config, folder, parent, saved, request)
         _announce(console, config, corpus, trainer, kernel.name, folder, saved)
         try:
             trainer.run()
         finally:
             view.close()
         _finish(console, request, trainer, folder)
+
+
+def _hold(held: contextlib.ExitStack, folder: Path, console: Console) -> None:
+    """Lock a run folder until the command ends, and remove what a killed one left there."""
+    weakened = held.enter_context(runs.lock(folder))
+    if weakened:
+        console.say(weakened)
+    disk.clean(folder)
+
+
+def _begin(
+    trainer: "Trainer", config: RunConfig, folder: Path, parent: Checkpoint | None, saved: Checkpoint | None, request: Request
+) -> None:
+    """Write what a run starts with: its configuration and its first checkpoint."""
+    if saved:
+        trainer.begin()
+        return
+    if request.overwrite:
+        for name in OURS:
+            (folder / name).unlink(missing_ok=True)
+    text = settings.to_yaml(config)
+    if parent is None:
+        # First the configuration: a run killed between the two is resumed from it.
+        disk.write_text(folder / "config.yaml", text)
+        trainer.begin()
+        return
+    from lstmlm import checkpoint
+
+    weights = {k.removeprefix("model."): v for k, v in parent.tensors.items() if k.startswith("model.")}
+    trainer.load_model(checkpoint.to_tensors(weights))
+    # First the checkpoint: a configuration alone would be resumed from random weights.
+    trainer.begin()
+    disk.write_text(folder / "config.yaml", text)
+
+
+def _say_differences(console: Console, was: dict[str, Any], now: dict[str, str]) -> None:
+    """Say what is not as it was when the run was saved and may change the last bits of the result."""
+    different = [
+        f"{name} {printable(str(was[name]))} then, {now[name]} now" for name in now if name in was and was[name] != now[name]
+    ]
+    if different:
+        console.warn(f"resuming under other conditions: {'; '.join(different)}. The run goes on; its last bits may differ.")
 
 
 def _layers(request: Request) -> list[Layer]:
@@ -119,15 +175,49 @@ def _layers(request: Request) -> list[Layer]:
     ]
 
 
-def _parent(request: Request) -> dict[str, Value]:
+def _resolved(request: Request, parent: Checkpoint | None) -> tuple[RunConfig, dict[str, str]]:
+    """Return the configuration of a new run and where each value came from.
+
+    Raises:
+        UsageError: A fine-tuned model was asked to have another shape than the one it starts from.
+    """
+    resolved = settings.resolve([*([("--from", _inherited(parent))] if parent else []), *_layers(request)])
+    values = settings.flat(resolved.config)
+    for key, value in (_inherited(parent) if parent else {}).items():
+        if key in SHAPE and values[key] != value:
+            raise UsageError(
+                f"{resolved.sources[key]}: {key} is {_shown(value)} in the model of --from, and {_shown(values[key])} was "
+                "asked for. A fine-tuned model keeps its shape and vocabulary: leave it out, or train without --from."
+            )
+    return resolved.config, resolved.sources
+
+
+def _inherited(parent: Checkpoint) -> dict[str, Value]:
     """Return the settings that a fine-tuned model inherits: its sizes and options, and its tokenizer."""
+    values = settings.flat(settings.from_dict(parent.meta["config"], "--from"))
+    return {key: value for key, value in values.items() if key.startswith("model.") or key == "data.tokenizer"}
+
+
+def _parent(request: Request, folder: Path) -> Checkpoint | None:
+    """Return the model to start from.
+
+    Raises:
+        UsageError: It is in the folder that is to be deleted.
+    """
     if not request.start:
-        return {}
+        return None
     from lstmlm.api import check
 
-    _, saved = runs.load(request.start, check=check)
-    values = settings.flat(settings.from_dict(saved.meta["config"], "--from"))
-    return {key: value for key, value in values.items() if key.startswith("model.") or key == "data.tokenizer"}
+    path, saved = runs.load(request.start, check=check)
+    if request.overwrite and folder.is_dir() and path.parent.resolve() == folder.resolve():
+        raise UsageError(
+            f"--overwrite: {printable(str(folder))} holds the model that --from starts from. Choose another folder with --out."
+        )
+    return saved
+
+
+def _shown(value: Value) -> str:
+    return str(value).lower() if isinstance(value, bool) else printable(str(value))
 
 
 def _name(corpus: list[str]) -> str:
@@ -148,7 +238,10 @@ def _saved(folder: Path, request: Request) -> Checkpoint | None:
     if not (folder / "last.safetensors").exists():
         if (folder / "config.yaml").exists():
             return None
-        raise CheckpointError(f"run {printable(str(folder))}: expected last.safetensors to resume from, found none. {_others()}")
+        raise CheckpointError(
+            f"run {printable(str(folder))}: expected last.safetensors to resume from, found none. If it was stopped before its "
+            f"first checkpoint, begin it again without --resume. {_others()}"
+        )
     from lstmlm import checkpoint
     from lstmlm.api import check
 
@@ -160,7 +253,7 @@ def _others() -> str:
     return f"Runs here: {names}." if names else "There are no runs below runs/. Start one without --resume."
 
 
-def _resumed(saved: Checkpoint, request: Request) -> RunConfig:
+def _resumed(saved: Checkpoint, request: Request) -> tuple[RunConfig, dict[str, str]]:
     """Return the configuration of the saved run, and refuse a wish to change what the run is.
 
     Raises:
@@ -169,59 +262,80 @@ def _resumed(saved: Checkpoint, request: Request) -> RunConfig:
     from lstmlm.api import parts
 
     config, _ = parts(saved.meta)
-    values = settings.flat(config)
-    asked = {key: item for _, layer in _layers(request) for key, item in layer.items()}
-    for key, (value, _, _) in asked.items():
-        if value != values[key] and key not in MAY_CHANGE:
+    was = settings.flat(config)
+    wish = settings.resolve(_layers(request))  # the last word of each key, and one budget of three
+    wished = settings.flat(wish.config)
+    asked = [key for key, source in wish.sources.items() if source != "default" and ", replaced by " not in source]
+    for key in asked:
+        if wished[key] != was[key] and key not in MAY_CHANGE:
             raise UsageError(
-                f"--resume: {key} is {values[key]} in this run, and {value} was asked for. Leave it out to go on as it "
-                "was, or train on with other settings in a new run: --from RUN --out DIR."
+                f"--resume: {key} is {_shown(was[key])} in this run, and {_shown(wished[key])} was asked for "
+                f"({wish.sources[key]}). Leave it out to go on as it was, or train on with other settings in a new run: "
+                "--from RUN --out DIR."
             )
-    changed = {key: value for key, value in asked.items() if key in MAY_CHANGE}
-    return settings.resolve([("checkpoint", values), ("command line", changed)]).config
+    changed = {key: wished[key] for key in asked if key in MAY_CHANGE}
+    resolved = settings.resolve([("checkpoint", was), ("command line", changed)])
+    return resolved.config, resolved.sources
 
 
-def _make_room(folder: Path, request: Request) -> None:
-    """Refuse to tread on an existing run, or delete it where that was asked for."""
-    if request.resume or not folder.exists():
+def _refuse_existing(folder: Path, request: Request) -> None:
+    """Refuse to tread on an existing run, unless that was asked for; nothing is deleted here."""
+    if not folder.exists():
         return
     if not folder.is_dir():
         raise UsageError(f"--out {printable(str(folder))}: expected a folder or nothing, found a file. Choose another --out.")
-    theirs = sorted(p.name for p in folder.iterdir() if p.name != runs.LOCK)
-    ours = ("config.yaml", "metrics.jsonl", "samples.txt", "best.safetensors", "last.safetensors", "clock.jsonl")
-    if not theirs:
+    if request.resume or request.overwrite:
         return
-    if not request.overwrite:
+    try:
+        theirs = sorted(p.name for p in folder.iterdir() if p.name != runs.LOCK)
+    except OSError as error:
+        raise disk.problem(error, f"cannot look into {folder}") from None
+    if theirs:
         raise UsageError(
             f"run {printable(str(folder))}: expected an empty or new folder, found {printable(', '.join(theirs[:4]))}. "
             "Use --resume to go on with it, --overwrite to begin again, or --out DIR for another folder."
         )
-    with runs.lock(folder):
-        for name in ours:
-            (folder / name).unlink(missing_ok=True)
 
 
-def _open(
-    request: Request, config: RunConfig, folder: Path, saved: Checkpoint | None, console: Console
-) -> "Corpus":
-    """Open the corpus with the vocabulary of the run it belongs to, and make sure that it is the same text."""
+def _print_config(console: Console, request: Request, config: RunConfig, sources: dict[str, str]) -> None:
+    if request.json:
+        console.as_json({"schema": 1, "command": "train", "config": settings.to_dict(config), "sources": sources})
+    else:
+        console.result(settings.to_yaml(config, sources), end="")
+
+
+def _open(request: Request, config: RunConfig, folder: Path, known: Checkpoint | None, console: Console) -> "Corpus":
+    """Open the corpus, with the vocabulary of the run or model that it goes on from."""
     from lstmlm.cli.corpora import open_named
 
-    symbols = None
-    if saved:
-        symbols = saved.meta["tokenizer"].get("symbols")
-    elif request.start:
-        _, parent = runs.load(request.start)
-        symbols = parent.meta["tokenizer"].get("symbols")
-    corpus = open_named(request.corpus, config, val=request.val, symbols=symbols, progress=None)
-    if saved and saved.meta["corpus"].get("fingerprint") != corpus.fingerprint:
-        was = saved.meta["corpus"]
+    symbols = known.meta["tokenizer"].get("symbols") if known else None
+    return open_named(request.corpus, config, val=request.val, symbols=symbols, progress=_Reading(console))
+
+
+def _refuse_other_text(corpus: "Corpus", saved: Checkpoint, folder: Path, request: Request) -> None:
+    """Refuse to go on with another text, or another validation part, than the run was saved with."""
+    was = saved.meta["corpus"]
+    if was.get("fingerprint") != corpus.fingerprint:
+        names = " ".join([*request.corpus, *(["--val", request.val] if request.val else [])])
         raise TextError(
-            f"corpus {printable(' '.join(request.corpus))}: expected the text that the run in {printable(str(folder))} was "
-            f"trained on ({was.get('chars')} characters, {str(was.get('fingerprint'))[:12]}), found another one "
-            f"({corpus.chars} characters, {corpus.fingerprint[:12]}). Put the text back, or start a new run with --from."
+            f"corpus {printable(names)}: expected the text that the run in {printable(str(folder))} was "
+            f"trained on ({printable(str(was.get('chars')))} characters, {printable(str(was.get('fingerprint'))[:12])}), found "
+            f"another one ({corpus.chars} characters, {corpus.fingerprint[:12]}). Put the text back, or start a new run with "
+            "--from."
         )
-    return corpus
+
+
+class _Reading:
+    """Say now and then how far the reading of a large text has come."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._due = time.monotonic() + PLAIN_SECONDS
+
+    def __call__(self, doing: str, done: int, total: int) -> None:
+        if (now := time.monotonic()) >= self._due:
+            self._due = now + PLAIN_SECONDS
+            self._console.say(f"{doing}: {size(done)}" + (f" of {size(total)}" if total else ""))
 
 
 def _device(config: RunConfig) -> str:
@@ -234,7 +348,7 @@ def _device(config: RunConfig) -> str:
     return "cuda" if wish == "cuda" else "cpu"
 
 
-def _identity(corpus: "Corpus", request: Request) -> dict[str, Any]:
+def _identity(corpus: "Corpus", request: Request, kernel: str) -> dict[str, Any]:
     """Return what every checkpoint says about where it came from."""
     import platform
 
@@ -250,18 +364,15 @@ def _identity(corpus: "Corpus", request: Request) -> dict[str, Any]:
             "fingerprint": corpus.fingerprint,
             "chars": corpus.chars,
         },
-        "versions": {"lstmlm": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": {
+            "lstmlm": __version__,
+            "torch": str(torch.__version__),
+            "python": platform.python_version(),
+            "kernel": kernel,
+            "threads": str(torch.get_num_threads()),
+        },
         "command": ["lstmlm", *sys.argv[1:]],
     }
-
-
-def _begin_from(trainer: "Trainer", start: str) -> None:
-    """Copy the weights of a trained model into a new run."""
-    from lstmlm import checkpoint
-
-    _, parent = runs.load(start)
-    weights = {k.removeprefix("model."): v for k, v in parent.tensors.items() if k.startswith("model.")}
-    trainer.load_model(checkpoint.to_tensors(weights))
 
 
 def _announce(
@@ -283,7 +394,8 @@ def _finish(console: Console, request: Request, trainer: "Trainer", folder: Path
     p = trainer.progress
     out = shlex.quote(str(folder))
     if p.best_step and p.best_nats < float("inf"):
-        console.say(f"best {bits(p.best_nats):.4f} bits/char ({p.best_nats:.4f} nats) on the validation text, at step {p.best_step}")
+        reached = f"{bits(p.best_nats):.4f} bits/char ({p.best_nats:.4f} nats)"
+        console.say(f"best {reached} on the validation text, at step {p.best_step}")
     console.say(f"saved {printable(out)}/best.safetensors. Next:  lstmlm sample -m {printable(out)} --prompt 'Bob is'")
     if request.json:
         console.as_json(

@@ -1,0 +1,193 @@
+"""The door of `lstmlm fill`."""
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lstmlm.console import Console
+from lstmlm.drawings import table
+from lstmlm.errors import TextError, UsageError, printable
+
+if TYPE_CHECKING:
+    from lstmlm.api import LanguageModel
+    from lstmlm.fill import Answer, Asked, Filler
+
+SHOWN = 20  # answers to one text on a terminal; --json gives all
+WORD = re.compile(r"[^\W\d_]+")
+PIECE = 1 << 20  # characters of the training text in which words are counted at once
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asked for."""
+
+    text: str | None
+    choices: list[str]
+    choices_file: str | None
+    words: int | None
+    file: str | None
+    model: str | None
+    threads: int
+    json: bool
+    quiet: bool
+
+
+def run(request: Request) -> None:
+    """Fill the blanks of a text, or answer a whole set of questions, and print the result.
+
+    Raises:
+        LstmlmError: With the exit code of what went wrong.
+    """
+    console = Console(quiet=request.quiet)
+    given = [name for name, value in _choice_flags(request) if value]
+    if (request.text is None) == (request.file is None):
+        raise UsageError("fill: expected a TEXT with ____ in it, or --file with a set of questions; one of them.")
+    if request.file is not None and given:
+        raise UsageError(f"--file: the set names its own candidates, found {given[0]} too. Leave it out.")
+    if request.text is not None and not given:
+        raise UsageError(
+            "fill: expected candidates for the blank, found none. Give --choice twice or more, or --choices, or --words."
+        )
+
+    from lstmlm.api import LanguageModel
+    from lstmlm.fill import BLANK, Filler, Question, parse_set
+
+    if request.text is not None and BLANK not in request.text:
+        Question(request.text, ("", ""))  # raises before a model is opened
+    asked = [] if request.file is None else parse_set(_read(request.file).splitlines(), f"--file {printable(request.file)}")
+    choices = [*request.choices, *(_read(request.choices_file).split() if request.choices_file else [])]
+    model = LanguageModel.open(request.model, threads=request.threads, report=console.warn)
+    if request.model is None:
+        console.say(f"model {printable(str(model.path))}")
+    newline = model.tokenizer.encode("\n", on_unknown="skip")
+    filler = Filler(model.network, model.tokenizer.encode, model.counts, newline[0] if newline else None)
+    if request.file is not None:
+        _answer_set(request, console, filler, asked)
+        return
+    assert request.text is not None
+    if request.words:
+        choices += common_words(model, request.words)
+    question = Question(request.text, tuple(dict.fromkeys(choices)))
+    (answers,) = filler.rank([question])
+    if request.json:
+        console.as_json(
+            {
+                "schema": 1,
+                "command": "fill",
+                "text": request.text,
+                "count": len(answers),
+                "answers": [
+                    {"words": list(a.words), "text": question.filled(a.words), "bits": a.bits, "probability": a.probability}
+                    for a in answers
+                ],
+            }
+        )
+    else:
+        console.result(_as_table(answers), end="")
+
+
+def common_words(model: "LanguageModel", count: int) -> list[str]:
+    """Return the commonest words (letters in a row) of the text that a model was trained on.
+
+    Raises:
+        TextError: The text is gone or has changed.
+    """
+    from lstmlm.cli.corpora import open_for
+
+    try:
+        corpus = open_for(model.meta["corpus"], model.config, model.meta["tokenizer"].get("symbols"))
+    except TextError as error:
+        raise TextError(f"--words: {error} Or give the candidates with --choice.") from None
+    found: Counter[str] = Counter()
+    decoder, rest = model.tokenizer.stream_decoder(), ""
+    for low in range(0, len(corpus.train), PIECE):
+        ids = corpus.train.tensor(low, min(low + PIECE, len(corpus.train)))
+        text = rest + decoder.push(ids.tolist())
+        words = list(WORD.finditer(text))
+        rest = words.pop()[0] if words and words[-1].end() == len(text) else ""  # it may go on
+        found.update(word[0] for word in words)
+    found.update([rest] if rest else [])
+    return [word for word, _ in sorted(found.items(), key=lambda item: (-item[1], item[0]))[:count]]
+
+
+def _choice_flags(request: Request) -> list[tuple[str, object]]:
+    return [("--choice", request.choices), ("--choices", request.choices_file), ("--words", request.words)]
+
+
+def _read(name: str) -> str:
+    try:
+        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise TextError(f"{printable(name)}: expected a file to read, found: {printable(reason)}.") from None
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise TextError(
+            f"{printable(name)}: expected UTF-8, found byte {data[error.start]:#04x} at offset {error.start}."
+        ) from None
+
+
+def _as_table(answers: "Sequence[Answer]") -> str:
+    best = answers[0].bits
+    rows = [(", ".join(a.words), f"{a.probability:.2%}", a.bits, f"+{a.bits - best:.2f}") for a in answers[:SHOWN]]
+    more = f"... and {len(answers) - SHOWN} more\n" if len(answers) > SHOWN else ""
+    return table(rows, ("candidate", "share", "bits of the text", "worse by")) + "\n" + more
+
+
+def _answer_set(request: Request, console: Console, filler: "Filler", asked: "Sequence[Asked]") -> None:
+    from lstmlm.fill import by_distance, chance, tally
+
+    correct = []
+    for one, answers in zip(asked, filler.rank([one.question for one in asked]), strict=True):
+        correct.append(answers[0].words == one.answer)
+        if console.live:
+            console.overwrite((f"{len(correct)} of {len(asked)} answered", ""))
+    kinds = list(dict.fromkeys(one.kind for one in asked))
+    groups = {kind: [i for i, one in enumerate(asked) if one.kind == kind] for kind in kinds}
+    parts = {kind: ([asked[i] for i in rows], [correct[i] for i in rows]) for kind, rows in groups.items()}
+    whole = tally(asked, correct)
+    if request.json:
+        console.as_json(
+            {
+                "schema": 1,
+                "command": "fill",
+                "count": whole.count,
+                "correct": whole.correct,
+                "accuracy": whole.accuracy,
+                "chance": chance(asked),
+                "by_distance": _rows(by_distance(asked, correct)),
+                "by_kind": [
+                    {
+                        "kind": kind,
+                        "count": tally(*part).count,
+                        "accuracy": tally(*part).accuracy,
+                        "by_distance": _rows(by_distance(*part)),
+                    }
+                    for kind, part in parts.items()
+                ],
+            }
+        )
+        return
+    console.result(f"{whole.correct:,} of {whole.count:,} right, {whole.accuracy:.1%} (guessing: {chance(asked):.1%})")
+    lows = {(b.low, b.high) for b in by_distance(asked, correct)}
+    columns = {kind or "all": part for kind, part in parts.items()} | ({"all": (asked, correct)} if len(parts) > 1 else {})
+    # One width for every column: that of the whole set.
+    cells: list[list[str | int | float]] = []
+    for low, high in sorted((low, high) for low, high in lows if low is not None and high is not None):
+        line: list[str | int | float] = [f"{low}-{high - 1}"]
+        for part in columns.values():
+            hits = [r for one, r in zip(*part, strict=True) if one.distance is not None and low <= one.distance < high]
+            line.append(f"{sum(hits) / len(hits):7.1%} of {len(hits)}" if hits else "")
+        cells.append(line)
+    totals = [f"{tally(*part).accuracy:7.1%} of {tally(*part).count}" for part in columns.values()]
+    cells.append(["all", *totals])
+    console.result(table(cells, ("characters back", *columns)))
+
+
+def _rows(buckets: "Sequence[Any]") -> list[dict[str, object]]:
+    return [{"from": b.low, "to": b.high, "count": b.count, "correct": b.correct, "accuracy": b.accuracy} for b in buckets]
