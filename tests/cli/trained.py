@@ -1,0 +1,36 @@
+"""A run folder with a small model in it, made without training."""
+
+from pathlib import Path
+from typing import Any
+
+from lstmlm import checkpoint, kernels
+from lstmlm.checkpoint import Checkpoint
+from lstmlm.config import ModelConfig, RunConfig, to_dict
+from lstmlm.model import CharLM
+from lstmlm.tokenizer import ByteTokenizer, CharTokenizer
+
+TEXT = "Bob is a baker. Dan ran home.\nDan is (not) a farmer. Bob ate bread.\n"
+
+
+def make_run(folder: Path, text: str = TEXT, corpus: dict[str, Any] | None = None, byte: bool = False, **model: Any) -> Path:
+    """Write `best.safetensors` of an untrained model with the vocabulary of a text; return the run folder."""
+    sizes = ModelConfig(**{"hidden": 6, "layers": 2, "dropout": 0.0, **model})
+    tokenizer = ByteTokenizer() if byte else CharTokenizer(text)
+    ids = tokenizer.encode(text)
+    kernel, _ = kernels.choose(precision="float32")
+    network = CharLM(sizes, len(tokenizer), kernel)
+    meta = {
+        "config": to_dict(RunConfig(model=sizes)),
+        "tokenizer": tokenizer.to_dict(),
+        "counts": [ids.count(symbol) for symbol in range(len(tokenizer))],
+        "step": 1,
+        "parameters": network.parameter_count(),
+        "scores": {},
+        "corpus": corpus or {"name": "none", "fingerprint": "", "chars": len(text)},
+        "versions": {},
+        "command": [],
+    }
+    folder.mkdir(parents=True)
+    weights = {f"model.{name}": tensor for name, tensor in network.state_dict().items()}
+    checkpoint.write(folder / "best.safetensors", Checkpoint("best", meta, checkpoint.to_blobs(weights)))
+    return folder
