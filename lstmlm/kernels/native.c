@@ -1,4 +1,5 @@
-/* The recurrence over T steps, forward and backward, in strict float32.
+/* The recurrence over T steps, forward and backward: strict float32, or (`low.h`) products of reduced precision between
+   states, activations and gradients in float32.
 
    Every step is a product of H (forward) or da (backward) with weights packed beforehand, followed, for each block of units
    while its sums are in the first cache, by the activations and the state update. Sums run over k in order, so the bits of a
@@ -89,12 +90,28 @@ static void product(size batch, size rows, size K, const float *A, size lda, con
         }
 }
 
+#include "low.h"
+
+/* `low` holds, for reduced precision, the left factor of the next product and of the one under way: H or da, one row for each
+   row of the batch, `low_K` values each; `scales` what HALF divided 64 of them by. */
 typedef struct {
-    size T, B, S;
-    const float *panels, *H_0, *C_0, *C_in, *dH, *dC_T;
-    float *gates, *C, *H, *dH_0, *dC_0;
+    size T, B, S, low_K;
+    const void *panels;
+    const float *H_0, *C_0, *C_in, *dH, *dC_T;
+    float *gates, *C, *H, *dH_0, *dC_0, *scales;
+    char *low;
     Barrier barriers[THREADS_MAX];
 } Job;
+
+INLINE size low_bytes(const int kind, size count) { return count * (kind == HALF ? 4 : 2); }
+
+/* The row of `low` that belongs to step t. */
+INLINE char *low_row(const int kind, const Job *job, size t, size row) {
+    return job->low + low_bytes(kind, ((t & 1) * (job->B + SPARE_ROWS) + row) * job->low_K);
+}
+INLINE float *scale_row(const Job *job, size t, size row) {
+    return job->scales + ((t & 1) * (job->B + SPARE_ROWS) + row) * (job->low_K / 64);
+}
 
 /* A thread's share: rows of the batch and blocks of units, and whom it has to meet after each step. */
 typedef struct {
@@ -125,77 +142,111 @@ static Share divide(Job *job, size width, int rank, int threads) {
 }
 
 /* One row, one vector of units: H_t and C_t from the recurrent sums and the pre-activations, which become the gates. */
-INLINE void update(const float *sums, float *gates, size S, const float *C_prev, float *C, float *H, int lanes) {
+INLINE vec update(const float *sums, float *gates, size S, const float *C_prev, float *C, float *H, int lanes) {
     vec f = sigmoid(load(gates, lanes) + load(sums, VECTOR));
     vec i = sigmoid(load(gates + S, lanes) + load(sums + VECTOR, VECTOR));
     vec o = sigmoid(load(gates + 2 * S, lanes) + load(sums + 2 * VECTOR, VECTOR));
     vec N = hyperbolic(load(gates + 3 * S, lanes) + load(sums + 3 * VECTOR, VECTOR));
-    vec cell = f * load(C_prev, lanes) + i * N;
+    vec cell = f * load(C_prev, lanes) + i * N, hidden = o * hyperbolic(cell);
     store(gates, f, lanes), store(gates + S, i, lanes), store(gates + 2 * S, o, lanes), store(gates + 3 * S, N, lanes);
     store(C, cell, lanes);
-    store(H, o * hyperbolic(cell), lanes);
+    store(H, hidden, lanes);
+    return hidden;
 }
 
-static void forward(void *argument, int rank, int threads) {
-    Job *job = argument;
-    const size S = job->S, B = job->B, panel = S * GATES * VECTOR;
+INLINE void forward(const int kind, Job *job, int rank, int threads) {
+    const size S = job->S, B = job->B;
     const Share share = divide(job, VECTOR, rank, threads);
     if (share.idle) return;
     _Alignas(64) float sums[CHUNK * GATES * VECTOR];
     const float *H_prev = job->H_0, *C_prev = job->C_0;
+#if HAVE_HALF || HAVE_TILES
+    if (kind != FLOAT) {
+        for (size row = share.row; row < share.row + share.rows; row++) {
+            for (size block = share.unit; block < share.unit + share.units; block++)
+                low_store(kind, low_row(kind, job, 0, row), block * VECTOR,
+                          load(H_prev + row * S + block * VECTOR, (int)least(VECTOR, S - block * VECTOR)));
+            for (size k = blocks(S, VECTOR) * VECTOR; k < job->low_K; k += VECTOR) /* beyond the last unit: zero for good */
+                for (int t = 0; t < 2; t++) low_store(kind, low_row(kind, job, t, row), k, (vec){0});
+        }
+        if (kind == TILES) tiles_begin();
+        meet(share.barrier, share.members);
+    }
+#endif
     for (size t = 0; t < job->T; t++) {
         float *gates = job->gates + t * B * GATES * S, *C = job->C + t * B * S, *H = job->H + t * B * S;
         for (size block = share.unit; block < share.unit + share.units; block++)
             for (size row = share.row; row < share.row + share.rows; row += CHUNK) {
                 size rows = least(CHUNK, share.row + share.rows - row), unit = block * VECTOR;
-                for (int half = 0; half < GATES / WIDE; half++)
-                    product(B, rows, S, H_prev + row * S, S, job->panels + block * panel + half * S * WIDE * VECTOR,
-                            sums + half * WIDE * VECTOR, GATES * VECTOR);
+                if (kind == FLOAT) {
+                    const float *panel = (const float *)job->panels + block * S * GATES * VECTOR;
+                    for (int half = 0; half < GATES / WIDE; half++)
+                        product(B, rows, S, H_prev + row * S, S, panel + half * S * WIDE * VECTOR, sums + half * WIDE * VECTOR,
+                                GATES * VECTOR);
+                }
+#if HAVE_HALF || HAVE_TILES
+                else
+                    low_product(kind, B, rows, job->low_K, low_row(kind, job, t, row), job->low_K,
+                                (const uint16_t *)job->panels + block * job->low_K * COLUMNS, 0, 0, sums);
+#endif
                 int lanes = (int)least(VECTOR, S - unit);
                 for (size r = row; r < row + rows; r++) {
                     const float *sum = sums + (r - row) * GATES * VECTOR;
-                    size at = r * S + unit;
-                    if (lanes == VECTOR)
-                        update(sum, gates + r * GATES * S + unit, S, C_prev + at, C + at, H + at, VECTOR);
-                    else
-                        update(sum, gates + r * GATES * S + unit, S, C_prev + at, C + at, H + at, lanes);
+                    float *at = gates + r * GATES * S + unit;
+                    size state = r * S + unit;
+                    vec hidden = lanes == VECTOR ? update(sum, at, S, C_prev + state, C + state, H + state, VECTOR)
+                                                 : update(sum, at, S, C_prev + state, C + state, H + state, lanes);
+                    (void)hidden;
+#if HAVE_HALF || HAVE_TILES
+                    if (kind != FLOAT) low_store(kind, low_row(kind, job, t + 1, r), unit, hidden);
+#endif
                 }
             }
         H_prev = H, C_prev = C;
         meet(share.barrier, share.members);
     }
+    if (kind == TILES) tiles_end();
 }
 
 /* One row, one vector of units: da from the gradients of H_t and C_t; dC becomes that of C_{t-1}. */
-INLINE void update_back(vec dh, float *gates, size S, const float *C_prev, const float *C, float *dC_state, int lanes) {
+INLINE void update_back(vec dh, float *gates, size S, const float *C_prev, const float *C, float *dC_state, int lanes, vec da[GATES]) {
     vec f = load(gates, lanes), i = load(gates + S, lanes), o = load(gates + 2 * S, lanes), N = load(gates + 3 * S, lanes);
     vec squashed = hyperbolic(load(C, lanes));
     vec dC = load(dC_state, lanes) + dh * o * (1.f - squashed * squashed);
-    store(gates, dC * load(C_prev, lanes) * f * (1.f - f), lanes);
-    store(gates + S, dC * N * i * (1.f - i), lanes);
-    store(gates + 2 * S, dh * squashed * o * (1.f - o), lanes);
-    store(gates + 3 * S, dC * i * (1.f - N * N), lanes);
+    da[0] = dC * load(C_prev, lanes) * f * (1.f - f);
+    da[1] = dC * N * i * (1.f - i);
+    da[2] = dh * squashed * o * (1.f - o);
+    da[3] = dC * i * (1.f - N * N);
+    for (int gate = 0; gate < GATES; gate++) store(gates + gate * S, da[gate], lanes);
     store(dC_state, dC * f, lanes);
 }
 
-static void backward(void *argument, int rank, int threads) {
-    Job *job = argument;
-    const size S = job->S, B = job->B, K = GATES * S, panel = K * WIDE * VECTOR;
-    const Share share = divide(job, WIDE * VECTOR, rank, threads);
+INLINE void backward(const int kind, Job *job, int rank, int threads) {
+    const int wide = kind == FLOAT ? WIDE : COLUMNS / VECTOR; /* vectors of a strip */
+    const size S = job->S, B = job->B, K = GATES * S;
+    const Share share = divide(job, wide * VECTOR, rank, threads);
     if (share.idle) return;
-    _Alignas(64) float sums[CHUNK * WIDE * VECTOR];
+    _Alignas(64) float sums[CHUNK * COLUMNS];
+    if (kind == TILES) tiles_begin();
     for (size t = job->T - 1; t >= -1; t--) {
         const float *C_prev = t > 0 ? job->C_in + (t - 1) * B * S : job->C_0;
         for (size strip = share.unit; strip < share.unit + share.units; strip++)
             for (size row = share.row; row < share.row + share.rows; row += CHUNK) {
                 size rows = least(CHUNK, share.row + share.rows - row);
-                if (t < job->T - 1)
-                    product(B, rows, K, job->gates + ((t + 1) * B + row) * K, K, job->panels + strip * panel, sums, WIDE * VECTOR);
-                for (int v = 0; v < WIDE; v++) {
-                    size unit = (strip * WIDE + v) * VECTOR;
+                if (kind == FLOAT && t < job->T - 1)
+                    product(B, rows, K, job->gates + ((t + 1) * B + row) * K, K,
+                            (const float *)job->panels + strip * K * WIDE * VECTOR, sums, WIDE * VECTOR);
+#if HAVE_HALF || HAVE_TILES
+                else if (t < job->T - 1)
+                    low_product(kind, B, rows, job->low_K, low_row(kind, job, t + 1, row), job->low_K,
+                                (const uint16_t *)job->panels + strip * job->low_K * COLUMNS,
+                                kind == HALF ? scale_row(job, t + 1, row) : 0, job->low_K / 64, sums);
+#endif
+                for (int v = 0; v < wide; v++) {
+                    size unit = (strip * wide + v) * VECTOR;
                     int lanes = (int)least(VECTOR, S - unit);
                     for (size r = row; r < row + rows && lanes > 0; r++) {
-                        vec sum = t < job->T - 1 ? load(sums + ((r - row) * WIDE + v) * VECTOR, VECTOR) : (vec){0};
+                        vec sum = t < job->T - 1 ? load(sums + ((r - row) * wide + v) * VECTOR, VECTOR) : (vec){0}, da[GATES];
                         size at = r * S + unit;
                         if (t < 0) {
                             store(job->dH_0 + at, sum, lanes);
@@ -205,15 +256,42 @@ static void backward(void *argument, int rank, int threads) {
                         sum += load(job->dH + t * B * S + at, lanes);
                         float *gates = job->gates + (t * B + r) * K + unit;
                         if (lanes == VECTOR)
-                            update_back(sum, gates, S, C_prev + at, job->C_in + t * B * S + at, job->dC_0 + at, VECTOR);
+                            update_back(sum, gates, S, C_prev + at, job->C_in + t * B * S + at, job->dC_0 + at, VECTOR, da);
                         else
-                            update_back(sum, gates, S, C_prev + at, job->C_in + t * B * S + at, job->dC_0 + at, lanes);
+                            update_back(sum, gates, S, C_prev + at, job->C_in + t * B * S + at, job->dC_0 + at, lanes, da);
+#if HAVE_HALF || HAVE_TILES
+                        if (kind != FLOAT) {
+                            float scale = kind == HALF ? low_scale(da) : 1.f;
+                            for (int gate = 0; gate < GATES; gate++)
+                                low_store(kind, low_row(kind, job, t, r), unit * GATES + gate * VECTOR, scale * da[gate]);
+                            if (kind == HALF) scale_row(job, t, r)[unit / VECTOR] = 1.f / scale;
+                        }
+#endif
                     }
                 }
             }
         meet(share.barrier, share.members);
     }
+    if (kind == TILES) tiles_end();
 }
+
+#define BODY(pass, kind)                                                                                                   \
+    static void pass##_##kind(void *job, int rank, int threads) { pass(kind, job, rank, threads); }
+BODY(forward, FLOAT) BODY(backward, FLOAT)
+#if HAVE_HALF
+BODY(forward, HALF) BODY(backward, HALF)
+#else
+#define forward_HALF 0
+#define backward_HALF 0
+#endif
+#if HAVE_TILES
+BODY(forward, TILES) BODY(backward, TILES)
+#else
+#define forward_TILES 0
+#define backward_TILES 0
+#endif
+static void (*const bodies[2][3])(void *, int, int) = {{forward_FLOAT, forward_HALF, forward_TILES},
+                                                       {backward_FLOAT, backward_HALF, backward_TILES}};
 
 typedef struct {
     size S;
@@ -249,6 +327,48 @@ static void pack_backward(void *argument, int rank, int threads) {
             }
 }
 
+#if HAVE_HALF || HAVE_TILES
+/* Both forms are strips of 64 columns: for each block of 16 units its four gates, or (back) 64 units, whose k then counts
+   blocks of units, gates and units of the block, in this order: 64 k share a scale. */
+INLINE void pack_low(const int kind, const int back, Packing *p, int rank, int threads) {
+    const size S = p->S, count = blocks(S, back ? COLUMNS : VECTOR), K = back ? blocks(S, VECTOR) * 64 : blocks(S, 64) * 64;
+    float square[64][COLUMNS];
+    for (size strip = count * rank / threads; strip < count * (rank + 1) / threads; strip++)
+        for (size k = 0; k < K; k += 64) {
+            memset(square, 0, sizeof square);
+            for (size j = 0; j < 64; j++)
+                for (int gate = 0; gate < GATES; gate++) {
+                    size unit = back ? strip * COLUMNS + j : strip * VECTOR, from = back ? k / GATES : unit, row = back ? unit : k + j;
+                    if (row >= S || from >= S) continue;
+                    int lanes = (int)least(VECTOR, S - from);
+                    vec weights = load(p->W + row * GATES * S + gate * S + from, lanes);
+                    if (back)
+                        for (int lane = 0; lane < lanes; lane++) square[gate * VECTOR + lane][j] = weights[lane];
+                    else
+                        store(square[j] + gate * VECTOR, weights, VECTOR);
+                }
+            low_pack(kind, (const float(*)[COLUMNS])square, (uint16_t *)p->forward + (strip * K + k) * COLUMNS);
+        }
+}
+#define PACK(kind)                                                                                                         \
+    static void pack_forward_##kind(void *p, int rank, int threads) { pack_low(kind, 0, p, rank, threads); }               \
+    static void pack_backward_##kind(void *p, int rank, int threads) { pack_low(kind, 1, p, rank, threads); }
+#endif
+#if HAVE_HALF
+PACK(HALF)
+#else
+#define pack_forward_HALF 0
+#define pack_backward_HALF 0
+#endif
+#if HAVE_TILES
+PACK(TILES)
+#else
+#define pack_forward_TILES 0
+#define pack_backward_TILES 0
+#endif
+static void (*const packers[2][3])(void *, int, int) = {{pack_forward, pack_forward_HALF, pack_forward_TILES},
+                                                        {pack_backward, pack_backward_HALF, pack_backward_TILES}};
+
 #define EXPORT __attribute__((visibility("default")))
 
 EXPORT void lstmlm_team(void *run, void *rank, void *number) {
@@ -257,26 +377,51 @@ EXPORT void lstmlm_team(void *run, void *rank, void *number) {
     team_size = (int (*)(void))number;
 }
 
-/* Floats that each of the two packed forms of W needs. */
-EXPORT size lstmlm_packed_size(size S) { return blocks(S, WIDE * VECTOR) * WIDE * VECTOR * GATES * S; }
-
-EXPORT void lstmlm_pack(int threads, int back, size S, const float *W, float *packed) {
-    Packing p = {S, W, packed, packed};
-    run_team(back ? pack_backward : pack_forward, &p, threads);
-}
-
-EXPORT void lstmlm_forward(int threads, size T, size B, size S, const float *packed, const float *H_0, const float *C_0,
-                           float *gates, float *C, float *H) {
-    Job job = {.T = T, .B = B, .S = S, .panels = packed, .H_0 = H_0, .C_0 = C_0, .gates = gates, .C = C, .H = H};
-    run_team(forward, &job, threads);
-}
-
-EXPORT void lstmlm_backward(int threads, size T, size B, size S, const float *packed, const float *dH, const float *dC_T,
-                            float *gates, const float *C, const float *C_0, float *dH_0, float *dC_0) {
-    Job job = {.T = T, .B = B, .S = S, .panels = packed, .dH = dH, .dC_T = dC_T, .gates = gates, .C_in = C, .C_0 = C_0,
-               .dH_0 = dH_0, .dC_0 = dC_0};
-    run_team(backward, &job, threads);
-}
-
 /* Floats in a register: 16, 8, or 4 where nothing better is known. */
 EXPORT int lstmlm_vector(void) { return VECTOR; }
+
+/* Whether this machine has the kind of products: 0 float32, 1 float16, 2 bfloat16. */
+EXPORT int lstmlm_has(int kind) {
+#if HAVE_TILES
+    if (kind == TILES) return tiles_allowed();
+#endif
+    return kind == FLOAT || (kind == HALF && HAVE_HALF);
+}
+
+static size low_columns(int back, size S) { return back ? blocks(S, VECTOR) * 64 : blocks(S, 64) * 64; }
+
+/* Bytes that a packed form of W needs. */
+EXPORT size lstmlm_packed_size(int kind, int back, size S) {
+    if (kind == FLOAT) return blocks(S, WIDE * VECTOR) * WIDE * VECTOR * GATES * S * 4;
+    return blocks(S, back ? COLUMNS : VECTOR) * COLUMNS * low_columns(back, S) * 2;
+}
+
+/* Bytes of scratch that a pass needs. */
+EXPORT size lstmlm_scratch_size(int kind, int back, size B, size S) {
+    return kind == FLOAT ? 0 : 2 * (B + SPARE_ROWS) * low_columns(back, S) * 4 / 64 * 65 + 64;
+}
+
+EXPORT void lstmlm_pack(int kind, int back, int threads, size S, const float *W, void *packed) {
+    Packing p = {S, W, packed, packed};
+    run_team(packers[back][kind], &p, threads);
+}
+
+static void run(int kind, int back, int threads, Job *job, void *scratch) {
+    job->low_K = low_columns(back, job->S);
+    job->scales = scratch; /* first: their size is a multiple of 8 bytes, `low` needs no alignment */
+    job->low = (char *)scratch + 2 * (job->B + SPARE_ROWS) * (job->low_K / 64) * 4;
+    run_team(bodies[back][kind], job, threads);
+}
+
+EXPORT void lstmlm_forward(int kind, int threads, size T, size B, size S, const void *packed, void *scratch, const float *H_0,
+                           const float *C_0, float *gates, float *C, float *H) {
+    Job job = {.T = T, .B = B, .S = S, .panels = packed, .H_0 = H_0, .C_0 = C_0, .gates = gates, .C = C, .H = H};
+    run(kind, 0, threads, &job, scratch);
+}
+
+EXPORT void lstmlm_backward(int kind, int threads, size T, size B, size S, const void *packed, void *scratch, const float *dH,
+                            const float *dC_T, float *gates, const float *C, const float *C_0, float *dH_0, float *dC_0) {
+    Job job = {.T = T, .B = B, .S = S, .panels = packed, .dH = dH, .dC_T = dC_T, .gates = gates, .C_in = C, .C_0 = C_0,
+               .dH_0 = dH_0, .dC_0 = dC_0};
+    run(kind, 1, threads, &job, scratch);
+}

@@ -18,7 +18,13 @@ from lstmlm.kernels.eager import EagerKernel
 
 __all__ = ["NativeKernel", "Packed", "Unavailable", "load"]
 
+FLOAT32, FLOAT16, BFLOAT16 = range(3)
+"""The kinds of products in `native.c`."""
+
 VECTORS = {16: "AVX-512", 8: "AVX2", 4: "plain C"}
+
+WITHIN = {FLOAT32: 1e-5, FLOAT16: 1e-2, BFLOAT16: 5e-2}
+"""What the self-check allows each kind: float32 its promise; the others some ten times their rounding, 2^-11 and 2^-8."""
 
 
 class Packed:
@@ -40,13 +46,18 @@ class Packed:
 
 
 class NativeKernel:
-    """See `Kernel`. float32 on the CPU. Sums run in a fixed order: the bits do not depend on the number of threads."""
+    """See `Kernel`. float32 on the CPU. Sums run in a fixed order: the bits do not depend on the number of threads.
 
-    def __init__(self, library: ctypes.CDLL) -> None:
+    The kinds other than FLOAT32 round the factors of the products with W; sums, states, activations and gradients stay float32.
+    """
+
+    def __init__(self, library: ctypes.CDLL, kind: int = FLOAT32) -> None:
         _declare(library)
         self._library = library
+        self._kind = kind
         self._scratch = threading.local()
-        self.name = f"native float32 ({VECTORS[library.lstmlm_vector()]})"
+        unit = {FLOAT32: VECTORS[library.lstmlm_vector()], FLOAT16: "AVX512-FP16", BFLOAT16: "AMX"}[kind]
+        self.name = f"native {('float32', 'float16', 'bfloat16')[kind]} ({unit})"
 
     def pack(self, W: Tensor) -> Packed:
         """Return W packed; `forward` and `backward` take it in place of W and then need not pack it again."""
@@ -61,7 +72,8 @@ class NativeKernel:
         form = self._form(W, S, back=False)
         H_0, C_0 = _check("H_0", H_0.contiguous(), B, S), _check("C_0", C_0.contiguous(), B, S)
         C, H = a.new_empty(T, B, S), a.new_empty(T, B, S)
-        self._library.lstmlm_forward(_threads(), T, B, S, *_pointers(form, H_0, C_0, a, C, H))
+        scratch = self._room(back=False, B=B, S=S)
+        self._library.lstmlm_forward(self._kind, _threads(), T, B, S, *_pointers(form, scratch, H_0, C_0, a, C, H))
         return Activations(a, C, H)
 
     def backward(
@@ -74,7 +86,8 @@ class NativeKernel:
         dH, dC_T = _check("dH", dH.contiguous(), T, B, S), _check("dC_T", dC_T.contiguous(), B, S)
         C, C_0 = _check("C", C.contiguous(), T, B, S), _check("C_0", C_0.contiguous(), B, S)
         dH_0, dC_0 = C.new_empty(B, S), C.new_empty(B, S)
-        self._library.lstmlm_backward(_threads(), T, B, S, *_pointers(form, dH, dC_T, gates, C, C_0, dH_0, dC_0))
+        pointers = _pointers(form, self._room(back=True, B=B, S=S), dH, dC_T, gates, C, C_0, dH_0, dC_0)
+        self._library.lstmlm_backward(self._kind, _threads(), T, B, S, *pointers)
         return gates, dH_0, dC_0
 
     def _form(self, W: Tensor | Packed, S: int, back: bool) -> Tensor:
@@ -90,9 +103,17 @@ class NativeKernel:
     def _pack(self, W: Tensor, back: bool, form: Tensor | None) -> Tensor:
         S = len(W)
         if form is None:
-            form = torch.empty(self._library.lstmlm_packed_size(S))
-        self._library.lstmlm_pack(_threads(), back, S, *_pointers(W, form))
+            form = torch.empty(self._library.lstmlm_packed_size(self._kind, back, S), dtype=torch.uint8)
+        self._library.lstmlm_pack(self._kind, back, _threads(), S, *_pointers(W, form))
         return form
+
+    def _room(self, back: bool, B: int, S: int) -> Tensor:
+        """Return memory that lasts for a pass, the same one each time."""
+        need = self._library.lstmlm_scratch_size(self._kind, back, B, S)
+        kept: Tensor | None = getattr(self._scratch, "room", None)
+        if kept is None or len(kept) < need:
+            kept = self._scratch.room = torch.empty(need, dtype=torch.uint8)
+        return kept
 
 
 @cache
@@ -100,18 +121,26 @@ def load(precision: str = "float32") -> NativeKernel:
     """Compile or find the native kernel, check it on a small case against eager in float64, and return it.
 
     Args:
-        precision: float32 is strict. auto is the fastest that is accurate enough for training; on this kernel, float32.
+        precision: float32 is strict. bfloat16 allows products of that precision or better: AMX, float16 where there is only
+            that, float32 where there is neither; the kernel's name says which. auto is bfloat16.
 
     Raises:
-        Unavailable: It cannot be compiled here, gives wrong results, or does not have that precision.
+        Unavailable: It cannot be compiled here, gives wrong results, or the precision is not one of these.
     """
-    if precision not in ("auto", "float32"):
-        raise Unavailable(f"this machine has no {precision} products")
-    kernel = NativeKernel(build.library())
-    error = disagreement(kernel)
-    if not error < 1e-5:
-        raise Unavailable(f"the compiled kernel disagrees with eager by {error:.1e}")
-    return kernel
+    kinds = {"auto": (BFLOAT16, FLOAT16, FLOAT32), "bfloat16": (BFLOAT16, FLOAT16, FLOAT32), "float32": (FLOAT32,)}
+    if precision not in kinds:
+        raise Unavailable(f"it has no {precision} products")
+    library = build.library()
+    reason = ""
+    for kind in kinds[precision]:
+        kernel = NativeKernel(library, kind)
+        if not library.lstmlm_has(kind):
+            continue
+        error = disagreement(kernel)
+        if error < WITHIN[kind]:
+            return kernel
+        reason = f"the compiled kernel disagrees with eager by {error:.1e}"
+    raise Unavailable(reason)
 
 
 def disagreement(kernel: NativeKernel) -> float:
@@ -135,10 +164,12 @@ def _declare(library: ctypes.CDLL) -> None:
     """State the arguments of the entry points, and hand torch's OpenMP runtime to the library: never a second one."""
     number, size, pointer = ctypes.c_int, ctypes.c_longlong, ctypes.c_void_p
     library.lstmlm_vector.argtypes = []
-    library.lstmlm_packed_size.argtypes, library.lstmlm_packed_size.restype = [size], size
-    library.lstmlm_pack.argtypes = [number, number, size, pointer, pointer]
-    library.lstmlm_forward.argtypes = [number, size, size, size, *[pointer] * 6]
-    library.lstmlm_backward.argtypes = [number, size, size, size, *[pointer] * 8]
+    library.lstmlm_has.argtypes = [number]
+    library.lstmlm_packed_size.argtypes, library.lstmlm_packed_size.restype = [number, number, size], size
+    library.lstmlm_scratch_size.argtypes, library.lstmlm_scratch_size.restype = [number, number, size, size], size
+    library.lstmlm_pack.argtypes = [number, number, number, size, pointer, pointer]
+    library.lstmlm_forward.argtypes = [number, number, size, size, size, *[pointer] * 7]
+    library.lstmlm_backward.argtypes = [number, number, size, size, size, *[pointer] * 9]
     library.lstmlm_team.argtypes = [pointer] * 3
     names = "GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads"
     try:

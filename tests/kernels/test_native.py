@@ -23,6 +23,22 @@ def _kernel() -> native.NativeKernel:
         pytest.skip(str(reason))
 
 
+@pytest.fixture(name="rough", scope="module", params=[native.FLOAT16, native.BFLOAT16], ids=["float16", "bfloat16"])
+def _rough(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> native.NativeKernel:
+    """Return a kernel of reduced precision, with the AMX instructions replaced by functions, so that they run anywhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LSTMLM_CACHE", str(tmp_path_factory.getbasetemp() / "emulated"))
+        patch.setattr(build, "FLAGS", (*build.FLAGS, "-DLSTMLM_EMULATE_AMX"))
+        try:
+            library = build.library()
+        except Unavailable as reason:
+            pytest.skip(str(reason))
+    kernel = native.NativeKernel(library, request.param)
+    if not library.lstmlm_has(request.param):
+        pytest.skip(f"this machine cannot run {kernel.name}")
+    return kernel
+
+
 def problem(T: int, B: int, S: int) -> dict[str, Tensor]:
     """Return random inputs of both passes, with weights as large as those of a trained model."""
     generator = torch.Generator().manual_seed(T * 10_000 + B * 100 + S)
@@ -221,6 +237,109 @@ def test_self_check_notices_wrong_results(kernel: native.NativeKernel, monkeypat
 
     with pytest.raises(Unavailable, match="disagrees with eager"):
         native.load.__wrapped__("float32")
+
+
+def relative(actual: Tensor, expected: Tensor) -> float:
+    """Return the size of the difference as a fraction of the size of what is expected."""
+    return float((actual.double() - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_reduced_precision_is_within_its_rounding(rough: native.NativeKernel, size: tuple[int, int, int]) -> None:
+    """All results are within eight roundings of the factors' type (the factors, sums of 64) of float64, at all sizes."""
+    rounding = {native.FLOAT16: 2.0**-11, native.BFLOAT16: 2.0**-8}[rough._kind]
+    inputs = problem(*size)
+    exact = both_passes(EagerKernel(), inputs, torch.float64)
+
+    actual = both_passes(rough, inputs)
+
+    for name, value in exact.items():
+        assert relative(actual[name], value) < 8 * rounding, name
+
+
+@pytest.mark.parametrize("magnitude", [1e-30, 1e-9, 1e6])
+def test_gradients_of_every_size_survive(rough: native.NativeKernel, magnitude: float) -> None:
+    """Gradients far outside float16's range, whole rows of them beside ordinary ones, keep their direction in every row."""
+    inputs = problem(6, 9, 70)
+    inputs["dH"][:, ::2] *= magnitude
+    inputs["dC_T"][::2] *= magnitude
+    exact = both_passes(EagerKernel(), inputs, torch.float64)
+
+    actual = both_passes(rough, inputs)
+
+    for row in range(9):
+        cosine = torch.cosine_similarity(actual["da"][:, row].double().flatten(), exact["da"][:, row].flatten(), dim=0, eps=0)
+        assert cosine > 0.9999
+        assert relative(actual["dH_0"][row], exact["dH_0"][row]) < 0.02
+
+
+@pytest.mark.parametrize("B", [1, 3, 7, 40])
+def test_reduced_precision_has_the_same_bits_for_any_threads(
+    rough: native.NativeKernel, B: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any number of threads gives the same bits here too."""
+    inputs = problem(6, B, 150)
+    results = []
+    for threads in (1, 2, 3, 7):
+        monkeypatch.setattr(native, "_threads", lambda n=threads: n)
+        results.append(both_passes(rough, inputs))
+
+    for other in results[1:]:
+        for name, value in results[0].items():
+            assert torch.equal(value, other[name]), name
+
+
+@pytest.mark.parametrize("B", [1, 11])
+def test_reduced_precision_in_three_pieces(rough: native.NativeKernel, B: int) -> None:
+    """Nine steps in one call and in three calls have the same bits here too."""
+    x = problem(9, B, 35)
+    whole = rough.forward(x["a"].clone(), x["W"], x["H_0"], x["C_0"])
+
+    hidden, state = [], (x["H_0"], x["C_0"])
+    for part in torch.split(x["a"].clone(), [2, 4, 3]):
+        _, C, H = rough.forward(part, x["W"], *state)
+        hidden.append(H)
+        state = H[-1], C[-1]
+
+    assert torch.equal(torch.cat(hidden), whole.H)
+
+
+def test_reduced_precision_shows_nan(rough: native.NativeKernel) -> None:
+    """A NaN is seen in its own row and in no other."""
+    inputs = problem(3, 20, 21)
+    inputs["a"][1, 2, 5] = float("nan")
+
+    _, _, H = rough.forward(inputs["a"], inputs["W"], inputs["H_0"], inputs["C_0"])
+
+    assert H[2, 2].isnan().all()
+    assert int(H.isnan().any(2).any(0).sum()) == 1
+
+
+def test_amx_instructions_compile(tmp_path: Path) -> None:
+    """The instructions that the tests replace by functions are at least accepted by a compiler that knows them."""
+    try:
+        compiler, _ = build.find_compiler()
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+    machine = ["-march=sapphirerapids"]
+    known = subprocess.run([compiler, *machine, "-xc", "-E", "/dev/null"], capture_output=True).returncode == 0
+    if not known:
+        pytest.skip("the compiler does not know AMX")
+    source = str(build.SOURCES / "native.c")
+    command = [compiler, *build.FLAGS, "-O1", *machine, "-S", "-o", str(tmp_path / "native.s"), source]
+    subprocess.run(command, check=True)
+
+    assert "tdpbf16ps" in (tmp_path / "native.s").read_text()
+
+
+@pytest.mark.parametrize("precision", ["auto", "bfloat16"])
+def test_lower_precision_falls_back_to_a_better_one(kernel: native.NativeKernel, precision: str) -> None:
+    """Where there are neither bfloat16 nor float16 products, the one that runs is float32, and its name says so."""
+    chosen = native.load(precision)
+    best = max((kind for kind in range(3) if kernel._library.lstmlm_has(kind)), default=0)
+
+    assert chosen._kind == best
+    assert ("float32", "float16", "bfloat16")[best] in chosen.name
 
 
 @pytest.mark.parametrize(("machine", "vectors"), [("-march=x86-64-v3", "AVX2"), ("-O1", "plain C")])
