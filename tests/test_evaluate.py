@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lstmlm import evaluate
+from lstmlm.cell import LSTMState
 from lstmlm.evaluate import Score, Scored, Scorer, cold, first_char, score_ids, warm
 from lstmlm.model import CharLM, StackState
 from tests.helpers import assert_close, small_model, some_ids
@@ -118,14 +119,15 @@ def test_borders_of_segments_do_not_show(
     assert_same(warm(model, ids, None, 5, 2), plain(model, ids), 1e-9)
 
 
-def test_warm_goes_on_from_a_state() -> None:
+@pytest.mark.parametrize(("batch", "window"), [(5, 3), (64, 1)])  # the second starts over with fewer streams
+def test_warm_goes_on_from_a_state(batch: int, window: int) -> None:
     """Scoring the rest from the state after the beginning gives the rest of the whole, and leaves that state."""
     model, ids = mindful(), some_ids(701)
     whole = plain(model, ids)
     before = plain(model, ids[:301]).state
     copy = [(s.hidden.clone(), s.cell.clone()) for s in before]
 
-    actual = warm(model, ids[300:], before, 5, 3)
+    actual = warm(model, ids[300:], before, batch, window)
 
     assert_same(actual, Scored(whole.nats[300:], whole.correct[300:], whole.state), 1e-9)
     for s, (hidden, cell) in zip(before, copy, strict=True):
@@ -151,6 +153,22 @@ def test_a_forgetful_model_reads_a_text_about_once() -> None:
 
     assert counted.read <= 1.3 * len(ids)
     assert counted.calls <= 1.5 * 256 / 16
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [0.0, 1.0, 300.0])
+def test_states_are_compared_by_their_own_roundings(size: float, dtype: torch.dtype) -> None:
+    """Eight roundings of a value are no difference, however large the value; sixty-four are, in any one unit."""
+    values = torch.full((3, 7), size, dtype=dtype)
+    rounding = torch.finfo(dtype).eps * (1 + size)
+    near, far = values + 8 * rounding, values.clone()
+    far[1, 5] += 64 * rounding
+
+    def moved(other: Tensor) -> list[bool]:
+        return evaluate._moved((LSTMState(values, other),), (LSTMState(values, values),)).tolist()
+
+    assert moved(near) == [False, False, False]
+    assert moved(far) == [False, True, False]
 
 
 @pytest.mark.parametrize("batch", [8, 64, 200])

@@ -149,7 +149,7 @@ ALMOST_ONE = 1 - 2.0**-24  # the largest number that the noise can be
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("noise", [0.0, 2.0**-24, 0.5, ALMOST_ONE])
+@pytest.mark.parametrize("noise", [0.0, 2.0**-24, 0.5, ALMOST_ONE, 1.0])  # 1 itself could only come by rounding
 @pytest.mark.parametrize(
     "p",
     [
