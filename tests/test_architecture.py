@@ -34,6 +34,8 @@ ALLOWED: dict[str, set[str]] = {
     "optim": {"config"},
     "evaluate": {"cell", "model", "units"},
     "sampler": {"cell", "model"},
+    "gates": {"cell", "lstm", "model"},
+    "gates": {"cell", "lstm", "model"},
     "fill": {"cell", "errors", "evaluate", "model", "units"},
     "recipe": {"config"},
     "disk": {"errors"},
@@ -55,8 +57,8 @@ ALLOWED: dict[str, set[str]] = {
     "lstmlm": {"api"},
     "cli": {
         *("api", "checkpoint", "config", "console", "corpus", "decoding", "disk", "drawings", "errors", "evaluate"),
-        *("fill", "kernels", "live", "lstmlm", "memory", "model", "recipe", "runs", "sampler", "settings", "sources", "tokenizer"),
-        *("trainer", "units"),
+        *("fill", "gates", "kernels", "live", "lstmlm", "memory", "model", "recipe", "runs", "sampler", "settings"),
+        *("sources", "tokenizer", "trainer", "units"),
     },
     "__main__": {"cli"},
 }
