@@ -35,7 +35,6 @@ ALLOWED: dict[str, set[str]] = {
     "evaluate": {"cell", "model", "units"},
     "sampler": {"cell", "model"},
     "gates": {"cell", "lstm", "model"},
-    "gates": {"cell", "lstm", "model"},
     "fill": {"cell", "errors", "evaluate", "model", "units"},
     "recipe": {"config"},
     "disk": {"errors"},

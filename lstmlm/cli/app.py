@@ -231,6 +231,7 @@ def fill(
     choices: Annotated[str | None, typer.Option(metavar="FILE|-", help="Candidates, separated by spaces or line ends.")] = None,
     words: Annotated[int | None, typer.Option(metavar="N", min=2, help="The N commonest words of the training text.")] = None,
     file: Annotated[str | None, typer.Option(metavar="FILE|-", help="Answer a set: TSV with text, candidates, answer.")] = None,
+    forget_at: Annotated[str | None, typer.Option(metavar="CHAR", help="Set the memory C to zero after each such character.")] = None,
     threads: Threads = 0,
     json: Json = False,
     quiet: Quiet = False,
@@ -249,8 +250,8 @@ def fill(
 
     door.run(
         door.Request(
-            text=text, choices=choice or [], choices_file=choices, words=words, file=file, model=model, threads=threads,
-            json=json, quiet=quiet,
+            text=text, choices=choice or [], choices_file=choices, words=words, file=file, forget_at=forget_at, model=model,
+            threads=threads, json=json, quiet=quiet,
         )
     )  # fmt: skip
 

@@ -30,6 +30,7 @@ class Request:
     choices_file: str | None
     words: int | None
     file: str | None
+    forget_at: str | None
     model: str | None
     threads: int
     json: bool
@@ -55,6 +56,7 @@ def run(request: Request) -> None:
 
     from lstmlm.api import LanguageModel
     from lstmlm.fill import BLANK, Filler, Question, parse_set
+    from lstmlm.gates import Forgetting
 
     if request.text is not None and BLANK not in request.text:
         Question(request.text, ("", ""))  # raises before a model is opened
@@ -64,7 +66,8 @@ def run(request: Request) -> None:
     if request.model is None:
         console.say(f"model {printable(str(model.path))}")
     newline = model.tokenizer.encode("\n", on_unknown="skip")
-    filler = Filler(model.network, model.tokenizer.encode, model.counts, newline[0] if newline else None)
+    without = None if request.forget_at is None else Forgetting(model.network, _mark(request.forget_at, model))
+    filler = Filler(model.network, model.tokenizer.encode, model.counts, newline[0] if newline else None, without)
     if request.file is not None:
         _answer_set(request, console, filler, asked)
         return
@@ -79,6 +82,7 @@ def run(request: Request) -> None:
                 "schema": 1,
                 "command": "fill",
                 "text": request.text,
+                "forget_at": request.forget_at,
                 "count": len(answers),
                 "answers": [
                     {"words": list(a.words), "text": question.filled(a.words), "bits": a.bits, "probability": a.probability}
@@ -112,6 +116,13 @@ def common_words(model: "LanguageModel", count: int) -> list[str]:
         found.update(word[0] for word in words)
     found.update([rest] if rest else [])
     return [word for word, _ in sorted(found.items(), key=lambda item: (-item[1], item[0]))[:count]]
+
+
+def _mark(text: str, model: "LanguageModel") -> int:
+    ids = model.tokenizer.encode(text)
+    if len(ids) != 1:
+        raise UsageError(f"--forget-at: expected one character, found {printable(text[:40]) or 'none'}.")
+    return ids[0]
 
 
 def _choice_flags(request: Request) -> list[tuple[str, object]]:
@@ -158,6 +169,7 @@ def _answer_set(request: Request, console: Console, filler: "Filler", asked: "Se
                 "command": "fill",
                 "count": whole.count,
                 "correct": whole.correct,
+                "forget_at": request.forget_at,
                 "accuracy": whole.accuracy,
                 "chance": chance(asked),
                 "by_distance": _rows(by_distance(asked, correct)),
@@ -173,6 +185,8 @@ def _answer_set(request: Request, console: Console, filler: "Filler", asked: "Se
             }
         )
         return
+    if request.forget_at is not None:
+        console.say(f"the cell state C is set to zero after each '{printable(request.forget_at)}'")
     console.result(f"{whole.correct:,} of {whole.count:,} right, {whole.accuracy:.1%} (guessing: {chance(asked):.1%})")
     lows = {(b.low, b.high) for b in by_distance(asked, correct)}
     columns = {kind or "all": part for kind, part in parts.items()} | ({"all": (asked, correct)} if len(parts) > 1 else {})

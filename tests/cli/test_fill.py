@@ -114,3 +114,20 @@ def test_a_text_without_a_blank_and_unknown_characters_are_text_errors(run: Path
     assert isinstance(no_blank.exception, TextError)
     assert isinstance(unknown.exception, TextError)
     assert "U+20AC" in str(unknown.exception)
+
+
+def test_the_memory_can_be_taken_away(run: Path, tmp_path: Path) -> None:
+    """--forget-at changes the bits of a text with such a character before the blank, and of no other; one character only."""
+    (tmp_path / "set.tsv").write_text(SET)
+    words = ("--choice", "Bob", "--choice", "Dan")
+    with_mark, without = "Bob is a baker. ____ ran.", "Bob is a baker ____ ran"
+    bits = {
+        (text, flag): [a["bits"] for a in as_json("-m", str(run), text, *words, *flag)["answers"]]
+        for text in (with_mark, without)
+        for flag in ((), ("--forget-at", "."))
+    }
+
+    assert bits[with_mark, ()] != bits[with_mark, ("--forget-at", ".")]
+    assert bits[without, ()] == pytest.approx(bits[without, ("--forget-at", ".")], abs=1e-4)
+    assert as_json("-m", str(run), "--file", "set.tsv", "--forget-at", ".")["forget_at"] == "."
+    assert isinstance(fill("-m", str(run), with_mark, *words, "--forget-at", "ab").exception, UsageError)
