@@ -19,7 +19,8 @@ class _Group(TyperGroup):
                 if isinstance(param, TyperArgument):
                     shown = param.metavar or str(param.name).upper()
                     # typer would write `{CORPUS...}...` and `<list[str]>`.
-                    setattr(param, "make_metavar", lambda ctx=None, shown=shown: shown)  # noqa: B010  # a method
+                    setattr(param, "get_usage_pieces", lambda ctx, shown=shown: [shown])  # noqa: B010  # a method
+                    setattr(param, "make_metavar", lambda ctx=None, shown=shown: shown)  # noqa: B010
                     setattr(param, "_rich_display_name", lambda shown=shown: shown)  # noqa: B010
                     setattr(param, "display_type_rich", lambda ctx=None: "")  # noqa: B010
 
