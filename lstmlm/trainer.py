@@ -229,13 +229,25 @@ class Trainer:
         moments = {k.removeprefix("optimizer."): v for k, v in tensors.items() if k.startswith("optimizer.")}
         try:
             self.optimizer.restore(moments, self.progress.step)
-            self.state = None
-            if "state.0.hidden" in tensors:
-                self.state = tuple(
-                    LSTMState(tensors[f"state.{i}.hidden"], tensors[f"state.{i}.cell"]) for i in range(len(self.model.layers))
-                )
+            self.state = self._carried(tensors) if self.progress.step else None
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(f"checkpoint: its training state is not whole: {error}.") from None
+
+    def _carried(self, tensors: dict[str, Tensor]) -> StackState:
+        """Return the state that a checkpoint carries from its last window to the next.
+
+        Raises:
+            KeyError: A part is missing or has another shape.
+        """
+        expected = self.model.initial_state(self.streams.batch_size)
+        for index, layer in enumerate(expected):
+            for part in LSTMState._fields:
+                found, wanted = tensors[f"state.{index}.{part}"], getattr(layer, part)
+                if found.shape != wanted.shape:
+                    raise KeyError(f"state.{index}.{part}: expected {tuple(wanted.shape)}, found {tuple(found.shape)}")
+        return tuple(
+            LSTMState(tensors[f"state.{index}.hidden"], tensors[f"state.{index}.cell"]) for index in range(len(expected))
+        )
 
     def load_model(self, weights: dict[str, Tensor]) -> None:
         """Copy weights into the model; the optimizer's views stay where they are."""

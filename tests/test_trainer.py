@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lstmlm import checkpoint, recipe, trainer
+from lstmlm import checkpoint, evaluate, model, recipe, trainer
 from lstmlm.checkpoint import Checkpoint
 from lstmlm.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from lstmlm.corpus import Corpus, open_corpus
@@ -44,8 +44,8 @@ def configured(layers: int = 2, dropout: float = 0.3, **train: Any) -> RunConfig
         "steps": STEPS, "batch": 3, "window": 5, "lr": 0.02, "warmup": 3, "weight_decay": 0.01,
         "eval_every": 7, "save_every": 4, **train,
     }  # fmt: skip
-    model = ModelConfig(hidden=7, layers=layers, dropout=dropout)
-    return RunConfig(model, DataConfig(), TrainConfig(**chosen))
+    network = ModelConfig(hidden=7, layers=layers, dropout=dropout)
+    return RunConfig(network, DataConfig(), TrainConfig(**chosen))
 
 
 class Bench:
@@ -111,7 +111,7 @@ class Bench:
 @pytest.fixture
 def bench(corpus: Corpus, tmp_path: Path) -> Callable[..., Bench]:
     """Return a maker of runs."""
-    made = []
+    made: list[Bench] = []
 
     def make(config: RunConfig | None = None, **train: Any) -> Bench:
         made.append(Bench(corpus, tmp_path / f"run{len(made)}", config or configured(**train)))
@@ -256,7 +256,7 @@ def spoil_once(made: Trainer, monkeypatch: pytest.MonkeyPatch, what: str, at: in
         return True
 
     if what == "loss":
-        honest = trainer.nats
+        honest = model.nats
         monkeypatch.setattr(trainer, "nats", lambda *args: honest(*args) * (value if due() else 1.0))
     elif what == "gradient":
         weight = next(made.model.parameters())
@@ -366,7 +366,12 @@ def test_minutes(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -
 def test_minutes_after_an_early_stop(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
     """A run stopped before its speed was known measures only the steps of the process that decides."""
     asked = []
-    monkeypatch.setattr(recipe, "speed_is_known", lambda step, seconds, *_: asked.append(step) or step >= 3)
+
+    def known(step: int, *_: object) -> bool:
+        asked.append(step)
+        return step >= 3
+
+    monkeypatch.setattr(recipe, "speed_is_known", known)
     monkeypatch.setattr(recipe, "share_out", lambda *_: (STEPS, 7))
     config = configured()
     config = replace(config, train=replace(config.train, steps=None, minutes=1.0))
@@ -384,7 +389,7 @@ def test_signal_while_validating(bench: Callable[..., Bench], monkeypatch: pytes
     run = bench()
     came: list[int] = []
     made = run.trainer(stop=lambda: came[0] if came else None)
-    score = trainer.score_ids
+    score = evaluate.score_ids
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
         if made.progress.step == 14:
