@@ -28,7 +28,7 @@ enum { FLOAT, HALF, TILES };
 #define HALF_ROWS 12 /* x 2 accumulators of 32 halves */
 
 INLINE void half_tile(const int rows, const int ways, size K, const uint32_t *A, size lda, const _Float16 *panel, const float *scale,
-                      size lds, float *out, int first, const char *ahead) {
+                      size lds, const float *panel_scale, float *out, int first, const char *ahead) {
     const int chain = 64 / ways;
     for (size k = 0; k < K; k += 64, first = 0) {
         __m512h sum[4][HALF_ROWS][2];
@@ -48,7 +48,7 @@ INLINE void half_tile(const int rows, const int ways, size K, const uint32_t *A,
             }
         }
         UNROLL for (int r = 0; r < rows; r++) {
-            vec factor = all(scale ? scale[r * lds + k / 64] : 1.f);
+            vec factor = all((scale ? scale[r * lds + k / 64] : 1.f) * (panel_scale ? panel_scale[k / 64] : 1.f));
             UNROLL for (int v = 0; v < 4; v++) {
                 float *to = out + r * COLUMNS + v * VECTOR;
                 vec total = first ? (vec){0} : load(to, VECTOR);
@@ -63,13 +63,13 @@ INLINE void half_tile(const int rows, const int ways, size K, const uint32_t *A,
     }
 }
 
-typedef void HalfTile(size K, const uint32_t *A, size lda, const _Float16 *panel, const float *scale, size lds, float *out, int first,
-                      const char *ahead);
+typedef void HalfTile(size K, const uint32_t *A, size lda, const _Float16 *panel, const float *scale, size lds,
+                      const float *panel_scale, float *out, int first, const char *ahead);
 
 #define HALF_TILE(rows, ways)                                                                                              \
     static void half_##rows##_##ways(size K, const uint32_t *A, size lda, const _Float16 *panel, const float *scale, size lds, \
-                                     float *out, int first, const char *ahead) {                                           \
-        half_tile(rows, ways, K, A, lda, panel, scale, lds, out, first, ahead);                                            \
+                                     const float *panel_scale, float *out, int first, const char *ahead) {                 \
+        half_tile(rows, ways, K, A, lda, panel, scale, lds, panel_scale, out, first, ahead);                               \
     }
 HALF_TILE(1, 4) HALF_TILE(2, 4) HALF_TILE(3, 2)
 HALF_TILE(1, 1) HALF_TILE(2, 1) HALF_TILE(3, 1) HALF_TILE(4, 1) HALF_TILE(5, 1) HALF_TILE(6, 1)
@@ -80,7 +80,7 @@ static HalfTile *const half_tiles[] = {0,        half_1_1, half_2_1, half_3_1,  
 static HalfTile *const half_few[] = {0, half_1_4, half_2_4, half_3_2};
 
 static void half_product(size batch, size rows, size K, const uint32_t *A, size lda, const _Float16 *panel, const float *scale, size lds,
-                         float *out) {
+                         const float *panel_scale, float *out) {
     size count = batch <= 3 ? 1 : blocks(rows, HALF_ROWS);
     for (size k = 0; k < K; k += K_CHUNK)
         for (size b = 0; b < count; b++) {
@@ -88,7 +88,7 @@ static void half_product(size batch, size rows, size K, const uint32_t *A, size 
             const char *now = (const char *)(panel + k * COLUMNS), *ahead = b < 2 ? now + K_CHUNK * (2 + b) * 64 : now;
             (batch <= 3 && rows == batch ? half_few : half_tiles)[height](least(K_CHUNK, K - k), A + r * lda + k, lda,
                                                                           (const _Float16 *)now, scale ? scale + r * lds + k / 64 : 0, lds,
-                                                                          out + r * COLUMNS, k == 0, ahead);
+                                                                          panel_scale ? panel_scale + k / 64 : 0, out + r * COLUMNS, k == 0, ahead);
         }
 }
 #endif
@@ -219,20 +219,20 @@ INLINE void low_pack(const int kind, const float (*from)[COLUMNS], uint16_t *pan
         }
 }
 
-/* The power of two, at most 2^100 either way, that brings the largest of the 64 values to between 1 and 2. */
-INLINE float low_scale(const vec x[4]) {
-    __m512 largest = _mm512_max_ps(_mm512_max_ps(_mm512_abs_ps(x[0]), _mm512_abs_ps(x[1])),
-                                   _mm512_max_ps(_mm512_abs_ps(x[2]), _mm512_abs_ps(x[3])));
-    int exponent = (int)(((union { float f; uint32_t u; }){_mm512_reduce_max_ps(largest)}).u >> 23 & 255) - 127;
+/* The power of two, at most 2^100 either way, that brings the largest of some magnitudes to between 1 and 2. */
+INLINE float low_scale(vec magnitudes) {
+    int exponent = (int)(((union { float f; uint32_t u; }){_mm512_reduce_max_ps(magnitudes)}).u >> 23 & 255) - 127;
     if (exponent > 100 || exponent < -100) exponent = exponent > 100 ? 100 : -100;
     return ((union { uint32_t u; float f; }){(uint32_t)(127 - exponent) << 23}).f;
 }
 
+INLINE vec larger(vec magnitudes, vec x) { return _mm512_max_ps(magnitudes, _mm512_abs_ps(x)); }
+
 INLINE void low_product(const int kind, size batch, size rows, size K, const void *A, size lda, const void *panel, const float *scale,
-                        size lds, float *out) {
-    (void)batch, (void)scale, (void)lds;
+                        size lds, const float *panel_scale, float *out) {
+    (void)batch, (void)scale, (void)lds, (void)panel_scale;
 #if HAVE_HALF
-    if (kind == HALF) half_product(batch, rows, K, A, lda, panel, scale, lds, out);
+    if (kind == HALF) half_product(batch, rows, K, A, lda, panel, scale, lds, panel_scale, out);
 #endif
 #if HAVE_TILES
     if (kind == TILES) tiles_product(rows, K, A, lda, panel, out);

@@ -187,7 +187,7 @@ INLINE void forward(const int kind, Job *job, int rank, int threads) {
 #if HAVE_HALF || HAVE_TILES
                 else
                     low_product(kind, B, rows, job->low_K, low_row(kind, job, t, row), job->low_K,
-                                (const uint16_t *)job->panels + block * job->low_K * COLUMNS, 0, 0, sums);
+                                (const uint16_t *)job->panels + block * job->low_K * COLUMNS, 0, 0, 0, sums);
 #endif
                 int lanes = (int)least(VECTOR, S - unit);
                 for (size r = row; r < row + rows; r++) {
@@ -240,7 +240,7 @@ INLINE void backward(const int kind, Job *job, int rank, int threads) {
                 else if (t < job->T - 1)
                     low_product(kind, B, rows, job->low_K, low_row(kind, job, t + 1, row), job->low_K,
                                 (const uint16_t *)job->panels + strip * job->low_K * COLUMNS,
-                                kind == HALF ? scale_row(job, t + 1, row) : 0, job->low_K / 64, sums);
+                                kind == HALF ? scale_row(job, t + 1, row) : 0, job->low_K / 64, 0, sums);
 #endif
                 for (int v = 0; v < wide; v++) {
                     size unit = (strip * wide + v) * VECTOR;
@@ -261,7 +261,7 @@ INLINE void backward(const int kind, Job *job, int rank, int threads) {
                             update_back(sum, gates, S, C_prev + at, job->C_in + t * B * S + at, job->dC_0 + at, lanes, da);
 #if HAVE_HALF || HAVE_TILES
                         if (kind != FLOAT) {
-                            float scale = kind == HALF ? low_scale(da) : 1.f;
+                            float scale = kind == HALF ? low_scale(larger(larger(larger(larger((vec){0}, da[0]), da[1]), da[2]), da[3])) : 1.f;
                             for (int gate = 0; gate < GATES; gate++)
                                 low_store(kind, low_row(kind, job, t, r), unit * GATES + gate * VECTOR, scale * da[gate]);
                             if (kind == HALF) scale_row(job, t, r)[unit / VECTOR] = 1.f / scale;
@@ -369,6 +369,8 @@ PACK(TILES)
 static void (*const packers[2][3])(void *, int, int) = {{pack_forward, pack_forward_HALF, pack_forward_TILES},
                                                         {pack_backward, pack_backward_HALF, pack_backward_TILES}};
 
+#include "multiply.h"
+
 #define EXPORT __attribute__((visibility("default")))
 
 EXPORT void lstmlm_team(void *run, void *rank, void *number) {
@@ -424,4 +426,17 @@ EXPORT void lstmlm_backward(int kind, int threads, size T, size B, size S, const
     Job job = {.T = T, .B = B, .S = S, .panels = packed, .dH = dH, .dC_T = dC_T, .gates = gates, .C_in = C, .C_0 = C_0,
                .dH_0 = dH_0, .dC_0 = dC_0};
     run(kind, 1, threads, &job, scratch);
+}
+
+/* Bytes of scratch that `lstmlm_multiply` needs. */
+EXPORT size lstmlm_multiply_size(int threads, size N) {
+    return blocks(N, COLUMNS) * PANEL_BYTES + (size)least(threads, THREADS_MAX) * SHARE_BYTES;
+}
+
+/* C[M][N] (+)= A[M][K] x B[K][N]; a turned factor lies in memory as [K][M] or [N][K]. */
+EXPORT void lstmlm_multiply(int kind, int threads, size M, size N, size K, int turned_A, int turned_B, int add, const float *A,
+                            const float *B, float *C, void *scratch) {
+    Multiplication job = {.M = M, .N = N, .K = K, .turned_A = turned_A, .turned_B = turned_B, .add = add, .A = A, .B = B, .C = C,
+                          .scratch = scratch};
+    if (multipliers[kind]) run_team(multipliers[kind], &job, threads);
 }

@@ -90,6 +90,33 @@ class NativeKernel:
         self._library.lstmlm_backward(self._kind, _threads(), T, B, S, *pointers)
         return gates, dH_0, dC_0
 
+    def product(self, A: Tensor, B: Tensor, out: Tensor | None = None, *, add: bool = False) -> Tensor:
+        """Compute A B, or out + A B, in the kernel's precision: for the large products around the recurrence.
+
+        Args:
+            A: (M, K), contiguous or the transpose of something contiguous.
+            B: (K, N), likewise.
+            out: (M, N), contiguous; a new tensor if not given.
+            add: Whether the product is added to what `out` holds.
+
+        Returns:
+            out, whose sums are in float32.
+        """
+        (M, K), N = A.shape, B.shape[1]
+        if out is None:
+            out = A.new_zeros(M, N) if add else A.new_empty(M, N)
+        if self._kind == FLOAT32:
+            return out.addmm_(A, B) if add else torch.mm(A, B, out=out)
+        turned = [not x.is_contiguous() for x in (A, B)]
+        A, B = (x.t() if turn else x for x, turn in zip((A, B), turned, strict=True))
+        _check("A", A, *((K, M) if turned[0] else (M, K)))
+        _check("B", B, *((N, K) if turned[1] else (K, N)))
+        _check("out", out, M, N)
+        threads = _threads()
+        room = self._bytes(self._library.lstmlm_multiply_size(threads, N))
+        self._library.lstmlm_multiply(self._kind, threads, M, N, K, *turned, add, *_pointers(A, B, out, room))
+        return out
+
     def _form(self, W: Tensor | Packed, S: int, back: bool) -> Tensor:
         """Return W as the pass reads it: packed beforehand, or packed now into memory that this thread keeps for it."""
         if isinstance(W, Packed):
@@ -108,8 +135,10 @@ class NativeKernel:
         return form
 
     def _room(self, back: bool, B: int, S: int) -> Tensor:
-        """Return memory that lasts for a pass, the same one each time."""
-        need = self._library.lstmlm_scratch_size(self._kind, back, B, S)
+        return self._bytes(self._library.lstmlm_scratch_size(self._kind, back, B, S))
+
+    def _bytes(self, need: int) -> Tensor:
+        """Return memory that lasts for a call, the same one each time."""
         kept: Tensor | None = getattr(self._scratch, "room", None)
         if kept is None or len(kept) < need:
             kept = self._scratch.room = torch.empty(need, dtype=torch.uint8)
@@ -170,6 +199,8 @@ def _declare(library: ctypes.CDLL) -> None:
     library.lstmlm_pack.argtypes = [number, number, number, size, pointer, pointer]
     library.lstmlm_forward.argtypes = [number, number, size, size, size, *[pointer] * 7]
     library.lstmlm_backward.argtypes = [number, number, size, size, size, *[pointer] * 9]
+    library.lstmlm_multiply_size.argtypes, library.lstmlm_multiply_size.restype = [number, size], size
+    library.lstmlm_multiply.argtypes = [number, number, size, size, size, number, number, number, *[pointer] * 4]
     library.lstmlm_team.argtypes = [pointer] * 3
     names = "GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads"
     try:

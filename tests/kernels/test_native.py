@@ -315,6 +315,39 @@ def test_reduced_precision_shows_nan(rough: native.NativeKernel) -> None:
     assert int(H.isnan().any(2).any(0).sum()) == 1
 
 
+@pytest.mark.parametrize(("M", "N", "K"), [(1, 1, 1), (3, 70, 1100), (97, 65, 64), (200, 130, 2085), (17, 5, 33)])
+def test_product(rough: native.NativeKernel, M: int, N: int, K: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products agree with float64 within what roundings of sums of 64 add up to, turned or not, added or not, of tiny values
+    too, with the same bits for any number of threads.
+    """
+    generator = torch.Generator().manual_seed(M + N + K)
+    rounding = {native.FLOAT16: 2.0**-11, native.BFLOAT16: 2.0**-8}[rough._kind]
+    A = torch.randn(M, K, generator=generator) * 1e-20 * 10 ** torch.rand(M, 1, generator=generator)
+    B = torch.randn(K, N, generator=generator) * 1e15
+    exact = A.double() @ B.double()
+    allowed = 10 * rounding * (A.double().square() @ B.double().square()).sqrt().max()  # five deviations
+
+    monkeypatch.setattr(native, "_threads", lambda: 1)
+    plain = rough.product(A, B)
+    for turned_A in (A, A.t().contiguous().t()):
+        for turned_B in (B, B.t().contiguous().t()):
+            for threads in (1, 2, 5):
+                monkeypatch.setattr(native, "_threads", lambda n=threads: n)
+                assert torch.equal(rough.product(turned_A, turned_B), plain)
+    added = rough.product(A, B, plain.clone(), add=True)
+
+    assert (plain - exact).abs().max() < allowed
+    assert (added - 2 * exact).abs().max() < 2 * allowed
+
+
+def test_product_in_float32(kernel: native.NativeKernel) -> None:
+    """The strict kernel's products are torch's."""
+    A, B = torch.randn(5, 9), torch.randn(9, 3)
+
+    assert torch.equal(kernel.product(A, B), A @ B)
+    assert torch.allclose(kernel.product(A, B, A @ B, add=True), 2 * (A @ B))
+
+
 def test_amx_instructions_compile(tmp_path: Path) -> None:
     """The instructions that the tests replace by functions are at least accepted by a compiler that knows them."""
     try:
