@@ -10,7 +10,8 @@
 enum { FLOAT, HALF, TILES };
 
 #define COLUMNS 64
-#define SPARE_ROWS 32 /* A tile always reads whole: A has this many rows more than are used */
+#define SPARE_ROWS 32 /* a tile always reads whole: A has this many rows more than are used */
+#define APART 32      /* values between the rows of A: rows a power of two apart would share a few lines of the first cache */
 
 #if defined(__AVX512FP16__)
 #define HAVE_HALF 1

@@ -5,7 +5,7 @@
 
 #define K_PIECE 1024
 #define PANEL_BYTES (K_PIECE * COLUMNS * 2 + K_PIECE / 64 * 64) /* of one strip, and its scales */
-#define SHARE_BYTES ((CHUNK + SPARE_ROWS) * K_PIECE * 4 + CHUNK * (K_PIECE / 64) * 4)
+#define SHARE_BYTES ((CHUNK + SPARE_ROWS) * (K_PIECE + APART) * 4 + CHUNK * (K_PIECE / 64) * 4)
 
 typedef struct {
     size M, N, K;
@@ -31,7 +31,7 @@ INLINE void cut(float (*square)[64], const float *from, size rows, size columns,
 INLINE void multiply(const int kind, Multiplication *job, int rank, int threads) {
     const size M = job->M, N = job->N, strips = blocks(N, COLUMNS);
     char *const own = job->scratch + strips * PANEL_BYTES + (size)rank * SHARE_BYTES;
-    float *const scales = (float *)(own + (CHUNK + SPARE_ROWS) * K_PIECE * 4);
+    float *const scales = (float *)(own + (CHUNK + SPARE_ROWS) * (K_PIECE + APART) * 4);
     _Alignas(64) float square[64][64], sums[CHUNK * COLUMNS];
     for (size start = 0; start < job->K; start += K_PIECE) {
         const size K = blocks(least(K_PIECE, job->K - start), 64) * 64;
@@ -62,14 +62,14 @@ INLINE void multiply(const int kind, Multiplication *job, int rank, int threads)
                         for (int v = 0; v < 4; v++) magnitudes = larger(magnitudes, load(square[i] + v * VECTOR, VECTOR));
                         float scale = kind == HALF ? low_scale(magnitudes) : 1.f;
                         for (int v = 0; v < 4; v++)
-                            low_store(kind, own + low_bytes(kind, (r + i) * K), k + v * VECTOR,
+                            low_store(kind, own + low_bytes(kind, (r + i) * (K + APART)), k + v * VECTOR,
                                       scale * load(square[i] + v * VECTOR, VECTOR));
                         scales[(r + i) * (K / 64) + k / 64] = 1.f / scale;
                     }
                 }
             for (size strip = 0; strip < strips; strip++) {
                 const uint16_t *panel = (const uint16_t *)(job->scratch + strip * PANEL_BYTES);
-                low_product(kind, M, rows, K, own, K, panel, scales, K / 64, (const float *)(panel + K_PIECE * COLUMNS), sums);
+                low_product(kind, M > 3 ? M : 4, rows, K, own, K + APART, panel, scales, K / 64, (const float *)(panel + K_PIECE * COLUMNS), sums);
                 for (size r = 0; r < rows; r++)
                     for (size n = strip * COLUMNS, v = 0; v < 4 && n + v * VECTOR < N; v++) {
                         int lanes = (int)least(VECTOR, N - n - v * VECTOR);

@@ -93,9 +93,9 @@ static void product(size batch, size rows, size K, const float *A, size lda, con
 #include "low.h"
 
 /* `low` holds, for reduced precision, the left factor of the next product and of the one under way: H or da, one row for each
-   row of the batch, `low_K` values each; `scales` what HALF divided 64 of them by. */
+   row of the batch, `low_K` values each, `low_step` values apart; `scales` what HALF divided 64 of them by. */
 typedef struct {
-    size T, B, S, low_K;
+    size T, B, S, low_K, low_step;
     const void *panels;
     const float *H_0, *C_0, *C_in, *dH, *dC_T;
     float *gates, *C, *H, *dH_0, *dC_0, *scales;
@@ -107,7 +107,7 @@ INLINE size low_bytes(const int kind, size count) { return count * (kind == HALF
 
 /* The row of `low` that belongs to step t. */
 INLINE char *low_row(const int kind, const Job *job, size t, size row) {
-    return job->low + low_bytes(kind, ((t & 1) * (job->B + SPARE_ROWS) + row) * job->low_K);
+    return job->low + low_bytes(kind, ((t & 1) * (job->B + SPARE_ROWS) + row) * job->low_step);
 }
 INLINE float *scale_row(const Job *job, size t, size row) {
     return job->scales + ((t & 1) * (job->B + SPARE_ROWS) + row) * (job->low_K / 64);
@@ -186,7 +186,7 @@ INLINE void forward(const int kind, Job *job, int rank, int threads) {
                 }
 #if HAVE_HALF || HAVE_TILES
                 else
-                    low_product(kind, B, rows, job->low_K, low_row(kind, job, t, row), job->low_K,
+                    low_product(kind, B, rows, job->low_K, low_row(kind, job, t, row), job->low_step,
                                 (const uint16_t *)job->panels + block * job->low_K * COLUMNS, 0, 0, 0, sums);
 #endif
                 int lanes = (int)least(VECTOR, S - unit);
@@ -238,7 +238,7 @@ INLINE void backward(const int kind, Job *job, int rank, int threads) {
                             (const float *)job->panels + strip * K * WIDE * VECTOR, sums, WIDE * VECTOR);
 #if HAVE_HALF || HAVE_TILES
                 else if (t < job->T - 1)
-                    low_product(kind, B, rows, job->low_K, low_row(kind, job, t + 1, row), job->low_K,
+                    low_product(kind, B, rows, job->low_K, low_row(kind, job, t + 1, row), job->low_step,
                                 (const uint16_t *)job->panels + strip * job->low_K * COLUMNS,
                                 kind == HALF ? scale_row(job, t + 1, row) : 0, job->low_K / 64, 0, sums);
 #endif
@@ -400,7 +400,7 @@ EXPORT size lstmlm_packed_size(int kind, int back, size S) {
 
 /* Bytes of scratch that a pass needs. */
 EXPORT size lstmlm_scratch_size(int kind, int back, size B, size S) {
-    return kind == FLOAT ? 0 : 2 * (B + SPARE_ROWS) * low_columns(back, S) * 4 / 64 * 65 + 64;
+    return kind == FLOAT ? 0 : 2 * (B + SPARE_ROWS) * (low_columns(back, S) / 64 * 65 + APART) * 4;
 }
 
 EXPORT void lstmlm_pack(int kind, int back, int threads, size S, const float *W, void *packed) {
@@ -410,6 +410,7 @@ EXPORT void lstmlm_pack(int kind, int back, int threads, size S, const float *W,
 
 static void run(int kind, int back, int threads, Job *job, void *scratch) {
     job->low_K = low_columns(back, job->S);
+    job->low_step = job->low_K + APART;
     job->scales = scratch; /* first: their size is a multiple of 8 bytes, `low` needs no alignment */
     job->low = (char *)scratch + 2 * (job->B + SPARE_ROWS) * (job->low_K / 64) * 4;
     run_team(bodies[back][kind], job, threads);
