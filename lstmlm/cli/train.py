@@ -76,7 +76,12 @@ def run(request: Request) -> None:
                 _hold(held, folder, console)
         saved = _saved(folder, request)
         if saved:
-            config, sources = _resumed(saved, request)
+            from lstmlm.api import parts
+
+            config, sources = _resumed(parts(saved.meta)[0], request)
+        elif request.resume:
+            name, begun = settings.load_preset(str(folder / "config.yaml"))
+            config, sources = _resumed(settings.resolve([(name, begun)]).config, request)
         if request.print_config:
             _print_config(console, request, config, sources)
             return
@@ -253,16 +258,13 @@ def _others() -> str:
     return f"Runs here: {names}." if names else "There are no runs below runs/. Start one without --resume."
 
 
-def _resumed(saved: Checkpoint, request: Request) -> tuple[RunConfig, dict[str, str]]:
+def _resumed(begun: RunConfig, request: Request) -> tuple[RunConfig, dict[str, str]]:
     """Return the configuration of the saved run, and refuse a wish to change what the run is.
 
     Raises:
         UsageError: A key was given another value, and the end of the run would not be the same.
     """
-    from lstmlm.api import parts
-
-    config, _ = parts(saved.meta)
-    was = settings.flat(config)
+    was = settings.flat(begun)
     wish = settings.resolve(_layers(request))  # the last word of each key, and one budget of three
     wished = settings.flat(wish.config)
     asked = [key for key, source in wish.sources.items() if source != "default" and ", replaced by " not in source]

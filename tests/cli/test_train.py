@@ -1,0 +1,408 @@
+import gzip
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from lstmlm import checkpoint, runs
+from lstmlm.config import load_preset
+from tests.cli.conftest import TEXT, TINY, Lstmlm
+
+
+def digest(run: Path, *, all_files: bool = True) -> dict[str, str]:
+    """Return digests of what a run leaves: tensors by kind, and the two journals."""
+    found = {}
+    for kind in ("best", "last"):
+        whole = hashlib.sha256()
+        for name, blob in sorted(checkpoint.read(run / f"{kind}.safetensors").tensors.items()):
+            whole.update(name.encode() + bytes(blob.data))
+        found[kind] = whole.hexdigest()
+    if all_files:
+        found |= {name: hashlib.sha256((run / name).read_bytes()).hexdigest() for name in ("metrics.jsonl", "samples.txt")}
+    return found
+
+
+def test_leaves(lstmlm: Lstmlm, text: Path) -> None:
+    """Training leaves its configuration, metrics, samples and two checkpoints, and says the next command."""
+    result = lstmlm("train", text, *TINY)
+    names = {path.name for path in Path("runs/text").iterdir()}
+
+    assert result.code == 0
+    assert names == {".lock", "config.yaml", "metrics.jsonl", "samples.txt", "best.safetensors", "last.safetensors"}
+    assert result.out == ""
+    assert "lstmlm sample -m runs/text --prompt" in result.err.splitlines()[-1]
+    assert load_preset("runs/text/config.yaml")[1]["train.steps"].value == 12
+
+
+def test_json(lstmlm: Lstmlm, text: Path) -> None:
+    """--json prints one object with the fields and types that scripts rely on, and nothing else on stdout."""
+    told = lstmlm("train", text, *TINY, "--json").json
+    score = {"step": int, "bits_per_char": float, "nats_per_char": float}
+
+    assert {key: type(value) for key, value in told.items()} == {
+        "schema": int, "command": str, "run": str, "model": str, "steps": int, "chars_seen": int, "seconds": float,
+        "train_seconds": float, "parameters": int, "best": dict, "final": dict,
+    }  # fmt: skip
+    assert told["schema"] == 1
+    assert told["command"] == "train"
+    assert told["steps"] == told["final"]["step"] == 12
+    assert told["chars_seen"] == 12 * 3 * 5
+    assert told["seconds"] > told["train_seconds"] > 0
+    for part in ("best", "final"):
+        assert {key: type(value) for key, value in told[part].items()} == score
+    assert lstmlm("info", told["model"], "--json").json["parameters"] == told["parameters"]
+
+
+def test_quiet(lstmlm: Lstmlm, text: Path) -> None:
+    """-q says nothing at all where nothing is wrong."""
+    result = lstmlm("train", text, *TINY, "-q")
+
+    assert (result.code, result.out, result.err) == (0, "", "")
+
+
+def test_how_it_is_shown(lstmlm: Lstmlm, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither --json, -q, -v nor colours in the environment change a bit of what is learnt."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    ways: list[list[str]] = [[], ["--json"], ["-q"], ["-v"]]
+    for index, way in enumerate(ways):
+        assert lstmlm("train", text, *TINY, *way, "--out", f"r{index}").code == 0
+    ends = [digest(Path(f"r{index}")) for index in range(len(ways))]
+
+    assert all(end == ends[0] for end in ends)
+
+
+@pytest.mark.parametrize("source", ["gz", "folder", "two files", "stdin"])
+def test_sources(lstmlm: Lstmlm, text: Path, source: str) -> None:
+    """The same text from a file, a compressed file, a folder, two files or stdin gives the same model."""
+    lstmlm("train", text, *TINY, "--out", "plain")
+    data = text.read_bytes()
+    if source == "gz":
+        Path("text.gz").write_bytes(gzip.compress(data))
+        given, stdin = ["text.gz"], b""
+    elif source == "folder":
+        Path("parts").mkdir()
+        Path("parts/a").write_bytes(data[:100])
+        Path("parts/b").write_bytes(data[100:])
+        given, stdin = ["parts"], b""
+    elif source == "two files":
+        Path("a").write_bytes(data[:100])
+        Path("b").write_bytes(data[100:])
+        given, stdin = ["a", "b"], b""
+    else:
+        given, stdin = ["-"], data
+    result = lstmlm("train", *given, *TINY, "--out", "other", stdin=stdin)
+
+    assert result.code == 0, result.err
+    assert digest(Path("other")) == digest(Path("plain"))
+
+
+# A folder that is there
+
+
+@pytest.mark.parametrize("flags", [(), ("--steps", "3"), ("--from", "runs/text")])
+def test_never_trodden_on(lstmlm: Lstmlm, run: Path, text: Path, flags: tuple[str, ...]) -> None:
+    """An existing run is refused with exit 2, naming the three ways on, and stays as it is."""
+    before = digest(run)
+    result = lstmlm("train", text, *flags)
+
+    assert result.code == 2
+    assert all(way in result.err for way in ("--resume", "--overwrite", "--out"))
+    assert digest(run) == before
+
+
+def test_a_folder_of_others(lstmlm: Lstmlm, text: Path) -> None:
+    """A folder with somebody's files in it is refused, and nothing is added to it, not even a lock."""
+    Path("mine").mkdir()
+    Path("mine/letter.txt").write_text("dear")
+    result = lstmlm("train", text, "--out", "mine")
+
+    assert result.code == 2
+    assert [path.name for path in Path("mine").iterdir()] == ["letter.txt"]
+
+
+def test_overwrite(lstmlm: Lstmlm, run: Path, text: Path) -> None:
+    """--overwrite begins again; files that are no part of a run stay."""
+    (run / "notes.txt").write_text("mine")
+    result = lstmlm("train", text, *TINY, "--steps", "5", "--overwrite", "--json")
+
+    assert result.code == 0
+    assert checkpoint.read(run / "last.safetensors").meta["step"] == 5
+    assert (run / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("flags", "code"),
+    [
+        (("missing.txt", "--out", "runs/text"), 3),
+        (("text.txt", "--hidden", "0"), 2),
+        (("text.txt", "--from", "nowhere"), 4),
+        (("text.txt", "--from", "runs/text"), 2),
+        (("text.txt", "--tokenizer", "chars"), 2),
+        (("text.txt", "--encoding", "utf-16"), 3),
+    ],
+)
+def test_overwrite_in_vain(lstmlm: Lstmlm, run: Path, text: Path, flags: tuple[str, ...], code: int) -> None:
+    """A command that cannot begin deletes nothing, though --overwrite was given."""
+    before = digest(run)
+    result = lstmlm("train", *flags, "--overwrite")
+
+    assert result.code == code, result.err
+    assert digest(run) == before
+
+
+def test_two_at_once(lstmlm: Lstmlm, run: Path, text: Path) -> None:
+    """A second training in a folder is refused with exit 5, whichever way it was asked for."""
+    with runs.lock(run):
+        results = [lstmlm("train", text, *TINY, way) for way in ("--resume", "--overwrite")]
+
+    assert [result.code for result in results] == [5, 5]
+    assert all("in use by process" in result.err for result in results)
+    assert lstmlm("train", text, *TINY, "--resume", "--lr", "0.05").code == 0  # the lock of one who left is free
+
+
+# Going on
+
+
+def test_resume_finished(lstmlm: Lstmlm, run: Path, text: Path) -> None:
+    """Resuming a run that has ended changes nothing and reports its end."""
+    before = digest(run)
+    told = lstmlm("train", text, "--resume", "--json").json
+
+    assert told["steps"] == 12
+    assert digest(run) == before
+
+
+def test_resume_same_flags(lstmlm: Lstmlm, run: Path, text: Path) -> None:
+    """The command that began a run, with --resume added, goes on with it."""
+    assert lstmlm("train", text, *TINY, "--lr", "0.05", "--resume").code == 0
+
+
+def test_resume_epochs(lstmlm: Lstmlm, text: Path) -> None:
+    """A budget in passes can be repeated when resuming."""
+    flags = ("--epochs", "0.2", "--hidden", "7", "--batch", "3", "--window", "5")
+
+    assert lstmlm("train", text, *flags).code == 0
+    assert lstmlm("train", text, *flags, "--resume").code == 0
+
+
+def test_resume_preset_and_budget(lstmlm: Lstmlm, text: Path) -> None:
+    """A preset's budget that a flag replaced does not stand in the way of resuming."""
+    flags = ("--config", "minute", "--steps", "2", "--hidden", "7")
+
+    assert lstmlm("train", text, *flags).code == 0
+    assert lstmlm("train", text, *flags, "--resume").code == 0
+
+
+def test_resume_missing(lstmlm: Lstmlm, run: Path, text: Path) -> None:
+    """Resuming a run that is not there is exit 4, and names those that are."""
+    result = lstmlm("train", text, "--resume", "--out", "runs/texd")
+
+    assert result.code == 4
+    assert "runs/text" in result.err
+    assert not Path("runs/texd").exists()
+
+
+def test_resume_edited(lstmlm: Lstmlm, run: Path, text: Path) -> None:
+    """An edited text is exit 3: the end of the run would be another one."""
+    text.write_text(TEXT.replace("Bob", "bob", 1), encoding="utf-8")
+    before = digest(run)
+    result = lstmlm("train", text, "--resume")
+
+    assert result.code == 3
+    assert "expected the text that the run in runs/text was trained on" in result.err
+    assert digest(run) == before
+
+
+def test_resume_other_validation(lstmlm: Lstmlm, run: Path, text: Path) -> None:
+    """Another validation text than the run had is exit 3; --val-fraction is exit 2."""
+    Path("val.txt").write_text("Bob est là.", encoding="utf-8")
+    given = lstmlm("train", text, "--resume", "--val", "val.txt")
+    part = lstmlm("train", text, "--resume", "--val-fraction", "0.2")
+
+    assert (given.code, part.code) == (3, 2)
+    assert "val.txt" in given.err
+    assert "data.val_fraction is 0.1 in this run, and 0.2 was asked for" in part.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "key", "was", "asked"),
+    [
+        (("--hidden", "9"), "model.hidden", "7", "9"),
+        (("--lr", "0.1"), "train.lr", "0.05", "0.1"),
+        (("--set", "model.bias=false"), "model.bias", "true", "false"),
+        (("--steps", "13"), "train.steps", "12", "13"),
+        (("--seed", "1"), "train.seed", "0", "1"),
+        (("--minutes", "1"), "train.minutes", "none", "1"),
+        (("--tokenizer", "byte"), "data.tokenizer", "char", "byte"),
+    ],
+)
+def test_resume_changed(lstmlm: Lstmlm, run: Path, text: Path, flags: tuple[str, ...], key: str, was: str, asked: str) -> None:
+    """A changed setting is exit 2, naming the key and both values."""
+    result = lstmlm("train", text, "--resume", *flags)
+
+    assert result.code == 2
+    assert re.search(rf"{key} is {was}\b.* and {asked}\b", result.err, re.IGNORECASE), result.err
+
+
+def test_resume_other_conditions(lstmlm: Lstmlm, run: Path, text: Path) -> None:
+    """What differs from when the run was saved, and is sound, is said: kernel, threads, versions."""
+    path = run / "last.safetensors"
+    saved = checkpoint.read(path)
+    saved.meta["versions"] |= {"torch": "1.0\x1b[2J", "kernel": "abacus", "threads": "3"}
+    checkpoint.write(path, saved)
+    result = lstmlm("train", text, "--resume", "--threads", "1")
+
+    assert result.code == 0
+    assert "kernel abacus then, eager now" in result.err
+    assert "threads 3 then, 1 now" in result.err
+    assert "torch 1.0" in result.err
+    assert b"\x1b" not in result.stderr
+
+
+def test_resume_before_the_first_checkpoint(lstmlm: Lstmlm, run: Path, text: Path) -> None:
+    """A run killed between its configuration and its first checkpoint is resumed with the settings it was begun with."""
+    before = digest(run)
+    for name in ("last.safetensors", "best.safetensors", "metrics.jsonl", "samples.txt"):
+        (run / name).unlink()
+
+    assert lstmlm("train", text, "--resume").code == 0
+    assert digest(run) == before
+
+
+@pytest.mark.parametrize("flags", [("--overwrite",), ("--from", "runs/text")])
+def test_resume_contradicted(lstmlm: Lstmlm, run: Path, text: Path, flags: tuple[str, ...]) -> None:
+    """--resume beside a flag that begins anew is exit 2."""
+    assert lstmlm("train", text, "--resume", *flags).code == 2
+
+
+def test_resume_damaged(lstmlm: Lstmlm, run: Path, text: Path) -> None:
+    """A damaged last checkpoint is exit 4: training does not go on from something else in silence."""
+    path = run / "last.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    result = lstmlm("train", text, "--resume")
+
+    assert result.code == 4
+    assert "last.safetensors" in result.err
+    assert path.read_bytes() == bytes(data)
+
+
+# Starting from a model
+
+
+def test_from(lstmlm: Lstmlm, run: Path) -> None:
+    """A fine-tuned model inherits vocabulary and shape, though the new text has fewer characters."""
+    Path("new.txt").write_text("Bob est là. " * 30, encoding="utf-8")
+    result = lstmlm("train", "new.txt", "--from", "runs/text", "--steps", "3", "--batch", "2", "--window", "6")
+    parent, child = lstmlm("info", run, "--json").json, lstmlm("info", "runs/new", "--json").json
+
+    assert result.code == 0, result.err
+    assert child["vocabulary"] == parent["vocabulary"]
+    assert {k: v for k, v in child["config"]["model"].items() if k != "dropout"} == {
+        k: v for k, v in parent["config"]["model"].items() if k != "dropout"
+    }
+
+
+def test_from_starts_there(lstmlm: Lstmlm, run: Path, text: Path) -> None:
+    """A fine-tuned run starts from the model's weights, to the bit."""
+    lstmlm("train", text, "--from", "runs/text", "--steps", "1", "--lr", "0", "--set", "train.weight_decay=0", "--out", "child")
+    child, parent = (checkpoint.read(folder / "best.safetensors").tensors for folder in (Path("child"), run))
+
+    assert {name: bytes(b.data) for name, b in child.items()} == {name: bytes(b.data) for name, b in parent.items()}
+
+
+def test_from_unknown(lstmlm: Lstmlm, run: Path) -> None:
+    """A character that the model has no symbol for is exit 3, named with its code point, and no folder is left."""
+    Path("new.txt").write_text("Bob est là. Ħ " * 9, encoding="utf-8")
+    result = lstmlm("train", "new.txt", "--from", "runs/text")
+
+    assert result.code == 3
+    assert "U+0126" in result.err
+    assert not Path("runs/new").exists()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [("--hidden", "9"), ("--layers", "1"), ("--tokenizer", "byte"), ("--set", "model.layer_norm=false"), ("--config", "article")],
+)
+def test_from_other_shape(lstmlm: Lstmlm, run: Path, text: Path, flags: tuple[str, ...]) -> None:
+    """Another shape than the model's is exit 2, naming the key, before anything is made."""
+    result = lstmlm("train", text, "--from", "runs/text", "--out", "child", *flags)
+
+    assert result.code == 2
+    assert "in the model of --from" in result.err
+    assert not Path("child").exists()
+
+
+def test_from_the_same_shape(lstmlm: Lstmlm, run: Path, text: Path) -> None:
+    """Repeating the model's own sizes, or giving another dropout, is no conflict."""
+    flags = ("--hidden", "7", "--layers", "2", "--dropout", "0.4", "--steps", "2")
+
+    assert lstmlm("train", text, "--from", "runs/text", "--out", "child", *flags).code == 0
+
+
+# Without training
+
+
+def test_dry_run(lstmlm: Lstmlm, text: Path) -> None:
+    """--dry-run shows sizes, memory and steps on stdout and makes no folder."""
+    shown = lstmlm("train", text, *TINY, "--dry-run")
+    told = lstmlm("train", text, *TINY, "--dry-run", "--json").json
+
+    assert shown.code == 0
+    assert all(word in shown.out for word in ("parameters", "memory", "steps", "warning"))
+    assert told["steps"] == 12
+    assert told["memory_bytes"] > told["parameters"] * 16
+    assert not Path("runs").exists()
+
+
+def test_print_config(lstmlm: Lstmlm, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--print-config shows each value and where it came from; what it prints is a configuration file."""
+    monkeypatch.setenv("LSTMLM_TRAIN_CLIP", "0.5")
+    Path("mine.yaml").write_text("train:\n  lr: 3e-3\n  seed: 5\n")
+    result = lstmlm("train", text, "--config", "mine.yaml", "--set", "train.seed=7", "--hidden", "9", "--print-config")
+    lines = {line.split(":")[0].strip(): line for line in result.out.splitlines()}
+
+    assert result.code == 0
+    assert "mine.yaml" in lines["lr"]
+    assert "LSTMLM_TRAIN_CLIP" in lines["clip"]
+    assert "--set" in lines["seed"]
+    assert "--hidden" in lines["hidden"]
+    assert "default" in lines["beta1"]
+    Path("printed.yaml").write_text(result.out)
+    assert load_preset("printed.yaml")[1]["train.seed"].value == 7
+    assert not Path("runs").exists()
+
+
+def test_print_config_json(lstmlm: Lstmlm, run: Path, text: Path) -> None:
+    """--print-config --resume --json shows the settings of the run, as one object."""
+    told = lstmlm("train", text, "--resume", "--print-config", "--json").json
+
+    assert told["config"]["model"]["hidden"] == 7
+    assert told["sources"]["model.hidden"] == "checkpoint"
+
+
+def test_precedence(lstmlm: Lstmlm, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later file wins over an earlier one, the environment over files, and a flag over all."""
+    Path("a.yaml").write_text("train: {lr: 0.001, seed: 1, batch: 2, window: 9}\n".replace("{", "{ "))
+    Path("b.yaml").write_text("train:\n  seed: 2\n  batch: 3\n  window: 8\n")
+    monkeypatch.setenv("LSTMLM_TRAIN_BATCH", "5")
+    monkeypatch.setenv("LSTMLM_TRAIN_WINDOW", "6")
+    result = lstmlm("train", text, "--config", "a.yaml", "--config", "b.yaml", "--window", "7", "--print-config", "--json")
+    train = result.json["config"]["train"]
+
+    assert (train["lr"], train["seed"], train["batch"], train["window"]) == (0.001, 2, 5, 7)
+
+
+def test_identity(lstmlm: Lstmlm, run: Path) -> None:
+    """A checkpoint says where it came from: the text, the command, the versions."""
+    meta = checkpoint.read(run / "last.safetensors").meta
+
+    assert meta["corpus"]["name"] == "text"
+    assert meta["corpus"]["chars"] == len(TEXT)
+    assert meta["command"][:3] == ["lstmlm", "train", "text.txt"]
+    assert {"lstmlm", "torch", "python", "kernel", "threads"} <= set(meta["versions"])
+    assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 12
