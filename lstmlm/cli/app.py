@@ -233,6 +233,7 @@ def fill(
     words: Annotated[int | None, typer.Option(metavar="N", min=2, help="The N commonest words of the training text.")] = None,
     file: Annotated[str | None, typer.Option(metavar="FILE|-", help="Answer a set: TSV with text, candidates, answer.")] = None,
     forget_at: Annotated[str | None, typer.Option(metavar="CHAR", help="Set the memory C to zero after each such character.")] = None,
+    on_unknown: Annotated[str, typer.Option(metavar="error|skip|replace", help="For characters the model lacks.")] = "error",
     threads: Threads = 0,
     json: Json = False,
     quiet: Quiet = False,
@@ -252,7 +253,42 @@ def fill(
     door.run(
         door.Request(
             text=text, choices=choice or [], choices_file=choices, words=words, file=file, forget_at=forget_at, model=model,
-            threads=threads, json=json, quiet=quiet,
+            on_unknown=on_unknown, threads=threads, json=json, quiet=quiet,
+        )
+    )  # fmt: skip
+
+
+@app.command(short_help="Show what the gates do along a text.")
+def inspect(
+    text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="The text itself.")] = None,
+    model: Model = None,
+    file: Annotated[str | None, typer.Option(metavar="FILE|-", help="Read the text from a file or stdin.")] = None,
+    show: Annotated[list[str] | None, typer.Option(metavar="WHAT,...", help="forget, input, output, new, cell, hidden, surprise. [default: forget,surprise]")] = None,
+    units: Annotated[str | None, typer.Option(metavar="LAYER:UNIT,...", help="Follow single units; both are counted from 1.")] = None,
+    top: Annotated[int, typer.Option(metavar="N", min=0, max=1000, help="Follow the N units that vary most.")] = 0,
+    svg: Annotated[str | None, typer.Option(metavar="FILE", help="Write the picture as SVG.")] = None,
+    html: Annotated[str | None, typer.Option(metavar="FILE", help="Write a page to explore all units in a browser.")] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Let --json and --html be larger than 5,000,000 numbers.")] = False,
+    on_unknown: Annotated[str, typer.Option(metavar="error|skip|replace", help="For characters the model lacks.")] = "error",
+    threads: Threads = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show what the gates do along a text: characters as columns, one row for each layer or unit.
+
+    The state starts empty and a line end is read first, if the model knows one. A row belongs to the character that is read in
+    its column: what its gates did then, and how many bits the character cost. --json gives every value with its shape.
+
+    lstmlm inspect "Bob is a baker. Dan ran home."
+
+    lstmlm inspect "Bob is a baker. Dan ran home." --show cell --top 8
+    """
+    from lstmlm.cli import inspect as door
+
+    door.run(
+        door.Request(
+            text=text, file=file, model=model, show=show or [], units=units, top=top, svg=svg, html=html,
+            everything=all_, on_unknown=on_unknown, threads=threads, json=json, quiet=quiet,
         )
     )  # fmt: skip
 

@@ -1,13 +1,13 @@
 """The door of `lstmlm fill`."""
 
 import re
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from lstmlm.cli.texts import read_text, unknown_rule
 from lstmlm.console import Console
 from lstmlm.drawings import table
 from lstmlm.errors import TextError, UsageError, printable
@@ -31,6 +31,7 @@ class Request:
     words: int | None
     file: str | None
     forget_at: str | None
+    on_unknown: str
     model: str | None
     threads: int
     json: bool
@@ -44,6 +45,7 @@ def run(request: Request) -> None:
         LstmlmError: With the exit code of what went wrong.
     """
     console = Console(quiet=request.quiet)
+    on_unknown = unknown_rule(request.on_unknown)
     given = [name for name, value in _choice_flags(request) if value]
     if (request.text is None) == (request.file is None):
         raise UsageError("fill: expected a TEXT with ____ in it, or --file with a set of questions; one of them.")
@@ -60,14 +62,20 @@ def run(request: Request) -> None:
 
     if request.text is not None and BLANK not in request.text:
         Question(request.text, ("", ""))  # raises before a model is opened
-    asked = [] if request.file is None else parse_set(_read(request.file).splitlines(), f"--file {printable(request.file)}")
-    choices = [*request.choices, *(_read(request.choices_file).split() if request.choices_file else [])]
+    asked = [] if request.file is None else parse_set(read_text(request.file).splitlines(), f"--file {printable(request.file)}")
+    choices = [*request.choices, *(read_text(request.choices_file).split() if request.choices_file else [])]
     model = LanguageModel.open(request.model, threads=request.threads, report=console.warn)
     if request.model is None:
         console.say(f"model {printable(str(model.path))}")
     newline = model.tokenizer.encode("\n", on_unknown="skip")
     without = None if request.forget_at is None else Forgetting(model.network, _mark(request.forget_at, model))
-    filler = Filler(model.network, model.tokenizer.encode, model.counts, newline[0] if newline else None, without)
+    filler = Filler(
+        model.network,
+        partial(model.tokenizer.encode, on_unknown=on_unknown),
+        model.counts,
+        newline[0] if newline else None,
+        without,
+    )
     if request.file is not None:
         _answer_set(request, console, filler, asked)
         return
@@ -127,20 +135,6 @@ def _mark(text: str, model: "LanguageModel") -> int:
 
 def _choice_flags(request: Request) -> list[tuple[str, object]]:
     return [("--choice", request.choices), ("--choices", request.choices_file), ("--words", request.words)]
-
-
-def _read(name: str) -> str:
-    try:
-        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise TextError(f"{printable(name)}: expected a file to read, found: {printable(reason)}.") from None
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise TextError(
-            f"{printable(name)}: expected UTF-8, found byte {data[error.start]:#04x} at offset {error.start}."
-        ) from None
 
 
 def _as_table(answers: "Sequence[Answer]") -> str:

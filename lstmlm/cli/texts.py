@@ -1,0 +1,38 @@
+"""What several commands ask of texts: a small file as a whole, and what becomes of characters that the model lacks."""
+
+import sys
+from pathlib import Path
+
+from lstmlm.errors import TextError, UsageError, printable
+from lstmlm.tokenizer import OnUnknown
+
+
+def read_text(name: str) -> str:
+    """Return a file's text, or that of standard input for `-`; UTF-8, a byte order mark left out.
+
+    Raises:
+        TextError: It cannot be read, or is not UTF-8.
+    """
+    shown = printable(name[:200])
+    try:
+        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise TextError(f"{shown}: expected a file to read, found: {printable(reason)}.") from None
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        byte = data[error.start]
+        raise TextError(f"{shown}: expected UTF-8, found byte {byte:#04x} at offset {error.start}.") from None
+
+
+def unknown_rule(given: str) -> OnUnknown:
+    """Return what --on-unknown asks for.
+
+    Raises:
+        UsageError: There is no such rule.
+    """
+    rules: dict[str, OnUnknown] = {"error": "error", "skip": "skip", "replace": "replace"}
+    if given in rules:
+        return rules[given]
+    raise UsageError(f"--on-unknown: expected error, skip or replace, found {printable(given[:40])}.")

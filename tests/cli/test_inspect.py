@@ -1,0 +1,160 @@
+"""The command `lstmlm inspect`: what it shows is what it computed."""
+
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+import lstmlm
+from lstmlm.cli import inspect as door
+from lstmlm.cli.app import app
+from lstmlm.errors import SystemProblem, TextError, UsageError
+from tests.cli.trained import make_run
+
+TEXT = "Bob is a baker.\nDan ran home."
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Give a run folder."""
+    return make_run(tmp_path / "runs" / "one")
+
+
+def inspect(*arguments: str, stdin: str | None = None) -> Result:
+    """Call the command."""
+    return CliRunner().invoke(app, ["inspect", "--threads", "1", *arguments], input=stdin)
+
+
+def as_json(*arguments: str) -> Any:
+    """Call the command, and read the one object on stdout."""
+    result = inspect(*arguments, "--json")
+    assert result.exit_code == 0, result.exception
+    return json.loads(result.stdout)
+
+
+def test_json_gives_every_value_with_its_shape(run: Path) -> None:
+    """Six quantities of both layers, T x S each, that obey C_t = f C + i N and H_t = o tanh C; and a surprise for each."""
+    found = as_json("-m", str(run), TEXT)
+    assert (found["schema"], found["command"], found["text"]) == (1, "inspect", TEXT)
+    assert "".join(found["characters"]) == TEXT
+    assert found["surprise"]["shape"] == [len(TEXT)]
+    for number, layer in enumerate(found["layers"], start=1):
+        assert layer["layer"] == number
+        t = {name: torch.tensor(layer[name]["values"]) for name in door.SHOWS[:-1]}
+        assert all(layer[name]["shape"] == list(t[name].shape) == [len(TEXT), 6] for name in t)
+        cell = t["forget"][1:] * t["cell"][:-1] + t["input"][1:] * t["new"][1:]
+        assert torch.allclose(t["cell"][1:], cell, atol=1e-6)
+        assert torch.allclose(t["hidden"], t["output"] * torch.tanh(t["cell"]), atol=1e-6)
+
+
+def test_surprise_is_what_eval_would_charge(run: Path) -> None:
+    """The bits of all characters after the first sum to the score of the text behind a line end."""
+    found = as_json("-m", str(run), TEXT)
+    model = lstmlm.load(str(run))
+    score = model.score("\n" + TEXT)
+    first = model.score("\n")
+
+    assert sum(found["surprise"]["values"]) == pytest.approx((score.nats - first.nats) / 0.6931471805599453, abs=1e-3)
+
+
+def test_a_byte_model_is_looked_into_byte_by_byte(tmp_path: Path) -> None:
+    """A column for each byte, whatever the text is."""
+    run = make_run(tmp_path / "bytes", byte=True)
+
+    assert as_json("-m", str(run), "é!")["surprise"]["shape"] == [3]
+    assert inspect("-m", str(run), "é!").exit_code == 0
+
+
+def test_likeliest_are_ordered_chances(run: Path) -> None:
+    """Five characters after each, the likeliest first."""
+    for row in as_json("-m", str(run), TEXT)["likeliest"]:
+        chances = [chance for _, chance in row]
+        assert len(row) == 5
+        assert chances == sorted(chances, reverse=True)
+        assert 0 < sum(chances) <= 1
+
+
+def test_the_windows_of_a_long_text_leave_no_seam(run: Path) -> None:
+    """A text longer than a window starts as its beginning alone does."""
+    long, short = as_json("-m", str(run), TEXT * 40), as_json("-m", str(run), TEXT)
+
+    assert long["surprise"]["shape"] == [len(TEXT) * 40]
+    one, other = (torch.tensor(found["layers"][1]["cell"]["values"]) for found in (long, short))
+    assert torch.allclose(one[: len(TEXT)], other, atol=1e-6)
+
+
+def test_the_view_has_a_row_for_each_layer_and_quantity(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows asked for, in order, under the text; no ESC byte in a pipe."""
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = inspect("-m", str(run), TEXT, "--show", "input,cell", "--show", "surprise").stdout.splitlines()
+
+    assert lines[0].strip() == TEXT.replace("\n", "↵")
+    assert [line[:8].strip() for line in lines[1:6]] == ["input 1", "input 2", "cell 1", "cell 2", "surprise"]
+    assert not any("\x1b" in line for line in lines)
+
+
+def test_units_are_followed_and_chosen(run: Path) -> None:
+    """--units takes what it names, --top the N with the largest variance; the rows are named layer:unit."""
+    named = inspect("-m", str(run), TEXT, "--show", "forget", "--units", "2:3,1:6").stdout
+    top = inspect("-m", str(run), TEXT, "--show", "cell", "--top", "2").stdout
+    cells = [torch.tensor(layer["cell"]["values"]) for layer in as_json("-m", str(run), TEXT)["layers"]]
+    variance = {(n, u): float(c[:, u - 1].var()) for n, c in enumerate(cells, 1) for u in range(1, 7)}
+    best = sorted(variance, key=lambda unit: -variance[unit])[:2]
+
+    assert "forget 2:3" in named
+    assert "forget 1:6" in named
+    assert [line.split()[1] for line in top.splitlines() if line.startswith("cell ") and "[" not in line][:2] == [
+        f"{layer}:{unit}" for layer, unit in best
+    ]
+
+
+def test_pictures_are_written(run: Path, tmp_path: Path) -> None:
+    """--svg and --html write whole files, and nothing on stdout."""
+    result = inspect("-m", str(run), TEXT, "--svg", "a.svg", "--html", "a.html")
+
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert ElementTree.parse(tmp_path / "a.svg").getroot().tag.endswith("svg")
+    assert (tmp_path / "a.html").read_text().endswith("</html>\n")
+    assert isinstance(inspect("-m", str(run), TEXT, "--svg", "no/such/folder.svg").exception, SystemProblem)
+
+
+def test_too_much_is_refused_unless_told(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--json above the stated size says how large it would be; --show makes it smaller, --all lets it through."""
+    monkeypatch.setattr(door, "VALUES", len(TEXT) * 13)
+    refused = inspect("-m", str(run), TEXT, "--json")
+
+    assert isinstance(refused.exception, UsageError)
+    assert "--all" in str(refused.exception)
+    assert list(as_json("-m", str(run), TEXT, "--show", "cell")["layers"][0]) == ["layer", "cell"]
+    assert "forget" in as_json("-m", str(run), TEXT, "--all")["layers"][0]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        [TEXT, "--file", "x"],
+        [TEXT, "--show", "forgot"],
+        [TEXT, "--units", "3:1"],
+        [TEXT, "--units", "1:7"],
+        [TEXT, "--units", "1:0"],
+        [TEXT, "--units", "nine"],
+        [TEXT, "--on-unknown", "maybe"],
+    ],
+)
+def test_contradictions_are_usage_errors(arguments: list[str], run: Path) -> None:
+    """Exit 2 for what does not exist or contradicts itself."""
+    assert isinstance(inspect("-m", str(run), *arguments).exception, UsageError)
+
+
+def test_texts_that_cannot_be_read_are_text_errors(run: Path) -> None:
+    """Nothing to read, no such file, a character that the model lacks; which may be skipped."""
+    assert isinstance(inspect("-m", str(run), "").exception, TextError)
+    assert isinstance(inspect("-m", str(run), "--file", "none").exception, TextError)
+    assert isinstance(inspect("-m", str(run), "Bob €").exception, TextError)
+    assert inspect("-m", str(run), "Bob €", "--on-unknown", "skip").exit_code == 0
+    assert inspect("-m", str(run), "--file", "-", stdin="Bob is").stdout.lstrip().startswith("Bob is")
