@@ -120,16 +120,19 @@ typedef struct {
     Barrier *barrier;
 } Share;
 
-/* Divides rows among groups and units among the members of a group. Rows need no barrier but make each thread read all
-   weights; units share the weights but meet after every step. */
-static Share divide(Job *job, size width, int rank, int threads) {
-    size count = blocks(job->S, width);
+/* Divides rows among groups and units among the members of a group. Rows need neither a barrier nor what other threads have
+   just written, but make each thread read all weights. The estimates, in cycles of a step, tell apart what was measured on two
+   threads: rows are better up to S = 512 at B = 64, units for S = 1024 and, at S = 512, for B = 16. */
+INLINE Share divide(const int kind, Job *job, size width, int rank, int threads) {
+    const size S = job->S, count = blocks(S, width);
+    const double row = kind == FLOAT ? 2 : kind == HALF ? 1 : .25, weight = kind == FLOAT ? 4 : 2;
     int groups = 1;
     double best = 0;
     for (int g = 1; g <= threads && g <= job->B && (job->B > 3 || g == 1); g++) {
-        int members = threads / g;
-        double bytes = 16. * job->S * job->S / members, from_memory = bytes > 1.5e6 ? 40 : 12;
-        double time = blocks(count, members) * width / 16. * job->S * (2. * blocks(job->B, g) + from_memory) + (members > 1 ? 4000 : 0);
+        size members = least(threads / g, count), units = blocks(count, members) * width, rows = blocks(job->B, g);
+        double in_second_cache = 4. * S * units * weight < 1.5e6, line = (in_second_cache ? 2 : 9) * weight;
+        double time = units / 16. * S * (rows * row > line ? rows * row : line);
+        if (members > 1) time += 2000 + 2. * rows * S * (members - 1) / members;
         if (g == 1 || time < best) best = time, groups = g;
     }
     int members = (int)least(threads / groups, count), group = rank / members, member = rank % members;
@@ -156,7 +159,7 @@ INLINE vec update(const float *sums, float *gates, size S, const float *C_prev, 
 
 INLINE void forward(const int kind, Job *job, int rank, int threads) {
     const size S = job->S, B = job->B;
-    const Share share = divide(job, VECTOR, rank, threads);
+    const Share share = divide(kind, job, VECTOR, rank, threads);
     if (share.idle) return;
     _Alignas(64) float sums[CHUNK * GATES * VECTOR];
     const float *H_prev = job->H_0, *C_prev = job->C_0;
@@ -224,7 +227,7 @@ INLINE void update_back(vec dh, float *gates, size S, const float *C_prev, const
 INLINE void backward(const int kind, Job *job, int rank, int threads) {
     const int wide = kind == FLOAT ? WIDE : COLUMNS / VECTOR; /* vectors of a strip */
     const size S = job->S, B = job->B, K = GATES * S;
-    const Share share = divide(job, wide * VECTOR, rank, threads);
+    const Share share = divide(kind, job, wide * VECTOR, rank, threads);
     if (share.idle) return;
     _Alignas(64) float sums[CHUNK * COLUMNS];
     if (kind == TILES) tiles_begin();
