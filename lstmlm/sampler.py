@@ -3,6 +3,7 @@
 It knows logits, temperatures and seeds. It does not know characters, files or devices.
 """
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,10 +11,14 @@ import torch
 from torch import Tensor
 
 from lstmlm.cell import LSTMState
-from lstmlm.model import CharLM
+from lstmlm.kernels.generate import Choice, Generator, LayerWeights
+from lstmlm.kernels.native import NativeKernel
+from lstmlm.lstm import LSTMLayer
+from lstmlm.model import CharLM, StackState
 
 NOISE_BLOCK = 256  # steps of noise drawn at once; the stream of a seed does not depend on it
 PROMPT_BLOCK = 4096  # characters of a prompt read at once: bounds memory, whatever its length
+SECONDS = 0.05  # about how long a block of characters may take before its first one is seen
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,12 @@ class Noise:
         self._next += 1
         return self._block[self._next - 1]
 
+    def steps(self, most: int) -> Tensor:
+        """Return the noise of the next steps, at least one and at most `most`. (steps, n)"""
+        first, start = self.step(), self._next
+        self._next = min(start - 1 + most, len(self._block))
+        return torch.cat([first[None], self._block[start : self._next]]).squeeze(-1)
+
 
 @torch.inference_mode()
 def generate(
@@ -127,9 +138,53 @@ def generate(
         logits, state = model(piece, state)
     logits = logits[-1].expand(n, -1)
     state = tuple(LSTMState(s.hidden.repeat(n, 1), s.cell.repeat(n, 1)) for s in state)
+    generator = native_generator(model, n)
+    yield from _eager(model, logits, state, noise, how) if generator is None else _native(generator, logits, state, noise, how)
+
+
+def _eager(
+    model: CharLM, logits: Tensor, state: StackState, noise: Noise, how: Sampling
+) -> Iterator[tuple[list[int], list[float]]]:
+    """Draw and step, one call of the model for each character: any kernel, device and floating type."""
     while True:
         ids = draw(distribution(logits, how), noise.step())
         cost = -torch.log_softmax(logits, dim=-1).gather(-1, ids[:, None]).squeeze(-1)
         yield ids.tolist(), cost.tolist()
         logits, state = model(ids[None], state)
         logits = logits[-1]
+
+
+def _native(
+    generator: Generator, logits: Tensor, state: StackState, noise: Noise, how: Sampling
+) -> Iterator[tuple[list[int], list[float]]]:
+    """Let the generator draw and step, a block of characters in a call.
+
+    The first block is one character, so that it is seen at once; the next ones grow as long as they take no longer than
+    `SECONDS`.
+    """
+    generator.begin(logits, state)
+    choice = Choice(how.temperature, how.top_k, how.top_p, how.greedy)
+    most = 1
+    while True:
+        numbers = noise.steps(most)
+        began = time.perf_counter()
+        ids, nats = generator.run(numbers, choice)
+        if time.perf_counter() - began < SECONDS / 2 and most < NOISE_BLOCK:
+            most *= 2
+        yield from zip(ids.tolist(), nats.tolist(), strict=True)
+
+
+def native_generator(model: CharLM, n: int) -> Generator | None:
+    """Pack a model whose kernel is the native one for n streams; None: another kernel."""
+    stack = [layer for layer in model.layers if isinstance(layer, LSTMLayer)]
+    if not isinstance(stack[0].kernel, NativeKernel) or stack[0].W.dtype != torch.float32:
+        return None
+    norms = list(model.norms or ())
+    scales = [(norm.weight, norm.bias) for norm in norms] + [(None, None)] * (len(stack) - len(norms))
+    return Generator(
+        stack[0].kernel,
+        [LayerWeights(layer.U, layer.W, layer.b, *scale) for layer, scale in zip(stack, scales, strict=True)],
+        None if model.readout is None else (model.readout.weight, model.readout.bias),
+        n,
+        residual=model.config.residual,
+    )

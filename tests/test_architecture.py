@@ -33,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "model": {"config", "errors", "kernels", "lstm"},
     "optim": {"config"},
     "evaluate": {"cell", "model", "units"},
-    "sampler": {"cell", "model"},
+    "sampler": {"cell", "kernels", "lstm", "model"},
     "gates": {"cell", "lstm", "model"},
     "fill": {"cell", "errors", "evaluate", "model", "units"},
     "recipe": {"config"},

@@ -111,7 +111,7 @@ def _compile(compiler: str, folder: Path) -> Path:
     # The compiler's own temporary files go where the result goes: /tmp may be full or missing.
     environment = {**os.environ, "TMPDIR": str(folder)}
     for machine in FOR_THIS_CPU:
-        command = [compiler, *FLAGS, *machine, str(SOURCES / "native.c"), "-o", str(made), "-lm"]
+        command = [compiler, *FLAGS, *machine, *map(str, sorted(SOURCES.glob("*.c"))), "-o", str(made), "-lm"]
         try:
             run = subprocess.run(
                 command, capture_output=True, timeout=SECONDS, text=True, errors="replace", env=environment

@@ -1,0 +1,218 @@
+"""Characters one after another in C (`generate.c`): stack, readout and draw for n streams, many steps in one call.
+
+It knows weights, states, noise and the entry points of the shared object. It does not know models, seeds or what the
+ids stand for.
+"""
+
+import ctypes
+import math
+import os
+import weakref
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lstmlm.errors import UsageError, printable
+from lstmlm.kernels.native import NativeKernel
+
+LARGE = 3 << 20
+"""Bytes of float32 weights from which `auto` keeps them as float16: more than the second-level caches of two processors hold, so
+that every character reads them from further away, and half the bytes take half the time."""
+
+LARGEST = 60000.0
+"""A weight beyond this, or NaN, keeps all of them float32: float16 ends at 65504."""
+
+ALONE = 384 << 10
+"""Bytes of float32 weights up to which one thread is quicker than several that wait for each other twice a character."""
+
+
+class LayerWeights(NamedTuple):
+    """A layer as `lstm.LSTMLayer` keeps it, and the normalisation of its output.
+
+    U: (E, 4S), for the first layer (V, 4S)
+    W: (S, 4S)
+    b: (4S), or None
+    gamma, beta: (S) each, or None
+    """
+
+    U: Tensor
+    W: Tensor
+    b: Tensor | None
+    gamma: Tensor | None
+    beta: Tensor | None
+
+
+class Choice(NamedTuple):
+    """How an id is drawn: the numbers of `sampler.Sampling`, with 0 or 1 for no cut.
+
+    divisor: Of the logits.
+    keep: How many ids stay; 0 is all.
+    share: How much probability stays; 1 is all.
+    greedy: The largest logit always.
+    """
+
+    divisor: float
+    keep: int
+    share: float
+    greedy: bool
+
+
+class Generator:
+    """The network packed for reading it once a character, and the state of n streams.
+
+    It copies the weights: what is done to them later does not reach it. Sums run in a fixed order, so a stream's bits depend
+    neither on the streams beside it nor on the number of threads.
+
+    Args:
+        kernel: Whose shared object.
+        layers: The first one's input is an id.
+        readout: Weights (V, S) and bias (V); None: the last layer's H is the logits.
+        n: Streams.
+        residual: Whether a layer's output is added to its input, from the second layer on.
+        eps: Of the normalisation.
+        storage: float32, float16 (the weights are rounded, products and sums are float32) or auto: `LSTMLM_SAMPLE_WEIGHTS`,
+            else float16 for large networks where the CPU widens it in one instruction.
+    """
+
+    def __init__(
+        self,
+        kernel: NativeKernel,
+        layers: Sequence[LayerWeights],
+        readout: tuple[Tensor, Tensor] | None,
+        n: int,
+        *,
+        residual: bool,
+        eps: float = 1e-5,
+        storage: str = "auto",
+    ) -> None:
+        library = kernel._library
+        _declare(library)
+        every = [t for layer in layers for t in layer if t is not None] + list(readout or ())
+        if any(t.dtype != torch.float32 or t.device.type != "cpu" or not t.is_contiguous() for t in every):
+            raise TypeError("weights: expected contiguous float32 on the cpu.")
+        self.n, self.V = n, len(layers[0].U)
+        self._widths = [len(layer.W) for layer in layers]
+        self.storage = _storage(storage, every, bool(library.lstmlm_generator_half()))
+        size = 4 * sum(t.numel() for layer in layers for t in (layer.U, layer.W)) - 4 * layers[0].U.numel()
+        threads = 1 if size * min(n, 4) <= ALONE else _threads()
+        self._library = library
+        handle = library.lstmlm_generator_new(
+            self.storage == "float16",
+            threads,
+            n,
+            self.V,
+            len(layers),
+            (ctypes.c_longlong * len(layers))(*self._widths),
+            readout is None,
+            residual,
+            eps,
+        )
+        if not handle:
+            raise MemoryError
+        self._handle = ctypes.c_void_p(handle)
+        weakref.finalize(self, library.lstmlm_generator_free, self._handle)
+        whole = True
+        for index, layer in enumerate(layers):
+            whole = whole and library.lstmlm_generator_layer(self._handle, index, *map(_pointer, layer))
+        if readout is not None:
+            whole = whole and library.lstmlm_generator_readout(self._handle, *map(_pointer, readout))
+        if not whole:
+            raise MemoryError
+
+    def begin(self, logits: Tensor, states: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Set from what the first draw is made, (n, V), and the state before the step after it: H and C (n, S) a layer."""
+        logits = _check("logits", logits, self.n, self.V)
+        self._library.lstmlm_generator_logits(self._handle, False, _pointer(logits))
+        for index, (S, (H, C)) in enumerate(zip(self._widths, states, strict=True)):
+            H, C = _check("H", H, self.n, S), _check("C", C, self.n, S)
+            self._library.lstmlm_generator_state(self._handle, index, False, _pointer(H), _pointer(C))
+
+    def run(self, noise: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
+        """Draw K ids for each stream.
+
+        Args:
+            noise: Uniform in [0, 1). (K, n)
+            choice: How.
+
+        Returns:
+            ids: int64 (K, n)
+            nats: Of each under the network's own distribution, uncut. (K, n)
+        """
+        K = len(noise)
+        noise = _check("noise", noise, K, self.n)
+        ids, nats = torch.empty(K, self.n, dtype=torch.int64), torch.empty(K, self.n)
+        greedy = choice.greedy or choice.divisor == 0 or math.isnan(choice.divisor)
+        self._library.lstmlm_generator_run(
+            self._handle, K, _pointer(noise), choice.divisor, choice.keep, choice.share, greedy, _pointer(ids), _pointer(nats)
+        )
+        return ids, nats
+
+    def logits(self) -> Tensor:
+        """Return what the last draw was made from. (n, V)"""
+        logits = torch.empty(self.n, self.V)
+        self._library.lstmlm_generator_logits(self._handle, True, _pointer(logits))
+        return logits
+
+    def states(self) -> list[tuple[Tensor, Tensor]]:
+        """Return H and C of each layer as the last draw found them. (n, S) each"""
+        states = [(torch.empty(self.n, S), torch.empty(self.n, S)) for S in self._widths]
+        for index, (H, C) in enumerate(states):
+            self._library.lstmlm_generator_state(self._handle, index, True, _pointer(H), _pointer(C))
+        return states
+
+
+def _storage(wish: str, weights: list[Tensor], possible: bool) -> str:
+    """Return float32 or float16.
+
+    Raises:
+        UsageError: The wish is neither, nor auto.
+    """
+    if wish == "auto":
+        wish = os.environ.get("LSTMLM_SAMPLE_WEIGHTS", "auto") or "auto"
+    if wish not in ("auto", "float32", "float16"):
+        raise UsageError(f"LSTMLM_SAMPLE_WEIGHTS {printable(wish)!r}: expected auto, float32 or float16.")
+    small = sum(4 * w.numel() for w in weights) < LARGE
+    if wish == "float32" or not possible or (wish == "auto" and small):
+        return "float32"
+    return "float16" if all(bool(w.abs().max() <= LARGEST) for w in weights) else "float32"
+
+
+def _threads() -> int:
+    """Return torch's number of threads, but not more than there are processors: the team spins at its barriers."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(torch.get_num_threads(), processors)
+
+
+def _check(name: str, tensor: Tensor, *shape: int) -> Tensor:
+    """Return the tensor, contiguous; the C code trusts what has passed here."""
+    if tensor.dtype != torch.float32 or tensor.device.type != "cpu" or tensor.shape != shape:
+        raise ValueError(f"{name}: expected float32 {shape} on the cpu, found {tensor.dtype} {tuple(tensor.shape)}.")
+    return tensor.contiguous()
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _declare(library: ctypes.CDLL) -> None:
+    """State the arguments of the entry points, and hand torch's OpenMP runtime over."""
+    number, size, pointer, real = ctypes.c_int, ctypes.c_longlong, ctypes.c_void_p, ctypes.c_double
+    library.lstmlm_generator_new.argtypes = [
+        *(number, number, size, size, size, ctypes.POINTER(size), number, number, ctypes.c_float),
+    ]
+    library.lstmlm_generator_new.restype = pointer
+    library.lstmlm_generator_free.argtypes, library.lstmlm_generator_free.restype = [pointer], None
+    library.lstmlm_generator_layer.argtypes = [pointer, size, *[pointer] * 5]
+    library.lstmlm_generator_readout.argtypes = [pointer] * 3
+    library.lstmlm_generator_state.argtypes = [pointer, size, number, pointer, pointer]
+    library.lstmlm_generator_logits.argtypes = [pointer, number, pointer]
+    library.lstmlm_generator_run.argtypes = [pointer, size, pointer, real, size, real, number, pointer, pointer]
+    library.lstmlm_generator_team.argtypes = [pointer] * 3
+    names = "GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads"
+    try:
+        torch_library = ctypes.CDLL(str(torch._C.__file__))
+        library.lstmlm_generator_team(*[ctypes.cast(getattr(torch_library, name), pointer) for name in names])
+    except (OSError, AttributeError):
+        pass  # this torch has another runtime: one thread

@@ -1,0 +1,286 @@
+"""The native generator: the ids, nats and logits that the model and the sampler's own rules give."""
+
+import math
+from itertools import islice
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lstmlm import sampler
+from lstmlm.errors import UsageError
+from lstmlm.kernels import generate as generating
+from lstmlm.kernels import native
+from lstmlm.kernels.generate import Choice, Generator, LayerWeights
+from lstmlm.kernels.native import NativeKernel
+from lstmlm.model import CharLM
+from lstmlm.sampler import Noise, Sampling, distribution, draw
+from tests.helpers import assert_close, normal, small_model
+
+PLAIN = Choice(1.0, 0, 1.0, False)
+
+
+@pytest.fixture(name="kernel", scope="module")
+def _kernel() -> NativeKernel:
+    """Compile the kernel, or skip where there is no compiler."""
+    try:
+        return native.load("float32")
+    except native.Unavailable as reason:
+        pytest.skip(str(reason))
+
+
+def with_kernel(model: CharLM, kernel: NativeKernel) -> CharLM:
+    """Return the same network with another kernel."""
+    twin = CharLM(model.config, len(model.get_parameter("layers.0.U")), kernel).eval()
+    twin.load_state_dict(model.state_dict())
+    return twin
+
+
+def calm(model: CharLM) -> CharLM:
+    """Shrink W: where states follow one another chaotically, a rounding would grow into another text."""
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.mul_(0.3 if name.endswith(".W") else 1.0)
+    return model
+
+
+def opened(model: CharLM, kernel: NativeKernel, n: int) -> Generator:
+    """Return the model's generator in its beginning: states of zero, logits of zero."""
+    generator = sampler.native_generator(with_kernel(model, kernel), n)
+    assert generator is not None
+    state = model.initial_state(n)
+    generator.begin(torch.zeros(n, generator.V), [(s.hidden, s.cell) for s in state])
+    return generator
+
+
+SHAPES: list[dict[str, Any]] = [
+    {},
+    {"layers": 1},
+    {"layers": 4, "hidden": 33},
+    {"hidden": 16, "layers": 3, "residual": False},
+    {"layers": 3, "layer_norm": False},
+    {"layers": 3, "layer_norm": False, "residual": False, "bias": False},
+    {"layers": 1, "readout": "direct", "bias": False, "layer_norm": False},
+    {"layers": 3, "readout": "direct", "hidden": 19},
+]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 30, 100])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_logits_and_states_are_the_models(kernel: NativeKernel, shape: dict[str, Any], n: int) -> None:
+    """After some characters of n different texts, logits, H and C of every layer are those of the eager model, to 1e-5."""
+    model = small_model(vocabulary=21, dtype=torch.float32, **shape)
+    generator = opened(model, kernel, n)
+
+    ids, nats = generator.run(torch.rand(7, n), PLAIN)
+    with torch.inference_mode():
+        logits, state = model(ids[:-1])
+
+    assert_close(generator.logits(), logits[-1], "logits", 1e-5 * float(logits.abs().max()))
+    for (H, C), expected in zip(generator.states(), state, strict=True):
+        assert_close(H, expected.hidden, "H", 1e-5)
+        assert_close(C, expected.cell, "C", 1e-5 * max(1.0, float(expected.cell.abs().max())))
+    whole = torch.log_softmax(logits.double(), -1).gather(-1, ids[1:, :, None]).squeeze(-1)
+    assert_close(nats[1:].double(), -whole, "nats", 1e-4)
+
+
+HOW = [
+    Sampling(),
+    Sampling(temperature=0.5),
+    Sampling(temperature=3.0, top_k=4),
+    Sampling(top_p=0.7),
+    Sampling(temperature=1.4, top_k=6, top_p=0.8),
+    Sampling(greedy=True),
+    Sampling(temperature=0.0),
+    Sampling(top_k=1),
+    Sampling(temperature=1e-30),
+    Sampling(top_k=500, top_p=1.0),
+]
+
+
+@pytest.mark.parametrize("how", HOW, ids=str)
+@pytest.mark.parametrize("shape", [{}, {"layers": 3, "hidden": 40}, {"readout": "direct"}], ids=str)
+def test_the_same_seed_gives_the_ids_of_the_eager_sampler(kernel: NativeKernel, how: Sampling, shape: dict[str, Any]) -> None:
+    """Two hundred characters of two seeds, and their nats, are the same whichever kernel the model has."""
+    model = calm(small_model(vocabulary=30, dtype=torch.float32, **shape))
+
+    expected = list(islice(sampler.generate(model, [3, 1, 4], [7, 8], how), 200))
+    found = list(islice(sampler.generate(with_kernel(model, kernel), [3, 1, 4], [7, 8], how), 200))
+
+    assert [ids for ids, _ in found] == [ids for ids, _ in expected]
+    ours, theirs = (torch.tensor([nats for _, nats in steps], dtype=torch.float64) for steps in (found, expected))
+    assert_close(ours, theirs, "nats", 1e-4)
+
+
+def drawn(kernel: NativeKernel, logits: Tensor, noise: Tensor, how: Sampling) -> tuple[Tensor, Tensor]:
+    """Return the ids and nats that the generator draws from given logits."""
+    n, V = logits.shape
+    model = small_model(vocabulary=V, dtype=torch.float32, hidden=3, layers=1)
+    generator = opened(model, kernel, n)
+    generator.begin(logits, [(torch.zeros(n, 3), torch.zeros(n, 3))])
+    ids, nats = generator.run(noise[None], Choice(how.temperature, how.top_k, how.top_p, how.greedy))
+    return ids[0], nats[0]
+
+
+@pytest.mark.parametrize("V", [2, 15, 16, 17, 300])
+@pytest.mark.parametrize("scale", [0.0, 2.0, 60.0])
+@pytest.mark.parametrize("how", HOW, ids=str)
+def test_a_draw_follows_the_samplers_rules(kernel: NativeKernel, how: Sampling, scale: float, V: int) -> None:
+    """From any logits, ties among them, the id is that of `distribution` and `draw`, and the nats are the uncut ones."""
+    n = 50
+    logits = normal(n, V, dtype=torch.float32, scale=scale)
+    logits[: n // 2] = logits[: n // 2].round()  # many of the same
+    noise = torch.rand(n)
+    noise[0], noise[1] = 0.0, 1 - 2.0**-24
+
+    ids, nats = drawn(kernel, logits, noise, how)
+
+    assert ids.tolist() == draw(distribution(logits, how), noise[:, None]).tolist()
+    expected = -torch.log_softmax(logits.double(), -1).gather(-1, ids[:, None]).squeeze(-1)
+    assert_close(nats.double(), expected, "nats", 1e-5 * max(1.0, float(expected.max())))
+
+
+def test_top_p_stops_where_it_is_reached_exactly(kernel: NativeKernel) -> None:
+    """One half and one quarter are three quarters: the last quarter is never drawn."""
+    logits = torch.tensor([[0.0, math.log(2), 0.0]]).expand(64, -1).contiguous()
+
+    ids, _ = drawn(kernel, logits, torch.arange(64) / 64, Sampling(top_p=0.75))
+
+    assert set(ids.tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_numbers_that_are_none_do_no_harm(kernel: NativeKernel, bad: float) -> None:
+    """Logits that are not numbers still give ids of the vocabulary."""
+    logits = torch.full((4, 9), bad)
+    logits[1, 3] = logits[2, 5] = 1.0
+
+    for how in HOW:
+        ids, _ = drawn(kernel, logits, torch.rand(4), how)
+        assert all(0 <= id_ < 9 for id_ in ids.tolist())
+
+
+def test_a_stream_does_not_depend_on_its_company(kernel: NativeKernel) -> None:
+    """A stream's bits are the same alone, among three and among fifty, for both ways to store weights."""
+    model = small_model(vocabulary=21, dtype=torch.float32, hidden=70, layers=3)
+    noise = torch.rand(60, 50)
+    for storage in ("float32", "float16"):
+        results = []
+        for n in (1, 3, 50):
+            generator = packed(model, kernel, n, storage)
+            ids, nats = generator.run(noise[:, :n].contiguous(), PLAIN)
+            results.append((ids[:, 0].tolist(), nats[:, 0].tolist(), generator.logits()[0].tolist()))
+
+        assert results[0] == results[1] == results[2]
+
+
+def packed(model: CharLM, kernel: NativeKernel, n: int, storage: str) -> Generator:
+    """Return a generator with the weights stored in a certain way."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LSTMLM_SAMPLE_WEIGHTS", storage)
+        return opened(model, kernel, n)
+
+
+@pytest.mark.parametrize("n", [1, 5])
+def test_blocks_and_threads_do_not_matter(kernel: NativeKernel, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forty characters in one call, in pieces, or on three threads are the same to the last bit."""
+    model = small_model(vocabulary=37, dtype=torch.float32, hidden=50, layers=3)
+    noise = torch.rand(40, n)
+    monkeypatch.setattr(generating, "ALONE", 0)
+    results = []
+    for threads, pieces in ((1, [40]), (1, [1, 2, 37]), (3, [40]), (2, [13, 27])):
+        monkeypatch.setattr(generating, "_threads", lambda threads=threads: threads)
+        generator = opened(model, kernel, n)
+        parts = [generator.run(piece, PLAIN) for piece in noise.split(pieces)]
+        results.append([torch.cat(columns).tolist() for columns in zip(*parts, strict=True)])
+
+    assert all(result == results[0] for result in results)
+
+
+def test_float16_weights_change_little(kernel: NativeKernel) -> None:
+    """Rounding the weights to float16 moves the logits of the same text by less than 1e-2, and nats are of what was drawn."""
+    model = calm(small_model(vocabulary=21, dtype=torch.float32, hidden=48, layers=2))
+    rounded = with_kernel(model, kernel)
+    with torch.no_grad():
+        for name, weight in rounded.named_parameters():
+            if name.endswith(".W") or name == "readout.weight" or name == "layers.1.U":
+                weight.copy_(weight.half().float())
+    generator = packed(model, kernel, 4, "float16")
+    if generator.storage != "float16":
+        pytest.skip("this CPU does not widen float16")
+
+    ids, nats = generator.run(torch.rand(30, 4), PLAIN)
+    with torch.inference_mode():
+        logits, _ = model(ids[:-1])
+        own, _ = rounded(ids[:-1])
+
+    assert_close(generator.logits(), logits[-1], "logits", 1e-2)
+    assert_close(generator.logits(), own[-1], "logits", 1e-4)
+    expected = -torch.log_softmax(own.double(), -1).gather(-1, ids[1:, :, None]).squeeze(-1)
+    assert_close(nats[1:].double(), expected, "nats", 1e-4)
+
+
+def test_large_weights_stay_float32(kernel: NativeKernel) -> None:
+    """A weight that float16 cannot hold keeps the network in float32."""
+    model = small_model(dtype=torch.float32)
+    with torch.no_grad():
+        model.get_parameter("layers.1.U")[0, 0] = 70000.0
+
+    assert packed(model, kernel, 1, "float16").storage == "float32"
+
+
+def test_storage_is_chosen_by_size_and_by_wish(kernel: NativeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small networks are kept in float32; the environment decides otherwise; nonsense there is refused."""
+    model = small_model(dtype=torch.float32)
+
+    assert packed(model, kernel, 1, "auto").storage == packed(model, kernel, 1, "").storage == "float32"
+    assert packed(model, kernel, 1, "float32").storage == "float32"
+    monkeypatch.setattr(generating, "LARGE", 0)
+    assert packed(model, kernel, 1, "auto").storage in ("float16", "float32")
+    with pytest.raises(UsageError, match="LSTMLM_SAMPLE_WEIGHTS"):
+        packed(model, kernel, 1, "int3")
+
+
+def test_weights_are_copied(kernel: NativeKernel) -> None:
+    """Training that goes on while a text is drawn does not change the text."""
+    model = with_kernel(small_model(dtype=torch.float32), kernel)
+    expected = [ids for ids, _ in islice(sampler.generate(model, [1], [5], Sampling()), 50)]
+
+    stream = sampler.generate(model, [1], [5], Sampling())
+    found = [next(stream)[0]]
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(1.0)
+    found += [ids for ids, _ in islice(stream, 49)]
+
+    assert found == expected
+
+
+def test_noise_in_pieces_is_the_same_noise() -> None:
+    """The numbers of a seed do not depend on how many are taken at a time."""
+    one, many = Noise([4, 6]), Noise([4, 6])
+
+    expected = torch.cat([one.step() for _ in range(600)], dim=1).t()
+    pieces: list[Tensor] = []
+    while sum(map(len, pieces)) < 600:
+        pieces.append(many.steps(1 + len(pieces) * 3))
+
+    assert torch.equal(torch.cat(pieces)[:600], expected)
+    assert all(1 <= len(piece) <= 1 + index * 3 for index, piece in enumerate(pieces))
+
+
+def test_wrong_shapes_are_refused(kernel: NativeKernel) -> None:
+    """What the C code would read beyond its end never reaches it."""
+    generator = opened(small_model(dtype=torch.float32), kernel, 2)
+
+    with pytest.raises(ValueError, match="noise"):
+        generator.run(torch.rand(5, 3), PLAIN)
+    with pytest.raises(ValueError, match="logits"):
+        generator.begin(torch.zeros(1, 11), [])
+    with pytest.raises(ValueError, match="H"):
+        generator.begin(torch.zeros(2, 11), [(torch.zeros(2, 8), torch.zeros(2, 7))] * 2)
+    double = torch.zeros(5, 20, dtype=torch.float64)
+    with pytest.raises(TypeError):
+        Generator(kernel, [LayerWeights(double, double, None, None, None)], None, 1, residual=False)
+    assert sampler.native_generator(with_kernel(small_model(), kernel).double(), 1) is None
