@@ -67,7 +67,7 @@ def trace(model: CharLM, ids: Tensor, state: StackState | None = None, forgotten
     for index, layer in enumerate(model.layers):
         assert isinstance(layer, LSTMLayer)
         S = layer.width
-        a = input_product(x, layer.U, layer.b)
+        a = input_product(layer.kernel, x, layer.U, layer.b)
         if forgotten is not None:
             block = GATES.index("forget")
             a[..., block * S : (block + 1) * S].masked_fill_(forgotten[..., None], SHUT)

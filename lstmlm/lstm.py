@@ -31,7 +31,7 @@ class _Recurrent(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         """Return H (T, B, S) and the last cell state (B, S)."""
         H_0, C_0 = H_0.contiguous(), C_0.contiguous()
-        gates, C, H = kernel.forward(input_product(x, U, b), W, H_0, C_0)
+        gates, C, H = kernel.forward(input_product(kernel, x, U, b), W, H_0, C_0)
         ctx.kernel = kernel
         ctx.save_for_backward(x, U, W, b, H_0, C_0, H)
         ctx.kept = (gates, C)  # not among the saved tensors: backward writes over them
@@ -44,32 +44,33 @@ class _Recurrent(torch.autograd.Function):
         x, U, W, b, H_0, C_0, H = ctx.saved_tensors
         dH, dC_T = grads
         if ctx.kept is None:  # a second backward pass over the same graph: the first one used the activations up
-            gates, C, _ = ctx.kernel.forward(input_product(x, U, b), W, H_0, C_0)
+            gates, C, _ = ctx.kernel.forward(input_product(ctx.kernel, x, U, b), W, H_0, C_0)
         else:
             gates, C = ctx.kept
             ctx.kept = None
         da, dH_0, dC_0 = ctx.kernel.backward(dH.contiguous(), dC_T.contiguous(), gates, C, C_0, W)
 
-        S4 = U.shape[1]
+        product = ctx.kernel.product
         dW = H_0.t() @ da[0]
         if len(H) > 1:
-            dW.addmm_(H[:-1].flatten(0, 1).t(), da[1:].flatten(0, 1))
-        rows = da.view(-1, S4)
+            product(H[:-1].flatten(0, 1).t(), da[1:].flatten(0, 1), dW, add=True)
+        rows = da.view(-1, U.shape[1])
         if x.dim() == 2:
             dx = None
             dU = torch.ops.aten.embedding_dense_backward(rows, x.reshape(-1), len(U), -1, False)
             db = None if b is None else dU.sum(0)  # every step adds its row to just one row of the table
         else:
-            dx = (rows @ U.t()).view_as(x) if ctx.needs_input_grad[1] else None
-            dU = x.reshape(-1, len(U)).t() @ rows
+            dx = product(rows, U.t()).view_as(x) if ctx.needs_input_grad[1] else None
+            dU = product(x.reshape(-1, len(U)).t(), rows)
             db = None if b is None else rows.sum(0)
         return None, dx, dU, dW, db, dH_0, dC_0
 
 
-def input_product(x: Tensor, U: Tensor, b: Tensor | None) -> Tensor:
+def input_product(kernel: Kernel, x: Tensor, U: Tensor, b: Tensor | None) -> Tensor:
     """Compute x_t U + b for all T steps at once.
 
     Args:
+        kernel: What computes the product.
         x: Dense inputs (T, B, E), or ids (T, B): an id is a one-hot vector, and its product a row of U.
         U: (E, 4S), for ids (V, 4S)
         b: (4S)
@@ -83,9 +84,8 @@ def input_product(x: Tensor, U: Tensor, b: Tensor | None) -> Tensor:
             return (U + b).index_select(0, ids).view(*x.shape, -1)
         a = U.index_select(0, ids)
         return (a if b is None else a.add_(b)).view(*x.shape, -1)
-    rows = x.reshape(-1, len(U))
-    a = rows @ U if b is None else torch.addmm(b, rows, U)
-    return a.view(*x.shape[:-1], -1)
+    a = kernel.product(x.reshape(-1, len(U)), U)
+    return (a if b is None else a.add_(b)).view(*x.shape[:-1], -1)
 
 
 class LSTMLayer(nn.Module):

@@ -81,7 +81,7 @@ def test_gates_equal_the_kernels(name: str) -> None:
     assert isinstance(layer, LSTMLayer)
     zero = torch.zeros(3, layer.width)
     with torch.inference_mode():
-        kept = kernel.forward(input_product(x, layer.U, layer.b), layer.W, zero, zero)
+        kept = kernel.forward(input_product(kernel, x, layer.U, layer.b), layer.W, zero, zero)
     shown = trace(mine, x).layers[0]
 
     assert_close(torch.cat(shown[:4], dim=-1), kept.gates, "gates", 1e-6)

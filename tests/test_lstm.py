@@ -95,8 +95,8 @@ def test_the_input_product_does_not_depend_on_how_many_ids_there_are(bias: bool)
     U, b = normal(V, 4 * S, dtype=torch.float32), normal(4 * S, dtype=torch.float32) if bias else None
     ids = torch.randint(V, (V, B))
 
-    whole = input_product(ids, U, b)
-    single = torch.stack([input_product(row[None], U, b)[0] for row in ids])
+    whole = input_product(EagerKernel(), ids, U, b)
+    single = torch.stack([input_product(EagerKernel(), row[None], U, b)[0] for row in ids])
 
     assert torch.equal(single, whole)
 

@@ -72,6 +72,19 @@ class Kernel(Protocol):
             dC_0: Gradient of the first cell state. (B, S)
         """
 
+    def product(self, A: Tensor, B: Tensor, out: Tensor | None = None, *, add: bool = False) -> Tensor:
+        """Compute A B, or out + A B: one of the large products before or after the T steps.
+
+        Args:
+            A: (M, K), contiguous or the transpose of something contiguous.
+            B: (K, N), likewise.
+            out: (M, N), contiguous; a new tensor if not given.
+            add: Whether the product is added to what `out` holds.
+
+        Returns:
+            out.
+        """
+
 
 def choose(wish: str = "auto", precision: str = "auto", device: str = "cpu") -> tuple[Kernel, str]:
     """Return the fastest kernel that works here, and one line saying why if it is not the fastest there is.

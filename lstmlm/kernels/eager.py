@@ -66,6 +66,12 @@ class EagerKernel:
                 dH_t = torch.addmm(dH[t - 1], steps[t], W_back)
         return gates, steps[0] @ W_back, dC
 
+    def product(self, A: Tensor, B: Tensor, out: Tensor | None = None, *, add: bool = False) -> Tensor:
+        """Compute A B, or out + A B; see `Kernel.product`."""
+        if out is None:
+            return A @ B
+        return out.addmm_(A, B) if add else torch.mm(A, B, out=out)
+
 
 def _last_first(gates: Tensor, S: int) -> tuple[tuple[Tensor, ...], ...]:
     """Return the per-step views of N, f, i, o."""
