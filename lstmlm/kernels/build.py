@@ -113,9 +113,7 @@ def _compile(compiler: str, folder: Path) -> Path:
     for machine in FOR_THIS_CPU:
         command = [compiler, *FLAGS, *machine, *map(str, sorted(SOURCES.glob("*.c"))), "-o", str(made), "-lm"]
         try:
-            run = subprocess.run(
-                command, capture_output=True, timeout=SECONDS, text=True, errors="replace", env=environment
-            )
+            run = subprocess.run(command, capture_output=True, timeout=SECONDS, text=True, errors="replace", env=environment)
         except subprocess.TimeoutExpired:
             raise Unavailable(f"{compiler} took longer than {SECONDS} s") from None
         if run.returncode == 0 and made.is_file():
