@@ -16,24 +16,20 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from lstmlm.cell import LSTMState
 from lstmlm.errors import TextError, UsageError, printable
 from lstmlm.evaluate import first_char
-from lstmlm.model import CharLM, StackState, nats
+from lstmlm.model import CharLM
+from lstmlm.ragged import Run, pick, read
 from lstmlm.units import bits
 
 BLANK = "____"
 COMBINATIONS = 10_000  # texts compared for one question: eight names in four blanks are 4096
 TOGETHER = 64  # questions read side by side
-PIECE = 1 << 13  # characters in one call of the model: bounds memory
 WIDTH = 50  # characters of a row in the table of distances
 ROWS = 20  # a table with more of them is made of wider ones
 
 Encode = Callable[[str], list[int]]
-Run = Callable[[Tensor, StackState], tuple[Tensor, StackState]]
-"""Reads ids (T, B) from a state: logits (T, B, V) and the state after them. A model is one."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +153,7 @@ class Filler:
             for words in question.fillings():
                 tails.append(self._encode(question.filled(words)[len(head) :]))
                 owners.append(index)
-        before, state = self._read(heads, self._model.initial_state(len(heads)))
+        before, state = read(self._run, heads, self._model.initial_state(len(heads)))
         if self._start is None:
             before = [
                 cost + (first_char(self._counts, head[0]) if head else 0.0) for cost, head in zip(before, heads, strict=True)
@@ -168,7 +164,7 @@ class Filler:
             first.append(first_char(self._counts, tail[0]) if opening and tail else 0.0)
             rows.append(tail if opening else heads[owner][-1:] + tail)
         each = torch.tensor(owners, device=state[0].hidden.device)
-        after, _ = self._read(rows, tuple(LSTMState(s.hidden[each], s.cell[each]) for s in state))
+        after, _ = read(self._run, rows, pick(state, each))
 
         answers: list[list[Answer]] = []
         costs = iter(zip(owners, first, after, strict=True))
@@ -180,38 +176,6 @@ class Filler:
             found = [Answer(w, bits(c), math.exp(least - c) / total) for w, c in zip(fillings, nats_, strict=True)]
             answers.append(sorted(found, key=lambda answer: answer.bits))
         return answers
-
-    def _read(self, rows: Sequence[Sequence[int]], state: StackState) -> tuple[list[float], StackState]:
-        """Score each row's ids after its first one, and leave its last one unread.
-
-        Rows of all lengths run side by side, the longest first; a row that has come to its end leaves, so that nothing
-        is computed for padding.
-
-        Returns:
-            The nats of each row, and the states before its last id.
-        """
-        device = state[0].hidden.device
-        order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
-        place = torch.tensor(order, device=device)
-        lengths = [max(0, len(rows[row]) - 1) for row in order]
-        costs = torch.zeros(len(rows), dtype=torch.float64, device=device)
-        current = tuple(LSTMState(s.hidden[place], s.cell[place]) for s in state)
-        final = tuple(LSTMState(s.hidden.clone(), s.cell.clone()) for s in current)
-        done = 0
-        for stop in sorted(set(lengths) - {0}):
-            alive = sum(length >= stop for length in lengths)
-            current = tuple(LSTMState(s.hidden[:alive], s.cell[:alive]) for s in current)
-            ids = torch.tensor([rows[row][done : stop + 1] for row in order[:alive]], device=device).t()
-            step = max(1, PIECE // alive)
-            for x, y in zip(ids[:-1].split(step), ids[1:].split(step), strict=True):
-                logits, current = self._run(x.contiguous(), current)
-                costs[:alive] += nats(logits, y).double().sum(0)
-            for kept, new in zip(final, current, strict=True):
-                kept.hidden[:alive], kept.cell[:alive] = new.hidden, new.cell
-            done = stop
-        back = torch.empty_like(place)
-        back[place] = torch.arange(len(rows), device=device)
-        return costs[back].tolist(), tuple(LSTMState(s.hidden[back], s.cell[back]) for s in final)
 
 
 def parse_set(lines: Sequence[str], source: str) -> list[Asked]:

@@ -268,6 +268,8 @@ def inspect(
     top: Annotated[int, typer.Option(metavar="N", min=0, max=1000, help="Follow the N units that vary most.")] = 0,
     svg: Annotated[str | None, typer.Option(metavar="FILE", help="Write the picture as SVG.")] = None,
     html: Annotated[str | None, typer.Option(metavar="FILE", help="Write a page to explore all units in a browser.")] = None,
+    at: Annotated[str | None, typer.Option(metavar="CHAR", help="Is anything forgotten at this mark? Over a whole text.")] = None,
+    swap: Annotated[str | None, typer.Option(metavar="NAME,NAME", help="With --at: is it still known who, after the mark?")] = None,
     all_: Annotated[bool, typer.Option("--all", help="Let --json and --html be larger than 5,000,000 numbers.")] = False,
     on_unknown: Annotated[str, typer.Option(metavar="error|skip|replace", help="For characters the model lacks.")] = "error",
     threads: Threads = 0,
@@ -281,14 +283,20 @@ def inspect(
 
     lstmlm inspect "Bob is a baker. Dan ran home."
 
+    --at counts over a whole text (TEXT, --file, or the run's validation part): the mean forget gate at the mark, one step later and
+    elsewhere, the units that drop most (--top), how sure that is (95 % interval, marks drawn again in blocks), and what the
+    memory is worth: the bits of 100 characters after the mark with the state carried, C zeroed, H zeroed, both zeroed.
+
     lstmlm inspect "Bob is a baker. Dan ran home." --show cell --top 8
+
+    lstmlm inspect --at . --swap Bob,Dan
     """
     from lstmlm.cli import inspect as door
 
     door.run(
         door.Request(
             text=text, file=file, model=model, show=show or [], units=units, top=top, svg=svg, html=html,
-            everything=all_, on_unknown=on_unknown, threads=threads, json=json, quiet=quiet,
+            at=at, swap=swap, everything=all_, on_unknown=on_unknown, threads=threads, json=json, quiet=quiet,
         )
     )  # fmt: skip
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lstmlm.cli.texts import read_text, unknown_rule
+from lstmlm.cli.texts import one_symbol, read_text, unknown_rule
 from lstmlm.console import Console
 from lstmlm.drawings import table
 from lstmlm.errors import TextError, UsageError, printable
@@ -68,7 +68,9 @@ def run(request: Request) -> None:
     if request.model is None:
         console.say(f"model {printable(str(model.path))}")
     newline = model.tokenizer.encode("\n", on_unknown="skip")
-    without = None if request.forget_at is None else Forgetting(model.network, _mark(request.forget_at, model))
+    without = (
+        None if request.forget_at is None else Forgetting(model.network, one_symbol("--forget-at", request.forget_at, model))
+    )
     filler = Filler(
         model.network,
         partial(model.tokenizer.encode, on_unknown=on_unknown),
@@ -124,13 +126,6 @@ def common_words(model: "LanguageModel", count: int) -> list[str]:
         found.update(word[0] for word in words)
     found.update([rest] if rest else [])
     return [word for word, _ in sorted(found.items(), key=lambda item: (-item[1], item[0]))[:count]]
-
-
-def _mark(text: str, model: "LanguageModel") -> int:
-    ids = model.tokenizer.encode(text)
-    if len(ids) != 1:
-        raise UsageError(f"--forget-at: expected one character, found {printable(text[:40]) or 'none'}.")
-    return ids[0]
 
 
 def _choice_flags(request: Request) -> list[tuple[str, object]]:

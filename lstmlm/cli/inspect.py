@@ -36,6 +36,8 @@ class Request:
     top: int
     svg: str | None
     html: str | None
+    at: str | None
+    swap: str | None
     everything: bool
     on_unknown: str
     threads: int
@@ -53,10 +55,17 @@ def run(request: Request) -> None:
     on_unknown = unknown_rule(request.on_unknown)
     shows = _shows(request.show)
     units = _units(request.units)
-    if (request.text is None) == (request.file is None):
-        raise UsageError("inspect: expected a TEXT, or --file with one; one of them.")
-    text = request.text if request.text is not None else read_text(str(request.file))
-    if not text:
+    whole_text = request.at is not None
+    if request.text is not None and request.file is not None:
+        raise UsageError("inspect: expected a TEXT or --file, found both.")
+    if request.text is None and request.file is None and not whole_text:
+        raise UsageError("inspect: expected a TEXT, or --file with one, found none.")
+    if request.swap is not None and request.at is None:
+        raise UsageError("--swap: expected --at with the mark after the name, found none.")
+    if whole_text and (request.svg or request.html):
+        raise UsageError("--at: expected no picture, found --svg or --html. Leave it out; --json gives the numbers.")
+    text = request.text if request.file is None else read_text(request.file)
+    if text == "":
         raise TextError("text to inspect: expected at least one character, found none.")
 
     from lstmlm.api import LanguageModel
@@ -64,6 +73,12 @@ def run(request: Request) -> None:
     model = LanguageModel.open(request.model, threads=request.threads, report=console.warn)
     if request.model is None:
         console.say(f"model {printable(str(model.path))}")
+    if request.at is not None:
+        from lstmlm.cli import marks
+
+        marks.run(console, model, text, request.at, request.swap, request.top or 8, on_unknown=on_unknown, json=request.json)
+        return
+    assert text is not None
     ids = model.tokenizer.encode(text, on_unknown)
     widths = [layer.width for layer in model.network._stack()]
     for layer, unit in units:

@@ -2,9 +2,13 @@
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lstmlm.errors import TextError, UsageError, printable
 from lstmlm.tokenizer import OnUnknown
+
+if TYPE_CHECKING:
+    from lstmlm.api import LanguageModel
 
 
 def read_text(name: str) -> str:
@@ -36,3 +40,32 @@ def unknown_rule(given: str) -> OnUnknown:
     if given in rules:
         return rules[given]
     raise UsageError(f"--on-unknown: expected error, skip or replace, found {printable(given[:40])}.")
+
+
+def one_symbol(flag: str, given: str, model: "LanguageModel") -> int:
+    """Return the id of the one character that a flag asks for.
+
+    Raises:
+        UsageError: It is none, or more than one.
+        TextError: The model does not know it.
+    """
+    ids = model.tokenizer.encode(given)
+    if len(ids) != 1:
+        raise UsageError(f"{flag}: expected one character, found {printable(given[:40]) or 'none'}.")
+    return ids[0]
+
+
+def statistics_text(model: "LanguageModel", text: str | None) -> str:
+    """Return the text to count over: the one given, else the run's own validation part.
+
+    Raises:
+        TextError: There is none, or it has changed since.
+    """
+    if text is not None:
+        return text
+    from lstmlm.cli.corpora import open_for
+
+    corpus = open_for(model.meta["corpus"], model.config, model.meta["tokenizer"].get("symbols"))
+    if not len(corpus.val):
+        raise TextError("inspect: expected a validation part in this run, found none. Give a TEXT or --file.")
+    return model.tokenizer.decode(corpus.val.tensor(0, len(corpus.val)).tolist())

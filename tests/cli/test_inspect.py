@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 import lstmlm
 from lstmlm.cli import inspect as door
 from lstmlm.cli.app import app
+from lstmlm.corpus import open_corpus
 from lstmlm.errors import SystemProblem, TextError, UsageError
 from tests.cli.trained import make_run
 
@@ -158,3 +159,45 @@ def test_texts_that_cannot_be_read_are_text_errors(run: Path) -> None:
     assert isinstance(inspect("-m", str(run), "Bob €").exception, TextError)
     assert inspect("-m", str(run), "Bob €", "--on-unknown", "skip").exit_code == 0
     assert inspect("-m", str(run), "--file", "-", stdin="Bob is").stdout.lstrip().startswith("Bob is")
+
+
+MARKED = "Bob is a baker. Dan ran home. Bob ate bread. " * 12
+
+
+def test_at_measures_a_mark(run: Path) -> None:
+    """Numbers for each layer, a plain sentence, what the memory is worth four ways, and the same in plain text."""
+    found = as_json("-m", str(run), MARKED, "--at", ".", "--swap", "Bob,Dan", "--top", "3")
+    shown = inspect("-m", str(run), MARKED, "--at", ".", "--swap", "Bob,Dan", "--top", "3").stdout
+
+    assert (found["at"], found["marks"], found["chars"]) == (".", 36, len(MARKED))
+    assert [layer["layer"] for layer in found["layers"]] == [1, 2]
+    assert all(len(layer["drops"]) == 3 for layer in found["layers"])
+    assert set(found["worth"]["states"]) == {"carried", "C zeroed", "H zeroed", "both zeroed"}
+    assert len(found["worth"]["states"]["carried"]["bits_by_distance"]) == found["worth"]["chars_after"]
+    assert found["swap"]["places"][0] >= found["swap"]["places"][-1] >= 1
+    assert all(layer["sentence"] in shown for layer in found["layers"])
+
+
+def test_at_counts_over_the_validation_part(tmp_path: Path) -> None:
+    """Without a text, --at takes the run's own validation part."""
+    (tmp_path / "corpus.txt").write_text(TEXT * 100)
+    corpus = open_corpus(["corpus.txt"], val=None, val_fraction=0.1, cache_dir=tmp_path / "cache")
+    known = {"name": "corpus", "fingerprint": corpus.fingerprint, "chars": corpus.chars, "sources": ["corpus.txt"], "val": None}
+    run = make_run(tmp_path / "runs" / "own", text=TEXT, corpus=known)
+
+    assert as_json("-m", str(run), "--at", ".")["chars"] == len(corpus.val)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--at", ""], ["--at", "ab"], ["--at", ".", "--swap", "Bob"], ["--swap", "Bob,Dan"], ["--at", ".", "--svg", "x"]],
+)
+def test_a_mark_is_one_character(arguments: list[str], run: Path) -> None:
+    """None, two, a swap of one name, a swap without a mark, or a picture of a number: exit 2."""
+    assert isinstance(inspect("-m", str(run), MARKED, *arguments).exception, UsageError)
+
+
+def test_a_mark_or_name_that_is_not_there_is_said(run: Path) -> None:
+    """Nothing to count is exit 3, not a table of nothing."""
+    assert isinstance(inspect("-m", str(run), "Bob is a baker", "--at", ".").exception, TextError)
+    assert isinstance(inspect("-m", str(run), MARKED, "--at", ".", "--swap", "Max,Tom").exception, TextError)
