@@ -1,0 +1,54 @@
+"""Bring the generated parts of README.md up to date: the list of rooms and the table of settings. `--check` only compares."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+from lstmlm import config
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+RIVER = (
+    *("errors.py", "units.py", "memory.py", "settings.py", "settings_yaml.py", "schema.py", "config.py", "tokenizer.py"),
+    *("sources.py", "decoding.py", "ids.py", "cache.py", "packing.py", "corpus.py", "streams.py", "cell.py"),
+    *("kernels/eager.py", "kernels/build.py", "kernels/native.py", "kernels/generate.py", "lstm.py", "model.py"),
+    *("optim.py", "evaluate.py", "sampler.py", "gates.py", "marks.py", "ragged.py", "fill.py", "recipe.py", "disk.py"),
+    *("header.py", "checkpoint.py", "runs.py", "trainer.py", "api.py", "console.py", "live.py", "drawings.py", "pictures.py"),
+)
+
+
+def rooms() -> str:
+    """Return one line for each module, in the order of the river, and what is new at the end."""
+    package = ROOT / "lstmlm"
+    names = [p.relative_to(package).as_posix() for p in sorted(package.rglob("*.py")) if not p.name.startswith("__")]
+    names.sort(key=lambda name: (RIVER.index(name) if name in RIVER else len(RIVER), name))
+    lines = ["| room | one line |", "|---|---|"]
+    for name in names:
+        text = ast.get_docstring(ast.parse((package / name).read_text(encoding="utf-8"))) or ""
+        lines.append(f"| `{name}` | {' '.join(text.split(chr(10) * 2)[0].split()).rstrip('.')} |".replace("|C", "C"))
+    return "\n".join(lines)
+
+
+def updated(text: str) -> str:
+    """Return the README with its generated parts made anew."""
+    for mark, part in (("rooms", rooms()), ("settings", config.key_table().strip())):
+        text, found = re.subn(
+            f"(<!-- {mark} -->\n).*?(\n<!-- end -->)", lambda m, part=part: m[1] + part + m[2], text, flags=re.DOTALL
+        )
+        if found != 1:
+            raise SystemExit(f"README.md: expected one part between `<!-- {mark} -->` and `<!-- end -->`, found {found}")
+    return text
+
+
+def main() -> None:
+    """Write the README, or with --check say whether it is up to date."""
+    old = README.read_text(encoding="utf-8")
+    new = updated(old)
+    if "--check" in sys.argv:
+        sys.exit(0 if old == new else "README.md is out of date: run python scripts/readme.py")
+    README.write_text(new, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
