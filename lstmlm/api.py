@@ -8,19 +8,20 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lstmlm import checkpoint, kernels, runs, tokenizer
 from lstmlm.config import RunConfig, from_dict
 from lstmlm.errors import CheckpointError, ConfigError, TextError, UsageError, printable
-from lstmlm.evaluate import Score, score_ids
 from lstmlm.header import Header
-from lstmlm.model import CharLM, weight_shapes
+from lstmlm.model import CharLM, load_weights, weight_shapes
 from lstmlm.sampler import Sampling, generate
 from lstmlm.tokenizer import OnUnknown, Tokenizer
-from lstmlm.trainer import load_weights
+
+if TYPE_CHECKING:
+    from lstmlm.evaluate import Score
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,12 @@ class LanguageModel:
         torch.set_num_threads(threads or os.cpu_count() or 1)
         config, symbols = parts(saved.meta)
         kernel, _ = kernels.choose(precision="float32")
-        network = CharLM(config.model, len(symbols), kernel).eval()
+        network = CharLM(config.model, len(symbols), kernel, start=False).eval()
         tensors = {k.removeprefix("model."): v for k, v in saved.tensors.items() if k.startswith("model.")}
         load_weights(network, checkpoint.to_tensors(tensors))
         return cls(found, saved.meta, symbols, config, network)
 
-    def score(self, text: str, *, protocol: str = "warm", window: int = 256, batch: int = 64) -> Score:
+    def score(self, text: str, *, protocol: str = "warm", window: int = 256, batch: int = 64) -> "Score":
         """Score a text, every character once; the rules are in `lstmlm.evaluate`.
 
         Raises:
@@ -94,6 +95,8 @@ class LanguageModel:
             raise UsageError(f"protocol {protocol!r}: expected warm or cold.")
         if window < 1 or batch < 1:
             raise UsageError(f"window and batch: expected at least 1, found {min(window, batch)}.")
+        from lstmlm.evaluate import score_ids
+
         ids = torch.tensor(self.tokenizer.encode(text, on_unknown="skip"), dtype=torch.int64)
         return score_ids(
             self.network,
@@ -163,14 +166,24 @@ class LanguageModel:
 
         Args: as `sample`; a length of 0 has no end.
 
-        Yields:
-            The number of the sample, a piece of its text as soon as it cannot be part of a stop text, and, with the last
-            piece, the sample with an empty text.
+        Returns:
+            An iterator over the number of the sample, a piece of its text as soon as it cannot be part of a stop text, and,
+            with the last piece, the sample with an empty text.
+
+        Raises:
+            TextError: As `sample`; at once.
+            UsageError: A stop text is empty, or a number makes no sense; at once.
         """
         if any(not text for text in stop):
             raise UsageError("--stop: expected a text of at least one character, found none.")
         _check_sampling(how)
+        # Here and not with the first piece: what is wrong with the prompt is said before anything of it is written.
         ids = self.tokenizer.encode(prompt, on_unknown) or [self.start()]
+        return self._stream(ids, length, n, seed, how, stop)
+
+    def _stream(
+        self, ids: list[int], length: int, n: int, seed: int, how: Sampling, stop: Sequence[str]
+    ) -> Iterator[tuple[int, str, Sample | None]]:
         seeds = [seed + index for index in range(n)]
         decoders = [self.tokenizer.stream_decoder() for _ in range(n)]
         held = [""] * n

@@ -102,6 +102,7 @@ class LSTMLayer(nn.Module):
         ids: Whether the inputs are ids.
         forget_bias: Where the forget gate's bias starts. Without `bias` it is not used.
         orthogonal: How W starts.
+        start: False leaves the weights as memory happens to be: others are about to be loaded, and an orthogonal W takes long.
     """
 
     def __init__(
@@ -114,6 +115,7 @@ class LSTMLayer(nn.Module):
         ids: bool = False,
         forget_bias: float = 1.0,
         orthogonal: bool = True,
+        start: bool = True,
     ) -> None:
         super().__init__()
         self.kernel = kernel
@@ -121,6 +123,8 @@ class LSTMLayer(nn.Module):
         self.U = nn.Parameter(torch.empty(inputs, 4 * width))
         self.W = nn.Parameter(torch.empty(width, 4 * width))
         self.b = nn.Parameter(torch.zeros(4 * width)) if bias else None
+        if not start:
+            return
         with torch.no_grad():
             if ids:
                 self.U.normal_(std=0.5)

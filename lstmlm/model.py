@@ -3,15 +3,16 @@
 It knows the stack and the readout. It does not know texts, files, optimizers or temperatures.
 """
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from lstmlm.config import ModelConfig
-from lstmlm.errors import ConfigError
+from lstmlm.errors import CheckpointError, ConfigError
 from lstmlm.kernels import Kernel
 from lstmlm.lstm import LSTMLayer, StackState
 
-__all__ = ["CharLM", "StackState", "nats"]
+__all__ = ["CharLM", "StackState", "load_weights", "nats"]
 
 
 class CharLM(nn.Module):
@@ -26,12 +27,13 @@ class CharLM(nn.Module):
         config: Sizes and options; no size may be None any more.
         vocabulary: V.
         kernel: What runs the recurrence.
+        start: False leaves the layers' weights unset: `load_weights` comes next.
 
     Raises:
         ConfigError: A size is still open.
     """
 
-    def __init__(self, config: ModelConfig, vocabulary: int, kernel: Kernel) -> None:
+    def __init__(self, config: ModelConfig, vocabulary: int, kernel: Kernel, *, start: bool = True) -> None:
         super().__init__()
         if config.hidden is None or config.layers is None or config.dropout is None:
             raise ConfigError("model: expected hidden, layers and dropout as numbers, found auto. Choose them first.")
@@ -49,6 +51,7 @@ class CharLM(nn.Module):
                 ids=index == 0,
                 forget_bias=config.forget_bias,
                 orthogonal=config.orthogonal,
+                start=start,
             )
             for index, width in enumerate(widths)
         )
@@ -113,6 +116,23 @@ def weight_shapes(config: ModelConfig, vocabulary: int) -> dict[str, tuple[int, 
     if config.readout == "linear":
         shapes |= {"readout.weight": (vocabulary, inputs), "readout.bias": (vocabulary,)}
     return shapes
+
+
+def load_weights(model: CharLM, weights: dict[str, Tensor]) -> None:
+    """Copy weights into a model, every one or none.
+
+    Raises:
+        CheckpointError: A weight is missing, unknown or of another shape.
+    """
+    own = model.state_dict()
+    for name in sorted(own.keys() | weights.keys()):
+        expected = tuple(own[name].shape) if name in own else None
+        found = tuple(weights[name].shape) if name in weights else None
+        if expected != found:
+            raise CheckpointError(f"checkpoint: weight {name}: expected {expected}, found {found}.")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(weights[name])
 
 
 def nats(logits: Tensor, targets: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from lstmlm.corpus import Corpus
 from lstmlm.errors import CheckpointError, Diverged, Stopped
 from lstmlm.evaluate import Score, score_ids
 from lstmlm.kernels import Kernel
-from lstmlm.model import CharLM, StackState, nats
+from lstmlm.model import CharLM, StackState, load_weights, nats
 from lstmlm.optim import Optimizer, learning_rate
 from lstmlm.sampler import Sampling, generate
 from lstmlm.streams import Streams
@@ -462,20 +462,3 @@ class Trainer:
                 tensors |= {f"state.{index}.hidden": state.hidden, f"state.{index}.cell": state.cell}
             meta["training"] = p.to_meta()
         return Checkpoint(kind, meta, checkpoint.to_blobs(tensors))
-
-
-def load_weights(model: CharLM, weights: dict[str, Tensor]) -> None:
-    """Copy weights into a model, every one or none.
-
-    Raises:
-        CheckpointError: A weight is missing, unknown or of another shape.
-    """
-    own = model.state_dict()
-    for name in sorted(own.keys() | weights.keys()):
-        expected = tuple(own[name].shape) if name in own else None
-        found = tuple(weights[name].shape) if name in weights else None
-        if expected != found:
-            raise CheckpointError(f"checkpoint: weight {name}: expected {expected}, found {found}.")
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(weights[name])

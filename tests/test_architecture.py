@@ -37,6 +37,8 @@ ALLOWED: dict[str, set[str]] = {
     "gates": {"cell", "lstm", "model"},
     "ragged": {"cell", "lstm", "model"},
     "marks": {"cell", "gates", "lstm", "model", "ragged", "units"},
+    "features": {"errors"},
+    "reach": {"cell", "lstm", "marks", "model", "ragged"},
     "fill": {"errors", "evaluate", "model", "ragged", "units"},
     "recipe": {"config"},
     "disk": {"errors"},
@@ -49,7 +51,6 @@ ALLOWED: dict[str, set[str]] = {
     },
     "api": {
         *("checkpoint", "config", "errors", "evaluate", "header", "kernels", "model", "runs", "sampler", "tokenizer"),
-        "trainer",
     },
     "console": {"errors"},
     "drawings": {"errors"},
@@ -60,8 +61,8 @@ ALLOWED: dict[str, set[str]] = {
     "lstmlm": {"api"},
     "cli": {
         *("api", "checkpoint", "config", "console", "corpus", "decoding", "disk", "drawings", "errors", "evaluate"),
-        *("fill", "gate_page", "gate_pictures", "gates"),
-        *("kernels", "live", "lstmlm", "marks", "memory", "model", "recipe", "runs", "sampler", "settings"),
+        *("features", "fill", "gate_page", "gate_pictures", "gates"),
+        *("kernels", "live", "lstmlm", "marks", "memory", "model", "reach", "recipe", "runs", "sampler", "settings"),
         *("sources", "tokenizer", "trainer", "units"),
     },
     "__main__": {"cli"},

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 from lstmlm.console import Console, is_terminal
 from lstmlm.errors import TextError, UsageError, printable
+from lstmlm.memory import all_stays
 
 if TYPE_CHECKING:
     from lstmlm.tokenizer import OnUnknown
@@ -53,8 +54,9 @@ def run(request: Request) -> None:
         )
     prompt = _prompt(request)
 
-    from lstmlm.api import LanguageModel
-    from lstmlm.sampler import Sampling
+    with all_stays():
+        from lstmlm.api import LanguageModel
+        from lstmlm.sampler import Sampling
 
     model = LanguageModel.open(request.model, threads=request.threads, report=console.warn)
     seed = request.seed if request.seed is not None else secrets.randbelow(2**31)

@@ -3,6 +3,7 @@
 It knows compilers and the cache folder. It does not know torch or what the sources compute.
 """
 
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -58,6 +59,24 @@ def library() -> ctypes.CDLL:
             return _open(_compile(compiler, Path(folder)))
     except OSError as error:
         raise Unavailable(f"the compiled kernel cannot be written: {error.strerror or error}") from None
+
+
+def passed(shared: ctypes.CDLL, examination: str, *, now: bool = False) -> bool:
+    """Return whether a shared object has passed an examination, in this process or an earlier one.
+
+    An empty file beside it says so. Where none can be kept, it is examined each time.
+
+    Args:
+        shared: As `library` gave it.
+        examination: Its name.
+        now: It has, just now.
+    """
+    path = Path(f"{shared._name}.{examination}.passed")
+    with contextlib.suppress(OSError):
+        if now and path.with_name(Path(shared._name).name).exists():
+            path.touch()
+        return path.exists()
+    return False
 
 
 def cache_folder() -> Path | None:

@@ -222,3 +222,24 @@ def test_the_kernel_itself_compiles_without_a_warning(tmp_path: Path) -> None:
         run = subprocess.run(command, capture_output=True, text=True)
 
         assert run.stderr == ""
+
+
+def test_an_examination_is_remembered(cache: Path) -> None:
+    """What a shared object has passed is known to the next process, for this object and this examination only."""
+    library = build.library()
+    assert not build.passed(library, "one")
+
+    assert build.passed(library, "one", now=True)
+
+    assert build.passed(build.library(), "one")
+    assert not build.passed(library, "two")
+    (build.SOURCES / "answer.h").write_text("#define ANSWER 44\n")
+    assert not build.passed(build.library(), "one")
+    assert cache.is_dir()
+
+
+def test_an_examination_of_what_is_not_kept_is_forgotten(cache: Path) -> None:
+    """Where the cache cannot be written nothing is left behind, and the next process examines again."""
+    cache.write_text("a file where the folder should be")
+
+    assert not build.passed(build.library(), "one", now=True)

@@ -234,6 +234,7 @@ def test_self_check_notices_wrong_results(kernel: native.NativeKernel, monkeypat
         return right(self, a + 1e-3, W, H_0, C_0)
 
     monkeypatch.setattr(native.NativeKernel, "forward", wrong)
+    monkeypatch.setattr(build, "passed", lambda *_, **__: False)
 
     with pytest.raises(Unavailable, match="disagrees with eager"):
         native.load.__wrapped__("float32")
