@@ -38,6 +38,8 @@ class Request:
     html: str | None
     at: str | None
     swap: str | None
+    find: str | None
+    reach: bool
     everything: bool
     on_unknown: str
     threads: int
@@ -55,15 +57,21 @@ def run(request: Request) -> None:
     on_unknown = unknown_rule(request.on_unknown)
     shows = _shows(request.show)
     units = _units(request.units)
-    whole_text = request.at is not None
+    statistics = [
+        flag
+        for flag, on in (("--at", request.at), ("--find", request.find), ("--reach", request.reach))
+        if on is not None and on is not False
+    ]
     if request.text is not None and request.file is not None:
         raise UsageError("inspect: expected a TEXT or --file, found both.")
-    if request.text is None and request.file is None and not whole_text:
+    if request.text is None and request.file is None and not statistics:
         raise UsageError("inspect: expected a TEXT, or --file with one, found none.")
     if request.swap is not None and request.at is None:
         raise UsageError("--swap: expected --at with the mark after the name, found none.")
-    if whole_text and (request.svg or request.html):
-        raise UsageError("--at: expected no picture, found --svg or --html. Leave it out; --json gives the numbers.")
+    if len(statistics) > 1:
+        raise UsageError(f"inspect: expected one of --at, --find and --reach, found {' and '.join(statistics)}.")
+    if statistics and (request.svg or request.html):
+        raise UsageError(f"{statistics[0]}: expected no picture, found --svg or --html. Leave it out; --json gives the numbers.")
     text = request.text if request.file is None else read_text(request.file)
     if text == "":
         raise TextError("text to inspect: expected at least one character, found none.")
@@ -77,6 +85,19 @@ def run(request: Request) -> None:
         from lstmlm.cli import marks
 
         marks.run(console, model, text, request.at, request.swap, request.top or 8, on_unknown=on_unknown, json=request.json)
+        return
+    if request.find is not None:
+        from lstmlm.cli import features
+
+        quantity = shows[0] if request.show else "cell"
+        if quantity == "surprise":
+            raise UsageError("--find: expected a quantity of units in --show, found surprise.")
+        features.find(console, model, text, request.find, quantity, request.top or 8, on_unknown=on_unknown, json=request.json)
+        return
+    if request.reach:
+        from lstmlm.cli import features
+
+        features.reach(console, model, text, on_unknown=on_unknown, json=request.json)
         return
     assert text is not None
     ids = model.tokenizer.encode(text, on_unknown)

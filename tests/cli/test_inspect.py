@@ -201,3 +201,33 @@ def test_a_mark_or_name_that_is_not_there_is_said(run: Path) -> None:
     """Nothing to count is exit 3, not a table of nothing."""
     assert isinstance(inspect("-m", str(run), "Bob is a baker", "--at", ".").exception, TextError)
     assert isinstance(inspect("-m", str(run), MARKED, "--at", ".", "--swap", "Max,Tom").exception, TextError)
+
+
+def test_find_ranks_units(run: Path) -> None:
+    """The best units for a feature, counted from 1, with areas between 0 and 1, in the JSON as in the table."""
+    found = as_json("-m", str(run), MARKED, "--find", "word", "--top", "3")
+    shown = inspect("-m", str(run), MARKED, "--find", "word", "--top", "3").stdout
+
+    assert (found["find"], found["show"], len(found["units"])) == ("word", "cell", 3)
+    assert all(1 <= u["layer"] <= 2 and 1 <= u["unit"] <= 6 and 0 <= u["area"] <= 1 for u in found["units"])
+    assert all(f"{u['layer']}:{u['unit']} " in shown for u in found["units"])
+    assert as_json("-m", str(run), MARKED, "--find", "re:[A-Z]", "--show", "output")["show"] == "output"
+
+
+def test_reach_gives_norms_by_distance(run: Path) -> None:
+    """A line for C and H of each layer and one for x; a text that is too short is said."""
+    found = as_json("-m", str(run), MARKED, "--reach")
+    shown = inspect("-m", str(run), MARKED, "--reach").stdout
+
+    assert [line["of"] for line in found["reach"]] == ["C of layer 1", "C of layer 2", "H of layer 1", "H of layer 2", "x"]
+    assert all(len(line["norms"]) == 200 for line in found["reach"])
+    assert all(line["of"] in shown for line in found["reach"])
+    assert isinstance(inspect("-m", str(run), TEXT, "--reach").exception, TextError)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--find", "nothing"], ["--find", "word", "--show", "surprise"], ["--find", "word", "--reach"]]
+)
+def test_one_question_at_a_time(arguments: list[str], run: Path) -> None:
+    """No such feature, a quantity that no unit has, or two questions: exit 2."""
+    assert isinstance(inspect("-m", str(run), MARKED, *arguments).exception, UsageError)
