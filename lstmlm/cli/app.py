@@ -16,10 +16,12 @@ class _Group(TyperGroup):
         super().__init__(**kwargs)
         for command in self.commands.values():
             for param in command.params:
+                # `[0<=x<=4096]` behind each number tells little; who leaves the range is told it.
+                setattr(param, "_get_number_range_help_str", lambda: None)  # noqa: B010  # a method
                 if isinstance(param, TyperArgument):
                     shown = param.metavar or str(param.name).upper()
                     # typer would write `{CORPUS...}...` and `<list[str]>`.
-                    setattr(param, "get_usage_pieces", lambda ctx, shown=shown: [shown])  # noqa: B010  # a method
+                    setattr(param, "get_usage_pieces", lambda ctx, shown=shown: [shown])  # noqa: B010
                     setattr(param, "make_metavar", lambda ctx=None, shown=shown: shown)  # noqa: B010
                     setattr(param, "_rich_display_name", lambda shown=shown: shown)  # noqa: B010
                     setattr(param, "display_type_rich", lambda ctx=None: "")  # noqa: B010
@@ -232,7 +234,9 @@ def fill(
     choices: Annotated[str | None, typer.Option(metavar="FILE|-", help="Candidates, separated by spaces or line ends.")] = None,
     words: Annotated[int | None, typer.Option(metavar="N", min=2, help="The N commonest words of the training text.")] = None,
     file: Annotated[str | None, typer.Option(metavar="FILE|-", help="Answer a set: TSV with text, candidates, answer.")] = None,
-    forget_at: Annotated[str | None, typer.Option(metavar="CHAR", help="Set the memory C to zero after each such character.")] = None,
+    forget_at: Annotated[
+        str | None, typer.Option(metavar="CHAR", help="Set the memory C to zero after each such character.")
+    ] = None,
     on_unknown: Annotated[str, typer.Option(metavar="error|skip|replace", help="For characters the model lacks.")] = "error",
     threads: Threads = 0,
     json: Json = False,
@@ -263,14 +267,26 @@ def inspect(
     text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="The text itself.")] = None,
     model: Model = None,
     file: Annotated[str | None, typer.Option(metavar="FILE|-", help="Read the text from a file or stdin.")] = None,
-    show: Annotated[list[str] | None, typer.Option(metavar="WHAT,...", help="forget, input, output, new, cell, hidden, surprise. [default: forget,surprise]")] = None,
-    units: Annotated[str | None, typer.Option(metavar="LAYER:UNIT,...", help="Follow single units; both are counted from 1.")] = None,
+    show: Annotated[
+        list[str] | None,
+        typer.Option(metavar="WHAT,...", help="forget, input, output, new, cell, hidden, surprise. [default: forget,surprise]"),
+    ] = None,
+    units: Annotated[
+        str | None, typer.Option(metavar="LAYER:UNIT,...", help="Follow single units; both are counted from 1.")
+    ] = None,
     top: Annotated[int, typer.Option(metavar="N", min=0, max=1000, help="Follow the N units that vary most.")] = 0,
     svg: Annotated[str | None, typer.Option(metavar="FILE", help="Write the picture as SVG.")] = None,
     html: Annotated[str | None, typer.Option(metavar="FILE", help="Write a page to explore all units in a browser.")] = None,
     at: Annotated[str | None, typer.Option(metavar="CHAR", help="Is anything forgotten at this mark? Over a whole text.")] = None,
-    swap: Annotated[str | None, typer.Option(metavar="NAME,NAME", help="With --at: is it still known who, after the mark?")] = None,
-    find: Annotated[str | None, typer.Option(metavar="FEATURE", help="Which unit carries line, quotes, brackets, depth, capital, word, stop, re:EXPRESSION?")] = None,
+    swap: Annotated[
+        str | None, typer.Option(metavar="NAME,NAME", help="With --at: is it still known who, after the mark?")
+    ] = None,
+    find: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FEATURE", help="Which unit carries line, quotes, brackets, depth, capital, word, stop, re:EXPRESSION?"
+        ),
+    ] = None,
     reach: Annotated[bool, typer.Option("--reach", help="How far back does it look? Gradients by distance.")] = False,
     all_: Annotated[bool, typer.Option("--all", help="Let --json and --html be larger than 5,000,000 numbers.")] = False,
     on_unknown: Annotated[str, typer.Option(metavar="error|skip|replace", help="For characters the model lacks.")] = "error",

@@ -1,0 +1,261 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lstmlm as package
+from tests.cli.conftest import TINY, Lstmlm
+
+ROOT = Path(package.__file__).resolve().parents[1]
+FORCING = {"FORCE_COLOR": "1", "CLICOLOR_FORCE": "1", "PY_COLORS": "1", "TERM": "xterm-256color", "COLUMNS": "80"}
+
+
+def process(*args: object, shell: str = "", env: dict[str, str] | None = None) -> subprocess.CompletedProcess[bytes]:
+    """Run the command line, or a shell line in which it is $LSTMLM, in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "LSTMLM_KERNEL": "eager", **(env or {})}
+    command = [sys.executable, "-m", "lstmlm", *map(str, args)]
+    if shell:
+        command = ["bash", "-c", shell]
+        environment["LSTMLM"] = f"{sys.executable} -m lstmlm"
+    return subprocess.run(command, capture_output=True, env=environment, timeout=120)
+
+
+IMPORTS = """
+import sys
+sys.argv = ["lstmlm", *sys.argv[1:]]
+from lstmlm.cli import main
+try:
+    main()
+finally:
+    slow = {"torch", "rich", "numpy"} & set(sys.modules)
+    print("imported:", *slow, file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    ("args", "code"),
+    [
+        (["--help"], 0), (["train", "--help"], 0), (["--version"], 0), (["sampel"], 2), (["train"], 2),
+        (["train", "x", "--lr", "high"], 2),
+        (["train", "missing.txt"], 3), (["info"], 4), (["sample", "--length", "-1"], 2), (["info", "runs/text"], 0),
+        (["train", "text.txt", "--print-config"], 0),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)  # fmt: skip
+def test_imports_no_torch(run: Path, text: Path, args: list[str], code: int) -> None:
+    """Help, version, mistakes and `info` wait for no torch."""
+    if args == ["info"]:
+        run.rename("elsewhere")
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTS, *args], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+
+    assert done.returncode == code, done.stderr
+    assert done.stderr.splitlines()[-1] == "imported:"
+
+
+@pytest.mark.parametrize("command", [(), ("train",), ("sample",), ("eval",), ("info",)])
+def test_help(lstmlm: Lstmlm, command: tuple[str, ...]) -> None:
+    """-h and --help say the same on stdout, in 80 columns, without types that only Python people read."""
+    short, long = lstmlm(*command, "-h"), lstmlm(*command, "--help")
+
+    assert short.code == long.code == 0
+    assert short.stdout == long.stdout
+    assert short.err == ""
+    assert max(map(len, short.out.splitlines())) <= 80
+    assert not any(odd in short.out for odd in ("<=x", "<str", "<int", "<float", "<list", "{", "...]]", "\x1b"))
+
+
+FLAGS = {
+    "train": """--out --val --val-fraction --config --set --minutes --steps --epochs --hidden --layers
+        --dropout --lr --batch --window
+        --seed --threads --device --precision --tokenizer --resume --from --overwrite --dry-run --print-config --json -q -v""",
+    "sample": """-m --model --prompt --length --temperature --top-k --top-p --greedy --seed --stop -n
+        --prompt-file --no-echo --json
+        --on-unknown""",
+    "eval": "-m --model --protocol --window --max-bpc --json",
+    "info": "-m --model --json --verify",
+}
+
+
+@pytest.mark.parametrize("command", FLAGS)
+def test_contract(lstmlm: Lstmlm, command: str) -> None:
+    """Every flag that scripts rely on is there, and in the help."""
+    words = lstmlm(command, "-h").out.replace(",", " ").split()
+
+    assert [flag for flag in FLAGS[command].split() if flag not in words] == []
+
+
+def test_version(lstmlm: Lstmlm) -> None:
+    """--version names the program, torch and Python, in one line."""
+    assert lstmlm("--version").out.startswith(f"lstmlm {package.__version__} (torch ")
+
+
+def test_module() -> None:
+    """`python -m lstmlm` is the command, name and all."""
+    done = process("--help")
+
+    assert done.returncode == 0
+    assert done.stdout.startswith(b"Usage: lstmlm [OPTIONS] COMMAND")
+
+
+MISTAKES = [
+    # typed wrong
+    ("sampel", 2, "sample"), ("trian text.txt", 2, "train"), ("evla text.txt", 2, "eval"), ("inof", 2, "info"), ("", 2, "Usage"),
+    ("train text.txt --hiden 7", 2, "--hidden"), ("train text.txt --step 5", 2, "--steps"),
+    ("train text.txt --epoch 5", 2, "--epochs"),
+    ("train text.txt --overwrit", 2, "--overwrite"), ("sample --promt a", 2, "--prompt"),
+    ("sample --temprature 1", 2, "--temperature"),
+    ("eval text.txt --max-bcp 2", 2, "--max-bpc"), ("info --verfy", 2, "--verify"),
+    # values
+    ("train text.txt --lr high", 2, "--lr"), ("train text.txt --lr 0.1.2", 2, "--lr"),
+    ("train text.txt --hidden 7.5", 2, "--hidden"),
+    ("train text.txt --hidden -3", 2, "--hidden"), ("train text.txt --dropout 1.5", 2, "--dropout"),
+    ("train text.txt --minutes 0", 2, "--minutes"), ("train text.txt --minutes 1m", 2, "--minutes"),
+    ("train text.txt --steps 0", 2, "--steps"), ("train text.txt --device gpu", 2, "cuda"),
+    ("train text.txt --device cpux", 2, "cpu"),
+    ("train text.txt --precision fp16", 2, "bfloat16"), ("train text.txt --tokenizer word", 2, "char"),
+    ("train text.txt --steps 5 --minutes 1", 2, "--minutes"), ("train text.txt --lr", 2, "--lr"),
+    ("train text.txt --val-fraction 0.9", 2, "--val-fraction"), ("train text.txt --seed -1", 2, "--seed"),
+    ("sample --length many", 2, "--length"), ("eval text.txt --protocol luke", 2, "warm"),
+    # keys and configurations
+    ("train text.txt --set lr=3", 2, "train.lr"), ("train text.txt --set train.lrr=3", 2, "train.lr"),
+    ("train text.txt --set train.lr", 2, "="), ("train text.txt --set model.bias=maybe", 2, "model.bias"),
+    ("train text.txt --config minut", 2, "minute"), ("train text.txt --config artcle", 2, "article"),
+    ("train text.txt --config nowhere.yaml", 2, "nowhere.yaml"), ("train text.txt --config text.txt", 2, "text.txt"),
+    # paths
+    ("train", 2, "CORPUS"), ("train texd.txt", 3, "text.txt"), ("train storys", 3, "stories"),
+    ("train empty.txt", 3, "empty.txt"),
+    ("train runs/text --out a", 3, "runs/text"), ("train text.txt --out text.txt", 2, "--out"),
+    ("train text.txt --val none.txt --out a", 3, "none.txt"),
+    ("train text.txt --from none --out a", 4, "runs/text"), ("train text.txt --resume --out none", 4, "runs/text"),
+    ("sample -m text.txt", 4, "text.txt"), ("sample -m runs/tex", 4, "runs/text"), ("sample -m .", 4, "runs/text"),
+    ("sample runs/text", 2, "runs/text"), ("sample Bob", 2, "Bob"), ("sample --prompt-file none", 3, "none"),
+    ("sample --prompt-file runs", 3, "runs"), ("eval none.txt", 3, "none.txt"),
+    ("eval runs/text/best.safetensors", 3, "best.safetensors"),
+    ("info none", 4, "runs/text"), ("info text.txt", 4, "text.txt"), ("info runs/text/best.safetensor", 4, "best.safetensors"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "code", "hint"), MISTAKES, ids=[mistake[0] or "nothing" for mistake in MISTAKES])
+def test_mistakes(lstmlm: Lstmlm, run: Path, text: Path, line: str, code: int, hint: str) -> None:
+    """A mistaken command line has its exit code, nothing on stdout, no traceback, at most six lines, and a useful hint."""
+    Path("empty.txt").write_bytes(b"")
+    before = sorted(path.name for path in run.iterdir())
+    result = lstmlm(*line.split())
+
+    assert result.code == code, result.err
+    assert hint in result.err + (result.out if not line else "")
+    assert "Traceback" not in result.err
+    assert not line or (result.out == "" and len(result.err.splitlines()) <= 6), result.err
+    assert sorted(path.name for path in run.iterdir()) == before
+
+
+PIPED = [
+    ("train text.txt --steps 3 --hidden 7 --threads 1 --out new", b""),
+    ("train text.txt --steps 3 --hidden 7 --threads 1 --out new --json", b"{"),
+    ("sample -m runs/text --length 9 --seed 1 --threads 1", b"*"),
+    ("eval text.txt -m runs/text --threads 1", b"*"),
+    ("info runs/text", b"model"),
+    ("train text.txt --hidden 0", b""),
+    ("frobnicate", b""),
+]
+
+
+@pytest.mark.parametrize(("line", "begins"), PIPED, ids=[piped[0] for piped in PIPED])
+@pytest.mark.parametrize(
+    "env", [{}, FORCING, {"NO_COLOR": "1", "TERM": "dumb"}, {"CI": "1"}], ids=["plain", "forced", "dumb", "CI"]
+)
+def test_pipes(
+    lstmlm: Lstmlm, run: Path, text: Path, monkeypatch: pytest.MonkeyPatch, line: str, begins: bytes, env: dict[str, str]
+) -> None:
+    """In a pipe there is not one ESC byte on either stream, whatever the environment wants, and only results on stdout."""
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    result = lstmlm(*line.split())
+
+    assert b"\x1b" not in result.stdout + result.stderr
+    assert result.stdout.startswith(begins) if begins != b"*" else result.stdout
+    assert bool(result.stdout) == bool(begins)
+
+
+def test_head(run: Path, text: Path) -> None:
+    """A reader that leaves early is no error: every command ends with 0 and says nothing about it."""
+    script = (
+        "for line in 'sample -m runs/text --length 0 --seed 1 --threads 1 -q' 'info runs/text' 'train text.txt --print-config' "
+        "'train -h'; do "
+        "$LSTMLM $line | head -c 1 > /dev/null; echo ${PIPESTATUS[0]}; done"
+    )
+    done = process(shell=script)
+
+    assert done.stdout.split() == [b"0"] * 4
+    assert done.stderr == b""
+
+
+def test_head_of_all_ways(run: Path) -> None:
+    """Several samples and JSON into a pipe that nobody reads end with 0 too."""
+    script = (
+        "for way in '-n 50' '-n 50 --json' '--stop xyz'; do "
+        "$LSTMLM sample -m runs/text --length 2000 --seed 1 --threads 1 $way | true; echo ${PIPESTATUS[0]}; done"
+    )
+    done = process(shell=script)
+
+    assert done.stdout.split() == [b"0"] * 3
+    assert done.stderr == b""
+
+
+def test_closed_streams(run: Path, text: Path) -> None:
+    """Closed streams are no traceback: the work is done, and the exit code kept."""
+    script = (
+        "$LSTMLM info runs/text >&-; echo $?; $LSTMLM info runs/text 2>&- | head -n 1; $LSTMLM info none 2>&-; echo $?; "
+        "$LSTMLM sample -m runs/text --prompt-file - --length 3 --threads 1 <&-; echo $?"
+    )
+    done = process(shell=script)
+    lines = done.stdout.decode().splitlines()
+
+    assert lines[0] == "0"
+    assert lines[1].startswith("model ")
+    assert lines[2:] == ["4", "3"]
+    assert "Traceback" not in done.stderr.decode()
+
+
+def test_full_disk(run: Path) -> None:
+    """A result that cannot be written is exit 5."""
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    done = process(shell="$LSTMLM info runs/text > /dev/full; echo $?")
+
+    assert done.stdout.split() == [b"5"]
+    assert b"No space left" in done.stderr
+
+
+def test_ascii_terminal(run: Path) -> None:
+    """Under LANG=C what cannot be shown is escaped, and nothing fails."""
+    env = {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+    done = process("info", "runs/text", env=env)
+
+    assert done.returncode == 0
+    assert rb"\xe0" in done.stdout
+    assert done.stdout.isascii()
+
+
+def test_interrupted_reading(run: Path) -> None:
+    """Ctrl-C outside of training is 130, without a traceback."""
+    script = (
+        "set -m; $LSTMLM sample -m runs/text --length 0 --threads 1 -q > out & pid=$!; "
+        "while ! [ -s out ]; do sleep 0.1; done; kill -INT $pid; wait $pid; echo $?"
+    )
+    done = process(shell=script)
+
+    assert done.stdout.split()[-1] == b"130"
+    assert b"Traceback" not in done.stderr
+
+
+def test_narrow(lstmlm: Lstmlm, run: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal of 40 columns has help, and training goes on in it."""
+    monkeypatch.setenv("COLUMNS", "40")
+
+    assert lstmlm("train", "-h").code == 0
+    assert lstmlm("train", text, *TINY, "--out", "narrow").code == 0

@@ -1,0 +1,164 @@
+import gzip
+import math
+from pathlib import Path
+
+import pytest
+
+from lstmlm import checkpoint
+from tests.cli.conftest import TEXT, Lstmlm
+
+
+@pytest.fixture
+def held_out(tmp_path: Path) -> Path:
+    """Write a text in the model's alphabet that it has not seen."""
+    path = tmp_path / "held-out.txt"
+    path.write_text("Ann voit Bob, and Bob is there.\nis Ann là?\n" * 20, encoding="utf-8")
+    return path
+
+
+def test_json(lstmlm: Lstmlm, run: Path, held_out: Path) -> None:
+    """--json prints one object with the fields and types that scripts rely on, each equal to what it says."""
+    told = lstmlm("eval", held_out, "--json").json
+    text = held_out.read_text(encoding="utf-8")
+
+    fields = {
+        "schema": int, "command": str, "protocol": str, "chars": int, "bytes": int, "unknown": int, "nats_per_char": float,
+        "bits_per_char": float, "bits_per_byte": float, "perplexity": float, "accuracy": float,
+    }  # fmt: skip
+    assert {key: type(told[key]) for key in fields} == fields
+    assert (told["schema"], told["command"], told["protocol"], told["unknown"]) == (1, "eval", "warm", 0)
+    assert (told["chars"], told["bytes"]) == (len(text), len(text.encode()))
+    assert told["bits_per_char"] == pytest.approx(told["nats_per_char"] / math.log(2))
+    assert told["bits_per_byte"] == pytest.approx(told["bits_per_char"] * told["chars"] / told["bytes"])
+    assert told["perplexity"] == pytest.approx(math.exp(told["nats_per_char"]))
+
+
+def test_text(lstmlm: Lstmlm, run: Path, held_out: Path) -> None:
+    """The result alone is on stdout, and says its unit and protocol."""
+    result = lstmlm("eval", held_out, "-m", run)
+
+    assert result.code == 0
+    assert result.err == ""
+    assert "bits/char" in result.out
+    assert "warm" in result.out
+
+
+def test_every_batch(lstmlm: Lstmlm, run: Path, held_out: Path) -> None:
+    """A warm score is the same whatever --batch and --window say."""
+    scores = [
+        lstmlm("eval", held_out, "--batch", batch, "--window", window, "--json").json["nats_per_char"]
+        for batch, window in ((1, 1), (2, 7), (64, 256), (500, 3))
+    ]
+
+    assert scores == pytest.approx([scores[0]] * 4, abs=1e-6)
+
+
+def test_cold(lstmlm: Lstmlm, run: Path, held_out: Path) -> None:
+    """A cold score depends on the window and not on the batch; a window longer than the text is a warm one."""
+
+    def score(*flags: object) -> float:
+        return float(lstmlm("eval", held_out, "--json", *flags).json["nats_per_char"])
+
+    cold = ("--protocol", "cold", "--window")
+
+    assert score(*cold, 5, "--batch", 1) == pytest.approx(score(*cold, 5), abs=1e-6)
+    assert abs(score(*cold, 5) - score(*cold, 50)) > 1e-4
+    assert score(*cold, 100_000) == pytest.approx(score(), abs=1e-6)
+
+
+def test_sources(lstmlm: Lstmlm, run: Path, held_out: Path) -> None:
+    """Several files are one text; a compressed file, a folder and stdin score as the file itself."""
+    data = held_out.read_bytes()
+    Path("a").write_bytes(data[:101])
+    Path("b").write_bytes(data[101:])
+    Path("c.gz").write_bytes(gzip.compress(data))
+    plain = pytest.approx(lstmlm("eval", held_out, "--json").json)
+
+    assert lstmlm("eval", "a", "b", "--json").json == plain
+    assert lstmlm("eval", "c.gz", "--json").json == plain
+    assert lstmlm("eval", "-", "--json", stdin=data).json == plain
+
+
+def test_own_validation(lstmlm: Lstmlm, run: Path, text: Path) -> None:
+    """Without TEXT the run's own validation part is scored: the score that training reported."""
+    saved = checkpoint.read(run / "best.safetensors").meta
+    saved["corpus"]["sources"] = [str(text)]
+    checkpoint.write(
+        run / "best.safetensors", checkpoint.Checkpoint("best", saved, checkpoint.read(run / "best.safetensors").tensors)
+    )
+    told = lstmlm("eval", "--json").json
+
+    assert told["chars"] == len(TEXT) // 10
+    assert told["nats_per_char"] == pytest.approx(saved["scores"]["validation_nats_per_char"], abs=1e-6)
+    text.write_text(TEXT + "B", encoding="utf-8")
+    changed = lstmlm("eval")
+    text.unlink()
+    gone = lstmlm("eval")
+    assert (changed.code, gone.code) == (3, 3)
+    assert "has changed" in changed.err
+    assert "text.txt" in gone.err
+
+
+def test_max_bpc(lstmlm: Lstmlm, run: Path, held_out: Path) -> None:
+    """--max-bpc above the score passes; below it is exit 1, and the result is printed all the same."""
+    good, bad = lstmlm("eval", held_out, "--max-bpc", "20"), lstmlm("eval", held_out, "--max-bpc", "0.5", "--json")
+
+    assert (good.code, bad.code) == (0, 1)
+    assert bad.json["bits_per_char"] > 0.5
+    assert "at most 0.5 bits/char" in bad.err
+
+
+def test_unknown(lstmlm: Lstmlm, run: Path) -> None:
+    """Unknown characters are counted, charged 20.09 bits each, and fed to nobody."""
+    Path("plain").write_text("Bob est là", encoding="utf-8")
+    Path("odd").write_text("BobĦ est 漢là", encoding="utf-8")
+    plain, odd = (lstmlm("eval", name, "--json").json for name in ("plain", "odd"))
+
+    assert (odd["unknown"], odd["chars"], odd["bytes"]) == (2, 12, 16)
+    assert odd["bits_per_char"] * 12 == pytest.approx(plain["bits_per_char"] * 10 + 2 * math.log2(1_114_112), abs=1e-4)
+    assert "2 of them unknown" in lstmlm("eval", "odd").out
+
+
+def test_one_character(lstmlm: Lstmlm, run: Path) -> None:
+    """A single character is scored too, by its frequency in the training text."""
+    Path("one").write_text("B")
+    counts, symbols = (checkpoint.read(run / "best.safetensors").meta[key] for key in ("counts", "tokenizer"))
+    expected = -math.log((counts[symbols["symbols"].index("B")] + 1) / (sum(counts) + len(counts)))
+
+    assert lstmlm("eval", "one", "--json").json["nats_per_char"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (("missing.txt",), 3, "missing.txt"),
+        (("empty",), 3, "at least one character"),
+        (("broken",), 3, "2"),
+        (("held-out.txt", "--protocol", "hot"), 2, "warm or cold"),
+        (("held-out.txt", "--window", "0"), 2, "--window"),
+        (("held-out.txt", "--batch", "0"), 2, "--batch"),
+        (("held-out.txt", "--max-bpc", "nan"), 2, "--max-bpc"),
+        (("held-out.txt", "--max-bpc", "low"), 2, "--max-bpc"),
+        (("held-out.txt", "--encoding", "utf-80"), 2, "utf-80"),
+        (("held-out.txt", "-m", "nowhere"), 4, "runs/text"),
+        (("-", "-"), 2, "twice"),
+    ],
+)
+def test_refused(lstmlm: Lstmlm, run: Path, held_out: Path, args: tuple[str, ...], code: int, words: str) -> None:
+    """What cannot be scored is refused with its exit code, nothing on stdout, and a way on."""
+    Path("empty").write_bytes(b"")
+    Path("broken").write_bytes(b"ab\xff")
+    result = lstmlm("eval", *args, stdin=b"Bob")
+
+    assert result.code == code
+    assert words in result.err
+    assert result.out == ""
+
+
+def test_encoding(lstmlm: Lstmlm, run: Path, held_out: Path) -> None:
+    """A text in another encoding scores as the same text in UTF-8."""
+    Path("latin").write_bytes(held_out.read_text(encoding="utf-8").encode("latin-1"))
+
+    assert lstmlm("eval", "latin", "--encoding", "latin-1", "--json").json == pytest.approx(
+        lstmlm("eval", held_out, "--json").json
+    )

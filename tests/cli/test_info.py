@@ -1,0 +1,105 @@
+from pathlib import Path
+
+import pytest
+
+from lstmlm import checkpoint
+from tests.cli.conftest import TEXT, Lstmlm
+
+
+def flip(path: Path, at: int) -> None:
+    """Flip one bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[at] ^= 16
+    path.write_bytes(data)
+
+
+def test_json(lstmlm: Lstmlm, run: Path) -> None:
+    """--json tells configuration, vocabulary, parameters, step, scores, corpus, versions and command."""
+    told = lstmlm("info", run, "--json").json
+
+    assert told["schema"] == 1
+    assert told["config"]["model"]["hidden"] == 7
+    assert told["vocabulary"] == "".join(sorted(set(TEXT)))
+    assert told["vocabulary_size"] == len(set(TEXT))
+    assert told["parameters"] > 0
+    assert told["corpus"]["chars"] == len(TEXT)
+    assert len(told["corpus"]["fingerprint"]) == 64
+    assert set(told["scores"]) == {"validation_nats_per_char", "validation_bits_per_char", "step"}
+    assert told["command_line"][:2] == ["lstmlm", "train"]
+
+
+@pytest.mark.parametrize("form", [(), ("runs/text",), ("-m", "runs/text"), ("runs/text/last.safetensors",)])
+def test_text(lstmlm: Lstmlm, run: Path, form: tuple[str, ...]) -> None:
+    """A person reads the same on one screen, whichever way the model is named."""
+    result = lstmlm("info", *form)
+
+    assert result.code == 0
+    assert all(word in result.out for word in ("parameters", "vocabulary", "corpus", "command", "train.lr"))
+    assert ("model runs/text" in result.err) == (not form)
+
+
+def test_two_models(lstmlm: Lstmlm, run: Path) -> None:
+    """Two different models are one too many."""
+    assert lstmlm("info", "runs/text", "-m", "runs/other").code == 2
+
+
+def test_verify(lstmlm: Lstmlm, run: Path) -> None:
+    """--verify checks every checkpoint of a run and names each."""
+    assert lstmlm("info", run, "--verify").out.count("whole") == 2
+    assert len(lstmlm("info", run, "--verify", "--json").json["verified"]) == 2
+
+
+@pytest.mark.parametrize("kind", ["best", "last"])
+@pytest.mark.parametrize("place", [0, 9, 200, -1])
+def test_flipped(lstmlm: Lstmlm, run: Path, kind: str, place: int) -> None:
+    """--verify finds a flipped bit in either checkpoint: exit 4, with the file's name."""
+    flip(run / f"{kind}.safetensors", place)
+    result = lstmlm("info", run, "--verify")
+
+    assert result.code == 4
+    assert f"{kind}.safetensors" in result.err
+
+
+def test_truncated(lstmlm: Lstmlm, run: Path) -> None:
+    """A checkpoint that lost its end is exit 4; without --verify the other one is shown, with a warning."""
+    path = run / "best.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    result = lstmlm("info", run)
+
+    assert lstmlm("info", path).code == 4
+    assert result.code == 0
+    assert "warning:" in result.err
+    assert "last.safetensors" in result.out
+
+
+def test_hostile_strings(lstmlm: Lstmlm, run: Path) -> None:
+    """Escape sequences in a checkpoint's strings reach no terminal."""
+    path = run / "best.safetensors"
+    saved = checkpoint.read(path)
+    saved.meta["corpus"]["name"] = "\x1b[2J\x1b]0;owned\x07"
+    saved.meta["command"] = ["\x1b[31m", "\u202e"]
+    saved.meta["versions"] = {"\x1b[5m": "\x9b1m"}
+    checkpoint.write(path, saved)
+    for result in (lstmlm("info", path), lstmlm("info", path, "--json")):
+        assert result.code == 0
+        assert not {"\x1b", "\x07", "\x9b", "\u202e"} & set(result.out + result.err)
+
+
+@pytest.mark.parametrize("config", [{}, {"model": {"hidden": -1}}, {"model": 3}, {"other": {}}, {"train": {"lr": "x" * 99}}])
+def test_hostile_config(lstmlm: Lstmlm, run: Path, config: dict[str, object]) -> None:
+    """A configuration that makes no sense is a refused checkpoint, exit 4, and never a traceback."""
+    path = run / "best.safetensors"
+    saved = checkpoint.read(path)
+    saved.meta["config"] = config
+    checkpoint.write(path, saved)
+    codes = [lstmlm(command, "-m", path).code for command in ("info", "sample")]
+
+    assert codes == [0 if not config else 4, 4]
+
+
+def test_not_a_model(lstmlm: Lstmlm) -> None:
+    """A file that is no checkpoint is exit 4 and says what it looks like."""
+    Path("model.safetensors").write_text("hello")
+
+    assert lstmlm("info", "model.safetensors").code == 4
+    assert lstmlm("info").code == 4

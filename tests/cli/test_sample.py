@@ -1,0 +1,208 @@
+from pathlib import Path
+
+import pytest
+
+from lstmlm import checkpoint
+from tests.cli.conftest import Lstmlm
+
+SOME = ("--length", "20", "--seed", "5")
+
+
+def test_text(lstmlm: Lstmlm, run: Path) -> None:
+    """A sample is the prompt, so many characters after it, and one line end; the same seed draws the same text."""
+    first, second = (lstmlm("sample", "--prompt", "Bob est", *SOME) for _ in range(2))
+    other = lstmlm("sample", "--prompt", "Bob est", "--length", "20", "--seed", "6")
+
+    assert first.code == 0
+    assert first.out.startswith("Bob est")
+    assert len(first.out) == len("Bob est") + 20 + 1
+    assert first.stdout == second.stdout != other.stdout
+
+
+def test_default_model(lstmlm: Lstmlm, run: Path) -> None:
+    """Without -m the newest run is taken, and said on stderr; with -m nothing needs to be said."""
+    assert "model runs/text/best.safetensors" in lstmlm("sample", *SOME).err
+    assert lstmlm("sample", "-m", "runs/text", *SOME).err == ""
+
+
+def test_drawn_seed(lstmlm: Lstmlm, run: Path) -> None:
+    """A seed that was not given is drawn and said, and draws the same text again."""
+    drawn = lstmlm("sample", "-m", run, "--length", "20")
+    seed = drawn.err.split()[-1]
+
+    assert drawn.err == f"seed {seed}\n"
+    assert lstmlm("sample", "-m", run, "--length", "20", "--seed", seed).out == drawn.out
+
+
+def test_json(lstmlm: Lstmlm, run: Path) -> None:
+    """--json prints one object for each sample: text, seed, nats and why it ended."""
+    result = lstmlm("sample", "--prompt", "Bob", *SOME, "--json")
+    told = result.json
+
+    assert {key: type(value) for key, value in told.items()} == {
+        "schema": int, "command": str, "prompt": str, "text": str, "seed": int, "nats": float, "stop": str,
+    }  # fmt: skip
+    assert (told["schema"], told["command"], told["prompt"], told["seed"], told["stop"]) == (1, "sample", "Bob", 5, "length")
+    assert lstmlm("sample", "--prompt", "Bob", *SOME).out == f"Bob{told['text']}\n"
+
+
+def test_count(lstmlm: Lstmlm, run: Path) -> None:
+    """-n 3 draws, as one batch, what three seeds draw alone."""
+    import json
+
+    together = lstmlm("sample", *SOME, "-n", "3", "--json").out.splitlines()
+    alone = [lstmlm("sample", "--length", "20", "--seed", seed, "--json").json for seed in (5, 6, 7)]
+
+    assert [json.loads(line)["seed"] for line in together] == [5, 6, 7]
+    assert [json.loads(line)["text"] for line in together] == [one["text"] for one in alone]
+    assert lstmlm("sample", *SOME, "-n", "3").out == "\n\n".join(one["text"] for one in alone) + "\n"
+
+
+@pytest.mark.parametrize("ways", [("--greedy",), ("--top-k", "1"), ("--temperature", "0"), ("--top-p", "0")])
+def test_greedy(lstmlm: Lstmlm, run: Path, ways: tuple[str, ...]) -> None:
+    """The article's rule, one candidate, temperature zero and no probability to spare all mean the same."""
+    assert lstmlm("sample", *SOME, *ways).out == lstmlm("sample", "--length", "20", "--seed", "9", "--greedy").out
+
+
+def test_stop(lstmlm: Lstmlm, run: Path) -> None:
+    """A sample ends before the stop text, though its characters come one by one; the first of several texts counts."""
+    text = lstmlm("sample", "--length", "60", "--seed", "5", "--json").json["text"]
+    stop = text[11:15]
+    told = lstmlm("sample", "--length", "60", "--seed", "5", "--stop", stop, "--stop", "never met", "--json").json
+
+    assert told["text"] == text[: text.index(stop)]
+    assert told["stop"] == "stop"
+    assert lstmlm("sample", "--length", "60", "--seed", "5", "--stop", stop).out == told["text"] + "\n"
+
+
+def test_almost_stopped(lstmlm: Lstmlm, run: Path) -> None:
+    """The beginning of a stop text that does not come whole is written all the same."""
+    text = lstmlm("sample", "--length", "30", "--seed", "5", "--json").json["text"]
+    told = lstmlm("sample", "--length", "30", "--seed", "5", "--stop", text[-3:] + "\x00", "--json").json
+
+    assert (told["text"], told["stop"]) == (text, "length")
+
+
+def test_until_stopped(lstmlm: Lstmlm, run: Path) -> None:
+    """--length 0 goes on until a stop text comes, in all three ways of writing."""
+    plain = lstmlm("sample", "--length", "0", "--stop", "e", "--seed", "5")
+    told = lstmlm("sample", "--length", "0", "--stop", "e", "--seed", "5", "--json").json
+    several = lstmlm("sample", "--length", "0", "--stop", "e", "--seed", "5", "-n", "2")
+
+    assert plain.out == told["text"] + "\n"
+    assert several.out.startswith(told["text"] + "\n\n")
+    assert "e" not in several.out
+
+
+@pytest.mark.parametrize("ways", [("--json",), ("-n", "2")])
+def test_without_end(lstmlm: Lstmlm, run: Path, ways: tuple[str, ...]) -> None:
+    """What is only written when it has ended is refused where it would never end."""
+    result = lstmlm("sample", "--length", "0", *ways)
+
+    assert result.code == 2
+    assert "--stop" in result.err
+
+
+def test_prompt_file(lstmlm: Lstmlm, run: Path) -> None:
+    """A prompt comes from a file or stdin as it is, line end included; both a prompt and a file are too many."""
+    Path("prompt.txt").write_text("Bob est\n", encoding="utf-8")
+    from_file = lstmlm("sample", *SOME, "--prompt-file", "prompt.txt")
+    from_stdin = lstmlm("sample", *SOME, "--prompt-file", "-", stdin=b"Bob est\n")
+
+    assert from_file.out.startswith("Bob est\n")
+    assert from_file.out == from_stdin.out == lstmlm("sample", *SOME, "--prompt", "Bob est\n").out
+    assert lstmlm("sample", "--prompt", "a", "--prompt-file", "-").code == 2
+
+
+@pytest.mark.parametrize(("data", "found"), [(b"Bob \xff", "byte 0xff at offset 4"), (None, "No such file")])
+def test_bad_prompt_file(lstmlm: Lstmlm, run: Path, data: bytes | None, found: str) -> None:
+    """A prompt file that is not there, or no UTF-8, is exit 3 and says where."""
+    if data is not None:
+        Path("prompt").write_bytes(data)
+    result = lstmlm("sample", "--prompt-file", "prompt")
+
+    assert result.code == 3
+    assert found in result.err
+
+
+def test_no_echo(lstmlm: Lstmlm, run: Path) -> None:
+    """--no-echo leaves the prompt out and changes nothing else."""
+    assert "Bob" + lstmlm("sample", "--prompt", "Bob", *SOME, "--no-echo").out == lstmlm("sample", "--prompt", "Bob", *SOME).out
+
+
+@pytest.mark.parametrize("form", [("--prompt=-- Bob",), ("--prompt", "-- Bob"), ("--prompt", "-n"), ("--prompt=--json",)])
+def test_dash(lstmlm: Lstmlm, run: Path, form: tuple[str, ...]) -> None:
+    """A prompt that starts with a dash is a prompt."""
+    result = lstmlm("sample", *form, *SOME, "--on-unknown", "skip")
+
+    assert result.code == 0
+    assert result.out.startswith(form[-1].removeprefix("--prompt="))
+
+
+def test_unknown(lstmlm: Lstmlm, run: Path) -> None:
+    """A character that the model does not know is exit 3, with its name, code point and position, and the way out."""
+    result = lstmlm("sample", "--prompt", "Bob Ħ\x1b", *SOME)
+
+    assert result.code == 3
+    assert result.out == ""
+    assert all(part in result.err for part in ("Ħ", "U+0126", "4", "--on-unknown"))
+    assert b"\x1b" not in result.stderr
+
+
+def test_on_unknown(lstmlm: Lstmlm, run: Path) -> None:
+    """Skip leaves it out, replace takes the nearest character; the echo is the prompt as it was given."""
+    skipped = lstmlm("sample", "--prompt", "BobĦ", *SOME, "--on-unknown", "skip")
+    replaced = lstmlm("sample", "--prompt", "Böb", *SOME, "--on-unknown", "replace")
+
+    assert skipped.out.removeprefix("BobĦ") == lstmlm("sample", "--prompt", "Bob", *SOME).out.removeprefix("Bob")
+    assert replaced.out.removeprefix("Böb") == lstmlm("sample", "--prompt", "Bob", *SOME).out.removeprefix("Bob")
+    assert lstmlm("sample", "--on-unknown", "drop").code == 2
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--temperature", "nan"), ("--temperature", "-1"), ("--temperature", "inf"), ("--top-p", "nan"), ("--top-p", "1.5"),
+        ("--top-k", "-1"), ("--seed", "-1"), ("--seed", "9" * 30), ("--length", "-1"), ("-n", "0"), ("--stop", ""),
+    ],
+)  # fmt: skip
+def test_out_of_range(lstmlm: Lstmlm, run: Path, flags: tuple[str, ...]) -> None:
+    """A number that makes no sense, NaN among them, is exit 2 and names the flag."""
+    result = lstmlm("sample", *flags)
+
+    assert result.code == 2
+    assert flags[0] in result.err
+    assert result.out == ""
+
+
+def test_fallback(lstmlm: Lstmlm, run: Path) -> None:
+    """Where best is damaged, last is used, and a warning names both."""
+    path = run / "best.safetensors"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+    result = lstmlm("sample", "-m", run, *SOME)
+
+    assert result.code == 0
+    assert "warning:" in result.err
+    assert "best.safetensors" in result.err
+    assert "Using runs/text/last.safetensors instead" in result.err.replace(str(run), "runs/text")
+    assert lstmlm("sample", "-m", path, *SOME).code == 4
+
+
+def test_missing_model(lstmlm: Lstmlm, run: Path) -> None:
+    """A model that is not there is exit 4, with the one that was perhaps meant."""
+    result = lstmlm("sample", "-m", "runs/txt")
+
+    assert result.code == 4
+    assert "Did you mean runs/text?" in result.err
+
+
+def test_bytes(lstmlm: Lstmlm, text: Path) -> None:
+    """A model of bytes takes any prompt and writes whole characters."""
+    lstmlm("train", text, "--tokenizer", "byte", "--steps", "2", "--hidden", "7", "--threads", "1", "-q")
+    result = lstmlm("sample", "--prompt", "Ħ\x1b[0m", *SOME)
+
+    assert result.code == 0
+    assert result.out.startswith("Ħ\x1b[0m")
+    assert checkpoint.read(Path("runs/text/best.safetensors")).meta["tokenizer"] == {"kind": "byte"}

@@ -1,0 +1,79 @@
+from dataclasses import replace
+
+import pytest
+
+from lstmlm import recipe
+from lstmlm.config import ModelConfig, RunConfig, TrainConfig
+
+LONG, SHORT = 1_000_000, 5_000
+
+
+@pytest.mark.parametrize("chars", [2, SHORT, 100_000, LONG, 10**10])
+@pytest.mark.parametrize("train", [TrainConfig(), TrainConfig(steps=7), TrainConfig(epochs=0.5), TrainConfig(minutes=600.0)])
+def test_nothing_stays_open(chars: int, train: TrainConfig) -> None:
+    """Whatever is left open is chosen within its range, and one line says so."""
+    chosen, line = recipe.choose(RunConfig(train=train), chars, 50)
+    sizes = [chosen.model.hidden, chosen.model.layers, chosen.train.batch, chosen.train.window, chosen.train.lr]
+
+    assert all(size is not None and size > 0 for size in sizes)
+    assert None not in (chosen.model.dropout, chosen.train.warmup, chosen.train.weight_decay)
+    assert f"{chosen.model.layers} x {chosen.model.hidden} units" in line
+
+
+def test_what_is_set_stays() -> None:
+    """A value that the user set is never changed, and where nothing was open nothing is said."""
+    model = ModelConfig(hidden=9, layers=3, dropout=0.0)
+    train = TrainConfig(steps=5, batch=2, window=3, lr=0.5, warmup=0, weight_decay=0.0)
+    given = RunConfig(model, train=train)
+
+    assert recipe.choose(given, LONG, 50) == (given, "")
+
+
+def test_steps_of() -> None:
+    """Steps are as asked, passes are rounded up, minutes are open."""
+    given = RunConfig()
+
+    assert recipe.steps_of(replace(given, train=TrainConfig(steps=5)), 100) == 5
+    assert recipe.steps_of(replace(given, train=TrainConfig(epochs=0.251)), 100) == 26
+    assert recipe.steps_of(replace(given, train=TrainConfig(epochs=1e-9)), 100) == 1
+    assert recipe.steps_of(replace(given, train=TrainConfig(minutes=1.0)), 100) is None
+
+
+@pytest.mark.parametrize("steps", [1, 2, 9, 10, 11, 99, 1000])
+def test_evaluations(steps: int) -> None:
+    """A run is validated at most ten times and at least once."""
+    assert 1 <= steps // recipe.eval_every(steps) <= 10
+
+
+@pytest.mark.parametrize("left", [-5.0, 0.0, 0.2, 10.0, 1000.0])
+@pytest.mark.parametrize("per_eval", [0.0, 0.01, 100.0])
+@pytest.mark.parametrize("every", [None, 1, 50])
+def test_share_out(left: float, per_eval: float, every: int | None) -> None:
+    """The time that is left is filled and not exceeded, validations included; there is always one more step."""
+    steps, between = recipe.share_out(20, left, 0.01, per_eval, TrainConfig(eval_every=every))
+    fixed = recipe.LEAVING_SECONDS + per_eval * (1 if every is None else 2)
+    spent = (steps - 20) * 0.01 + (steps - 20) // between * per_eval
+
+    assert steps >= 21
+    assert between >= 1
+    assert steps == 21 or spent <= left + 0.01 + per_eval
+    if steps == 21 and every is None:
+        assert left - fixed < 0.021 + 10 * per_eval
+
+
+def test_speed_is_known() -> None:
+    """The speed is measured on a share of the budget, and before the end of the warm-up in any case."""
+    assert not recipe.speed_is_known(2, 100.0, 1.0, 0)
+    assert not recipe.speed_is_known(50, 1.0, 1.0, 100)
+    assert recipe.speed_is_known(50, 2.0, 1.0, 100)
+    assert recipe.speed_is_known(100, 0.1, 1.0, 100)
+
+
+def test_plan() -> None:
+    """A plan's numbers follow from the sizes; a text that is soon known by heart is said to be one."""
+    chosen, _ = recipe.choose(RunConfig(train=TrainConfig(steps=7, batch=2, window=5)), LONG, 50)
+    rows = recipe.plan(chosen, LONG, 50, 1234)
+
+    assert (rows["parameters"], rows["steps"], rows["chars_per_step"], rows["steps_per_epoch"]) == (1234, 7, 10, LONG // 10)
+    assert "warning" not in rows
+    assert "by heart" in str(recipe.plan(chosen, 500, 50, 1234)["warning"])
