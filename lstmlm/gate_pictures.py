@@ -84,7 +84,14 @@ def glyph(char: str, unicode: bool = True) -> str:
     return char if unicode or char.isascii() else "?"
 
 
-def view(chars: Sequence[str], rows: Sequence[Row], width: int = 80, colour: bool = False, unicode: bool = True) -> str:
+def view(
+    chars: Sequence[str],
+    rows: Sequence[Row],
+    width: int = 80,
+    colour: bool = False,
+    unicode: bool = True,
+    legend: bool = True,
+) -> str:
     """Return the text with its rows, wrapped to a width, and a legend.
 
     Args:
@@ -93,6 +100,7 @@ def view(chars: Sequence[str], rows: Sequence[Row], width: int = 80, colour: boo
         width: Columns.
         colour: The characters on coloured ground in every row (ESC sequences), or shades of grey without any.
         unicode: Blocks, or ASCII only.
+        legend: Whether to end with what the colours mean.
 
     Returns:
         Lines without the last newline.
@@ -111,7 +119,17 @@ def view(chars: Sequence[str], rows: Sequence[Row], width: int = 80, colour: boo
             else:
                 lines.append((label + _shaded(piece, shares, unicode)).rstrip())
         lines.append("")
-    return "\n".join([*lines, *_legend(rows, colour, unicode)])
+    return "\n".join([*lines, *_legend(rows, colour, unicode)] if legend else lines)
+
+
+def painted(text: str, values: Sequence[float], scale: Scale) -> str:
+    """Return a text as it is, each character on coloured ground (ESC sequences); line ends stay line ends."""
+    lines, start = [], 0
+    for line in text.split("\n"):
+        shares = [scale.share(value) for value in values[start : start + len(line)]]
+        start += len(line) + 1
+        lines.append(_coloured([glyph(char) for char in line], shares, scale.signed) + "\x1b[0m" * bool(line))
+    return "\n".join(lines)
 
 
 def _wrapped(shown: Sequence[str], columns: int) -> list[tuple[int, int]]:

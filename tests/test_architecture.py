@@ -37,6 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "gates": {"cell", "lstm", "model"},
     "ragged": {"cell", "lstm", "model"},
     "marks": {"cell", "gates", "lstm", "model", "ragged", "units"},
+    "lines": {"evaluate", "lstm", "model", "tokenizer", "units"},
     "features": {"errors"},
     "reach": {"cell", "lstm", "marks", "model", "ragged"},
     "fill": {"errors", "evaluate", "model", "ragged", "units"},
@@ -62,7 +63,7 @@ ALLOWED: dict[str, set[str]] = {
     "cli": {
         *("api", "checkpoint", "config", "console", "corpus", "decoding", "disk", "drawings", "errors", "evaluate"),
         *("features", "fill", "gate_page", "gate_pictures", "gates"),
-        *("kernels", "live", "lstmlm", "marks", "memory", "model", "reach", "recipe", "runs", "sampler", "settings"),
+        *("kernels", "lines", "live", "lstmlm", "marks", "memory", "model", "reach", "recipe", "runs", "sampler", "settings"),
         *("sources", "tokenizer", "trainer", "units"),
     },
     "__main__": {"cli"},

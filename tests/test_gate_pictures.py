@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import pytest
 
 from lstmlm.drawings import cells
-from lstmlm.gate_pictures import RAMP, SHADES, TWO_SIDED, Row, Scale, fitted, gates_svg, glyph, view
+from lstmlm.gate_pictures import RAMP, SHADES, TWO_SIDED, Row, Scale, fitted, gates_svg, glyph, painted, view
 
 TEXT = "Bob is a baker.\nDan 日本 ran\thome."
 SCALE = Scale("forget gate", 0.0, 1.0)
@@ -98,3 +98,11 @@ def test_svg_is_xml_with_a_rectangle_for_every_value() -> None:
     rectangles = root.findall("{http://www.w3.org/2000/svg}rect")
 
     assert len(rectangles) == 1 + 50 + len(hostile)
+
+
+def test_painted_text_stays_the_text() -> None:
+    """Without its sequences it is the text, and each character has the ground of its own value, also after a line end."""
+    text = painted("ab\n\nc", [0.0, 1.0, 0.5, 0.5, 1.0], SCALE)
+
+    assert SEQUENCE.sub("", text) == "ab\n\nc"
+    assert text.split("\n")[2] == f"\x1b[48;5;{RAMP[-1][0]};38;5;{RAMP[-1][1]}mc\x1b[0m"

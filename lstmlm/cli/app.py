@@ -204,6 +204,10 @@ def eval_(
     batch: Annotated[int, typer.Option(metavar="B", min=1, help="Windows side by side; changes the speed, not the score.")] = 64,
     max_bpc: Annotated[float | None, typer.Option(metavar="X", min=0.0, help="Exit 1 if the text takes more bits/char.")] = None,
     encoding: Annotated[str, typer.Option(metavar="NAME", help="Of the text files.")] = "utf-8",
+    lines: Annotated[bool, typer.Option("--lines", help="A score for every line, as TSV or --json lines.")] = False,
+    chars: Annotated[bool, typer.Option("--chars", help="The text, coloured by the surprise of every character.")] = False,
+    state: Annotated[str, typer.Option(metavar="reset|carried", help="With --lines or --chars: between lines.")] = "reset",
+    sort: Annotated[str | None, typer.Option(metavar="surprise", help="With --lines: the most surprising one first.")] = None,
     threads: Threads = 0,
     json: Json = False,
     quiet: Quiet = False,
@@ -214,14 +218,20 @@ def eval_(
     does not know is charged log2(1,114,112) = 20.09 bits, and is not fed to the network. With --protocol cold the text is cut
     into windows of N inputs, each from an empty state, and the character after each input is scored.
 
+    --lines scores every line with its line end, from an empty state after a line end, or with --state carried from where the line
+    before it ended (then the lines sum to the score of the whole). Lines of a pipe are scored as they come.
+
     lstmlm eval held-out.txt --max-bpc 2.2
+
+    tail -f log | lstmlm eval --lines -
     """
     from lstmlm.cli import evaluate as door
 
     door.run(
         door.Request(
             texts=text or [], model=model, protocol=protocol, window=window, batch=batch, max_bpc=max_bpc,
-            encoding=encoding, threads=threads, json=json, quiet=quiet,
+            encoding=encoding, threads=threads, json=json, quiet=quiet, lines=lines, chars=chars,
+            state=state, sort=sort,
         )
     )  # fmt: skip
 
@@ -301,8 +311,8 @@ def inspect(
 
     lstmlm inspect "Bob is a baker. Dan ran home."
 
-    --at counts over a whole text (TEXT, --file, or the run's validation part): the mean forget gate at the mark, one step later and
-    elsewhere, the units that drop most (--top), how sure that is (95 % interval, marks drawn again in blocks), and what the
+    --at counts over a whole text (TEXT, --file, or the run's validation part): the mean forget gate at the mark, one step later
+    and elsewhere, the units that drop most (--top), how sure that is (95 % interval, marks drawn again in blocks), and what the
     memory is worth: the bits of 100 characters after the mark with the state carried, C zeroed, H zeroed, both zeroed.
 
     --find ranks units (by C, or --show) by the area under the curve with which their value tells a feature of the text, on 20,000
@@ -319,7 +329,8 @@ def inspect(
     door.run(
         door.Request(
             text=text, file=file, model=model, show=show or [], units=units, top=top, svg=svg, html=html,
-            at=at, swap=swap, find=find, reach=reach, everything=all_, on_unknown=on_unknown, threads=threads, json=json, quiet=quiet,
+            at=at, swap=swap, find=find, reach=reach, everything=all_, on_unknown=on_unknown, threads=threads, json=json,
+            quiet=quiet,
         )
     )  # fmt: skip
 

@@ -29,6 +29,10 @@ class Request:
     threads: int
     json: bool
     quiet: bool
+    lines: bool = False
+    chars: bool = False
+    state: str = "reset"
+    sort: str | None = None
 
 
 def run(request: Request) -> None:
@@ -39,6 +43,17 @@ def run(request: Request) -> None:
         LstmlmError: With the exit code of what went wrong.
     """
     console = Console(quiet=request.quiet)
+    by_line = request.lines or request.chars
+    if request.lines and request.chars:
+        raise UsageError("eval: expected --lines or --chars, found both.")
+    if request.state not in ("reset", "carried"):
+        raise UsageError(f"--state: expected reset or carried, found {printable(request.state)}.")
+    if by_line and (request.max_bpc is not None or request.protocol != "warm"):
+        raise UsageError("--lines and --chars: expected neither --max-bpc nor --protocol cold, found one of them.")
+    if request.sort and not request.lines:
+        raise UsageError("--sort: expected --lines too, found it alone.")
+    if request.json and request.chars:
+        raise UsageError("--chars: expected no --json. `inspect --json` gives the surprise of every character.")
     if request.protocol not in ("warm", "cold"):
         raise UsageError(f"--protocol: expected warm or cold, found {printable(request.protocol)}.")
     if request.max_bpc is not None and not math.isfinite(request.max_bpc):
@@ -52,6 +67,14 @@ def run(request: Request) -> None:
     model = LanguageModel.open(request.model, threads=request.threads, report=console.warn)
     if request.model is None:
         console.say(f"model {printable(str(model.path))}")
+    if by_line:
+        from lstmlm.cli import lines
+
+        lines.run(
+            console, model, request.texts, request.encoding, carried=request.state == "carried", chars=request.chars,
+            sort=request.sort, json=request.json,
+        )  # fmt: skip
+        return
     scorer = Scorer(model.network, model.counts, request.protocol, request.window, request.batch)
     for ids, chars, size in _pieces(request, model, console):
         scorer.add(ids, chars, size)
