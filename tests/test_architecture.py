@@ -62,7 +62,7 @@ ALLOWED: dict[str, set[str]] = {
     "lstmlm": {"api"},
     "cli": {
         *("api", "checkpoint", "config", "console", "corpus", "decoding", "disk", "drawings", "errors", "evaluate"),
-        *("features", "fill", "gate_page", "gate_pictures", "gates"),
+        *("features", "fill", "gate_page", "gate_pictures", "gates", "header", "pictures"),
         *("kernels", "lines", "live", "lstmlm", "marks", "memory", "model", "reach", "recipe", "runs", "sampler", "settings"),
         *("sources", "tokenizer", "trainer", "units"),
     },

@@ -342,6 +342,7 @@ def info(
     ] = None,
     model: Model = None,
     verify: Annotated[bool, typer.Option("--verify", help="Check every checkpoint of the run, byte by byte.")] = False,
+    svg: Annotated[str | None, typer.Option(metavar="FILE", help="Draw the run's curves and three of its samples.")] = None,
     json: Json = False,
 ) -> None:
     """Show what a model is: configuration, vocabulary, scores, where it came from."""
@@ -349,4 +350,4 @@ def info(
 
     if target and model and target != model:
         raise UsageError(f"info: expected one model, found two: {printable(target)} and {printable(model)}. Leave one out.")
-    door.run(target or model, verify=verify, json=json)
+    door.run(target or model, verify=verify, json=json, svg=svg)

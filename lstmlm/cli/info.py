@@ -10,7 +10,7 @@ from lstmlm.errors import CheckpointError, ConfigError, printable
 from lstmlm.units import bits
 
 
-def run(model: str | None, *, verify: bool, json: bool) -> None:
+def run(model: str | None, *, verify: bool, json: bool, svg: str | None = None) -> None:
     """Show what a checkpoint says of itself; it is read and checked, but no torch is needed for it.
 
     Raises:
@@ -28,6 +28,12 @@ def run(model: str | None, *, verify: bool, json: bool) -> None:
     path, saved = runs.load(model, report=console.warn)
     if model is None:
         console.say(f"model {printable(str(path))}")
+    if svg is not None:
+        from lstmlm.cli import run_pictures
+
+        run_pictures.write(path.parent, svg)
+        console.say(f"wrote {printable(svg)}")
+        return
     facts = _facts(path, saved)
     if json:
         console.as_json(facts)

@@ -1,0 +1,66 @@
+"""The door of `lstmlm info RUN --svg FILE`: a run's records -> its picture."""
+
+import re
+from pathlib import Path
+
+from lstmlm import disk
+from lstmlm.errors import CheckpointError, printable
+from lstmlm.header import parse_json
+from lstmlm.pictures import run_svg
+
+SAMPLE = re.compile(r"^--- step (\d{1,18})$", re.MULTILINE)
+MAX_BYTES = 256 << 20  # of metrics.jsonl: some ten million steps
+
+
+def write(folder: Path, out: str) -> None:
+    """Draw the curves and three samples of a run, from what it has written until now; a last line cut short is left out.
+
+    Raises:
+        CheckpointError: There are no records in the folder.
+        SystemProblem: The picture cannot be written.
+    """
+    train: list[tuple[float, float]] = []
+    validation: list[tuple[float, float]] = []
+    rate: list[tuple[float, float]] = []
+    for record in _records(folder / "metrics.jsonl"):
+        step = record.get("step")
+        if not isinstance(step, int):
+            continue
+        for name, points in (("nats_per_char", train), ("validation_nats_per_char", validation), ("rate", rate)):
+            value = record.get(name)
+            if isinstance(value, int | float):
+                points.append((float(step), float(value)))
+    if not (train or validation):
+        raise CheckpointError(
+            f"run {printable(str(folder))}: expected scores in metrics.jsonl, found none. Name the folder of a run."
+        )
+    picture = run_svg(train, validation, rate, _samples(folder / "samples.txt"), str(folder))
+    try:
+        Path(out).write_text(picture, encoding="utf-8")
+    except OSError as error:
+        raise disk.problem(error, f"cannot write {out}") from error
+
+
+def _records(path: Path) -> list[dict[str, object]]:
+    found = []
+    for line in _text(path).splitlines():
+        try:
+            record = parse_json(line)
+        except ValueError:
+            continue  # a line that is being written
+        if isinstance(record, dict):
+            found.append(record)
+    return found
+
+
+def _samples(path: Path) -> list[tuple[int, str]]:
+    parts = SAMPLE.split(_text(path))
+    return [(int(step), text.strip("\n")) for step, text in zip(parts[1::2], parts[2::2], strict=True)]
+
+
+def _text(path: Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            return file.read(MAX_BYTES).decode("utf-8", "replace")
+    except OSError:
+        return ""
