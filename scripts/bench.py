@@ -1,7 +1,7 @@
-"""Measure lstmlm beside torch.nn.LSTM, in one process and in strict alternation: `bench.py train|sample|start|memory|all`.
+"""Measure lstmlm beside torch.nn.LSTM, in one process and in strict alternation.
 
-Every figure is a ratio of medians, printed after both sides have been shown to compute the same thing. Nothing else may run on
-the machine meanwhile.
+Every figure is a ratio of medians, printed after both sides have been shown to compute the same thing. Nothing else may
+run on the machine meanwhile.
 """
 
 import argparse
@@ -113,7 +113,7 @@ def train(rounds: int, reduced: bool) -> list[Row]:
             optimizer = Optimizer(model, TrainConfig(lr=1e-3, weight_decay=0.01))
             losses[precision] = float(nats(model(x)[0], y).mean())
 
-            def ours(model: CharLM = model, optimizer: Optimizer = optimizer) -> None:
+            def ours(model: CharLM = model, optimizer: Optimizer = optimizer, x: Tensor = x, y: Tensor = y) -> None:
                 optimizer.zero()
                 nats(model(x)[0], y).mean().backward()
                 optimizer.update(1e-4, optimizer.gradient_norm())
@@ -122,7 +122,9 @@ def train(rounds: int, reduced: bool) -> list[Row]:
         adam = torch.optim.AdamW(rival.parameters(), lr=1e-4, fused=True)
         losses["nn.LSTM"] = float(nats(rival(x)[0], y).mean())
 
-        def theirs(low: bool, rival: Rival = rival, adam: torch.optim.AdamW = adam) -> None:
+        def theirs(
+            low: bool, rival: Rival = rival, adam: torch.optim.AdamW = adam, x: Tensor = x, y: Tensor = y
+        ) -> None:
             adam.zero_grad()
             with torch.autocast("cpu", torch.bfloat16, enabled=low):
                 logits, _ = rival(x)

@@ -1,7 +1,6 @@
 """Bring the generated parts of README.md up to date: the list of rooms and the table of settings. `--check` only compares."""
 
 import ast
-import re
 import sys
 from pathlib import Path
 
@@ -13,7 +12,8 @@ RIVER = (
     *("errors.py", "units.py", "memory.py", "settings.py", "settings_yaml.py", "schema.py", "config.py", "tokenizer.py"),
     *("sources.py", "decoding.py", "ids.py", "cache.py", "packing.py", "corpus.py", "streams.py", "cell.py"),
     *("kernels/eager.py", "kernels/build.py", "kernels/native.py", "kernels/generate.py", "lstm.py", "model.py"),
-    *("optim.py", "evaluate.py", "sampler.py", "gates.py", "marks.py", "ragged.py", "fill.py", "recipe.py", "disk.py"),
+    *("optim.py", "evaluate.py", "sampler.py", "gates.py", "gate_pictures.py", "gate_page.py", "marks.py"),
+    *("features.py", "reach.py", "ragged.py", "fill.py", "lines.py", "recipe.py", "disk.py"),
     *("header.py", "checkpoint.py", "runs.py", "trainer.py", "api.py", "console.py", "live.py", "drawings.py", "pictures.py"),
 )
 
@@ -33,11 +33,11 @@ def rooms() -> str:
 def updated(text: str) -> str:
     """Return the README with its generated parts made anew."""
     for mark, part in (("rooms", rooms()), ("settings", config.key_table().strip())):
-        text, found = re.subn(
-            f"(<!-- {mark} -->\n).*?(\n<!-- end -->)", lambda m, part=part: m[1] + part + m[2], text, flags=re.DOTALL
-        )
-        if found != 1:
-            raise SystemExit(f"README.md: expected one part between `<!-- {mark} -->` and `<!-- end -->`, found {found}")
+        before, begin, rest = text.partition(f"<!-- {mark} -->\n")
+        _, end, after = rest.partition("\n<!-- end -->")
+        if not end:
+            raise SystemExit(f"README.md: expected a part between `<!-- {mark} -->` and `<!-- end -->`, found none")
+        text = before + begin + part + end + after
     return text
 
 
