@@ -6,18 +6,20 @@ It knows logits, temperatures and seeds. It does not know characters, files or d
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from lstmlm.cell import LSTMState
-from lstmlm.kernels.generate import Choice, Generator, LayerWeights
+from lstmlm.kernels.generate import Choice, Generator, LayerWeights, fingerprint, thread_count, wished_storage
 from lstmlm.kernels.native import NativeKernel
 from lstmlm.lstm import LSTMLayer
 from lstmlm.model import CharLM, StackState
 
 NOISE_BLOCK = 256  # steps of noise drawn at once; the stream of a seed does not depend on it
 PROMPT_BLOCK = 4096  # characters of a prompt read at once: bounds memory, whatever its length
+SHORT = 16  # a prompt up to this is read by the native generator: packing the weights once more would take longer
 SECONDS = 0.05  # about how long a block of characters may take before its first one is seen
 
 
@@ -123,7 +125,7 @@ def generate(
 
     Args:
         model: In evaluation mode.
-        prompt: At least one id; read by the training kernel, many in one call.
+        prompt: At least one id; read by the training kernel, many in one call, unless it is short.
         seeds: One for each stream.
         how: How the next id is chosen.
 
@@ -133,13 +135,26 @@ def generate(
     """
     n = len(seeds)
     noise = Noise(seeds)
+    generator = native_generator(model, n)
+    if generator is None:
+        yield from _eager(model, *_read(model, prompt, n), noise, how)
+        return
+    try:
+        if len(prompt) <= SHORT:
+            generator.read(prompt)
+        else:
+            generator.begin(*_read(model, prompt, n))
+        yield from _native(generator, noise, how)
+    finally:
+        _kept[model] = generator
+
+
+def _read(model: CharLM, prompt: Sequence[int], n: int) -> tuple[Tensor, StackState]:
+    """Return the logits and the state after a prompt, both n times."""
     state = model.initial_state(1)
     for piece in torch.tensor(prompt)[:, None].split(PROMPT_BLOCK):
         logits, state = model(piece, state)
-    logits = logits[-1].expand(n, -1)
-    state = tuple(LSTMState(s.hidden.repeat(n, 1), s.cell.repeat(n, 1)) for s in state)
-    generator = native_generator(model, n)
-    yield from _eager(model, logits, state, noise, how) if generator is None else _native(generator, logits, state, noise, how)
+    return logits[-1].expand(n, -1), tuple(LSTMState(s.hidden.repeat(n, 1), s.cell.repeat(n, 1)) for s in state)
 
 
 def _eager(
@@ -154,15 +169,12 @@ def _eager(
         logits = logits[-1]
 
 
-def _native(
-    generator: Generator, logits: Tensor, state: StackState, noise: Noise, how: Sampling
-) -> Iterator[tuple[list[int], list[float]]]:
+def _native(generator: Generator, noise: Noise, how: Sampling) -> Iterator[tuple[list[int], list[float]]]:
     """Let the generator draw and step, a block of characters in a call.
 
     The first block is one character, so that it is seen at once; the next ones grow as long as they take no longer than
     `SECONDS`.
     """
-    generator.begin(logits, state)
     choice = Choice(how.temperature, how.top_k, how.top_p, how.greedy)
     most = 1
     while True:
@@ -174,17 +186,31 @@ def _native(
         yield from zip(ids.tolist(), nats.tolist(), strict=True)
 
 
+_kept: WeakKeyDictionary[CharLM, Generator] = WeakKeyDictionary()
+"""The generator that last ran for a model and is free: short texts would take longer to pack for than to draw."""
+
+
 def native_generator(model: CharLM, n: int) -> Generator | None:
-    """Pack a model whose kernel is the native one for n streams; None: another kernel."""
+    """Pack a model whose kernel is the native one for n streams, or take the one kept if no weight has changed since.
+
+    Returns:
+        A generator that nobody else has; None: the model has another kernel.
+    """
     stack = [layer for layer in model.layers if isinstance(layer, LSTMLayer)]
     if not isinstance(stack[0].kernel, NativeKernel) or stack[0].W.dtype != torch.float32:
         return None
+    key = (n, thread_count(), wished_storage(), fingerprint(stack[0].kernel, list(model.parameters())))
+    kept = _kept.pop(model, None)
+    if kept is not None and kept.key == key:
+        return kept
     norms = list(model.norms or ())
     scales = [(norm.weight, norm.bias) for norm in norms] + [(None, None)] * (len(stack) - len(norms))
-    return Generator(
+    generator = Generator(
         stack[0].kernel,
         [LayerWeights(layer.U, layer.W, layer.b, *scale) for layer, scale in zip(stack, scales, strict=True)],
         None if model.readout is None else (model.readout.weight, model.readout.bias),
         n,
         residual=model.config.residual,
     )
+    generator.key = key
+    return generator

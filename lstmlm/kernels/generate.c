@@ -446,18 +446,20 @@ static long long draw(const Wish *wish, const float *logits, double noise, Own *
     return id;
 }
 
+static Own own_of(const Generator *g, int rank) {
+    Own own = {.x = (float *)(g->scratch + rank * g->scratch_size), .id = g->ids[0], .turn = g->turn};
+    own.sums = own.x + blocks(g->n * g->widest, 16) * 16; /* all parts begin at a line of the cache */
+    own.chunk = own.sums + ROWS * STRIP * VECTOR;
+    own.p = (double *)(own.chunk + K_CHUNK * STRIP * VECTOR);
+    own.heap = (int32_t *)(own.p + g->V);
+    return own;
+}
+
 static void generate(void *argument, int rank, int threads) {
     const Wish *wish = argument;
     Generator *g = wish->g;
     const size n = g->n;
-    float *memory = (float *)(g->scratch + rank * g->scratch_size);
-    Own own = {.x = memory};
-    own.sums = own.x + blocks(n * g->widest, 16) * 16; /* all parts begin at a line of the cache */
-    own.chunk = own.sums + ROWS * STRIP * VECTOR;
-    own.p = (double *)(own.chunk + K_CHUNK * STRIP * VECTOR);
-    own.heap = (int32_t *)(own.p + g->V);
-    own.id = g->ids[0];
-    own.turn = g->turn;
+    Own own = own_of(g, rank);
     const int fresh = g->fresh;
     for (size k = 0; k < wish->K; k++) {
         if (k || !fresh) step(g, n == 1 ? &own.id : g->ids, &own, rank, threads);
@@ -579,6 +581,75 @@ EXPORT void lstmlm_generator_state(Generator *g, size index, int out, float *H, 
 EXPORT void lstmlm_generator_logits(Generator *g, int out, float *logits) {
     memcpy(out ? logits : g->logits, out ? g->logits : logits, g->n * g->V * 4);
     if (!out) g->fresh = 1;
+}
+
+typedef struct {
+    Generator *g;
+    size K;
+    const long long *ids;
+    long long *same; /* (n) for each thread */
+} Reading;
+
+static void read_ids(void *argument, int rank, int threads) {
+    const Reading *reading = argument;
+    Generator *g = reading->g;
+    Own own = own_of(g, rank);
+    long long *ids = reading->same + rank * g->n;
+    for (size k = 0; k < reading->K; k++) {
+        for (size r = 0; r < g->n; r++) ids[r] = reading->ids[k];
+        step(g, ids, &own, rank, threads);
+    }
+    meet(&g->barrier, threads);
+    if (rank == 0) g->turn = own.turn, g->fresh = 1;
+}
+
+/* Begins anew: all streams read K ids from the empty state. Returns whether there was memory. */
+EXPORT int lstmlm_generator_read(Generator *g, size K, const long long *ids) {
+    for (size l = 0; l < g->layers; l++) {
+        memset(g->layer[l].H[g->turn], 0, g->n * g->layer[l].S * 4);
+        memset(g->layer[l].C, 0, g->n * g->layer[l].S * 4);
+    }
+    Reading reading = {g, K, ids, malloc(g->threads * g->n * sizeof *ids)};
+    if (!reading.same) return 0;
+    run_team(read_ids, &reading, g->threads);
+    free(reading.same);
+    return 1;
+}
+
+#define PIECE_BYTES (1 << 18)
+
+typedef struct {
+    const char *from;
+    size bytes;
+    uint64_t *marks;
+} Marking;
+
+/* Each lane is a polynomial with an odd factor: no change of a single word can pass unseen. */
+static void mark(void *argument, int rank, int threads) {
+    const Marking *m = argument;
+    const size count = blocks(m->bytes, PIECE_BYTES);
+    for (size piece = count * rank / threads; piece < count * (rank + 1) / threads; piece++) {
+        const size begin = piece * PIECE_BYTES, end = least(m->bytes, begin + PIECE_BYTES);
+        uint32_t lanes[64] = {0};
+        size at = begin;
+        for (; at + 256 <= end; at += 256) {
+            uint32_t words[64];
+            memcpy(words, m->from + at, 256);
+            UNROLL for (int i = 0; i < 64; i++) lanes[i] = lanes[i] * 0x9E3779B1u + words[i];
+        }
+        uint64_t all = 1;
+        for (; at < end; at++) all = all * 0x100000001B3u + (uint8_t)m->from[at];
+        for (int i = 0; i < 64; i++) all = (all ^ all >> 29) * 0xD6E8FEB86659FD93u + lanes[i];
+        m->marks[piece] = all;
+    }
+}
+
+/* A number that changes with the bytes; `seed` is that of the bytes before, `room` has one word for each 256 KB. */
+EXPORT unsigned long long lstmlm_fingerprint(const void *from, size bytes, int threads, unsigned long long seed, uint64_t *room) {
+    Marking marking = {from, bytes, room};
+    run_team(mark, &marking, threads);
+    for (size piece = 0; piece < blocks(bytes, PIECE_BYTES); piece++) seed = (seed ^ seed >> 29) * 0xD6E8FEB86659FD93u + room[piece];
+    return seed;
 }
 
 /* Draws K times for each stream, with a step of the network before each draw but the first after logits were given.

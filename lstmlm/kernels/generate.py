@@ -72,9 +72,14 @@ class Generator:
         n: Streams.
         residual: Whether a layer's output is added to its input, from the second layer on.
         eps: Of the normalisation.
-        storage: float32, float16 (the weights are rounded, products and sums are float32) or auto: `LSTMLM_SAMPLE_WEIGHTS`,
-            else float16 for large networks where the CPU widens it in one instruction.
+        storage: float32, float16 (the weights are rounded, products and sums are float32) or auto: float16 for large networks
+            where the CPU widens it in one instruction. Empty: as `wished_storage` says.
+
+    Attributes:
+        key: Whatever its owner knows it by.
     """
+
+    key: object = None
 
     def __init__(
         self,
@@ -85,18 +90,17 @@ class Generator:
         *,
         residual: bool,
         eps: float = 1e-5,
-        storage: str = "auto",
+        storage: str = "",
     ) -> None:
-        library = kernel._library
-        _declare(library)
+        library = _library(kernel)
         every = [t for layer in layers for t in layer if t is not None] + list(readout or ())
         if any(t.dtype != torch.float32 or t.device.type != "cpu" or not t.is_contiguous() for t in every):
             raise TypeError("weights: expected contiguous float32 on the cpu.")
         self.n, self.V = n, len(layers[0].U)
         self._widths = [len(layer.W) for layer in layers]
-        self.storage = _storage(storage, every, bool(library.lstmlm_generator_half()))
+        self.storage = _storage(storage or wished_storage(), every, bool(library.lstmlm_generator_half()))
         size = 4 * sum(t.numel() for layer in layers for t in (layer.U, layer.W)) - 4 * layers[0].U.numel()
-        threads = 1 if size * min(n, 4) <= ALONE else _threads()
+        threads = 1 if size * min(n, 4) <= ALONE else thread_count()
         self._library = library
         handle = library.lstmlm_generator_new(
             self.storage == "float16",
@@ -119,6 +123,13 @@ class Generator:
         if readout is not None:
             whole = whole and library.lstmlm_generator_readout(self._handle, *map(_pointer, readout))
         if not whole:
+            raise MemoryError
+
+    def read(self, ids: Sequence[int]) -> None:
+        """Let all streams read the same ids, one at a time, from the empty state; the first draw is from what comes then."""
+        if not ids or not all(0 <= id_ < self.V for id_ in ids):
+            raise ValueError(f"ids: expected at least one, all from 0 to {self.V - 1}.")
+        if not self._library.lstmlm_generator_read(self._handle, len(ids), (ctypes.c_longlong * len(ids))(*ids)):
             raise MemoryError
 
     def begin(self, logits: Tensor, states: Sequence[tuple[Tensor, Tensor]]) -> None:
@@ -163,23 +174,40 @@ class Generator:
         return states
 
 
-def _storage(wish: str, weights: list[Tensor], possible: bool) -> str:
-    """Return float32 or float16.
+def wished_storage() -> str:
+    """Return what LSTMLM_SAMPLE_WEIGHTS says: float32, float16, or auto, which it is without it.
 
     Raises:
-        UsageError: The wish is neither, nor auto.
+        UsageError: It says something else.
     """
-    if wish == "auto":
-        wish = os.environ.get("LSTMLM_SAMPLE_WEIGHTS", "auto") or "auto"
+    wish = os.environ.get("LSTMLM_SAMPLE_WEIGHTS", "") or "auto"
     if wish not in ("auto", "float32", "float16"):
         raise UsageError(f"LSTMLM_SAMPLE_WEIGHTS {printable(wish)!r}: expected auto, float32 or float16.")
+    return wish
+
+
+def _storage(wish: str, weights: list[Tensor], possible: bool) -> str:
+    """Return float32 or float16."""
     small = sum(4 * w.numel() for w in weights) < LARGE
     if wish == "float32" or not possible or (wish == "auto" and small):
         return "float32"
     return "float16" if all(bool(w.abs().max() <= LARGEST) for w in weights) else "float32"
 
 
-def _threads() -> int:
+def fingerprint(kernel: NativeKernel, weights: Sequence[Tensor]) -> int:
+    """Return a number that is another one when a weight is another one, at the speed at which memory can be read."""
+    library, mark = _library(kernel), 0
+    for weight in weights:
+        if weight.device.type != "cpu" or not weight.is_contiguous():
+            raise TypeError("weights: expected contiguous ones on the cpu.")
+        size = weight.numel() * weight.element_size()
+        room = torch.empty(size // 2**18 + 1, dtype=torch.int64)
+        threads = thread_count() if size > ALONE else 1
+        mark = library.lstmlm_fingerprint(weight.data_ptr(), size, threads, mark, room.data_ptr())
+    return mark
+
+
+def thread_count() -> int:
     """Return torch's number of threads, but not more than there are processors: the team spins at its barriers."""
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(torch.get_num_threads(), processors)
@@ -196,20 +224,30 @@ def _pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
+def _library(kernel: NativeKernel) -> ctypes.CDLL:
+    """Return the kernel's shared object: the arguments of the entry points stated, torch's OpenMP runtime handed over."""
+    library = kernel._library
+    if library.lstmlm_generator_free.argtypes is None:
+        _declare(library)
+    return library
+
+
 def _declare(library: ctypes.CDLL) -> None:
-    """State the arguments of the entry points, and hand torch's OpenMP runtime over."""
     number, size, pointer, real = ctypes.c_int, ctypes.c_longlong, ctypes.c_void_p, ctypes.c_double
     library.lstmlm_generator_new.argtypes = [
         *(number, number, size, size, size, ctypes.POINTER(size), number, number, ctypes.c_float),
     ]
     library.lstmlm_generator_new.restype = pointer
-    library.lstmlm_generator_free.argtypes, library.lstmlm_generator_free.restype = [pointer], None
     library.lstmlm_generator_layer.argtypes = [pointer, size, *[pointer] * 5]
     library.lstmlm_generator_readout.argtypes = [pointer] * 3
     library.lstmlm_generator_state.argtypes = [pointer, size, number, pointer, pointer]
     library.lstmlm_generator_logits.argtypes = [pointer, number, pointer]
     library.lstmlm_generator_run.argtypes = [pointer, size, pointer, real, size, real, number, pointer, pointer]
     library.lstmlm_generator_team.argtypes = [pointer] * 3
+    library.lstmlm_generator_read.argtypes = [pointer, size, ctypes.POINTER(size)]
+    library.lstmlm_fingerprint.argtypes = [pointer, size, number, ctypes.c_ulonglong, pointer]
+    library.lstmlm_fingerprint.restype = ctypes.c_ulonglong
+    library.lstmlm_generator_free.argtypes, library.lstmlm_generator_free.restype = [pointer], None
     names = "GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads"
     try:
         torch_library = ctypes.CDLL(str(torch._C.__file__))

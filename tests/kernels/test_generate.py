@@ -110,7 +110,7 @@ def test_the_same_seed_gives_the_ids_of_the_eager_sampler(kernel: NativeKernel, 
 
     assert [ids for ids, _ in found] == [ids for ids, _ in expected]
     ours, theirs = (torch.tensor([nats for _, nats in steps], dtype=torch.float64) for steps in (found, expected))
-    assert_close(ours, theirs, "nats", 1e-4)
+    assert_close(ours, theirs, "nats", 1e-3)
 
 
 def drawn(kernel: NativeKernel, logits: Tensor, noise: Tensor, how: Sampling) -> tuple[Tensor, Tensor]:
@@ -190,7 +190,7 @@ def test_blocks_and_threads_do_not_matter(kernel: NativeKernel, n: int, monkeypa
     monkeypatch.setattr(generating, "ALONE", 0)
     results = []
     for threads, pieces in ((1, [40]), (1, [1, 2, 37]), (3, [40]), (2, [13, 27])):
-        monkeypatch.setattr(generating, "_threads", lambda threads=threads: threads)
+        monkeypatch.setattr(generating, "thread_count", lambda threads=threads: threads)
         generator = opened(model, kernel, n)
         parts = [generator.run(piece, PLAIN) for piece in noise.split(pieces)]
         results.append([torch.cat(columns).tolist() for columns in zip(*parts, strict=True)])
@@ -255,6 +255,75 @@ def test_weights_are_copied(kernel: NativeKernel) -> None:
     found += [ids for ids, _ in islice(stream, 49)]
 
     assert found == expected
+
+
+def stream_of(model: CharLM, seed: int, count: int) -> list[tuple[list[int], list[float]]]:
+    """Return the first steps of a text."""
+    return list(islice(sampler.generate(model, [1], [seed], Sampling()), count))
+
+
+def test_weights_are_packed_again_when_one_has_changed(kernel: NativeKernel) -> None:
+    """What is kept between two texts is used again as long as the weights are the same, and only then."""
+    model = with_kernel(small_model(dtype=torch.float32, hidden=40), kernel)
+    first = stream_of(model, 5, 20)
+    kept = sampler._kept[model]
+
+    assert stream_of(model, 5, 20) == first
+    assert sampler._kept[model] is kept
+
+    for name, weight in model.named_parameters():
+        weight.data.add_(torch.randn_like(weight))  # torch does not count a change made this way
+        changed = stream_of(model, 5, 20)
+        assert changed != first, name
+        assert sampler._kept[model] is not kept
+        first = stream_of(model, 5, 20)
+        kept = sampler._kept[model]
+
+
+def test_a_fingerprint_sees_every_word(kernel: NativeKernel) -> None:
+    """Each single bit of weights of any size counts, and so does their order."""
+    for size in (1, 63, 64, 200, 70_000):
+        weight = torch.randn(size)
+        marks = {generating.fingerprint(kernel, [weight])}
+        places = list(range(0, size, 1 + size // 50))
+        for place in places:
+            weight.view(torch.int32)[place] ^= 1
+            marks.add(generating.fingerprint(kernel, [weight]))
+            weight.view(torch.int32)[place] ^= 1
+
+        assert len(marks) == 1 + len(places)
+    a, b = torch.randn(2, 300)
+    assert generating.fingerprint(kernel, [a, b]) != generating.fingerprint(kernel, [b, a])
+
+
+def test_two_texts_at_once_do_not_meet(kernel: NativeKernel) -> None:
+    """Two texts of one model, drawn in turn, are what each is alone."""
+    model = with_kernel(small_model(dtype=torch.float32), kernel)
+    expected = [stream_of(model, 5, 40), stream_of(model, 6, 40)]
+
+    one, two = (sampler.generate(model, [1], [seed], Sampling()) for seed in (5, 6))
+    steps = [(next(one), next(two)) for _ in range(40)]
+
+    assert [list(found) for found in zip(*steps, strict=True)] == expected
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_a_short_prompt_is_read_like_a_long_one(kernel: NativeKernel, n: int) -> None:
+    """Logits and states after a prompt are the same whoever reads it."""
+    model = with_kernel(small_model(dtype=torch.float32), kernel)
+    generator = sampler.native_generator(model, n)
+    assert generator is not None
+
+    for prompt in ([3], [1, 4, 2, 2, 9]):
+        generator.read(prompt)
+        with torch.inference_mode():
+            logits, state = model(torch.tensor(prompt)[:, None].expand(-1, n))
+        assert_close(generator.logits(), logits[-1], "logits", 1e-5 * float(logits.abs().max()))
+        for (H, C), expected in zip(generator.states(), state, strict=True):
+            assert_close(H, expected.hidden, "H", 1e-5)
+            assert_close(C, expected.cell, "C", 1e-5 * max(1.0, float(expected.cell.abs().max())))
+    with pytest.raises(ValueError, match="ids"):
+        generator.read([11])
 
 
 def test_noise_in_pieces_is_the_same_noise() -> None:
