@@ -158,7 +158,7 @@ class Clock:
         return time.perf_counter() - self.started
 
 
-class _Interrupted(Exception):  # noqa: N818  # no error: a signal came while a text was read
+class _Interrupted(Exception):  # no error: a signal came while a text was read
     """Validating was left before its end; nothing of it counts."""
 
 

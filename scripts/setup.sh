@@ -14,5 +14,5 @@ if [ -x .venv/bin/lstmlm ] && grep -qxF "$want" .venv/.installed 2>/dev/null; th
 fi
 echo "setup: installing into .venv (once; torch is the large part)" >&2
 [ -x .venv/bin/python ] || "$python" -m venv .venv
-.venv/bin/python -m pip install --quiet --disable-pip-version-check -c scripts/constraints.txt -e ".${extra:+[$extra]}"
+.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-warn-script-location -c scripts/constraints.txt -e ".${extra:+[$extra]}"
 echo "$want" >> .venv/.installed

@@ -23,7 +23,7 @@ SECONDS = 120
 """A compiler that takes longer is stopped."""
 
 
-class Unavailable(Exception):  # noqa: N818 - caught and told as a note, most often not an error
+class Unavailable(Exception):  # caught and told as a note, most often not an error
     """The native kernel cannot run here; the message is the reason, without a full stop."""
 
 
