@@ -653,9 +653,9 @@ EXPORT unsigned long long lstmlm_fingerprint(const void *from, size bytes, int t
 }
 
 /* Draws K times for each stream, with a step of the network before each draw but the first after logits were given.
-   noise (K, n) in [0, 1), ids (K, n), nats (K, n). `keep` 0 and `share` 1 cut nothing. */
-EXPORT void lstmlm_generator_run(Generator *g, size K, const float *noise, double divisor, size keep, double share, int greedy,
-                                 long long *ids, float *nats) {
+   At most as many threads as the generator was made for. noise (K, n) in [0, 1), ids (K, n), nats (K, n). `keep` 0 and `share` 1 cut nothing. */
+EXPORT void lstmlm_generator_run(Generator *g, int threads, size K, const float *noise, double divisor, size keep, double share,
+                                 int greedy, long long *ids, float *nats) {
     Wish wish = {g, K, noise, divisor, share, keep, greedy, ids, nats};
-    run_team(generate, &wish, g->threads);
+    run_team(generate, &wish, threads < g->threads ? threads : g->threads);
 }

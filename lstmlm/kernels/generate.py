@@ -7,6 +7,7 @@ ids stand for.
 import ctypes
 import math
 import os
+import time
 import weakref
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -24,8 +25,45 @@ that every character reads them from further away, and half the bytes take half 
 LARGEST = 60000.0
 """A weight beyond this, or NaN, keeps all of them float32: float16 ends at 65504."""
 
-ALONE = 384 << 10
-"""Bytes of float32 weights up to which one thread is quicker than several that wait for each other twice a character."""
+SMALL = 8 << 20
+"""Bytes that one thread has read before a team has gathered on a busy machine."""
+
+TRIAL = 8
+"""Steps after which it is judged how long one takes."""
+
+SECONDS = 0.5
+"""After so long it is tried again whether another number of threads is quicker."""
+
+
+class Pace:
+    """How many threads to take: all of them or one, whichever was quicker when last tried.
+
+    Threads meet for every layer of every character. Where another process takes a processor away, each of these meetings waits
+    for the system to give it back, and one thread alone is many times as fast.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._seconds: dict[int, list[float]] = {count: [] for count in (1, most)}
+        self._tried = 0.0
+
+    def plan(self, now: float) -> tuple[int, int]:
+        """Return the number of threads to take, and for how many steps at most."""
+        best = min(self._seconds, key=lambda count: min(self._seconds[count], default=0.0))
+        if len(self._seconds) == 1:
+            return best, 64
+        for count, seconds in self._seconds.items():
+            hopeless = seconds and seconds[-1] > 3 * min(self._seconds[best], default=seconds[-1])
+            if len(seconds) < 3 and not hopeless:
+                self._tried = now
+                return count, TRIAL
+        if now - self._tried < SECONDS:
+            return best, 64
+        self._tried = now
+        return next(count for count in self._seconds if count != best), TRIAL
+
+    def note(self, count: int, seconds: float) -> None:
+        """Remember how long a step took."""
+        self._seconds[count] = [*self._seconds[count][-2:], seconds]
 
 
 class LayerWeights(NamedTuple):
@@ -99,8 +137,9 @@ class Generator:
         self.n, self.V = n, len(layers[0].U)
         self._widths = [len(layer.W) for layer in layers]
         self.storage = _storage(storage or wished_storage(), every, bool(library.lstmlm_generator_half()))
-        size = 4 * sum(t.numel() for layer in layers for t in (layer.U, layer.W)) - 4 * layers[0].U.numel()
-        threads = 1 if size * min(n, 4) <= ALONE else thread_count()
+        threads = thread_count()
+        self._pace = Pace(threads)
+        self._fresh = True
         self._library = library
         handle = library.lstmlm_generator_new(
             self.storage == "float16",
@@ -131,6 +170,7 @@ class Generator:
             raise ValueError(f"ids: expected at least one, all from 0 to {self.V - 1}.")
         if not self._library.lstmlm_generator_read(self._handle, len(ids), (ctypes.c_longlong * len(ids))(*ids)):
             raise MemoryError
+        self._fresh = True
 
     def begin(self, logits: Tensor, states: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Set from what the first draw is made, (n, V), and the state before the step after it: H and C (n, S) a layer."""
@@ -139,6 +179,7 @@ class Generator:
         for index, (S, (H, C)) in enumerate(zip(self._widths, states, strict=True)):
             H, C = _check("H", H, self.n, S), _check("C", C, self.n, S)
             self._library.lstmlm_generator_state(self._handle, index, False, _pointer(H), _pointer(C))
+        self._fresh = True
 
     def run(self, noise: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
         """Draw K ids for each stream.
@@ -155,9 +196,26 @@ class Generator:
         noise = _check("noise", noise, K, self.n)
         ids, nats = torch.empty(K, self.n, dtype=torch.int64), torch.empty(K, self.n)
         greedy = choice.greedy or choice.divisor == 0 or math.isnan(choice.divisor)
-        self._library.lstmlm_generator_run(
-            self._handle, K, _pointer(noise), choice.divisor, choice.keep, choice.share, greedy, _pointer(ids), _pointer(nats)
-        )
+        done = 0
+        while done < K:
+            began = time.perf_counter()
+            threads, most = self._pace.plan(began)
+            piece = slice(done, min(K, done + most))
+            pointers = _pointer(ids[piece]), _pointer(nats[piece])
+            self._library.lstmlm_generator_run(
+                self._handle,
+                threads,
+                len(ids[piece]),
+                _pointer(noise[piece]),
+                choice.divisor,
+                choice.keep,
+                choice.share,
+                greedy,
+                *pointers,
+            )
+            if steps := len(ids[piece]) - self._fresh:
+                self._pace.note(threads, (time.perf_counter() - began) / steps)
+            done, self._fresh = piece.stop, False
         return ids, nats
 
     def logits(self) -> Tensor:
@@ -202,7 +260,7 @@ def fingerprint(kernel: NativeKernel, weights: Sequence[Tensor]) -> int:
             raise TypeError("weights: expected contiguous ones on the cpu.")
         size = weight.numel() * weight.element_size()
         room = torch.empty(size // 2**18 + 1, dtype=torch.int64)
-        threads = thread_count() if size > ALONE else 1
+        threads = thread_count() if size > SMALL else 1
         mark = library.lstmlm_fingerprint(weight.data_ptr(), size, threads, mark, room.data_ptr())
     return mark
 
@@ -242,7 +300,7 @@ def _declare(library: ctypes.CDLL) -> None:
     library.lstmlm_generator_readout.argtypes = [pointer] * 3
     library.lstmlm_generator_state.argtypes = [pointer, size, number, pointer, pointer]
     library.lstmlm_generator_logits.argtypes = [pointer, number, pointer]
-    library.lstmlm_generator_run.argtypes = [pointer, size, pointer, real, size, real, number, pointer, pointer]
+    library.lstmlm_generator_run.argtypes = [pointer, number, size, pointer, real, size, real, number, pointer, pointer]
     library.lstmlm_generator_team.argtypes = [pointer] * 3
     library.lstmlm_generator_read.argtypes = [pointer, size, ctypes.POINTER(size)]
     library.lstmlm_fingerprint.argtypes = [pointer, size, number, ctypes.c_ulonglong, pointer]

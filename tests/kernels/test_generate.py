@@ -12,7 +12,7 @@ from lstmlm import sampler
 from lstmlm.errors import UsageError
 from lstmlm.kernels import generate as generating
 from lstmlm.kernels import native
-from lstmlm.kernels.generate import Choice, Generator, LayerWeights
+from lstmlm.kernels.generate import Choice, Generator, LayerWeights, Pace
 from lstmlm.kernels.native import NativeKernel
 from lstmlm.model import CharLM
 from lstmlm.sampler import Noise, Sampling, distribution, draw
@@ -187,10 +187,10 @@ def test_blocks_and_threads_do_not_matter(kernel: NativeKernel, n: int, monkeypa
     """Forty characters in one call, in pieces, or on three threads are the same to the last bit."""
     model = small_model(vocabulary=37, dtype=torch.float32, hidden=50, layers=3)
     noise = torch.rand(40, n)
-    monkeypatch.setattr(generating, "ALONE", 0)
     results = []
     for threads, pieces in ((1, [40]), (1, [1, 2, 37]), (3, [40]), (2, [13, 27])):
         monkeypatch.setattr(generating, "thread_count", lambda threads=threads: threads)
+        monkeypatch.setattr(Pace, "plan", lambda self, now, threads=threads: (threads, 9))
         generator = opened(model, kernel, n)
         parts = [generator.run(piece, PLAIN) for piece in noise.split(pieces)]
         results.append([torch.cat(columns).tolist() for columns in zip(*parts, strict=True)])
@@ -255,6 +255,27 @@ def test_weights_are_copied(kernel: NativeKernel) -> None:
     found += [ids for ids, _ in islice(stream, 49)]
 
     assert found == expected
+
+
+def test_a_team_that_has_to_wait_is_given_up_and_tried_again() -> None:
+    """Both numbers of threads are tried, the quicker one is taken, and the other one gets a chance every half second."""
+    pace = Pace(4)
+    slow = {4: 0.01, 1: 0.002}
+
+    def taken(seconds: int) -> list[int]:
+        counts = []
+        for hundredth in range(100 * seconds):
+            count, most = pace.plan(clock + hundredth / 100)
+            assert most == generating.TRIAL or count == min(slow, key=slow.__getitem__)
+            pace.note(count, slow[count])
+            counts.append(count)
+        return counts
+
+    clock = 100.0
+    assert taken(5).count(1) > 480
+    clock, slow = 200.0, {4: 0.001, 1: 0.002}
+    assert taken(5).count(4) > 300
+    assert Pace(1).plan(0.0)[0] == 1
 
 
 def stream_of(model: CharLM, seed: int, count: int) -> list[tuple[list[int], list[float]]]:
