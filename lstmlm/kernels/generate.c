@@ -178,7 +178,7 @@ static void *reserve(Generator *g, size bytes) {
 
 typedef struct {
     int half;
-    size rows[2], columns, gap;
+    size rows[2], columns;
     const float *from[2];
     char *to;
 } Packing;
