@@ -5,6 +5,7 @@ It never prints: it reports. It knows steps and records; it does not know termin
 
 import contextlib
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -207,7 +208,7 @@ class Trainer:
             self.progress.eval_every = train.eval_every or recipe.eval_every(self.progress.steps)
         self.validation = corpus.val.tensor(0, min(len(corpus.val), recipe.eval_chars(config)))
         self.train_seconds = 0.0
-        self._timed_steps = 0
+        self._step_seconds: list[float] = []  # of this process, until the budget in minutes is turned into steps
         self._saved_at = 0.0
         self._metrics: Journal | None = None
         self._samples: Journal | None = None
@@ -302,12 +303,13 @@ class Trainer:
         """Take one step and report it; say whether it counts."""
         began = time.perf_counter()
         done = self._step()
-        self.train_seconds += time.perf_counter() - began
+        seconds = time.perf_counter() - began
+        self.train_seconds += seconds
         if done is None:
             return False
-        self._timed_steps += 1
         self.report(done)
         if self.progress.steps is None:
+            self._step_seconds.append(seconds)
             with contextlib.suppress(_Interrupted):
                 self._decide()
         return True
@@ -367,10 +369,10 @@ class Trainer:
         """Turn the minutes into a number of steps, once, from the speed of the first steps."""
         p, minutes = self.progress, self.config.train.minutes
         assert minutes is not None
-        # Steps of a process before this one were not timed here.
-        if not recipe.speed_is_known(self._timed_steps, self.train_seconds, minutes, self.config.train.warmup or 0):
+        timed = self._step_seconds
+        if not recipe.speed_is_known(len(timed), sum(timed), minutes, self.config.train.warmup or 0):
             return
-        per_step = self.train_seconds / self._timed_steps
+        per_step = statistics.median(timed[len(timed) // 2 :])  # the first steps find memory and caches cold
         began = time.perf_counter()
         self._score(self.validation[: max(2, min(len(self.validation), self.batch_chars * 8))])
         per_eval = (time.perf_counter() - began) * len(self.validation) / (self.batch_chars * 8)

@@ -111,7 +111,7 @@ def train(rounds: int, reduced: bool) -> list[Row]:
                 print(why, file=sys.stderr)
             model = ours_like(rival, layers, width, kernel)
             optimizer = Optimizer(model, TrainConfig(lr=1e-3, weight_decay=0.01))
-            losses[precision] = float(nats(model(x)[0], y).mean())
+            losses[precision] = float(nats(model(x)[0], y).detach().mean())
 
             def ours(model: CharLM = model, optimizer: Optimizer = optimizer, x: Tensor = x, y: Tensor = y) -> None:
                 optimizer.zero()
@@ -120,7 +120,7 @@ def train(rounds: int, reduced: bool) -> list[Row]:
 
             sides[f"lstmlm {precision}"] = ours
         adam = torch.optim.AdamW(rival.parameters(), lr=1e-4, fused=True)
-        losses["nn.LSTM"] = float(nats(rival(x)[0], y).mean())
+        losses["nn.LSTM"] = float(nats(rival(x)[0], y).detach().mean())
 
         def theirs(
             low: bool, rival: Rival = rival, adam: torch.optim.AdamW = adam, x: Tensor = x, y: Tensor = y

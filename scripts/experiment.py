@@ -21,6 +21,15 @@ RESULTS = Path(__file__).parent / "results"
 
 # name -> label -> flags of `lstmlm train`; the first is what the others are compared with.
 COMPARISONS: dict[str, dict[str, list[str]]] = {
+    "minute": {
+        "1x384": ["--hidden", "384"],
+        "lr 0.008": ["--hidden", "384", "--lr", "0.008"],
+        "batch 32, lr 0.008": ["--hidden", "384", "--batch", "32", "--lr", "0.008"],
+        "no norm": ["--hidden", "384", "--set", "model.layer_norm=false"],
+        "beta1 0.5": ["--hidden", "384", "--set", "train.beta1=0.5"],
+        "beta2 0.999": ["--hidden", "384", "--set", "train.beta2=0.999"],
+        "decay 0.1": ["--hidden", "384", "--set", "train.weight_decay=0.1"],
+    },
     "recipe": {"default": []},
     "rate": {f"lr {lr}": ["--lr", lr] for lr in ("0.006", "0.004", "0.008", "0.012")},
     "size": {
