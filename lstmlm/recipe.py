@@ -13,33 +13,35 @@ DEFAULT_MINUTES = 3.0
 EVALUATIONS = 10  # in one run, where the budget allows
 EVALUATION_SHARE = 0.06  # of a budget in minutes that may go into validating
 EVALUATION_CHARS = 1 << 18  # of the validation text, its beginning; scripts/eval of the whole text is `lstmlm eval`
+WIDTHS = (128, 192, 256, 384, 512)
+ENOUGH_CHARS = 1.6e6  # for 256 units: fewer, and a narrower network that sees more is better
+DROPOUTS = ((2.0, 0.0), (4.5, 0.15), (8.0, 0.3), (math.inf, 0.4))  # below so many passes, this dropout
+SHARE_OF_SPEED = 0.7  # of a float32 matrix product's speed that a whole training step reaches: scripts/bench.py train
 LEAVING_SECONDS = 0.3  # last checkpoint, last lines and the end of the process
 
 
-def choose(config: RunConfig, chars: int, vocabulary: int) -> tuple[RunConfig, str]:
+def choose(config: RunConfig, chars: int, speed: float) -> tuple[RunConfig, str]:
     """Fill in what is open, and say what was chosen and why in one line.
 
     Args:
         config: As the user left it.
         chars: Length of the training text.
-        vocabulary: V.
+        speed: Of this machine's matrix products, FLOP/s.
 
     Returns:
         The configuration with no size or rate open, and the line; the line is empty where nothing was open.
     """
     model, train = config.model, config.train
-    minutes = train.minutes or DEFAULT_MINUTES
     if train.minutes is None and train.steps is None and train.epochs is None:
         train = replace(train, minutes=DEFAULT_MINUTES)
-    hidden = model.hidden or (128 if chars < 50_000 else 256 if minutes < 20 else 512)
-    layers = model.layers or (1 if minutes < 5 or chars < 50_000 else 2)
-    batch = train.batch or 16
-    window = train.window or 64
-    # Small texts are seen many times before the time is up.
-    dropout = model.dropout if model.dropout is not None else (0.3 if chars < 200_000 else 0.1 if layers > 1 else 0.0)
-    lr = train.lr if train.lr is not None else 6e-3 * math.sqrt(256 / hidden)
-    chosen_model = replace(model, hidden=hidden, layers=layers, dropout=dropout)
+    batch, window = train.batch or 16, train.window or 64
     steps = steps_of(replace(config, train=train), max(1, chars // (batch * window)))
+    layers = model.layers or 1
+    hidden = model.hidden or _hidden(chars, layers, train.minutes, steps, speed)
+    passes = (_chars_in(train.minutes, hidden, layers, speed) if steps is None else steps * batch * window) / chars
+    dropout = model.dropout if model.dropout is not None else _dropout(passes)
+    lr = train.lr if train.lr is not None else 8e-3 * math.sqrt(256 / hidden)
+    chosen_model = replace(model, hidden=hidden, layers=layers, dropout=dropout)
     warmup = train.warmup if train.warmup is not None else (min(100, steps // 10) if steps is not None else 100)
     weight_decay = train.weight_decay if train.weight_decay is not None else 0.01
     chosen_train = replace(train, batch=batch, window=window, lr=lr, warmup=warmup, weight_decay=weight_decay)
@@ -47,12 +49,31 @@ def choose(config: RunConfig, chars: int, vocabulary: int) -> tuple[RunConfig, s
     opened = _opened(model, train)
     line = ""
     if opened:
-        budget = f"{steps} steps" if steps is not None else f"{minutes:g} minutes"
+        budget = f"{steps} steps" if steps is not None else f"{train.minutes:g} minutes"
         line = (
             f"{layers} x {hidden} units, batch {batch}, window {window}, rate {lr:.2g}, dropout {dropout:g}: "
-            f"chosen for {budget} on {chars:,} characters"
+            f"chosen for {budget} on {chars:,} characters, about {passes:.2g} passes"
         )
     return chosen, line
+
+
+def _chars_in(minutes: float | None, hidden: int, layers: int, speed: float) -> float:
+    """Estimate how many characters are trained on in so many minutes: 6 FLOP for each recurrent and input weight."""
+    return (minutes or DEFAULT_MINUTES) * 60 * SHARE_OF_SPEED * speed / (24 * hidden * hidden * (2 * layers - 1))
+
+
+def _hidden(chars: int, layers: int, minutes: float | None, steps: int | None, speed: float) -> int:
+    """Return the width: the largest that still sees enough of the text in the time, and that the text can fill."""
+    if steps is not None:
+        return 128 if chars < 50_000 else 256
+    fitting = [width for width in WIDTHS if _chars_in(minutes, width, layers, speed) >= ENOUGH_CHARS * width / 256]
+    largest = 128 if chars < 50_000 else 512
+    return min(largest, max(fitting, default=WIDTHS[0]))
+
+
+def _dropout(passes: float) -> float:
+    """Return the dropout for a text that is read so many times: what is seen often is soon known by heart."""
+    return next(p for most, p in DROPOUTS if passes < most)
 
 
 def _opened(model: ModelConfig, train: TrainConfig) -> bool:

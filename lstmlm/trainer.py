@@ -5,7 +5,6 @@ It never prints: it reports. It knows steps and records; it does not know termin
 
 import contextlib
 import math
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -372,7 +371,8 @@ class Trainer:
         timed = self._step_seconds
         if not recipe.speed_is_known(len(timed), sum(timed), minutes, self.config.train.warmup or 0):
             return
-        per_step = statistics.median(timed[len(timed) // 2 :])  # the first steps find memory and caches cold
+        # The first steps find memory and caches cold, and a busy moment is no measure of the rest.
+        per_step = sorted(timed)[len(timed) // 3]
         began = time.perf_counter()
         self._score(self.validation[: max(2, min(len(self.validation), self.batch_chars * 8))])
         per_eval = (time.perf_counter() - began) * len(self.validation) / (self.batch_chars * 8)

@@ -24,6 +24,7 @@ COMPARISONS: dict[str, dict[str, list[str]]] = {
     "minute": {
         "1x384": ["--hidden", "384"],
         "lr 0.008": ["--hidden", "384", "--lr", "0.008"],
+        "dropout 0.15": ["--hidden", "384", "--lr", "0.0065", "--dropout", "0.15"],
         "batch 32, lr 0.008": ["--hidden", "384", "--batch", "32", "--lr", "0.008"],
         "no norm": ["--hidden", "384", "--set", "model.layer_norm=false"],
         "beta1 0.5": ["--hidden", "384", "--set", "train.beta1=0.5"],
@@ -31,6 +32,11 @@ COMPARISONS: dict[str, dict[str, list[str]]] = {
         "decay 0.1": ["--hidden", "384", "--set", "train.weight_decay=0.1"],
     },
     "recipe": {"default": []},
+    "three": {
+        "1x384": ["--hidden", "384", "--dropout", "0", "--lr", "0.0065"],
+        "1x512, dropout 0.1": ["--hidden", "512", "--dropout", "0.1", "--lr", "0.0055"],
+        "1x512, dropout 0.3": ["--hidden", "512", "--dropout", "0.3", "--lr", "0.0055"],
+    },
     "rate": {f"lr {lr}": ["--lr", lr] for lr in ("0.006", "0.004", "0.008", "0.012")},
     "size": {
         f"{layers}x{hidden}": ["--layers", layers, "--hidden", hidden]
@@ -107,6 +113,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--choose", action="store_true")
     parser.add_argument("--also", nargs="*", default=[], help="flags for every run, such as --also=--hidden --also=256")
+    parser.add_argument("--only", help="run just this label")
     parser.add_argument("--show", action="store_true", help="print what is recorded; run nothing")
     asked = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
@@ -120,6 +127,8 @@ def main() -> None:
             file.write_text(text, encoding="utf-8", newline="")
             for seed in range(asked.seeds):
                 for label, flags in COMPARISONS[asked.comparison].items():
+                    if asked.only not in (None, label):
+                        continue
                     result = measure(file, [*flags, *asked.also], asked.minutes, seed)
                     facts = {
                         "label": label,

@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from lstmlm import checkpoint, cli, config
 TEXT = "Bob is a sailor. He lives in Dover. Dan is a farmer. For his deeds, brave Bob was honoured.\n" * 30
 
 
-def train(preset: str, flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, float]]:
+def train(preset: str, flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     """Train with a preset in this process and return what `--json` says."""
     Path("text.txt").write_text(TEXT)
     words = ["lstmlm", "train", "text.txt", "--config", preset, "--threads", "1", "--json", "-q", *flags]
@@ -21,7 +22,7 @@ def train(preset: str, flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys
         cli.main()
     out, err = capsys.readouterr()
     assert (left.value.code, err) == (0, "")
-    told: dict[str, dict[str, float]] = json.loads(out)
+    told: dict[str, Any] = json.loads(out)
     return told
 
 

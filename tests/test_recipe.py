@@ -6,13 +6,14 @@ from lstmlm import recipe
 from lstmlm.config import ModelConfig, RunConfig, TrainConfig
 
 LONG, SHORT = 1_000_000, 5_000
+SPEED = 2.5e11  # FLOP/s
 
 
 @pytest.mark.parametrize("chars", [2, SHORT, 100_000, LONG, 10**10])
 @pytest.mark.parametrize("train", [TrainConfig(), TrainConfig(steps=7), TrainConfig(epochs=0.5), TrainConfig(minutes=600.0)])
 def test_nothing_stays_open(chars: int, train: TrainConfig) -> None:
     """Whatever is left open is chosen within its range, and one line says so."""
-    chosen, line = recipe.choose(RunConfig(train=train), chars, 50)
+    chosen, line = recipe.choose(RunConfig(train=train), chars, SPEED)
     sizes = [chosen.model.hidden, chosen.model.layers, chosen.train.batch, chosen.train.window, chosen.train.lr]
 
     assert all(size is not None and size > 0 for size in sizes)
@@ -26,7 +27,7 @@ def test_what_is_set_stays() -> None:
     train = TrainConfig(steps=5, batch=2, window=3, lr=0.5, warmup=0, weight_decay=0.0)
     given = RunConfig(model, train=train)
 
-    assert recipe.choose(given, LONG, 50) == (given, "")
+    assert recipe.choose(given, LONG, SPEED) == (given, "")
 
 
 def test_steps_of() -> None:
@@ -71,9 +72,25 @@ def test_speed_is_known() -> None:
 
 def test_plan() -> None:
     """A plan's numbers follow from the sizes; a text that is soon known by heart is said to be one."""
-    chosen, _ = recipe.choose(RunConfig(train=TrainConfig(steps=7, batch=2, window=5)), LONG, 50)
+    chosen, _ = recipe.choose(RunConfig(train=TrainConfig(steps=7, batch=2, window=5)), LONG, SPEED)
     rows = recipe.plan(chosen, LONG, 50, 1234)
 
     assert (rows["parameters"], rows["steps"], rows["chars_per_step"], rows["steps_per_epoch"]) == (1234, 7, 10, LONG // 10)
     assert "warning" not in rows
     assert "by heart" in str(recipe.plan(chosen, 500, 50, 1234)["warning"])
+
+
+def test_sizes_follow_the_time_and_the_machine() -> None:
+    """More time or a faster machine means a wider network; more passes over a text mean more dropout."""
+
+    def chosen(minutes: float, chars: int = LONG, speed: float = SPEED) -> RunConfig:
+        return recipe.choose(RunConfig(train=TrainConfig(minutes=minutes)), chars, speed)[0]
+
+    widths = [chosen(minutes).model.hidden for minutes in (0.05, 0.3, 1.0, 3.0, 600.0)]
+    dropouts = [chosen(3.0, chars).model.dropout for chars in (10**8, 3 * 10**6, 10**6, 10**5)]
+
+    assert widths == sorted(widths, key=lambda width: width or 0)
+    assert widths[0] != widths[-1]
+    assert chosen(1.0, speed=SPEED / 50).model.hidden != chosen(1.0, speed=SPEED * 50).model.hidden
+    assert dropouts == sorted(dropouts, key=lambda dropout: dropout or 0)
+    assert dropouts[0] == 0.0

@@ -90,16 +90,17 @@ def run(request: Request) -> None:
             _refuse_other_text(corpus, saved, folder, request)
         for note in corpus.notes:
             console.say(note)
-        config, chosen = recipe.choose(config, len(corpus.train), len(corpus.tokenizer))
-        if chosen:
-            console.say(chosen)
 
         import torch
 
-        from lstmlm import kernels
+        from lstmlm import kernels, memory
         from lstmlm.trainer import Clock, Trainer
 
+        memory.keep()
         torch.set_num_threads(config.train.threads or os.cpu_count() or 1)
+        config, chosen = recipe.choose(config, len(corpus.train), kernels.speed())
+        if chosen:
+            console.say(chosen)
         kernel, why = kernels.choose(config.train.kernel, config.train.precision, _device(config))
         if why:
             console.say(why)
