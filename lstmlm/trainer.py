@@ -26,6 +26,7 @@ from lstmlm.model import CharLM, StackState, load_weights, nats
 from lstmlm.optim import Optimizer, learning_rate
 from lstmlm.sampler import Sampling, generate
 from lstmlm.streams import Streams
+from lstmlm.times import Times
 
 RETRIES = 3  # times that a diverged run is stepped back, each with half the rate
 SAMPLE_LENGTH = 240  # characters
@@ -169,7 +170,7 @@ class Trainer:
         config: Every value decided; only steps may be open where minutes are given.
         corpus: What to learn.
         kernel: What runs the recurrence.
-        folder: Where config.yaml, metrics.jsonl, samples.txt and the checkpoints are.
+        folder: Where config.yaml, metrics.jsonl, samples.txt, clock.jsonl and the checkpoints are.
         identity: What every checkpoint says about the run beside what the trainer knows: versions, command.
         report: Called with every record.
         clock: For a budget in minutes.
@@ -211,6 +212,7 @@ class Trainer:
         self._saved_at = 0.0
         self._metrics: Journal | None = None
         self._samples: Journal | None = None
+        self._times = Times(folder)
 
     @property
     def batch_chars(self) -> int:
@@ -261,6 +263,7 @@ class Trainer:
         p = self.progress
         self._metrics = Journal.open(self.folder / "metrics.jsonl", p.metrics_bytes)
         self._samples = Journal.open(self.folder / "samples.txt", p.samples_bytes)
+        self._times.begin(p.step)
         if not p.step:
             self.save()
 
@@ -361,6 +364,7 @@ class Trainer:
         assert self._samples is not None
         self._metrics = Journal.open(self._metrics.path, self.progress.metrics_bytes)
         self._samples = Journal.open(self._samples.path, self.progress.samples_bytes)
+        self._times.step_back(self.progress.step)
         self.report(SteppedBack(step + 1, self.progress.step, what, scale))
         self.save()
 
@@ -433,6 +437,7 @@ class Trainer:
         assert self._metrics is not None
         self._metrics.append(record)
         self.progress.metrics_bytes = self._metrics.size
+        self._times.reached(record["step"])
 
     def save(self) -> None:
         """Commit `last`: all that going on needs."""
@@ -443,6 +448,7 @@ class Trainer:
         path = self.folder / "last.safetensors"
         checkpoint.write(path, self._checkpoint("last"))
         self._saved_at = time.perf_counter()
+        self._times.reached(self.progress.step)
         self.report(Saved(self.progress.step, path))
 
     def _checkpoint(self, kind: str) -> Checkpoint:

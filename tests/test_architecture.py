@@ -46,9 +46,10 @@ ALLOWED: dict[str, set[str]] = {
     "header": {"errors"},
     "checkpoint": {"disk", "errors", "header"},
     "runs": {"checkpoint", "disk", "errors", "header"},
+    "times": {"disk", "errors", "header"},
     "trainer": {
         *("cell", "checkpoint", "config", "corpus", "errors", "evaluate", "kernels", "model", "optim", "recipe"),
-        *("sampler", "streams"),
+        *("sampler", "streams", "times"),
     },
     "api": {
         *("checkpoint", "config", "errors", "evaluate", "header", "kernels", "model", "runs", "sampler", "tokenizer"),
@@ -64,7 +65,7 @@ ALLOWED: dict[str, set[str]] = {
         *("api", "checkpoint", "config", "console", "corpus", "decoding", "disk", "drawings", "errors", "evaluate"),
         *("features", "fill", "gate_page", "gate_pictures", "gates", "header", "pictures"),
         *("kernels", "lines", "live", "lstmlm", "marks", "memory", "model", "reach", "recipe", "runs", "sampler", "settings"),
-        *("sources", "tokenizer", "trainer", "units"),
+        *("sources", "times", "tokenizer", "trainer", "units"),
     },
     "__main__": {"cli"},
 }
@@ -72,7 +73,7 @@ ALLOWED: dict[str, set[str]] = {
 # No torch when these are imported: `lstmlm --help` and every refusal are instant.
 TORCH_FREE = {
     *("errors", "units", "memory", "settings", "settings_yaml", "schema", "config", "tokenizer", "sources", "decoding", "ids"),
-    *("cache", "packing", "corpus", "streams", "recipe", "disk", "header", "checkpoint", "runs", "console", "drawings"),
+    *("cache", "packing", "corpus", "streams", "recipe", "disk", "header", "checkpoint", "runs", "times", "console", "drawings"),
     *("pictures", "live", "lstmlm", "cli", "__main__"),
 }
 

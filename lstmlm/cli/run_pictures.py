@@ -1,15 +1,20 @@
-"""The door of `lstmlm info RUN --svg FILE`: a run's records -> its picture."""
+"""The door of `lstmlm info RUN --svg FILE`, and the curve after training: a run's records -> its pictures."""
 
 import re
 from pathlib import Path
 
-from lstmlm import disk
+from lstmlm import disk, times
+from lstmlm.console import Console, is_terminal, unicode_allowed
+from lstmlm.drawings import curve
 from lstmlm.errors import CheckpointError, printable
 from lstmlm.header import parse_json
 from lstmlm.pictures import run_svg
+from lstmlm.units import bits
 
 SAMPLE = re.compile(r"^--- step (\d{1,18})$", re.MULTILINE)
 MAX_BYTES = 256 << 20  # of metrics.jsonl: some ten million steps
+FEW = 4  # fewer validations are no curve
+CURVE_COLUMNS, CURVE_LINES = 72, 7
 
 
 def write(folder: Path, out: str) -> None:
@@ -19,6 +24,35 @@ def write(folder: Path, out: str) -> None:
         CheckpointError: There are no records in the folder.
         SystemProblem: The picture cannot be written.
     """
+    train, validation, rate = _points(folder)
+    if not (train or validation):
+        raise CheckpointError(
+            f"run {printable(str(folder))}: expected scores in metrics.jsonl, found none. Name the folder of a run."
+        )
+    picture = run_svg(train, validation, rate, _samples(folder / "samples.txt"), str(folder), times.read(folder))
+    try:
+        Path(out).write_text(picture, encoding="utf-8")
+    except OSError as error:
+        raise disk.problem(error, f"cannot write {out}") from error
+
+
+def say_curve(console: Console, folder: Path) -> None:
+    """Show how a run has come down, on a terminal or when asked to say more: its validations, or its steps if those are few."""
+    if console.quiet or not (console.verbose or is_terminal(console.stderr)):
+        return
+    train, validation, _ = _points(folder)
+    what, points = ("validation", validation) if len(validation) >= FEW else ("training", train)
+    width = min(CURVE_COLUMNS, console.width - 1)
+    drawn = curve(
+        [(step, bits(nats)) for step, nats in points], width, CURVE_LINES, unicode_allowed(console.stderr),
+        f"{what}, bits/char over steps",
+    )  # fmt: skip
+    if drawn:
+        console.say(drawn)
+
+
+def _points(folder: Path) -> tuple[list[tuple[float, float]], list[tuple[float, float]], list[tuple[float, float]]]:
+    """Return training and validation in nats per character, and the rate, each over steps."""
     train: list[tuple[float, float]] = []
     validation: list[tuple[float, float]] = []
     rate: list[tuple[float, float]] = []
@@ -30,15 +64,7 @@ def write(folder: Path, out: str) -> None:
             value = record.get(name)
             if isinstance(value, int | float):
                 points.append((float(step), float(value)))
-    if not (train or validation):
-        raise CheckpointError(
-            f"run {printable(str(folder))}: expected scores in metrics.jsonl, found none. Name the folder of a run."
-        )
-    picture = run_svg(train, validation, rate, _samples(folder / "samples.txt"), str(folder))
-    try:
-        Path(out).write_text(picture, encoding="utf-8")
-    except OSError as error:
-        raise disk.problem(error, f"cannot write {out}") from error
+    return train, validation, rate
 
 
 def _records(path: Path) -> list[dict[str, object]]:

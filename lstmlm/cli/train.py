@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lstmlm import config as settings
 from lstmlm import disk, recipe, runs
 from lstmlm.checkpoint import Checkpoint
-from lstmlm.cli import STARTED, signals
+from lstmlm.cli import STARTED, run_pictures, signals
 from lstmlm.config import Layer, RunConfig
 from lstmlm.console import Console
 from lstmlm.errors import CheckpointError, TextError, UsageError, printable
@@ -393,6 +393,7 @@ def _finish(console: Console, request: Request, trainer: "Trainer", folder: Path
     """Say what was reached and what to type next."""
     p = trainer.progress
     out = shlex.quote(str(folder))
+    run_pictures.say_curve(console, folder)
     if p.best_step and p.best_nats < float("inf"):
         reached = f"{bits(p.best_nats):.4f} bits/char ({p.best_nats:.4f} nats)"
         console.say(f"best {reached} on the validation text, at step {p.best_step}")

@@ -1,5 +1,6 @@
-"""The picture of a run, from what it wrote."""
+"""The pictures of a run, from what it wrote."""
 
+import io
 import json
 from pathlib import Path
 from xml.etree import ElementTree
@@ -8,7 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from lstmlm.cli.app import app
-from lstmlm.cli.run_pictures import write
+from lstmlm.cli.run_pictures import say_curve, write
+from lstmlm.console import Console
 from lstmlm.errors import CheckpointError, SystemProblem
 from tests.cli.trained import make_run
 
@@ -47,3 +49,48 @@ def test_a_picture_that_cannot_be_written_is_a_problem_of_the_system(run: Path) 
     """Exit 5, naming the file."""
     with pytest.raises(SystemProblem, match=r"no/a\.svg"):
         write(run, "no/a.svg")
+
+
+CLOCK = '{"step": 0, "seconds": 0}\n{"step": 30, "seconds": 60.5}\n'
+
+
+@pytest.mark.parametrize(("clock", "shown"), [(CLOCK, True), ("\0", False)], ids=["whole", "damaged"])
+def test_times_are_a_second_scale(run: Path, tmp_path: Path, clock: str, shown: bool) -> None:
+    """What clock.jsonl says stands over the curves; a damaged one leaves them without."""
+    (run / "clock.jsonl").write_text(clock)
+    write(run, "a.svg")
+
+    assert ("1:00" in list(ElementTree.parse(tmp_path / "a.svg").getroot().itertext())) == shown
+
+
+class Terminal(io.StringIO):
+    """A stream behind which a person sits."""
+
+    def isatty(self) -> bool:
+        """Say so."""
+        return True
+
+
+@pytest.mark.parametrize(
+    ("terminal", "quiet", "verbose", "shown"),
+    [(True, False, False, True), (False, False, True, True), (False, False, False, False), (True, True, True, False)],
+    ids=["terminal", "pipe, verbose", "pipe", "quiet"],
+)
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_the_curve_is_for_people(run: Path, terminal: bool, quiet: bool, verbose: bool, shown: bool, width: int) -> None:
+    """On a terminal or with -v the steps are drawn where validations are few, within the width; otherwise not one byte."""
+    stream = Terminal() if terminal else io.StringIO()
+    say_curve(Console(quiet, verbose, stderr=stream, env={"COLUMNS": str(width)}), run)
+    lines = stream.getvalue().splitlines()
+
+    assert bool(lines) == shown
+    assert not shown or "training, bits/char" in lines[0]
+    assert all(len(line) < width for line in lines)
+
+
+def test_no_curve_of_no_records(tmp_path: Path) -> None:
+    """A run that has not come to its first record shows nothing."""
+    told = io.StringIO()
+    say_curve(Console(verbose=True, stderr=told), tmp_path)
+
+    assert told.getvalue() == ""

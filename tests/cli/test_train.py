@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lstmlm import checkpoint, runs
+from lstmlm import checkpoint, runs, times
 from lstmlm.config import load_preset
 from tests.cli.conftest import TEXT, TINY, Lstmlm
 
@@ -30,10 +30,32 @@ def test_leaves(lstmlm: Lstmlm, text: Path) -> None:
     names = {path.name for path in Path("runs/text").iterdir()}
 
     assert result.code == 0
-    assert names == {".lock", "config.yaml", "metrics.jsonl", "samples.txt", "best.safetensors", "last.safetensors"}
+    journals = {"metrics.jsonl", "samples.txt", "clock.jsonl"}
+    assert names == {".lock", "config.yaml", "best.safetensors", "last.safetensors", *journals}
     assert result.out == ""
     assert "lstmlm sample -m runs/text --prompt" in result.err.splitlines()[-1]
     assert load_preset("runs/text/config.yaml")[1]["train.steps"].value == 12
+
+
+def test_curve(lstmlm: Lstmlm, text: Path) -> None:
+    """With -v the way down is drawn on stderr before the last words; in a pipe without it, or with -q, it is not."""
+    shown, plain, quiet = (lstmlm("train", text, *TINY, "--overwrite", flag).err for flag in ("-v", "--json", "-q"))
+
+    assert "validation, bits/char over steps" in shown
+    assert shown.index("bits/char over steps") < shown.index("saved runs/text")
+    assert "over steps" not in plain + quiet
+    assert quiet == ""
+
+
+def test_times(lstmlm: Lstmlm, run: Path, text: Path) -> None:
+    """clock.jsonl says when each validation was reached; --overwrite begins it again, and without it a run is resumed."""
+    first = times.read(run)
+    assert {12.0, 4.0} <= {step for step, _ in first}
+    (run / "clock.jsonl").unlink()
+
+    assert lstmlm("train", text, *TINY, "--lr", "0.05", "--resume").code == 0
+    assert lstmlm("train", text, *TINY, "--steps", "5", "--overwrite").code == 0
+    assert max(step for step, _ in times.read(run)) == 5
 
 
 def test_json(lstmlm: Lstmlm, text: Path) -> None:
