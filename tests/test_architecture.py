@@ -59,10 +59,11 @@ ALLOWED: dict[str, set[str]] = {
     "pictures": {"errors", "units"},
     "gate_pictures": {"drawings", "errors"},
     "gate_page": {"errors", "gate_pictures"},
+    "board": {"errors", "trainer", "units"},
     "live": {"console", "errors", "trainer", "units"},
     "lstmlm": {"api"},
     "cli": {
-        *("api", "checkpoint", "config", "console", "corpus", "decoding", "disk", "drawings", "errors", "evaluate"),
+        *("api", "board", "checkpoint", "config", "console", "corpus", "decoding", "disk", "drawings", "errors", "evaluate"),
         *("features", "fill", "gate_page", "gate_pictures", "gates", "header", "pictures"),
         *("kernels", "lines", "live", "lstmlm", "marks", "memory", "model", "reach", "recipe", "runs", "sampler", "settings"),
         *("sources", "times", "tokenizer", "trainer", "units"),
@@ -74,7 +75,7 @@ ALLOWED: dict[str, set[str]] = {
 TORCH_FREE = {
     *("errors", "units", "memory", "settings", "settings_yaml", "schema", "config", "tokenizer", "sources", "decoding", "ids"),
     *("cache", "packing", "corpus", "streams", "recipe", "disk", "header", "checkpoint", "runs", "times", "console", "drawings"),
-    *("pictures", "live", "lstmlm", "cli", "__main__"),
+    *("pictures", "board", "live", "lstmlm", "cli", "__main__"),
 }
 
 # word imported -> the only rooms that know it
@@ -85,6 +86,7 @@ OWNERS: dict[str, set[str]] = {
     "rich": {"cli", "console", "live"},
     "torch.distributed": {"distributed"},
     "torch.optim": {"optim"},
+    "torch.utils.tensorboard": {"board"},
     "safetensors": {"checkpoint", "header"},
     "ctypes": {"kernels", "memory"},
     "subprocess": {"kernels"},

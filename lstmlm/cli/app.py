@@ -120,6 +120,9 @@ def train(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run in DIR first.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show sizes, memory and steps; train nothing.")] = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="Show every setting and where it came from.")] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write DIR/tensorboard too; needs pip install 'lstmlm[tensorboard]'.")
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show samples in pipes and logs too.")] = False,
@@ -143,7 +146,7 @@ def train(
             corpus=corpus, out=out, val=val, presets=config or [], assignments=set_ or [],
             flags={key: value for key, value in flags.items() if value is not None},
             resume=resume, start=from_, overwrite=overwrite, dry_run=dry_run, print_config=print_config,
-            json=json, quiet=quiet, verbose=verbose,
+            tensorboard=tensorboard, json=json, quiet=quiet, verbose=verbose,
         )
     )  # fmt: skip
 

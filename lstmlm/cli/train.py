@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lstmlm import board, disk, recipe, runs
 from lstmlm import config as settings
-from lstmlm import disk, recipe, runs
 from lstmlm.checkpoint import Checkpoint
 from lstmlm.cli import STARTED, run_pictures, signals
 from lstmlm.config import Layer, RunConfig
@@ -21,8 +21,10 @@ from lstmlm.settings import Located, Value
 from lstmlm.units import bits, size
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lstmlm.corpus import Corpus
-    from lstmlm.trainer import Trainer
+    from lstmlm.trainer import Record, Trainer
 
 MAY_CHANGE = ("train.threads", "train.save_every", "train.kernel", "train.device")
 """Keys that may differ when a run is resumed: none of them changes what the run is, only how it is computed."""
@@ -51,6 +53,7 @@ class Request:
     overwrite: bool
     dry_run: bool
     print_config: bool
+    tensorboard: bool
     json: bool
     quiet: bool
     verbose: bool
@@ -65,6 +68,8 @@ def run(request: Request) -> None:
     console = Console(quiet=request.quiet, verbose=request.verbose)
     if request.resume and (request.overwrite or request.start):
         raise UsageError("--resume goes on with a run as it is; leave out --overwrite and --from.")
+    if request.tensorboard:
+        board.require()
     folder = Path(request.out or f"runs/{_name(request.corpus)}")
     parent = _parent(request, folder)
     config, sources = _resolved(request, parent)
@@ -114,7 +119,8 @@ def run(request: Request) -> None:
         caught = held.enter_context(signals.caught(console))
         identity = _identity(corpus, request, kernel.name)
         view = RunView(console)
-        trainer = Trainer(config, corpus, kernel, folder, identity, view, Clock(STARTED), caught)
+        shown = board.Board(folder, saved.meta["step"] if saved else 0, console.warn) if request.tensorboard else None
+        trainer = Trainer(config, corpus, kernel, folder, identity, _reports(view, shown), Clock(STARTED), caught)
         if saved:
             trainer.restore(saved)
             _say_differences(console, saved.meta["versions"], identity["versions"])
@@ -124,7 +130,21 @@ def run(request: Request) -> None:
             trainer.run()
         finally:
             view.close()
+            if shown:
+                shown.close()
         _finish(console, request, trainer, folder)
+
+
+def _reports(view: RunView, shown: board.Board | None) -> "Callable[[Record], None]":
+    """Return what takes the trainer's records: the terminal alone, or TensorBoard too."""
+    if shown is None:
+        return view
+
+    def both(record: "Record") -> None:
+        view(record)
+        shown(record)
+
+    return both
 
 
 def _hold(held: contextlib.ExitStack, folder: Path, console: Console) -> None:
@@ -145,6 +165,7 @@ def _begin(
     if request.overwrite:
         for name in OURS:
             (folder / name).unlink(missing_ok=True)
+        board.remove(folder)
     text = settings.to_yaml(config)
     if parent is None:
         # First the configuration: a run killed between the two is resumed from it.
