@@ -8,6 +8,7 @@ import math
 from dataclasses import replace
 
 from lstmlm.config import ModelConfig, RunConfig, TrainConfig
+from lstmlm.units import counted
 
 DEFAULT_MINUTES = 3.0
 EVALUATIONS = 10  # in one run, where the budget allows
@@ -49,7 +50,7 @@ def choose(config: RunConfig, chars: int, speed: float) -> tuple[RunConfig, str]
     opened = _opened(model, train)
     line = ""
     if opened:
-        budget = f"{steps} steps" if steps is not None else f"{train.minutes:g} minutes"
+        budget = counted(steps, "step") if steps is not None else counted(train.minutes or DEFAULT_MINUTES, "minute")
         line = (
             f"{layers} x {hidden} units, batch {batch}, window {window}, rate {lr:.2g}, dropout {dropout:g}: "
             f"chosen for {budget} on {chars:,} characters, about {passes:.2g} passes"
@@ -164,7 +165,7 @@ def plan(config: RunConfig, chars: int, vocabulary: int, parameters: int) -> dic
         "window": train.window,
         "chars_per_step": per_step,
         "steps_per_epoch": max(1, chars // per_step),
-        "steps": steps if steps is not None else f"as many as fit into {train.minutes:g} minutes",
+        "steps": steps if steps is not None else f"as many as fit into {counted(train.minutes or 0, 'minute')}",
         "memory_bytes": 16 * parameters + 24 * model.layers * model.hidden * per_step + 8 * vocabulary * per_step,
     }
     if chars < 100 * per_step:

@@ -26,6 +26,12 @@ def count(number: float) -> str:
     return _scaled(number, 1000.0, ("", "k", "M", "G", "T"))
 
 
+def counted(number: float, noun: str) -> str:
+    """Return a number with its noun, an s behind it but for exactly one: `1 minute`, `0.5 minutes`, `1,200 steps`."""
+    shown = f"{number:,}" if isinstance(number, int) else f"{number:g}"
+    return f"{shown} {noun}" + ("" if number == 1 else "s")
+
+
 def size(number: float) -> str:
     """Return a number of bytes with three digits that matter: `512 B`, `3.1 MiB`."""
     return _scaled(number, 1024.0, (" B", " KiB", " MiB", " GiB", " TiB"))

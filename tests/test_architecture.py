@@ -41,7 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "features": {"errors"},
     "reach": {"cell", "lstm", "marks", "model", "ragged"},
     "fill": {"errors", "evaluate", "model", "ragged", "units"},
-    "recipe": {"config"},
+    "recipe": {"config", "units"},
     "disk": {"errors"},
     "header": {"errors"},
     "checkpoint": {"disk", "errors", "header"},

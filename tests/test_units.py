@@ -37,6 +37,15 @@ def test_counts(number: float, text: str) -> None:
     assert units.count(number) == text
 
 
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(1.0, "1 step"), (1, "1 step"), (0, "0 steps"), (0.5, "0.5 steps"), (3.0, "3 steps"), (1200, "1,200 steps")],
+)
+def test_counted_nouns(number: float, text: str) -> None:
+    """One thing is one, and all else are many."""
+    assert units.counted(number, "step") == text
+
+
 @pytest.mark.parametrize(("number", "text"), [(0, "0 B"), (512, "512 B"), (3_250_586, "3.1 MiB"), (1 << 30, "1 GiB")])
 def test_sizes(number: float, text: str) -> None:
     """Sizes are in powers of 1024, and say so."""

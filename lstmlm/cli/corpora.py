@@ -41,13 +41,14 @@ def open_named(
     )
 
 
-def open_for(was: dict[str, Any], config: RunConfig, symbols: str | None) -> Corpus:
-    """Open the corpus that a checkpoint names, and make sure that it is the same text.
+def open_for(was: dict[str, Any], config: RunConfig, symbols: str | None, advice: str) -> Corpus:
+    """Open the text that a run was trained on, as its checkpoint names it, and make sure that it is the same.
 
     Args:
         was: What the checkpoint says of its corpus.
         config: The run's.
         symbols: The run's vocabulary.
+        advice: What the user can do where it is not to be had, as a sentence.
 
     Raises:
         TextError: It is gone or has changed.
@@ -55,12 +56,15 @@ def open_for(was: dict[str, Any], config: RunConfig, symbols: str | None) -> Cor
     sources = was.get("sources")
     names = [str(s) for s in sources] if isinstance(sources, list) else []
     if not names or "-" in names:
-        raise TextError("eval: the run was trained on standard input, which is gone. Name a text to score.")
+        raise TextError(f"corpus: expected the text that the run was trained on, found none: it was standard input. {advice}")
     val = was.get("val")
-    corpus = open_named(names, config, val=str(val) if val else None, symbols=symbols)
+    try:
+        corpus = open_named(names, config, val=str(val) if val else None, symbols=symbols)
+    except TextError as error:
+        raise TextError(f"the text that the run was trained on: {error} {advice}") from None
     if corpus.fingerprint != was.get("fingerprint"):
         raise TextError(
             f"corpus {printable(' '.join(names))}: expected the text that the run was trained on, found one that has changed. "
-            "Name a text to score."
+            f"{advice}"
         )
     return corpus

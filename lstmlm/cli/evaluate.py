@@ -117,7 +117,7 @@ def _validation(model: "LanguageModel") -> "tuple[Tensor, int, int]":
 
     from lstmlm.cli.corpora import open_for
 
-    corpus = open_for(model.meta["corpus"], model.config, model.meta["tokenizer"].get("symbols"))
+    corpus = open_for(model.meta["corpus"], model.config, model.meta["tokenizer"].get("symbols"), "Name a text to score.")
     if not len(corpus.val):
         raise TextError("eval: expected a validation part in this run, found none. Name a text to score.")
     ids = corpus.val.tensor(0, len(corpus.val))

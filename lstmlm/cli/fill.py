@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lstmlm.cli.texts import one_symbol, read_text, unknown_rule
 from lstmlm.console import Console
 from lstmlm.drawings import table
-from lstmlm.errors import TextError, UsageError, printable
+from lstmlm.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from lstmlm.api import LanguageModel
@@ -108,14 +108,12 @@ def common_words(model: "LanguageModel", count: int) -> list[str]:
     """Return the commonest words (letters in a row) of the text that a model was trained on.
 
     Raises:
-        TextError: The text is gone or has changed.
+        LstmlmError: The text is gone or has changed.
     """
     from lstmlm.cli.corpora import open_for
 
-    try:
-        corpus = open_for(model.meta["corpus"], model.config, model.meta["tokenizer"].get("symbols"))
-    except TextError as error:
-        raise TextError(f"--words: {error} Or give the candidates with --choice.") from None
+    advice = "Give the candidates with --choice instead of --words."
+    corpus = open_for(model.meta["corpus"], model.config, model.meta["tokenizer"].get("symbols"), advice)
     found: Counter[str] = Counter()
     decoder, rest = model.tokenizer.stream_decoder(), ""
     for low in range(0, len(corpus.train), PIECE):

@@ -55,8 +55,8 @@ def one_symbol(flag: str, given: str, model: "LanguageModel") -> int:
     return ids[0]
 
 
-def statistics_text(model: "LanguageModel", text: str | None) -> str:
-    """Return the text to count over: the one given, else the run's own validation part.
+def statistics_text(model: "LanguageModel", text: str | None, advice: str = "Give a TEXT or --file.") -> str:
+    """Return the text to count over: the one given, else the run's own validation part; `advice` where there is none.
 
     Raises:
         TextError: There is none, or it has changed since.
@@ -65,7 +65,7 @@ def statistics_text(model: "LanguageModel", text: str | None) -> str:
         return text
     from lstmlm.cli.corpora import open_for
 
-    corpus = open_for(model.meta["corpus"], model.config, model.meta["tokenizer"].get("symbols"))
+    corpus = open_for(model.meta["corpus"], model.config, model.meta["tokenizer"].get("symbols"), advice)
     if not len(corpus.val):
-        raise TextError("inspect: expected a validation part in this run, found none. Give a TEXT or --file.")
+        raise TextError(f"corpus: expected a validation part in this run, found none. {advice}")
     return model.tokenizer.decode(corpus.val.tensor(0, len(corpus.val)).tolist())

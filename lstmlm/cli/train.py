@@ -18,7 +18,7 @@ from lstmlm.console import Console
 from lstmlm.errors import CheckpointError, TextError, UsageError, printable
 from lstmlm.live import PLAIN_SECONDS, RunView
 from lstmlm.settings import Located, Value
-from lstmlm.units import bits, size
+from lstmlm.units import bits, counted, size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -402,7 +402,7 @@ def _announce(
     """Say what is about to happen."""
     where = f"resuming {folder} at step {saved.meta['step']}" if saved else f"training {folder}"
     steps = trainer.progress.steps
-    budget = f"{steps} steps" if steps is not None else f"{config.train.minutes:g} minutes"
+    budget = counted(steps, "step") if steps is not None else counted(config.train.minutes or 0, "minute")
     parameters = trainer.model.parameter_count()
     console.say(
         f"{printable(where)}: {parameters:,} parameters, {len(corpus.train):,} characters, vocabulary {len(corpus.tokenizer)}, "
