@@ -27,8 +27,11 @@ def run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give a working folder with the files that the README names and a trained run."""
+    """Give a working folder with the files that the README names and a trained run; of the blanks there are a few."""
     monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    blanks = (ROOT / "data" / "blanks.tsv").read_text(encoding="utf-8").splitlines(keepends=True)
+    Path("data/blanks.tsv").write_text("".join(blanks[:1] + blanks[1::80]), encoding="utf-8")
     for name in ("corpus.txt", "held-out.txt"):
         Path(name).write_text("Bob is a sailor. He lives in Dover. Dan is brave.\n" * 40)
     for name in ("corpus.txt", "stories"):
