@@ -303,7 +303,10 @@ def inspect(
     reach: Annotated[bool, typer.Option("--reach", help="How far back does it look? Gradients by distance.")] = False,
     all_: Annotated[bool, typer.Option("--all", help="Let --json and --html be larger than 5,000,000 numbers.")] = False,
     on_unknown: Annotated[str, typer.Option(metavar="error|skip|replace", help="For characters the model lacks.")] = "error",
-    threads: Threads = 0,
+    threads: Annotated[
+        int,
+        typer.Option(metavar="N", min=0, max=4096, help="CPU threads; 0: all cores, or one for counting with up to 384 units."),
+    ] = 0,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -22,6 +22,7 @@ NAMES = {"forget": "forget gate", "input": "input gate", "output": "output gate"
 NAMES |= {"cell": "cell state", "hidden": "hidden state", "surprise": "surprise, bits"}
 VALUES = 5_000_000  # numbers in one --json or --html: 100 MB of text
 LIKELIEST = 5
+ALONE = 384  # units of the widest layer: up to there threads that meet at every step of one text cost more than they bring
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,10 @@ def run(request: Request) -> None:
     from lstmlm.api import LanguageModel
 
     model = LanguageModel.open(request.model, threads=request.threads, report=console.warn)
+    if statistics and not request.threads and max(layer.width for layer in model.network._stack()) <= ALONE:
+        import torch
+
+        torch.set_num_threads(1)
     if request.model is None:
         console.say(f"model {printable(str(model.path))}")
     if request.at is not None:

@@ -231,3 +231,16 @@ def test_reach_gives_norms_by_distance(run: Path) -> None:
 def test_one_question_at_a_time(arguments: list[str], run: Path) -> None:
     """No such feature, a quantity that no unit has, or two questions: exit 2."""
     assert isinstance(inspect("-m", str(run), MARKED, *arguments).exception, UsageError)
+
+
+@pytest.mark.parametrize(("flags", "most", "threads"), [([], 6, 1), ([], 5, 3), (["--threads", "2"], 6, 2)])
+def test_counting_with_a_small_network_takes_one_thread(
+    run: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], most: int, threads: int
+) -> None:
+    """Where the user says nothing, threads that would only wait for each other are left out."""
+    monkeypatch.setattr("lstmlm.cli.inspect.ALONE", most)
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    result = CliRunner().invoke(app, ["inspect", "-m", str(run), MARKED, "--at", ".", *flags])
+
+    assert result.exit_code == 0, result.exception
+    assert torch.get_num_threads() == threads
