@@ -1,7 +1,7 @@
 """What a run does with its time where the user leaves it open: sizes, rates, steps, and when to look.
 
-It knows budgets and sizes. It does not know tensors, files or terminals. Every number here is the winner of a comparison
-recorded by `scripts/experiment.py`, or says that it is not.
+It knows budgets and sizes. It does not know tensors, files or terminals. Its numbers rest on few runs of
+one seed each, recorded in `scripts/results/`; what they say of longer budgets than three minutes is extrapolated.
 """
 
 import math
@@ -13,7 +13,7 @@ from lstmlm.units import counted
 DEFAULT_MINUTES = 3.0
 EVALUATIONS = 10  # in one run, where the budget allows
 EVALUATION_SHARE = 0.06  # of a budget in minutes that may go into validating
-EVALUATION_CHARS = 1 << 18  # of the validation text, its beginning; scripts/eval of the whole text is `lstmlm eval`
+EVALUATION_CHARS = 1 << 18  # of the validation text, its beginning; `lstmlm eval` scores all of it
 WIDTHS = (128, 192, 256, 384, 512)
 ENOUGH_CHARS = 1.6e6  # for 256 units: fewer, and a narrower network that sees more is better
 DROPOUTS = ((2.0, 0.0), (4.5, 0.15), (8.0, 0.3), (math.inf, 0.4))  # below so many passes, this dropout

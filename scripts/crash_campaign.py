@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 os.environ.update({"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
 
 from tests import test_end_to_end as processes  # noqa: E402  # the checkout may not be installed
-from tests.cli.test_train import digest  # noqa: E402
+from tests.cli.test_train import digest  # noqa: E402  # as above
 
 
 def fresh(out: str, *flags: str) -> int:

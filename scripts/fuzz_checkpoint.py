@@ -27,8 +27,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from lstmlm import checkpoint, disk  # noqa: E402  # the checkout may not be installed
-from lstmlm.checkpoint import Blob, Checkpoint  # noqa: E402
-from lstmlm.errors import CheckpointError, LstmlmError, SystemProblem  # noqa: E402
+from lstmlm.checkpoint import Blob, Checkpoint  # noqa: E402  # as above
+from lstmlm.errors import CheckpointError, LstmlmError, SystemProblem  # noqa: E402  # as above
 
 Outcome = tuple[int, int]  # cases tried, cases survived
 

@@ -18,6 +18,7 @@ choices were made (`Reader` reads them back), and minus log2 of their probabilit
 grammar itself pays for the text: no model can be expected to do better. This script knows nothing of networks.
 """
 
+import abc
 import argparse
 import itertools
 import math
@@ -131,7 +132,7 @@ class Options:
 Groups = Sequence[tuple[int, Options]]
 
 
-class Teller:
+class Teller(abc.ABC):
     """Build a text choice by choice and add up what the choices cost; a subclass says which one is made.
 
     Attributes:
@@ -155,9 +156,9 @@ class Teller:
         """Return the bits that all choices so far cost together."""
         return math.fsum(bits for _, bits in self.costs)
 
+    @abc.abstractmethod
     def select(self, groups: Groups) -> tuple[int, int]:
         """Choose a group and a place in it."""
-        raise NotImplementedError
 
     def pick(self, groups: Groups) -> tuple[int, str]:
         """Append one literal: a group by its weight, then an option of it by its own.

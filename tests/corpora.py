@@ -34,7 +34,7 @@ class Reader:
 
     def __call__(self, *names: str, **options: object) -> Corpus:
         """Open these sources."""
-        return open_corpus(names, cache_dir=self.cache, **options)  # type: ignore[arg-type]
+        return open_corpus(names, cache_dir=self.cache, **options)  # type: ignore[arg-type]  # the options are those of open_corpus
 
 
 def text_of(read: Corpus) -> str:

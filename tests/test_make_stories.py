@@ -50,7 +50,7 @@ def blanks() -> list[dict[str, str]]:
     return [dict(zip(lines[0].split("\t"), line.split("\t"), strict=True)) for line in lines[1:]]
 
 
-class Route(stories.Teller):  # type: ignore[misc]
+class Route(stories.Teller):  # type: ignore[misc]  # loaded by path: mypy sees Any
     """Take given choices, then always the first, and note how many ways there were each time."""
 
     def __init__(self, choices: list[tuple[int, int]]) -> None:

@@ -304,7 +304,7 @@ def test_stepped_back_and_resumed(bench: Callable[..., Bench], monkeypatch: pyte
     ends = []
     for stop in (False, True):
         run = bench()
-        made = run.trainer(stop=lambda: signal.SIGINT if stop and made.progress.step >= 12 else None)  # noqa: B023
+        made = run.trainer(stop=lambda: signal.SIGINT if stop and made.progress.step >= 12 else None)  # noqa: B023  # read in this turn of the loop
         spoil_once(made, monkeypatch, "gradient", 9, math.nan)
         if stop:
             with pytest.raises(Stopped):

@@ -16,15 +16,17 @@ class _Group(TyperGroup):
         super().__init__(**kwargs)
         for command in self.commands.values():
             for param in command.params:
-                # `[0<=x<=4096]` behind each number tells little; who leaves the range is told it.
-                setattr(param, "_get_number_range_help_str", lambda: None)  # noqa: B010  # a method
+                # An instance's own attributes stand before its class's methods. `[0<=x<=4096]` behind each number tells
+                # little; who leaves the range is told it.
+                own = vars(param)
+                own["_get_number_range_help_str"] = lambda: None
                 if isinstance(param, TyperArgument):
                     shown = param.metavar or str(param.name).upper()
                     # typer would write `{CORPUS...}...` and `<list[str]>`.
-                    setattr(param, "get_usage_pieces", lambda ctx, shown=shown: [shown])  # noqa: B010
-                    setattr(param, "make_metavar", lambda ctx=None, shown=shown: shown)  # noqa: B010
-                    setattr(param, "_rich_display_name", lambda shown=shown: shown)  # noqa: B010
-                    setattr(param, "display_type_rich", lambda ctx=None: "")  # noqa: B010
+                    own["get_usage_pieces"] = lambda ctx, shown=shown: [shown]
+                    own["make_metavar"] = lambda ctx=None, shown=shown: shown
+                    own["_rich_display_name"] = lambda shown=shown: shown
+                    own["display_type_rich"] = lambda ctx=None: ""
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command; `lstmlm sample | head -1` is no error, though typer takes it for one."""

@@ -91,17 +91,7 @@ class NativeKernel:
         return gates, dH_0, dC_0
 
     def product(self, A: Tensor, B: Tensor, out: Tensor | None = None, *, add: bool = False) -> Tensor:
-        """Compute A B, or out + A B, in the kernel's precision: for the large products around the recurrence.
-
-        Args:
-            A: (M, K), contiguous or the transpose of something contiguous.
-            B: (K, N), likewise.
-            out: (M, N), contiguous; a new tensor if not given.
-            add: Whether the product is added to what `out` holds.
-
-        Returns:
-            out, whose sums are in float32.
-        """
+        """Compute A B, or out + A B, in the kernel's precision with float32 sums; see `Kernel.product`."""
         (M, K), N = A.shape, B.shape[1]
         if out is None:
             out = A.new_zeros(M, N) if add else A.new_empty(M, N)
