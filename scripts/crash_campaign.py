@@ -1,16 +1,19 @@
 """Kill a training process at random moments, resume it to the end, and compare its bits with an uninterrupted run.
 
     python scripts/crash_campaign.py --kills 300 --seed 1
+    python scripts/crash_campaign.py --kills 300 --seed 2 --kernel native
 
 Half of the kills come after a random time, half at a random call on the way to the disk; some runs are killed several
 times before they may end. The processes are forked from this one, which has torch already, so that no time goes by in which
-nothing can be lost; each tenth one is started from nothing instead, and may be killed while it imports. Ends with exit 1
-if any run ended with other tensors, metrics or samples.
+nothing can be lost; each tenth one is started from nothing instead, and may be killed while it imports. With the native kernel
+each tenth one also finds an empty cache and may be killed while its kernel is compiled; what goes on after it is started from
+nothing with what is left in that cache. Ends with exit 1 if any run ended with other tensors, metrics or samples.
 """
 
 import argparse
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,10 +31,16 @@ from tests import test_end_to_end as processes  # noqa: E402  # the checkout may
 from tests.cli.test_train import digest  # noqa: E402  # as above
 
 
-def fresh(out: str, *flags: str) -> int:
+def fresh(out: str, *flags: str, cache: str = "cache") -> int:
     """Start a process from nothing; return its number."""
     command = [sys.executable, "-m", "lstmlm", "train", "text.txt", *processes.FLAGS, "--out", out, "-q", *flags]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).pid
+    environment = {**os.environ, "LSTMLM_CACHE": os.path.abspath(cache)}
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment).pid
+
+
+def way_on(out: str) -> str:
+    """Return the flag with which a run goes on: from its configuration, or from nothing where that was not yet written."""
+    return "--resume" if Path(out, "config.yaml").exists() else "--overwrite"
 
 
 def killed(pid: int, after: float) -> str:
@@ -41,15 +50,36 @@ def killed(pid: int, after: float) -> str:
     return "at a random moment" if processes.ended(pid) == -signal.SIGKILL else "too late"
 
 
-def kill_once(rng: random.Random, out: str, index: int, seconds: float, started: float) -> str:
-    """Let a run go on and be killed; say how."""
-    way = ["--resume" if Path(out, "config.yaml").exists() else "--overwrite"]
+def cold(out: str) -> str:
+    """Return the cache of a run whose kernel has still to be compiled."""
+    return f"{out}-cache"
+
+
+def kill_once(rng: random.Random, out: str, index: int, seconds: float, started: float, compiling: float) -> str:
+    """Let a run go on and be killed; say how.
+
+    Args:
+        rng: Where the moments come from.
+        out: The run folder.
+        index: How many were killed before.
+        seconds: What a forked process takes for the whole run.
+        started: What a new process takes for it.
+        compiling: What a new process takes more where its cache is empty.
+    """
+    way = way_on(out)
     if index % 10 == 9:
-        return killed(fresh(out, *way), rng.random() * started).replace("at a", "of a new process at a")
+        return killed(fresh(out, way), rng.random() * started).replace("at a", "of a new process at a")
+    if index % 10 == 5 and os.environ["LSTMLM_KERNEL"] == "native":
+        shutil.rmtree(cold(out), ignore_errors=True)
+        pid = fresh(out, way, cache=cold(out))
+        deadline = time.monotonic() + 60
+        while not any(Path(cold(out)).glob(".native-*")) and time.monotonic() < deadline:
+            time.sleep(0.01)  # until the compiler runs
+        return killed(pid, rng.random() * compiling).replace("at a random moment", "while the kernel was compiled, or just after")
     if index % 2:
-        return killed(processes.train(*processes.FLAGS, "--out", out, *way), rng.random() * seconds)
+        return killed(processes.train(*processes.FLAGS, "--out", out, way), rng.random() * seconds)
     before: Callable[[], None] = processes.die_at(rng.randint(1, 140))
-    pid = processes.train(*processes.FLAGS, "--out", out, *way, before=before)
+    pid = processes.train(*processes.FLAGS, "--out", out, way, before=before)
     return "at a call on the way to the disk" if processes.ended(pid) == -signal.SIGKILL else "too late"
 
 
@@ -58,11 +88,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--kernel", choices=("eager", "native"), default="eager")
     given = parser.parse_args()
     rng = random.Random(given.seed)
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        os.environ.update({"LSTMLM_CACHE": f"{folder}/cache", "LSTMLM_KERNEL": "eager"})
+        os.environ.update({"LSTMLM_CACHE": f"{folder}/cache", "LSTMLM_KERNEL": given.kernel})
         Path("text.txt").write_text(processes.TEXT, encoding="utf-8")
         Path("warm").mkdir()
         processes.warm(Path("warm"))
@@ -74,6 +105,10 @@ def main() -> int:
         assert processes.ended(fresh("first")) == 0
         started = time.monotonic() - began
         assert digest(Path("first")) == expected
+        began = time.monotonic()
+        assert processes.ended(fresh("cold", cache="empty")) == 0
+        compiling = max(0.1, time.monotonic() - began - started)
+        assert digest(Path("cold")) == expected
         how: Counter[str] = Counter()
         wrong: list[str] = []
         runs = 0
@@ -81,8 +116,9 @@ def main() -> int:
             out = f"run{runs}"
             runs += 1
             for _ in range(min(rng.choice((1, 1, 2, 3, 5)), given.kills - done)):
-                how[kill_once(rng, out, sum(how.values()), seconds, started)] += 1
-            code = processes.resume(out)
+                how[kill_once(rng, out, sum(how.values()), seconds, started, compiling)] += 1
+            cache = cold(out)
+            code = processes.ended(fresh(out, way_on(out), cache=cache)) if Path(cache).exists() else processes.resume(out)
             if code != 0 or digest(Path(out)) != expected:
                 wrong.append(f"{out} (exit {code})")
         for name, count in sorted(how.items()):
