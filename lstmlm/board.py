@@ -1,7 +1,6 @@
 """The numbers of a run for TensorBoard, where somebody has installed it: an optional extra.
 
-It knows the trainer's records by name and torch's writer of event files. It never imports the trainer, whose import
-brings torch.
+It knows the records of a run and torch's writer of event files. It does not know how they come about.
 """
 
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from lstmlm.units import bits
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-    from lstmlm.trainer import Record, StepDone, SteppedBack, Validated
+    from lstmlm.progress import Record, StepDone, SteppedBack, Validated
 
 FOLDER = "tensorboard"  # in the run's
 EVENTS = "events.out.tfevents.*"

@@ -1,7 +1,6 @@
 """A run as it is watched: a live line on a terminal, a plain line every ten seconds elsewhere.
 
-It knows the trainer's records by name and the console. It does not know tensors, files or flags; it never imports the
-trainer, whose import brings torch.
+It knows the records of a run and the console. It does not know tensors, files or flags.
 """
 
 import time
@@ -14,7 +13,7 @@ from lstmlm.errors import printable
 from lstmlm.units import bits, count, duration
 
 if TYPE_CHECKING:
-    from lstmlm.trainer import Decided, Record, Sampled, StepDone, SteppedBack, Validated
+    from lstmlm.progress import Decided, Record, Sampled, StepDone, SteppedBack, Validated
 
 LIVE_SECONDS = 0.2  # between two drawings of the live line
 PLAIN_SECONDS = 10.0  # between two plain lines

@@ -47,9 +47,10 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoint": {"disk", "errors", "header"},
     "runs": {"checkpoint", "disk", "errors", "header"},
     "times": {"disk", "errors", "header"},
+    "progress": {"errors"},
     "trainer": {
-        *("cell", "checkpoint", "config", "corpus", "errors", "evaluate", "kernels", "model", "optim", "recipe"),
-        *("sampler", "streams", "times"),
+        *("cell", "checkpoint", "config", "corpus", "errors", "evaluate", "kernels", "model", "optim", "progress"),
+        *("recipe", "sampler", "streams", "times"),
     },
     "api": {
         *("checkpoint", "config", "errors", "evaluate", "header", "kernels", "model", "runs", "sampler", "tokenizer"),
@@ -59,14 +60,14 @@ ALLOWED: dict[str, set[str]] = {
     "pictures": {"errors", "units"},
     "gate_pictures": {"drawings", "errors"},
     "gate_page": {"errors", "gate_pictures"},
-    "board": {"errors", "trainer", "units"},
-    "live": {"console", "errors", "trainer", "units"},
+    "board": {"errors", "progress", "units"},
+    "live": {"console", "errors", "progress", "units"},
     "lstmlm": {"api"},
     "cli": {
         *("api", "board", "checkpoint", "config", "console", "corpus", "decoding", "disk", "drawings", "errors", "evaluate"),
         *("features", "fill", "gate_page", "gate_pictures", "gates", "header", "pictures"),
-        *("kernels", "lines", "live", "lstmlm", "marks", "memory", "model", "reach", "recipe", "runs", "sampler", "settings"),
-        *("sources", "times", "tokenizer", "trainer", "units"),
+        *("kernels", "lines", "live", "lstmlm", "marks", "memory", "model", "progress", "reach", "recipe", "runs", "sampler"),
+        *("settings", "sources", "times", "tokenizer", "trainer", "units"),
     },
     "__main__": {"cli"},
 }
@@ -74,8 +75,8 @@ ALLOWED: dict[str, set[str]] = {
 # No torch when these are imported: `lstmlm --help` and every refusal are instant.
 TORCH_FREE = {
     *("errors", "units", "memory", "settings", "settings_yaml", "schema", "config", "tokenizer", "sources", "decoding", "ids"),
-    *("cache", "packing", "corpus", "streams", "recipe", "disk", "header", "checkpoint", "runs", "times", "console", "drawings"),
-    *("pictures", "board", "live", "lstmlm", "cli", "__main__"),
+    *("cache", "packing", "corpus", "streams", "recipe", "disk", "header", "checkpoint", "runs", "times", "progress", "console"),
+    *("drawings", "pictures", "board", "live", "lstmlm", "cli", "__main__"),
 }
 
 # word imported -> the only rooms that know it

@@ -10,7 +10,7 @@ import pytest
 from lstmlm import board
 from lstmlm.board import Board
 from lstmlm.errors import UsageError
-from lstmlm.trainer import Decided, StepDone, SteppedBack, Validated
+from lstmlm.progress import Decided, StepDone, SteppedBack, Validated
 from lstmlm.units import bits
 from tests.cli.conftest import TINY, Lstmlm, lstmlm, text
 

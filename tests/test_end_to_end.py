@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from lstmlm import disk, trainer
+from lstmlm import disk, progress, trainer
 from lstmlm.cli import train as door
 from lstmlm.live import RunView
 from tests.cli.conftest import call
@@ -180,9 +180,9 @@ def signal_at(step: int, *numbers: int) -> Callable[[], None]:
 
     def prepare() -> None:
         class View(RunView):
-            def __call__(self, record: trainer.Record) -> None:
+            def __call__(self, record: progress.Record) -> None:
                 super().__call__(record)
-                if isinstance(record, trainer.StepDone) and record.step == step:
+                if isinstance(record, progress.StepDone) and record.step == step:
                     for number in numbers:
                         os.kill(os.getpid(), number)
 

@@ -6,7 +6,7 @@ import pytest
 
 from lstmlm.console import Console
 from lstmlm.live import RunView, live_line
-from lstmlm.trainer import Decided, Record, Sampled, Saved, StepDone, SteppedBack, Validated
+from lstmlm.progress import Decided, Record, Sampled, Saved, StepDone, SteppedBack, Validated
 from tests.test_console import Stream
 
 NATS = math.log(2)  # of one bit

@@ -18,7 +18,8 @@ from lstmlm.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from lstmlm.corpus import Corpus, open_corpus
 from lstmlm.errors import CheckpointError, Diverged, Stopped
 from lstmlm.kernels.eager import EagerKernel
-from lstmlm.trainer import Clock, Decided, Progress, Record, StepDone, SteppedBack, Trainer, Validated
+from lstmlm.progress import Clock, Decided, Progress, Record, StepDone, SteppedBack, Validated
+from lstmlm.trainer import Trainer
 
 TEXT = "Où est Bob? Bob est là; Ann le voit.\n" * 5  # 185 characters: a pass of 11 steps, so that 20 steps cross its border
 STEPS = 20

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from lstmlm.corpus import Corpus
-    from lstmlm.trainer import Record, Trainer
+    from lstmlm.progress import Record
+    from lstmlm.trainer import Trainer
 
 MAY_CHANGE = ("train.threads", "train.save_every", "train.kernel", "train.device")
 """Keys that may differ when a run is resumed: none of them changes what the run is, only how it is computed."""
@@ -99,7 +100,8 @@ def run(request: Request) -> None:
         import torch
 
         from lstmlm import kernels, memory
-        from lstmlm.trainer import Clock, Trainer
+        from lstmlm.progress import Clock
+        from lstmlm.trainer import Trainer
 
         memory.keep()
         torch.set_num_threads(config.train.threads or os.cpu_count() or 1)
