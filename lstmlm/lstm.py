@@ -3,6 +3,7 @@
 It knows weights, states and the products outside the recurrence. It does not know characters, readouts or optimizers.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -101,6 +102,9 @@ class LSTMLayer(nn.Module):
         bias: False leaves b out, as the article does.
         ids: Whether the inputs are ids.
         forget_bias: Where the forget gate's bias starts. Without `bias` it is not used.
+        forget_span: If not 0, these biases start spread instead: the memory k of a unit, in steps, grows geometrically from
+            2 to this, and b_f = ln(k - 1), so that f = 1 - 1/k; b_i = -b_f, so that what is kept long is written little
+            by little. Source: Tallec and Ollivier 2018, who draw k evenly.
         orthogonal: How W starts.
         start: False leaves the weights as memory happens to be: others are about to be loaded, and an orthogonal W takes long.
     """
@@ -114,6 +118,7 @@ class LSTMLayer(nn.Module):
         bias: bool = True,
         ids: bool = False,
         forget_bias: float = 1.0,
+        forget_span: float = 0.0,
         orthogonal: bool = True,
         start: bool = True,
     ) -> None:
@@ -136,7 +141,11 @@ class LSTMLayer(nn.Module):
                 else:
                     block.uniform_(-(width**-0.5), width**-0.5)
             if self.b is not None:
-                self.b.split(width)[GATES.index("forget")].fill_(forget_bias)
+                gates = dict(zip(GATES, self.b.split(width), strict=True))
+                gates["forget"].fill_(forget_bias)
+                if forget_span:
+                    gates["forget"].copy_((torch.logspace(1, math.log2(max(2.0, forget_span)), width, base=2) - 1).log())
+                    gates["input"].copy_(-gates["forget"])
 
     def initial_state(self, batch: int) -> LSTMState:
         """Return the empty state: zeros, (B, S) each."""

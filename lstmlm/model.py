@@ -50,6 +50,7 @@ class CharLM(nn.Module):
                 bias=config.bias,
                 ids=index == 0,
                 forget_bias=config.forget_bias,
+                forget_span=config.forget_span,
                 orthogonal=config.orthogonal,
                 start=start,
             )

@@ -57,6 +57,12 @@ class ModelConfig(_Section):
     layer_norm: bool = setting(True, "layer norm on the output of each layer")
     residual: bool = setting(True, "add the input of a layer to its output, where both have the same width")
     forget_bias: float = setting(1.0, "start of the forget gate's bias b_f (unused without biases)", low=-20, high=20)
+    forget_span: float = setting(
+        0.0,
+        "start b_f spread over memories of 2 to so many characters, and b_i at -b_f; 0: not spread",
+        low=0,
+        high=10**6,
+    )
     orthogonal: bool = setting(True, "start the recurrent matrices W orthogonal")
 
 
@@ -65,9 +71,7 @@ class DataConfig(_Section):
     """How a text becomes ids, and which part of it is held back."""
 
     section: ClassVar[str] = "data"
-    tokenizer: str = setting(
-        "char", "what one id stands for: a character (code point) or a byte", choices=("char", "byte")
-    )
+    tokenizer: str = setting("char", "what one id stands for: a character (code point) or a byte", choices=("char", "byte"))
     encoding: str = setting(
         "utf-8", "encoding of the text files", accept=_encodes, words="a text encoding, such as utf-8 or latin-1"
     )
@@ -96,9 +100,7 @@ class TrainConfig(_Section):
     lr: float | None = setting(None, "largest learning rate", low=0, high=10)
     warmup: int | None = setting(None, "steps over which the rate rises to lr", low=0, high=MANY)
     final_lr: float = setting(0.0, "rate at the last step, as a fraction of lr", low=0, high=1)
-    weight_decay: float | None = setting(
-        None, "decoupled decay of the matrices, times lr at each step", low=0, high=100
-    )
+    weight_decay: float | None = setting(None, "decoupled decay of the matrices, times lr at each step", low=0, high=100)
     beta1: float = setting(0.9, "AdamW's memory of the gradient", low=0, high=1, below_high=True)
     beta2: float = setting(0.99, "AdamW's memory of its square", low=0, high=1, below_high=True)
     eps: float = setting(1e-8, "AdamW's epsilon", low=0, above_low=True, high=1)

@@ -190,6 +190,19 @@ def test_biases_start_at_zero_but_for_the_forget_gate(forget_bias: float) -> Non
     }
 
 
+def test_forget_biases_may_start_spread() -> None:
+    """With `forget_span` the units' memories 1 / (1 - f) grow geometrically from 2 steps to it, and b_i is -b_f."""
+    b = LSTMLayer(E, 5, EagerKernel(), forget_bias=3.0, forget_span=162.0).b
+    assert b is not None
+    starts = dict(zip(GATES, b.detach().split(5), strict=True))
+    memories = 1 / (1 - starts["forget"].sigmoid())
+
+    assert_close(memories, torch.tensor([2.0, 6.0, 18.0, 54.0, 162.0]), "memories", 0.01)
+    assert torch.equal(starts["input"], -starts["forget"])
+    assert not starts["output"].any()
+    assert not starts["new"].any()
+
+
 def test_the_empty_state_is_two_tensors() -> None:
     """Writing into the empty state's cell part leaves its hidden part alone."""
     empty = LSTMLayer(E, S, EagerKernel()).initial_state(B)
