@@ -27,6 +27,14 @@ NEARLY_CHOICE = {
     "c": "native",
     "bytes": "byte",
 }
+SCALES = {"%": 0.01, "k": 1e3, "m": 1e6}
+MINUTES = {
+    **dict.fromkeys(("s", "sec", "second", "seconds"), 1 / 60),
+    **dict.fromkeys(("m", "min", "mins", "minute", "minutes"), 1.0),
+    **dict.fromkeys(("h", "hour", "hours"), 60.0),
+}
+"""Units that people write behind a number, and what they are worth; the second for a setting that counts minutes."""
+DECIMAL_COMMA = re.compile(r"[-+]?(0|[1-9][0-9]*),(?![0-9]{3}$)[0-9]+|[-+]?0,[0-9]+")
 NEARLY_BOOL = {"on": "true", "yes": "true", "y": "true", "1": "true", "t": "true"}
 NEARLY_BOOL |= {"off": "false", "no": "false", "n": "false", "0": "false", "f": "false", "none": "false"}
 
@@ -222,7 +230,10 @@ class Setting:
             return ""
         if self.optional and text.lower() in ("", "~", "none", "null", "auto", "default"):
             return self.none_word
-        plain = text.replace("_", "").replace(",", "").strip()
+        plain = _plain(text, MINUTES if self.name == "minutes" else SCALES)
+        if self.type is float and DECIMAL_COMMA.fullmatch(plain):
+            plain = plain.replace(",", ".")
+        plain = plain.replace("_", "").replace(",", "").strip()
         plain = re.sub(r"^([-+]?)0+(?=[0-9])", r"\1", plain)
         if re.fullmatch(r"0[xob][0-9a-fA-F]+", text):
             try:
@@ -250,6 +261,12 @@ class Setting:
             return ConfigError(f"{message} {how} {meant}." if how else f"{message} Did you mean {meant}?")
         default = self.none_word if self.default is None else write(self.default)
         return ConfigError(f"{message} The default is {default}.")
+
+
+def _plain(text: str, units: dict[str, float]) -> str:
+    """Return a number with a unit as the number alone that it stands for; any other text as it is."""
+    parts = re.fullmatch(r"([-+]?[0-9]+(?:\.[0-9]+)?) ?([a-z%]+)", text.strip().lower())
+    return format(float(parts[1]) * units[parts[2]], ".12g") if parts and parts[2] in units else text
 
 
 def setting(default: Value, help: str, **limits: Any) -> Any:

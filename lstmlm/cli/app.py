@@ -8,6 +8,12 @@ from typer.core import TyperArgument, TyperGroup
 from lstmlm import __version__
 from lstmlm.errors import UsageError, printable
 
+OTHER_WORDS = {
+    "learn": "train", "generate": "sample", "write": "sample", "score": "eval", "test": "eval", "measure": "eval",
+    "show": "info", "help": "--help", "version": "--version",
+}  # fmt: skip
+"""What other programs call it, and people type."""
+
 
 class _Group(TyperGroup):
     """The commands, with arguments shown in help by their metavar alone, and a reader that leaves early taken as content."""
@@ -27,6 +33,12 @@ class _Group(TyperGroup):
                     own["make_metavar"] = lambda ctx=None, shown=shown: shown
                     own["_rich_display_name"] = lambda shown=shown: shown
                     own["display_type_rich"] = lambda ctx=None: ""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command that was typed, or say which one was meant, also where the words are not alike."""
+        if args[0] in OTHER_WORDS:
+            ctx.fail(f"No such command '{args[0]}'. Did you mean '{OTHER_WORDS[args[0]]}'?")
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command; `lstmlm sample | head -1` is no error, though typer takes it for one."""
@@ -155,6 +167,7 @@ def train(
 
 @app.command(short_help="Write text with a model.")
 def sample(
+    words: Annotated[list[str] | None, typer.Argument(hidden=True, metavar="")] = None,
     model: Model = None,
     prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="Text to go on from.")] = None,
     prompt_file: Annotated[str | None, typer.Option(metavar="FILE|-", help="Read the prompt from a file or stdin.")] = None,
@@ -186,6 +199,7 @@ def sample(
     """
     from lstmlm.cli import sample as door
 
+    door.refuse_words(words or [], prompt)
     door.run(
         door.Request(
             model=model, prompt=prompt, prompt_file=prompt_file, length=length, temperature=temperature, top_k=top_k,

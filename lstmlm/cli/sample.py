@@ -1,7 +1,9 @@
 """The door of `lstmlm sample`."""
 
+import os
 import re
 import secrets
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +39,23 @@ class Request:
     threads: int
     json: bool
     quiet: bool
+
+
+def refuse_words(words: list[str], prompt: str | None) -> None:
+    """Refuse words without a flag, with the flag that they probably belong to.
+
+    Raises:
+        UsageError: There are some.
+    """
+    if words:
+        text = " ".join(words)
+        flag = "-m" if os.path.exists(text) else "--prompt"
+        help = (
+            f"Did you mean {flag} {printable(shlex.quote(text))}?"
+            if prompt is None
+            else "Put a prompt of several words in quotes."
+        )
+        raise UsageError(f"sample: expected options alone, found {printable(text)!r}. {help}")
 
 
 def run(request: Request) -> None:
