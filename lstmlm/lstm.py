@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lstmlm.cell import GATES, LSTMState
-from lstmlm.kernels import Kernel
+from lstmlm.kernels import Kernel, Rows
 
 StackState = tuple[LSTMState, ...]
 """One state for each layer, the first layer first; their widths may differ."""
@@ -32,7 +32,7 @@ class _Recurrent(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         """Return H (T, B, S) and the last cell state (B, S)."""
         H_0, C_0 = H_0.contiguous(), C_0.contiguous()
-        gates, C, H = kernel.forward(input_product(kernel, x, U, b), W, H_0, C_0)
+        gates, C, H = kernel.forward(input_part(kernel, x, U), W, H_0, C_0, bias=b)
         ctx.kernel = kernel
         ctx.save_for_backward(x, U, W, b, H_0, C_0, H)
         ctx.kept = (gates, C)  # not among the saved tensors: backward writes over them
@@ -45,7 +45,7 @@ class _Recurrent(torch.autograd.Function):
         x, U, W, b, H_0, C_0, H = ctx.saved_tensors
         dH, dC_T = grads
         if ctx.kept is None:  # a second backward pass over the same graph: the first one used the activations up
-            gates, C, _ = ctx.kernel.forward(input_product(ctx.kernel, x, U, b), W, H_0, C_0)
+            gates, C, _ = ctx.kernel.forward(input_part(ctx.kernel, x, U), W, H_0, C_0, bias=b)
         else:
             gates, C = ctx.kept
             ctx.kept = None
@@ -56,37 +56,47 @@ class _Recurrent(torch.autograd.Function):
         if len(H) > 1:
             product(H[:-1].flatten(0, 1).t(), da[1:].flatten(0, 1), dW, add=True)
         rows = da.view(-1, U.shape[1])
+        db = None if b is None else torch.zeros_like(b)
         if x.dim() == 2:
-            dx = None
-            dU = torch.ops.aten.embedding_dense_backward(rows, x.reshape(-1), len(U), -1, False)
-            db = None if b is None else dU.sum(0)  # every step adds its row to just one row of the table
+            dx, dU = None, torch.zeros_like(U)
+            ctx.kernel.pointwise.scatter(x.reshape(-1), rows, dU, db)
         else:
             dx = product(rows, U.t()).view_as(x) if ctx.needs_input_grad[1] else None
             dU = product(x.reshape(-1, len(U)).t(), rows)
-            db = None if b is None else rows.sum(0)
+            ctx.kernel.pointwise.scatter(None, rows, None, db)
         return None, dx, dU, dW, db, dH_0, dC_0
 
 
-def input_product(kernel: Kernel, x: Tensor, U: Tensor, b: Tensor | None) -> Tensor:
-    """Compute x_t U + b for all T steps at once.
+def input_part(kernel: Kernel, x: Tensor, U: Tensor, out: Tensor | None = None) -> Tensor | Rows:
+    """Compute x_t U for all T steps at once; for ids there is nothing to compute.
 
     Args:
         kernel: What computes the product.
-        x: Dense inputs (T, B, E), or ids (T, B): an id is a one-hot vector, and its product a row of U.
+        x: Dense inputs (T, B, E), or ids (T, B).
         U: (E, 4S), for ids (V, 4S)
+        out: Where a product is written. (T, B, 4S)
+    """
+    if x.dim() == 2:
+        return Rows(x.contiguous(), U)
+    rows = None if out is None else out.view(-1, U.shape[1])
+    return kernel.product(x.reshape(-1, len(U)), U, rows).view(*x.shape[:-1], -1)
+
+
+def input_product(kernel: Kernel, x: Tensor, U: Tensor, b: Tensor | None) -> Tensor:
+    """Return x_t U + b as a tensor, for ids too: what `input_part` and the bias say, for whoever wants to change it.
+
+    Args:
+        kernel: As for `input_part`.
+        x: Likewise.
+        U: Likewise.
         b: (4S)
 
     Returns:
-        a: (T, B, 4S), contiguous memory that the caller may write to.
+        a: (T, B, 4S)
     """
-    if x.dim() == 2:
-        ids = x.reshape(-1)
-        if b is not None and len(ids) > len(U):
-            return (U + b).index_select(0, ids).view(*x.shape, -1)
-        a = U.index_select(0, ids)
-        return (a if b is None else a.add_(b)).view(*x.shape, -1)
-    a = kernel.product(x.reshape(-1, len(U)), U)
-    return (a if b is None else a.add_(b)).view(*x.shape[:-1], -1)
+    part = input_part(kernel, x, U)
+    a = part.table[part.ids] if isinstance(part, Rows) else part
+    return a if b is None else a.add_(b)
 
 
 class LSTMLayer(nn.Module):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lstmlm.config import ModelConfig
+from lstmlm.dropout import Dropout
 from lstmlm.errors import CheckpointError, ConfigError
 from lstmlm.kernels import Kernel
 from lstmlm.lstm import LSTMLayer, StackState
@@ -62,14 +63,15 @@ class CharLM(nn.Module):
 
     def initial_state(self, batch: int) -> StackState:
         """Return the empty state of every layer."""
-        return tuple(layer.initial_state(batch) for layer in self._stack())
+        return tuple(layer.initial_state(batch) for layer in self.stack())
 
-    def forward(self, ids: Tensor, state: StackState | None = None) -> tuple[Tensor, StackState]:
+    def forward(self, ids: Tensor, state: StackState | None = None, drop: Dropout | None = None) -> tuple[Tensor, StackState]:
         """Predict the character after each of T characters.
 
         Args:
             ids: (T, B)
             state: State before the first step; None is the empty one.
+            drop: The dropout of a training step; evaluating has none.
 
         Returns:
             logits: Unnormalised log probabilities of the next character. (T, B, V)
@@ -79,14 +81,15 @@ class CharLM(nn.Module):
             state = self.initial_state(ids.shape[1])
         last = []
         x = ids
-        for index, layer in enumerate(self._stack()):
+        for index, layer in enumerate(self.stack()):
             y, after = layer(x, state[index])
             last.append(after)
             if self.readout is None and index == len(self.layers) - 1:
                 return y, tuple(last)
             if self.norms is not None:
                 y = self.norms[index](y)
-            y = functional.dropout(y, self.config.dropout or 0.0, self.training)
+            if drop is not None:
+                y = y * drop.mask(index, y)
             x = x + y if self.config.residual and index else y
         assert self.readout is not None  # a stack has at least one layer
         return self.readout(x), tuple(last)
@@ -95,7 +98,8 @@ class CharLM(nn.Module):
         """Count the trained numbers."""
         return sum(p.numel() for p in self.parameters())
 
-    def _stack(self) -> list[LSTMLayer]:
+    def stack(self) -> list[LSTMLayer]:
+        """Return the layers, the first one first."""
         return [layer for layer in self.layers if isinstance(layer, LSTMLayer)]
 
 

@@ -3,13 +3,14 @@
 It knows tensors and steps. It does not know the model's layers, texts or files.
 """
 
+import math
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lstmlm.config import TrainConfig
+from lstmlm.kernels.pointwise import Adam, Pointwise
 
 
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
@@ -39,61 +40,59 @@ class Optimizer:
     Args:
         module: Whose parameters are trained; their order and shapes are the layout.
         config: weight_decay may not be None any more.
+        pointwise: What runs the step.
     """
 
-    def __init__(self, module: nn.Module, config: TrainConfig) -> None:
+    def __init__(self, module: nn.Module, config: TrainConfig, pointwise: Pointwise) -> None:
         assert config.weight_decay is not None
         self.config = config
         self.step_count = 0
+        self._pointwise = pointwise
         self._named = list(module.named_parameters())
-        self._flat = [_flatten([p for _, p in self._named if (p.dim() > 1) == decays]) for decays in (True, False)]
-        decay = [config.weight_decay, 0.0]
-        groups: list[dict[str, Any]] = [
-            {"params": [flat], "weight_decay": w} for flat, w in zip(self._flat, decay, strict=True) if flat.numel()
-        ]
-        self._adam = torch.optim.AdamW(
-            groups,
-            lr=0.0,
-            betas=(config.beta1, config.beta2),
-            eps=config.eps,
-            fused=True,
-        )
+        decays = [config.weight_decay, 0.0]
+        groups = [[p for _, p in self._named if (p.dim() > 1) == matrices] for matrices in (True, False)]
+        self._flat = [_Flat(members, decay) for members, decay in zip(groups, decays, strict=True)]
+
+    @property
+    def gradients(self) -> list[Tensor]:
+        """Return the two flat gradients, matrices first."""
+        return [flat.gradient for flat in self._flat]
 
     def zero(self) -> None:
         """Set every gradient to zero, in place."""
-        for flat in self._flat:
-            assert flat.grad is not None
-            flat.grad.zero_()
+        for gradient in self.gradients:
+            gradient.zero_()
 
-    def gradient_norm(self) -> Tensor:
-        """Return the norm of the whole gradient, (): not finite if any part of it is not."""
-        grads = [flat.grad for flat in self._flat if flat.grad is not None and flat.numel()]
-        norm: Tensor = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(grad) for grad in grads]))
-        return norm
+    def gradient_norm(self) -> float:
+        """Return the norm of the whole gradient: not finite if any part of it is not."""
+        return math.sqrt(sum(self._pointwise.squared(flat.gradient) for flat in self._flat if flat.gradient.numel()))
 
-    def update(self, rate: float, norm: Tensor) -> None:
-        """Scale the gradient to at most `clip` and take one step of AdamW.
+    def update(self, rate: float, norm: float) -> bool:
+        """Scale the gradient to at most `clip`, take one step of AdamW, and set the gradient to zero.
 
         Args:
             rate: Learning rate of this step.
             norm: What `gradient_norm` returned.
+
+        Returns:
+            Whether all weights are finite.
         """
-        if self.config.clip > 0:
-            scale = (self.config.clip / (norm + 1e-6)).clamp(max=1.0)
-            for flat in self._flat:
-                assert flat.grad is not None
-                flat.grad.mul_(scale)
-        for group in self._adam.param_groups:
-            group["lr"] = rate
-        self._adam.step()
+        c = self.config
         self.step_count += 1
+        scale = min(1.0, c.clip / (norm + 1e-6)) if c.clip > 0 else 1.0
+        finite = True
+        for flat in self._flat:
+            if flat.values.numel():
+                step = Adam(rate, c.beta1, c.beta2, c.eps, flat.decay, self.step_count, scale)
+                finite &= self._pointwise.adam(flat.values, flat.gradient, flat.mean, flat.square, step)
+        return finite
 
     def state(self) -> dict[str, Tensor]:
         """Return both moments of every parameter by name: `exp_avg.<name>`, `exp_avg_sq.<name>`."""
         return {f"{moment}.{name}": tensor for moment, name, tensor in self._moments()}
 
     def restore(self, state: dict[str, Tensor], step_count: int) -> None:
-        """Put back what `state` returned after `step_count` steps.
+        """Put back what `state` returned after `step_count` steps; a gradient that is there is forgotten.
 
         Raises:
             KeyError: A moment is missing or has another shape than its parameter.
@@ -102,36 +101,30 @@ class Optimizer:
             if (found := state[f"{moment}.{name}"]).shape != tensor.shape:
                 raise KeyError(f"{moment}.{name}: expected {tuple(tensor.shape)}, found {tuple(found.shape)}")
         self.step_count = step_count
-        for flat in self._flat:
-            if flat.numel():
-                self._adam.state[flat] = {
-                    "step": torch.tensor(float(step_count), dtype=torch.float32, device=flat.device),
-                    "exp_avg": torch.zeros_like(flat),
-                    "exp_avg_sq": torch.zeros_like(flat),
-                }
         for moment, name, tensor in self._moments():
             tensor.copy_(state[f"{moment}.{name}"])
+        self.zero()
 
     def _moments(self) -> Iterator[tuple[str, str, Tensor]]:
         offsets = [0, 0]
         for name, p in self._named:
             which = 0 if p.dim() > 1 else 1
             start, offsets[which] = offsets[which], offsets[which] + p.numel()
-            kept = self._adam.state.get(self._flat[which], {})
-            for moment in ("exp_avg", "exp_avg_sq"):
-                whole = kept[moment] if moment in kept else torch.zeros_like(self._flat[which])
+            flat = self._flat[which]
+            for moment, whole in (("exp_avg", flat.mean), ("exp_avg_sq", flat.square)):
                 yield moment, name, whole[start : offsets[which]].view(p.shape)
 
 
-def _flatten(members: list[nn.Parameter]) -> nn.Parameter:
-    """Move the parameters into one flat tensor, and their gradients into another; each becomes a view."""
-    values = torch.cat([p.detach().reshape(-1) for p in members]) if members else torch.empty(0)
-    flat = nn.Parameter(values)
-    flat.grad = torch.zeros_like(values)
-    start = 0
-    for p in members:
-        end = start + p.numel()
-        p.data = values[start:end].view(p.shape)
-        p.grad = flat.grad[start:end].view(p.shape)
-        start = end
-    return flat
+class _Flat:
+    """Parameters moved into one flat tensor, their gradients into another, each a view; and the two moments."""
+
+    def __init__(self, members: list[nn.Parameter], decay: float) -> None:
+        self.decay = decay
+        self.values = torch.cat([p.detach().reshape(-1) for p in members]) if members else torch.empty(0)
+        self.gradient, self.mean, self.square = (torch.zeros_like(self.values) for _ in range(3))
+        start = 0
+        for p in members:
+            end = start + p.numel()
+            p.data = self.values[start:end].view(p.shape)
+            p.grad = self.gradient[start:end].view(p.shape)
+            start = end

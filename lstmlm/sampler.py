@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from lstmlm.cell import LSTMState
-from lstmlm.kernels.generate import Choice, Generator, LayerWeights, fingerprint, thread_count, wished_storage
+from lstmlm.kernels import arguments
+from lstmlm.kernels.generate import Choice, Generator, LayerWeights, fingerprint, wished_storage
 from lstmlm.kernels.native import NativeKernel
 from lstmlm.lstm import LSTMLayer
 from lstmlm.model import CharLM, StackState
@@ -199,7 +200,7 @@ def native_generator(model: CharLM, n: int) -> Generator | None:
     stack = [layer for layer in model.layers if isinstance(layer, LSTMLayer)]
     if not isinstance(stack[0].kernel, NativeKernel) or stack[0].W.dtype != torch.float32:
         return None
-    key = (n, thread_count(), wished_storage(), fingerprint(stack[0].kernel, list(model.parameters())))
+    key = (n, arguments.threads(), wished_storage(), fingerprint(stack[0].kernel, list(model.parameters())))
     kept = _kept.pop(model, None)
     if kept is not None and kept.key == key:
         return kept

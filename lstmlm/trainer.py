@@ -14,14 +14,16 @@ import torch
 from torch import Tensor
 
 from lstmlm import checkpoint, recipe
+from lstmlm.backprop import Backprop
 from lstmlm.cell import LSTMState
 from lstmlm.checkpoint import Checkpoint, Journal
 from lstmlm.config import RunConfig, to_dict
 from lstmlm.corpus import Corpus
+from lstmlm.dropout import Dropout
 from lstmlm.errors import CheckpointError, Diverged, Stopped
 from lstmlm.evaluate import Score, score_ids
 from lstmlm.kernels import Kernel
-from lstmlm.model import CharLM, StackState, load_weights, nats
+from lstmlm.model import CharLM, StackState, load_weights
 from lstmlm.optim import Optimizer, learning_rate
 from lstmlm.progress import Clock, Decided, Progress, Record, Sampled, Saved, StepDone, SteppedBack, Validated
 from lstmlm.sampler import Sampling, generate
@@ -75,8 +77,9 @@ class Trainer:
         self.stop = stop
         torch.manual_seed(train.seed)
         self.model = CharLM(config.model, len(corpus.tokenizer), kernel)
-        self.optimizer = Optimizer(self.model, train)
+        self.optimizer = Optimizer(self.model, train, kernel.pointwise)
         self.streams = Streams(corpus.train, train.batch, train.window)
+        self.backprop = Backprop(self.model, self.streams.batch_size, self.streams.window)
         self.state: StackState | None = None
         self.progress = Progress(steps=recipe.steps_of(config, self.streams.steps_per_epoch))
         if self.progress.steps is not None:
@@ -195,26 +198,21 @@ class Trainer:
         """Take one step; None where it was not finite and the run was stepped back."""
         p, config = self.progress, self.config.train
         inputs, targets, fresh = self.streams.batch(p.step)
-        if self.config.model.dropout:
-            # The dropout of a step depends on nothing but seed and step: no generator to save, none that evaluating disturbs.
-            torch.manual_seed((config.seed * 1_000_003 + p.step) % 2**63)
-        state = None if fresh else self.state
-        self.model.train()
-        self.optimizer.zero()
-        logits, after = self.model(inputs, state)
-        loss = nats(logits, targets).mean()
-        loss.backward()
-        norm = self.optimizer.gradient_norm()
-        value = float(loss.detach())
-        if not (math.isfinite(value) and math.isfinite(float(norm))):
+        batch = self.streams.batch_size
+        dropout = self.config.model.dropout
+        drop = Dropout(dropout, config.seed, p.step, batch) if dropout else None
+        state = self.model.initial_state(batch) if fresh or self.state is None else self.state
+        scale = 1 / self.batch_chars
+        summed, after = self.backprop(inputs, targets, state, scale, drop)
+        value, norm = summed * scale, self.optimizer.gradient_norm()
+        if not (math.isfinite(value) and math.isfinite(norm)):
             self._step_back("loss" if not math.isfinite(value) else "gradient")
             return None
         rate = learning_rate(config, p.step, p.steps or 2**62) * p.rate_scale
-        self.optimizer.update(rate, norm)
-        if not all(math.isfinite(float(weight.detach().sum())) for weight in self.model.parameters()):
+        if not self.optimizer.update(rate, norm):
             self._step_back("weight")
             return None
-        self.state = tuple(s.detach() for s in after)
+        self.state = after
         p.step += 1
         p.recent_nats += value
         p.recent_steps += 1

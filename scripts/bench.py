@@ -23,9 +23,10 @@ import torch  # noqa: E402  # after the filter: torch warns as it is imported
 from torch import Tensor, nn  # noqa: E402  # as above
 
 from lstmlm import kernels  # noqa: E402  # as above
+from lstmlm.backprop import Backprop  # noqa: E402  # as above
 from lstmlm.config import ModelConfig, TrainConfig  # noqa: E402  # as above
 from lstmlm.lstm import LSTMLayer, load_torch  # noqa: E402  # as above
-from lstmlm.model import CharLM, nats  # noqa: E402  # as above
+from lstmlm.model import CharLM, StackState, nats  # noqa: E402  # as above
 from lstmlm.optim import Optimizer  # noqa: E402  # as above
 
 VOCABULARY = 65
@@ -110,21 +111,25 @@ def train(rounds: int, reduced: bool) -> list[Row]:
             if why:
                 print(why, file=sys.stderr)
             model = ours_like(rival, layers, width, kernel)
-            optimizer = Optimizer(model, TrainConfig(lr=1e-3, weight_decay=0.01))
+            optimizer = Optimizer(model, TrainConfig(lr=1e-3, weight_decay=0.01), kernel.pointwise)
+            backprop, empty = Backprop(model, B, T), model.initial_state(B)
             losses[precision] = float(nats(model(x)[0], y).detach().mean())
 
-            def ours(model: CharLM = model, optimizer: Optimizer = optimizer, x: Tensor = x, y: Tensor = y) -> None:
-                optimizer.zero()
-                nats(model(x)[0], y).mean().backward()
+            def ours(
+                backprop: Backprop = backprop,
+                optimizer: Optimizer = optimizer,
+                state: StackState = empty,
+                x: Tensor = x,
+                y: Tensor = y,
+            ) -> None:
+                backprop(x, y, state, 1 / y.numel())
                 optimizer.update(1e-4, optimizer.gradient_norm())
 
             sides[f"lstmlm {precision}"] = ours
         adam = torch.optim.AdamW(rival.parameters(), lr=1e-4, fused=True)
         losses["nn.LSTM"] = float(nats(rival(x)[0], y).detach().mean())
 
-        def theirs(
-            low: bool, rival: Rival = rival, adam: torch.optim.AdamW = adam, x: Tensor = x, y: Tensor = y
-        ) -> None:
+        def theirs(low: bool, rival: Rival = rival, adam: torch.optim.AdamW = adam, x: Tensor = x, y: Tensor = y) -> None:
             adam.zero_grad()
             with torch.autocast("cpu", torch.bfloat16, enabled=low):
                 logits, _ = rival(x)
@@ -234,16 +239,12 @@ def start(rounds: int) -> list[Row]:
                 "lstmlm --help": process(*run, "--help"),
                 "a usage error": process(*run, "train", "--promt"),
                 "import torch": process(sys.executable, "-W", "ignore", "-c", "import torch"),
-                "sample one character": process(
-                    *run, "sample", "-m", f"{folder}/run", "--prompt", "B", "--length", "1"
-                ),
+                "sample one character": process(*run, "sample", "-m", f"{folder}/run", "--prompt", "B", "--length", "1"),
             },
             rounds,
         )
     rows: list[Row] = [{"process": name, "seconds": seconds} for name, seconds in median.items()]
-    rows.append(
-        {"process": "sample / import torch", "seconds": median["sample one character"] / median["import torch"]}
-    )
+    rows.append({"process": "sample / import torch", "seconds": median["sample one character"] / median["import torch"]})
     return rows
 
 
@@ -283,9 +284,7 @@ def show(rows: list[Row]) -> None:
     for row in rows:
         cells = [row.get(key, "") for key in keys]
         print(
-            "| "
-            + " | ".join(f"{c:.3g}" if isinstance(c, float) else f"{c:,}" if isinstance(c, int) else c for c in cells)
-            + " |"
+            "| " + " | ".join(f"{c:.3g}" if isinstance(c, float) else f"{c:,}" if isinstance(c, int) else c for c in cells) + " |"
         )
     print()
 

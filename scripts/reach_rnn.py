@@ -29,6 +29,7 @@ from lstmlm.config import ModelConfig, TrainConfig
 from lstmlm.corpus import Corpus, open_corpus
 from lstmlm.drawings import table
 from lstmlm.fill import Bucket, Filler, by_distance, chance, parse_set
+from lstmlm.kernels.pointwise import TorchPointwise
 from lstmlm.marks import spread
 from lstmlm.model import CharLM, StackState, nats
 from lstmlm.optim import Optimizer, learning_rate
@@ -77,7 +78,7 @@ def train(model: CharLM | PlainRNN, corpus: Corpus, config: TrainConfig, name: s
     assert config.batch is not None
     assert config.window is not None
     assert config.steps is not None
-    streams, optimizer = Streams(corpus.train, config.batch, config.window), Optimizer(model, config)
+    streams, optimizer = Streams(corpus.train, config.batch, config.window), Optimizer(model, config, TorchPointwise())
     state: StackState | None = None
     values = []
     began = time.perf_counter()

@@ -22,7 +22,7 @@ def forgetful(dtype: torch.dtype = torch.float64) -> CharLM:
     """Make a model that forgets where it started within some ten characters."""
     model = small_model(dtype=dtype, forget_bias=0.0)
     with torch.no_grad():
-        for layer in model._stack():
+        for layer in model.stack():
             layer.W.mul_(0.5)
     return model
 
@@ -31,7 +31,7 @@ def mindful(dtype: torch.dtype = torch.float64) -> CharLM:
     """Make a model that never forgets: with a forget bias of 20 its cell state only adds up."""
     model = small_model(dtype=dtype, forget_bias=20.0, layers=1)
     with torch.no_grad():
-        for layer in model._stack():
+        for layer in model.stack():
             layer.U.mul_(0.2)
             layer.W.mul_(0.01)
     return model
@@ -84,9 +84,7 @@ def test_warm_is_one_pass_from_left_to_right(make: Callable[[], CharLM], batch: 
 
 @pytest.mark.parametrize("make", [forgetful, mindful])
 @pytest.mark.parametrize("batch", [1, 3, 64])
-def test_warm_in_float32_is_right_to_a_millionth_per_character(
-    make: Callable[[torch.dtype], CharLM], batch: int
-) -> None:
+def test_warm_in_float32_is_right_to_a_millionth_per_character(make: Callable[[torch.dtype], CharLM], batch: int) -> None:
     """In the precision that models are trained in, the mean does not depend on the batch to 1e-6 nats."""
     model, ids = make(torch.float32), some_ids(1003)
 
@@ -109,9 +107,7 @@ def test_warm_cuts_no_tail(length: int) -> None:
 
 @pytest.mark.parametrize("make", [forgetful, mindful])
 @pytest.mark.parametrize("segment", [1, 7, 100, 398, 399, 400, 401])
-def test_borders_of_segments_do_not_show(
-    make: Callable[[], CharLM], segment: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_borders_of_segments_do_not_show(make: Callable[[], CharLM], segment: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A text longer than what is scored at once is still one text."""
     monkeypatch.setattr(evaluate, "SEGMENT", segment)
     model, ids = make(), some_ids(401)

@@ -11,6 +11,7 @@ from torch.nn import functional
 from lstmlm import cell
 from lstmlm.cell import GATES
 from lstmlm.config import ModelConfig
+from lstmlm.dropout import Dropout
 from lstmlm.errors import ConfigError
 from lstmlm.kernels.eager import EagerKernel
 from lstmlm.model import CharLM, StackState, nats
@@ -24,7 +25,6 @@ def by_hand(model: CharLM, ids: Tensor, before: StackState) -> tuple[Tensor, Sta
     weights = dict(model.named_parameters())
     config = model.config
     assert config.layers is not None
-    assert config.dropout is not None
     x, last = functional.one_hot(ids, V).double(), []
     for index in range(config.layers):
         own = {name: weights.get(f"layers.{index}.{name}") for name in "UWb"}
@@ -38,15 +38,13 @@ def by_hand(model: CharLM, ids: Tensor, before: StackState) -> tuple[Tensor, Sta
             spread = (y.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
             y = (y - y.mean(-1, keepdim=True)) / spread
             y = y * weights[f"norms.{index}.weight"] + weights[f"norms.{index}.bias"]
-        if model.training:
-            y = y * (torch.rand_like(y) >= config.dropout) / (1 - config.dropout)
         x = x + y if config.residual and index else y
     return x @ weights["readout.weight"].t() + weights["readout.bias"], tuple(last)
 
 
 def states(model: CharLM) -> StackState:
     """Draw a state for each layer, of its own width."""
-    return tuple(state(B, layer.width) for layer in model._stack())
+    return tuple(state(B, layer.width) for layer in model.stack())
 
 
 @pytest.mark.parametrize("readout", ["linear", "direct"])
@@ -66,23 +64,19 @@ def test_logits_follow_the_equations(readout: str, layers: int, options: dict[st
         assert_close(one.cell, other.cell, "last C")
     names = [name for name, _ in model.named_parameters()]
     wanted = torch.autograd.grad((expected * pull).sum(), list(model.parameters()))
-    for name, got, grad in zip(
-        names, torch.autograd.grad((logits * pull).sum(), list(model.parameters())), wanted, strict=True
-    ):
+    for name, got, grad in zip(names, torch.autograd.grad((logits * pull).sum(), list(model.parameters())), wanted, strict=True):
         assert_close(got, grad, f"gradient of {name}", 1e-9)
 
 
-def test_dropout_works_in_training_only() -> None:
-    """In training a unit is either silent or scaled so that the mean stays; in evaluation nothing is left to chance."""
+def test_dropout_works_where_it_is_asked_for() -> None:
+    """With a step's dropout a unit is either silent or scaled so that the mean stays; without one nothing is left to chance."""
     model = small_model(layers=1, hidden=500, dropout=0.3)
     ids = torch.randint(V, (1, B))
     seen: list[Tensor] = []
     assert model.readout is not None
     model.readout.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].detach()))
 
-    model.train()
-    model(ids)
-    model.eval()
+    model(ids, drop=Dropout(0.3, seed=0, step=0, streams=B))
     model(ids)
     model(ids)
 
@@ -196,7 +190,7 @@ def test_direct_readout_keeps_above_its_bound() -> None:
 def test_the_bound_of_the_direct_readout_is_tight() -> None:
     """With gates wide open and the right symbol's N_t at 1, the others' at -1, the loss comes to the bound itself."""
     model = small_model(readout="direct", layers=1)
-    layer = model._stack()[0]
+    layer = model.stack()[0]
     assert layer.b is not None
     with torch.no_grad():
         layer.U.zero_()

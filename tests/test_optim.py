@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lstmlm.config import TrainConfig
+from lstmlm.kernels.pointwise import TorchPointwise
 from lstmlm.model import CharLM, nats
 from lstmlm.optim import Optimizer, learning_rate
 from tests.helpers import assert_close, normal, small_model, some_ids
@@ -42,7 +43,7 @@ def test_steps_are_adamws(clip: float, dtype: torch.dtype) -> None:
     """Twenty steps at changing rates equal `torch.optim.AdamW` that decays only matrices, after `clip_grad_norm_`."""
     model, rival = twins(dtype=dtype)
     config = train_config(clip=clip)
-    optimizer = Optimizer(model, config)
+    optimizer = Optimizer(model, config, TorchPointwise())
     matrices = [p for p in rival.parameters() if p.dim() > 1]
     vectors = [p for p in rival.parameters() if p.dim() == 1]
     adam = torch.optim.AdamW(
@@ -76,7 +77,7 @@ def test_only_matrices_decay() -> None:
     """Without a gradient a step shrinks every matrix by rate times decay, and leaves every vector alone."""
     model = small_model()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    optimizer = Optimizer(model, train_config(weight_decay=0.5))
+    optimizer = Optimizer(model, train_config(weight_decay=0.5), TorchPointwise())
 
     optimizer.zero()
     optimizer.update(0.1, optimizer.gradient_norm())
@@ -90,7 +91,7 @@ def test_only_matrices_decay() -> None:
 def test_modules_with_only_vectors_or_only_matrices(make: Any) -> None:
     """A module without one of the two kinds of parameter trains, saves and restores like any other."""
     module = make().double()
-    optimizer = Optimizer(module, train_config())
+    optimizer = Optimizer(module, train_config(), TorchPointwise())
     before = [p.detach().clone() for p in module.parameters()]
 
     for p in module.parameters():
@@ -113,7 +114,7 @@ def test_taking_over_the_parameters_changes_no_value() -> None:
     ids = some_ids(9)[:, None]
     before = model(ids)[0]
 
-    Optimizer(model, train_config())
+    Optimizer(model, train_config(), TorchPointwise())
 
     assert torch.equal(model(ids)[0], before)
 
@@ -121,7 +122,7 @@ def test_taking_over_the_parameters_changes_no_value() -> None:
 def test_parameters_and_gradients_stay_views() -> None:
     """Through steps, zeroing, loading weights and restoring, every parameter and gradient keeps its place in memory."""
     model, other = small_model(), small_model()
-    optimizer = Optimizer(model, train_config())
+    optimizer = Optimizer(model, train_config(), TorchPointwise())
 
     def places() -> list[tuple[int, int]]:
         return [(p.data_ptr(), p.grad.data_ptr()) for p in model.parameters() if p.grad is not None]
@@ -141,7 +142,7 @@ def test_parameters_and_gradients_stay_views() -> None:
 def test_flat_memory_is_whole() -> None:
     """Matrices lie behind each other without a gap, and so do vectors: one pass of the optimizer meets them all."""
     model = small_model()
-    Optimizer(model, train_config())
+    Optimizer(model, train_config(), TorchPointwise())
 
     for dims in (1, 2):
         members = [p for p in model.parameters() if p.dim() == dims]
@@ -152,7 +153,7 @@ def test_flat_memory_is_whole() -> None:
 def test_gradients_add_up_until_they_are_zeroed() -> None:
     """Two backward passes leave the sum of their gradients, and `zero` leaves none."""
     model, rival = twins()
-    optimizer = Optimizer(model, train_config())
+    optimizer = Optimizer(model, train_config(), TorchPointwise())
 
     optimizer.zero()
     backward(model, 1)
@@ -171,7 +172,7 @@ def test_gradients_add_up_until_they_are_zeroed() -> None:
 def test_a_gradient_that_is_not_finite_shows_in_the_norm(bad: float, dims: int) -> None:
     """One bad number anywhere, in a matrix or in a vector, makes the norm not finite."""
     model = small_model()
-    optimizer = Optimizer(model, train_config())
+    optimizer = Optimizer(model, train_config(), TorchPointwise())
     victim = next(p for p in model.parameters() if p.dim() == dims)
     assert victim.grad is not None
 
@@ -185,7 +186,7 @@ def test_ten_steps_equal_some_steps_a_restore_and_the_rest(at: int) -> None:
     """An optimizer restored into a fresh process's memory goes on bit for bit, also from before the first step."""
     model, other = twins(dtype=torch.float32)
     config = train_config()
-    optimizer = Optimizer(model, config)
+    optimizer = Optimizer(model, config, TorchPointwise())
     saved: dict[str, Tensor] = {}
     for step in range(10):
         if step == at:
@@ -195,7 +196,7 @@ def test_ten_steps_equal_some_steps_a_restore_and_the_rest(at: int) -> None:
         backward(model, step)
         optimizer.update(learning_rate(config, step, 10), optimizer.gradient_norm())
 
-    resumed = Optimizer(other, config)
+    resumed = Optimizer(other, config, TorchPointwise())
     resumed.restore(saved, at)
     for step in range(at, 10):
         resumed.zero()
@@ -211,7 +212,7 @@ def test_ten_steps_equal_some_steps_a_restore_and_the_rest(at: int) -> None:
 def test_moments_are_named_and_shaped_like_parameters() -> None:
     """The state holds both moments of every parameter and nothing else, in the parameter's own shape."""
     model = small_model()
-    optimizer = Optimizer(model, train_config())
+    optimizer = Optimizer(model, train_config(), TorchPointwise())
 
     expected = {f"{m}.{name}": p.shape for name, p in model.named_parameters() for m in ("exp_avg", "exp_avg_sq")}
 
@@ -225,7 +226,7 @@ def test_moments_are_named_and_shaped_like_parameters() -> None:
 def test_a_state_that_does_not_fit_is_refused(broken: str) -> None:
     """A moment that is missing, or would only fit by being repeated, is an error, and nothing is half restored."""
     model = small_model()
-    optimizer = Optimizer(model, train_config())
+    optimizer = Optimizer(model, train_config(), TorchPointwise())
     backward(model, 0)
     optimizer.update(0.1, optimizer.gradient_norm())
     before = {name: t.clone() for name, t in optimizer.state().items()}

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from lstmlm import checkpoint, evaluate, model, recipe, trainer
+from lstmlm import checkpoint, evaluate, recipe, trainer
 from lstmlm.checkpoint import Checkpoint
 from lstmlm.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from lstmlm.corpus import Corpus, open_corpus
 from lstmlm.errors import CheckpointError, Diverged, Stopped
 from lstmlm.kernels.eager import EagerKernel
+from lstmlm.model import StackState
 from lstmlm.progress import Clock, Decided, Progress, Record, StepDone, SteppedBack, Validated
 from lstmlm.trainer import Trainer
 
@@ -186,16 +186,25 @@ def test_saving_changes_nothing(bench: Callable[..., Bench]) -> None:
 
 
 def test_carried_state(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The state goes from window to window, starts fresh where a pass does, and is cut off from the gradient."""
+    """The state goes from window to window, the very one that the last window left, and starts empty where a pass does."""
     made = bench(eval_every=STEPS).trainer()
     began: list[Any] = []
-    made.model.register_forward_pre_hook(lambda _, args: began.append(args[1]) if made.model.training else None)
+    ended: list[Any] = []
+    backprop = made.backprop
+
+    def watched(*args: Any) -> tuple[float, StackState]:
+        began.append(args[2])
+        nats, state = backprop(*args)
+        ended.append(state)
+        return nats, state
+
+    monkeypatch.setattr(made, "backprop", watched)
     made.run()
     fresh = [made.streams.position(step)[1] for step in range(STEPS)]
 
-    assert [state is None for state in began] == fresh
+    assert [not any(part.any() for layer in state for part in layer) for state in began] == fresh
     assert fresh.count(True) == 2
-    assert not any(part.requires_grad for state in began if state for layer in state for part in layer)
+    assert all(after is state for after, state, new in zip(ended, began[1:], fresh[1:], strict=False) if not new)
 
 
 def test_metrics(bench: Callable[..., Bench]) -> None:
@@ -256,24 +265,31 @@ def spoil_once(made: Trainer, monkeypatch: pytest.MonkeyPatch, what: str, at: in
         left[0] -= 1
         return True
 
-    if what == "loss":
-        honest = model.nats
-        monkeypatch.setattr(trainer, "nats", lambda *args: honest(*args) * (value if due() else 1.0))
-    elif what == "gradient":
-        weight = next(made.model.parameters())
-        weight.register_hook(lambda gradient: gradient.fill_(value) if due() else gradient)
+    if what in ("loss", "gradient"):
+        backprop = made.backprop
+
+        def spoiled_gradient(*args: Any) -> tuple[float, StackState]:
+            nats, state = backprop(*args)
+            if due():
+                if what == "loss":
+                    return nats * value, state
+                made.optimizer.gradients[0][0] = value
+            return nats, state
+
+        monkeypatch.setattr(made, "backprop", spoiled_gradient)
     else:
         update = made.optimizer.update
 
-        def spoiled(rate: float, norm: Tensor) -> None:
-            update(rate, norm)
-            if due():
+        def spoiled(rate: float, norm: float) -> bool:
+            now = due()
+            if now and what == "weight":
                 with torch.no_grad():
-                    if what == "weight":
-                        list(made.model.parameters())[-1].view(-1)[0] = value
-                    else:
-                        moments = {k: v for k, v in made.optimizer.state().items() if k.startswith("exp_avg_sq")}
-                        next(iter(moments.values())).view(-1)[0] = value
+                    list(made.model.parameters())[-1].view(-1)[0] = value
+            finite = update(rate, norm)
+            if now and what == "moment":
+                moments = {k: v for k, v in made.optimizer.state().items() if k.startswith("exp_avg_sq")}
+                next(iter(moments.values())).view(-1)[0] = value
+            return finite
 
         monkeypatch.setattr(made.optimizer, "update", spoiled)
 

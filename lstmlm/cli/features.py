@@ -48,7 +48,7 @@ def find(
     parts = [[getattr(layer, quantity)[:, 0] for layer in found.layers] for _, found, _ in steps(model, ids)]
     values = torch.cat([torch.cat(layers, dim=1) for layers in parts])
     found = rank(values, true, top)
-    widths = [layer.width for layer in model.network._stack()]
+    widths = [layer.width for layer in model.network.stack()]
     named = {carrier.unit: _place(carrier.unit, widths) for carrier in found.carriers}
     if json:
         console.as_json(

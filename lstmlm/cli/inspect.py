@@ -80,7 +80,7 @@ def run(request: Request) -> None:
     from lstmlm.api import LanguageModel
 
     model = LanguageModel.open(request.model, threads=request.threads, report=console.warn)
-    if statistics and not request.threads and max(layer.width for layer in model.network._stack()) <= ALONE:
+    if statistics and not request.threads and max(layer.width for layer in model.network.stack()) <= ALONE:
         import torch
 
         torch.set_num_threads(1)
@@ -106,7 +106,7 @@ def run(request: Request) -> None:
         return
     assert text is not None
     ids = model.tokenizer.encode(text, on_unknown)
-    widths = [layer.width for layer in model.network._stack()]
+    widths = [layer.width for layer in model.network.stack()]
     for layer, unit in units:
         if not (1 <= layer <= len(widths) and 1 <= unit <= widths[layer - 1]):
             sizes = ", ".join(map(str, widths))
@@ -256,7 +256,7 @@ def busiest(model: "LanguageModel", ids: list[int], name: str, count: int) -> li
     """Return the units whose quantity varies most along a text, as (layer, unit) counted from 1."""
     import torch
 
-    sums = [torch.zeros(3, layer.width, dtype=torch.float64) for layer in model.network._stack()]
+    sums = [torch.zeros(3, layer.width, dtype=torch.float64) for layer in model.network.stack()]
     for _, found, _ in steps(model, ids):
         for total, activity in zip(sums, found.layers, strict=True):
             values = getattr(activity, name)[:, 0].double()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lstmlm.errors import UsageError, printable
+from lstmlm.kernels.pointwise import Pointwise
 
 
 class Activations(NamedTuple):
@@ -28,10 +29,26 @@ class Activations(NamedTuple):
     H: Tensor
 
 
+class Rows(NamedTuple):
+    """Rows of a table, in place of a tensor that holds them: an id is a one-hot vector, and its product a row of U.
+
+    ids: int64. (T, B)
+    table: (V, 4S)
+    """
+
+    ids: Tensor
+    table: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Return T, B, 4S."""
+        return self.ids.shape[0], self.ids.shape[1], self.table.shape[1]
+
+
 class Kernel(Protocol):
     """The recurrence, by hand.
 
-        a_t = a[t] + H_{t-1} W
+        a_t = a[t] + bias + H_{t-1} W
         f_t, i_t, o_t = sigmoid(a_t[:3S]),  N_t = tanh(a_t[3S:])
         C_t = f_t * C_{t-1} + i_t * N_t
         H_t = o_t * tanh(C_t)
@@ -43,14 +60,29 @@ class Kernel(Protocol):
     def name(self) -> str:
         """What `train` and `info` call this kernel, with its precision where there is a choice."""
 
-    def forward(self, a: Tensor, W: Tensor, H_0: Tensor, C_0: Tensor) -> Activations:
+    @property
+    def pointwise(self) -> Pointwise:
+        """What lies around the recurrence, in this kernel's way."""
+
+    def forward(
+        self,
+        a: Tensor | Rows,
+        W: Tensor,
+        H_0: Tensor,
+        C_0: Tensor,
+        *,
+        bias: Tensor | None = None,
+        into: Activations | None = None,
+    ) -> Activations:
         """Run T steps.
 
         Args:
-            a: Input part of the pre-activations, x U + b. Its memory becomes `gates`. (T, B, 4S)
+            a: Input part of the pre-activations, x U. Its memory becomes `gates` unless it is `Rows`. (T, B, 4S)
             W: Recurrent weights. (S, 4S)
             H_0: Hidden state before the first step. (B, S)
             C_0: Cell state before the first step. (B, S)
+            bias: b. (4S)
+            into: Where the activations are to be written; new memory if not given. Its gates are `a`, unless that is `Rows`.
         """
 
     def backward(

@@ -6,7 +6,8 @@ It knows the equations and torch. It does not know threads, precisions or compil
 import torch
 from torch import Tensor
 
-from lstmlm.kernels import Activations
+from lstmlm.kernels import Activations, Rows
+from lstmlm.kernels.pointwise import TorchPointwise
 
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input  # grad * y * (1 - y), into a given tensor
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input  # grad * (1 - y * y), into a given tensor
@@ -16,12 +17,27 @@ class EagerKernel:
     """See `Kernel`. Every product and activation writes into memory allocated once for the window."""
 
     name = "eager"
+    pointwise = TorchPointwise()
 
-    def forward(self, a: Tensor, W: Tensor, H_0: Tensor, C_0: Tensor) -> Activations:
+    def forward(
+        self,
+        a: Tensor | Rows,
+        W: Tensor,
+        H_0: Tensor,
+        C_0: Tensor,
+        *,
+        bias: Tensor | None = None,
+        into: Activations | None = None,
+    ) -> Activations:
         """Run T steps; see `Kernel.forward`."""
         T, B, S4 = a.shape
         S = S4 // 4
-        H, C = a.new_empty(T, B, S), a.new_empty(T, B, S)
+        if isinstance(a, Rows):
+            gates = H_0.new_empty(T * B, S4) if into is None else into.gates.view(T * B, S4)
+            a = torch.index_select(a.table, 0, a.ids.reshape(-1), out=gates).view(T, B, S4)
+        if bias is not None:
+            a.add_(bias)
+        _, C, H = into or Activations(a, a.new_empty(T, B, S), a.new_empty(T, B, S))
         H_prev, C_prev = H_0, C_0
         for a_t, sigmoids, N_t, f_t, i_t, o_t, C_t, H_t in zip(
             a.unbind(0), a[..., : 3 * S].unbind(0), *_last_first(a, S), C.unbind(0), H.unbind(0), strict=True

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lstmlm.errors import UsageError, printable
+from lstmlm.kernels import arguments
 from lstmlm.kernels.native import NativeKernel
 
 LARGE = 3 << 20
@@ -137,7 +138,7 @@ class Generator:
         self.n, self.V = n, len(layers[0].U)
         self._widths = [len(layer.W) for layer in layers]
         self.storage = _storage(storage or wished_storage(), every, bool(library.lstmlm_generator_half()))
-        threads = thread_count()
+        threads = arguments.threads()
         self._pace = Pace(threads)
         self._fresh = True
         self._library = library
@@ -260,15 +261,9 @@ def fingerprint(kernel: NativeKernel, weights: Sequence[Tensor]) -> int:
             raise TypeError("weights: expected contiguous ones on the cpu.")
         size = weight.numel() * weight.element_size()
         room = torch.empty(size // 2**18 + 1, dtype=torch.int64)
-        threads = thread_count() if size > SMALL else 1
+        threads = arguments.threads() if size > SMALL else 1
         mark = library.lstmlm_fingerprint(weight.data_ptr(), size, threads, mark, room.data_ptr())
     return mark
-
-
-def thread_count() -> int:
-    """Return torch's number of threads, but not more than there are processors: the team spins at its barriers."""
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(torch.get_num_threads(), processors)
 
 
 def _check(name: str, tensor: Tensor, *shape: int) -> Tensor:

@@ -97,7 +97,8 @@ static void product(size batch, size rows, size K, const float *A, size lda, con
 typedef struct {
     size T, B, S, low_K, low_step;
     const void *panels;
-    const float *H_0, *C_0, *C_in, *dH, *dC_T;
+    const int64_t *ids; /* rows of `rows` take the place of what lies in gates */
+    const float *rows, *bias, *H_0, *C_0, *C_in, *dH, *dC_T;
     float *gates, *C, *H, *dH_0, *dC_0, *scales;
     char *low;
     Barrier barriers[THREADS_MAX];
@@ -144,12 +145,15 @@ INLINE Share divide(const int kind, Job *job, size width, int rank, int threads)
     return s;
 }
 
-/* One row, one vector of units: H_t and C_t from the recurrent sums and the pre-activations, which become the gates. */
-INLINE vec update(const float *sums, float *gates, size S, const float *C_prev, float *C, float *H, int lanes) {
-    vec f = sigmoid(load(gates, lanes) + load(sums, VECTOR));
-    vec i = sigmoid(load(gates + S, lanes) + load(sums + VECTOR, VECTOR));
-    vec o = sigmoid(load(gates + 2 * S, lanes) + load(sums + 2 * VECTOR, VECTOR));
-    vec N = hyperbolic(load(gates + 3 * S, lanes) + load(sums + 3 * VECTOR, VECTOR));
+/* One row, one vector of units: H_t and C_t from the recurrent sums, the input's part of the pre-activations and the bias. */
+INLINE vec update(const float *sums, const float *input, const float *bias, float *gates, size S, const float *C_prev, float *C,
+                  float *H, int lanes) {
+    vec a[GATES];
+    for (int gate = 0; gate < GATES; gate++) {
+        a[gate] = load(input + gate * S, lanes) + load(sums + gate * VECTOR, VECTOR);
+        if (bias) a[gate] += load(bias + gate * S, lanes);
+    }
+    vec f = sigmoid(a[0]), i = sigmoid(a[1]), o = sigmoid(a[2]), N = hyperbolic(a[3]);
     vec cell = f * load(C_prev, lanes) + i * N, hidden = o * hyperbolic(cell);
     store(gates, f, lanes), store(gates + S, i, lanes), store(gates + 2 * S, o, lanes), store(gates + 3 * S, N, lanes);
     store(C, cell, lanes);
@@ -196,9 +200,11 @@ INLINE void forward(const int kind, Job *job, int rank, int threads) {
                 for (size r = row; r < row + rows; r++) {
                     const float *sum = sums + (r - row) * GATES * VECTOR;
                     float *at = gates + r * GATES * S + unit;
+                    const float *input = job->ids ? job->rows + job->ids[t * B + r] * GATES * S + unit : at;
+                    const float *bias = job->bias ? job->bias + unit : 0;
                     size state = r * S + unit;
-                    vec hidden = lanes == VECTOR ? update(sum, at, S, C_prev + state, C + state, H + state, VECTOR)
-                                                 : update(sum, at, S, C_prev + state, C + state, H + state, lanes);
+                    vec hidden = lanes == VECTOR ? update(sum, input, bias, at, S, C_prev + state, C + state, H + state, VECTOR)
+                                                 : update(sum, input, bias, at, S, C_prev + state, C + state, H + state, lanes);
                     (void)hidden;
 #if HAVE_HALF || HAVE_TILES
                     if (kind != FLOAT) low_store(kind, low_row(kind, job, t + 1, r), unit, hidden);
@@ -373,6 +379,7 @@ static void (*const packers[2][3])(void *, int, int) = {{pack_forward, pack_forw
                                                         {pack_backward, pack_backward_HALF, pack_backward_TILES}};
 
 #include "multiply.h"
+#include "pointwise.h"
 
 #define EXPORT __attribute__((visibility("default")))
 
@@ -419,9 +426,11 @@ static void run(int kind, int back, int threads, Job *job, void *scratch) {
     run_team(bodies[back][kind], job, threads);
 }
 
-EXPORT void lstmlm_forward(int kind, int threads, size T, size B, size S, const void *packed, void *scratch, const float *H_0,
-                           const float *C_0, float *gates, float *C, float *H) {
-    Job job = {.T = T, .B = B, .S = S, .panels = packed, .H_0 = H_0, .C_0 = C_0, .gates = gates, .C = C, .H = H};
+/* The input's part of the pre-activations is in `gates`, or in `rows` at `ids`; the bias may be missing. */
+EXPORT void lstmlm_forward(int kind, int threads, size T, size B, size S, const void *packed, void *scratch, const int64_t *ids,
+                           const float *rows, const float *bias, const float *H_0, const float *C_0, float *gates, float *C, float *H) {
+    Job job = {.T = T, .B = B, .S = S, .panels = packed, .ids = ids, .rows = rows, .bias = bias, .H_0 = H_0, .C_0 = C_0,
+               .gates = gates, .C = C, .H = H};
     run(kind, 0, threads, &job, scratch);
 }
 
@@ -443,4 +452,58 @@ EXPORT void lstmlm_multiply(int kind, int threads, size M, size N, size K, int t
     Multiplication job = {.M = M, .N = N, .K = K, .turned_A = turned_A, .turned_B = turned_B, .add = add, .A = A, .B = B, .C = C,
                           .scratch = scratch};
     if (multipliers[kind]) run_team(multipliers[kind], &job, threads);
+}
+
+/* out = dropout(norm(y)) + x; gamma and x may be missing, and a threshold of 0 drops nothing. */
+EXPORT void lstmlm_dress(int threads, size T, size B, size S, size streams, size first, uint32_t key, uint32_t threshold, float scale,
+                         const float *y, const float *x, const float *gamma, const float *beta, float *stats, float *out) {
+    Dress job = {.T = T, .B = B, .S = S, .streams = streams, .first = first, .key = key, .threshold = threshold, .scale = scale,
+                 .y = y, .x = x, .gamma = gamma, .beta = beta, .stats = stats, .out = out};
+    run_team(dress, &job, threads);
+}
+
+/* The way back; `scratch` holds PARTS x 2S floats. */
+EXPORT void lstmlm_undress(int threads, size T, size B, size S, size streams, size first, uint32_t key, uint32_t threshold, float scale,
+                           const float *dx, const float *y, const float *gamma, const float *stats, float *dy, float *dgamma,
+                           float *dbeta, float *scratch) {
+    Dress job = {.T = T, .B = B, .S = S, .streams = streams, .first = first, .key = key, .threshold = threshold, .scale = scale,
+                 .dx = dx, .y = y, .gamma = gamma, .stats = (float *)stats, .out = dy, .dgamma = dgamma, .dbeta = dbeta,
+                 .scratch = scratch};
+    run_team(undress, &job, threads);
+}
+
+/* Returns the summed nats; `scratch` holds PARTS x V floats. */
+EXPORT double lstmlm_loss(int threads, size rows, size V, float scale, float *logits, const float *bias, const int64_t *targets,
+                          float *dbias, float *scratch) {
+    Loss job = {.rows = rows, .V = V, .scale = scale, .logits = logits, .bias = bias, .targets = targets, .dbias = dbias,
+                .scratch = scratch};
+    run_team(loss, &job, threads);
+    double nats = 0;
+    for (int p = 0; p < PARTS; p++) nats += job.nats[p];
+    return nats;
+}
+
+/* Without ids only db is made. */
+EXPORT void lstmlm_scatter(int threads, size rows, size V, size width, const int64_t *ids, const float *da, float *dU, float *db) {
+    Scatter job = {rows, V, width, ids, da, dU, db};
+    run_team(scatter, &job, threads);
+}
+
+EXPORT double lstmlm_square(int threads, size n, float *gradients) {
+    Adam job = {.n = n, .gradients = gradients};
+    run_team(square, &job, threads);
+    double sum = 0;
+    for (int p = 0; p < PARTS; p++) sum += job.norms[p];
+    return sum;
+}
+
+/* One step; returns whether all weights are finite after it. */
+EXPORT int lstmlm_adam(int threads, size n, float rate, float beta1, float beta2, float eps, float shrink, float scale, float second,
+                       float *weights, float *gradients, float *means, float *squares) {
+    Adam job = {.n = n, .weights = weights, .gradients = gradients, .means = means, .squares = squares, .rate = rate, .beta1 = beta1,
+                .beta2 = beta2, .eps = eps, .shrink = shrink, .scale = scale, .second = second};
+    run_team(adam, &job, threads);
+    int finite = 1;
+    for (int p = 0; p < PARTS; p++) finite &= job.finite[p];
+    return finite;
 }

@@ -5,16 +5,17 @@ pre-activations or the gradients are for.
 """
 
 import ctypes
-import os
 import threading
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from lstmlm.kernels import Activations, build
+from lstmlm.kernels import Activations, Rows, arguments, build
+from lstmlm.kernels.arguments import checked, pointers
 from lstmlm.kernels.build import Unavailable
 from lstmlm.kernels.eager import EagerKernel
+from lstmlm.kernels.native_pointwise import NativePointwise
 
 __all__ = ["NativeKernel", "Packed", "Unavailable", "load"]
 
@@ -57,37 +58,59 @@ class NativeKernel:
         self._kind = kind
         self._scratch = threading.local()
         unit = {FLOAT32: VECTORS[library.lstmlm_vector()], FLOAT16: "AVX512-FP16", BFLOAT16: "AMX"}[kind]
+        self.pointwise = NativePointwise(library)
         self.name = f"native {('float32', 'float16', 'bfloat16')[kind]} ({unit})"
 
     def pack(self, W: Tensor) -> Packed:
         """Return W packed; `forward` and `backward` take it in place of W and then need not pack it again."""
-        _check("W", W, W.shape[0], 4 * W.shape[0])
+        checked("W", W, W.shape[0], 4 * W.shape[0])
         return Packed(self, W)
 
-    def forward(self, a: Tensor, W: Tensor | Packed, H_0: Tensor, C_0: Tensor) -> Activations:
+    def forward(
+        self,
+        a: Tensor | Rows,
+        W: Tensor | Packed,
+        H_0: Tensor,
+        C_0: Tensor,
+        *,
+        bias: Tensor | None = None,
+        into: Activations | None = None,
+    ) -> Activations:
         """Run T steps; see `Kernel.forward`. W may be packed beforehand (`pack`)."""
         T, B, S4 = a.shape
         S = S4 // 4
-        _check("a", a, T, B, 4 * S)
+        ids = table = None
+        if isinstance(a, Rows):
+            table = checked("table", a.table, len(a.table), 4 * S)
+            ids = arguments.checked_ids("ids", a.ids, len(table), T, B)
+        else:
+            checked("a", a, T, B, 4 * S)
         form = self._form(W, S, back=False)
-        H_0, C_0 = _check("H_0", H_0.contiguous(), B, S), _check("C_0", C_0.contiguous(), B, S)
-        C, H = a.new_empty(T, B, S), a.new_empty(T, B, S)
+        H_0, C_0 = checked("H_0", H_0.contiguous(), B, S), checked("C_0", C_0.contiguous(), B, S)
+        if bias is not None:
+            checked("bias", bias, 4 * S)
+        if into is None:
+            into = Activations(
+                H_0.new_empty(T, B, 4 * S) if isinstance(a, Rows) else a, H_0.new_empty(T, B, S), H_0.new_empty(T, B, S)
+            )
+        gates, C, H = checked("gates", into.gates, T, B, 4 * S), checked("C", into.C, T, B, S), checked("H", into.H, T, B, S)
         scratch = self._room(back=False, B=B, S=S)
-        self._library.lstmlm_forward(self._kind, _threads(), T, B, S, *_pointers(form, scratch, H_0, C_0, a, C, H))
-        return Activations(a, C, H)
+        given = pointers(form, scratch, ids, table, bias, H_0, C_0, gates, C, H)
+        self._library.lstmlm_forward(self._kind, arguments.threads(), T, B, S, *given)
+        return into
 
     def backward(
         self, dH: Tensor, dC_T: Tensor, gates: Tensor, C: Tensor, C_0: Tensor, W: Tensor | Packed
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run the T steps back; see `Kernel.backward`. W may be packed beforehand (`pack`)."""
         T, B, S = C.shape
-        _check("gates", gates, T, B, 4 * S)
+        checked("gates", gates, T, B, 4 * S)
         form = self._form(W, S, back=True)
-        dH, dC_T = _check("dH", dH.contiguous(), T, B, S), _check("dC_T", dC_T.contiguous(), B, S)
-        C, C_0 = _check("C", C.contiguous(), T, B, S), _check("C_0", C_0.contiguous(), B, S)
+        dH, dC_T = checked("dH", dH.contiguous(), T, B, S), checked("dC_T", dC_T.contiguous(), B, S)
+        C, C_0 = checked("C", C.contiguous(), T, B, S), checked("C_0", C_0.contiguous(), B, S)
         dH_0, dC_0 = C.new_empty(B, S), C.new_empty(B, S)
-        pointers = _pointers(form, self._room(back=True, B=B, S=S), dH, dC_T, gates, C, C_0, dH_0, dC_0)
-        self._library.lstmlm_backward(self._kind, _threads(), T, B, S, *pointers)
+        given = pointers(form, self._room(back=True, B=B, S=S), dH, dC_T, gates, C, C_0, dH_0, dC_0)
+        self._library.lstmlm_backward(self._kind, arguments.threads(), T, B, S, *given)
         return gates, dH_0, dC_0
 
     def product(self, A: Tensor, B: Tensor, out: Tensor | None = None, *, add: bool = False) -> Tensor:
@@ -99,20 +122,20 @@ class NativeKernel:
             return out.addmm_(A, B) if add else torch.mm(A, B, out=out)
         turned = [not x.is_contiguous() for x in (A, B)]
         A, B = (x.t() if turn else x for x, turn in zip((A, B), turned, strict=True))
-        _check("A", A, *((K, M) if turned[0] else (M, K)))
-        _check("B", B, *((N, K) if turned[1] else (K, N)))
-        _check("out", out, M, N)
-        threads = _threads()
+        checked("A", A, *((K, M) if turned[0] else (M, K)))
+        checked("B", B, *((N, K) if turned[1] else (K, N)))
+        checked("out", out, M, N)
+        threads = arguments.threads()
         room = self._bytes(self._library.lstmlm_multiply_size(threads, N))
-        self._library.lstmlm_multiply(self._kind, threads, M, N, K, *turned, add, *_pointers(A, B, out, room))
+        self._library.lstmlm_multiply(self._kind, threads, M, N, K, *turned, add, *pointers(A, B, out, room))
         return out
 
     def _form(self, W: Tensor | Packed, S: int, back: bool) -> Tensor:
         """Return W as the pass reads it: packed beforehand, or packed now into memory that this thread keeps for it."""
         if isinstance(W, Packed):
-            _check("W", W.W, S, 4 * S)
+            checked("W", W.W, S, 4 * S)
             return W.form(back)
-        _check("W", W, S, 4 * S)
+        checked("W", W, S, 4 * S)
         kept: dict[tuple[int, bool], Tensor] = self._scratch.__dict__.setdefault("forms", {})
         form = kept[S, back] = self._pack(W, back, kept.get((S, back)))
         return form
@@ -121,7 +144,7 @@ class NativeKernel:
         S = len(W)
         if form is None:
             form = torch.empty(self._library.lstmlm_packed_size(self._kind, back, S), dtype=torch.uint8)
-        self._library.lstmlm_pack(self._kind, back, _threads(), S, *_pointers(W, form))
+        self._library.lstmlm_pack(self._kind, back, arguments.threads(), S, *pointers(W, form))
         return form
 
     def _room(self, back: bool, B: int, S: int) -> Tensor:
@@ -191,7 +214,7 @@ def _declare(library: ctypes.CDLL) -> None:
     library.lstmlm_packed_size.argtypes, library.lstmlm_packed_size.restype = [number, number, size], size
     library.lstmlm_scratch_size.argtypes, library.lstmlm_scratch_size.restype = [number, number, size, size], size
     library.lstmlm_pack.argtypes = [number, number, number, size, pointer, pointer]
-    library.lstmlm_forward.argtypes = [number, number, size, size, size, *[pointer] * 7]
+    library.lstmlm_forward.argtypes = [number, number, size, size, size, *[pointer] * 10]
     library.lstmlm_backward.argtypes = [number, number, size, size, size, *[pointer] * 9]
     library.lstmlm_multiply_size.argtypes, library.lstmlm_multiply_size.restype = [number, size], size
     library.lstmlm_multiply.argtypes = [number, number, size, size, size, number, number, number, *[pointer] * 4]
@@ -203,23 +226,3 @@ def _declare(library: ctypes.CDLL) -> None:
         library.lstmlm_team(*[ctypes.cast(getattr(torch_library, name), pointer) for name in names])
     except (OSError, AttributeError):
         pass  # this torch has another runtime: the kernel runs on one thread
-
-
-def _threads() -> int:
-    """Return torch's number of threads, but not more than there are processors: the team spins at its barriers."""
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(torch.get_num_threads(), processors)
-
-
-def _check(name: str, tensor: Tensor, *shape: int) -> Tensor:
-    """Return the tensor; the C code trusts what has passed here."""
-    if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
-        raise TypeError(f"{name}: expected float32 on the cpu, found {tensor.dtype} on {tensor.device}.")
-    if tensor.shape != shape or not tensor.is_contiguous() or 0 in shape:
-        found = f"{tuple(tensor.shape)} with strides {tensor.stride()}"
-        raise ValueError(f"{name}: expected contiguous {shape}, not empty, found {found}.")
-    return tensor
-
-
-def _pointers(*tensors: Tensor) -> list[int]:
-    return [tensor.data_ptr() for tensor in tensors]

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lstmlm import sampler
 from lstmlm.errors import UsageError
+from lstmlm.kernels import arguments, native
 from lstmlm.kernels import generate as generating
-from lstmlm.kernels import native
 from lstmlm.kernels.generate import Choice, Generator, LayerWeights, Pace
 from lstmlm.kernels.native import NativeKernel
 from lstmlm.model import CharLM
@@ -189,7 +189,7 @@ def test_blocks_and_threads_do_not_matter(kernel: NativeKernel, n: int, monkeypa
     noise = torch.rand(40, n)
     results = []
     for threads, pieces in ((1, [40]), (1, [1, 2, 37]), (3, [40]), (2, [13, 27])):
-        monkeypatch.setattr(generating, "thread_count", lambda threads=threads: threads)
+        monkeypatch.setattr(arguments, "threads", lambda threads=threads: threads)
         monkeypatch.setattr(Pace, "plan", lambda self, now, threads=threads: (threads, 9))
         generator = opened(model, kernel, n)
         parts = [generator.run(piece, PLAIN) for piece in noise.split(pieces)]

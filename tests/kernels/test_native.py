@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lstmlm.kernels import Kernel, build, native
+from lstmlm.kernels import Kernel, arguments, build, native
 from lstmlm.kernels.build import Unavailable
 from lstmlm.kernels.eager import EagerKernel
 
@@ -157,7 +157,7 @@ def test_threads_do_not_change_bits(kernel: native.NativeKernel, B: int, monkeyp
     inputs = problem(6, B, 70)
     results = []
     for threads in (1, 2, 3, 7):
-        monkeypatch.setattr(native, "_threads", lambda n=threads: n)
+        monkeypatch.setattr(arguments, "threads", lambda n=threads: n)
         results.append(both_passes(kernel, inputs, torch.float32))
 
     for other in results[1:]:
@@ -168,10 +168,10 @@ def test_threads_do_not_change_bits(kernel: native.NativeKernel, B: int, monkeyp
 def test_threads_follow_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """The team is as large as torch's, unless that is more than the processors there are."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    assert native._threads() == 1
+    assert arguments.threads() == 1
 
     monkeypatch.setattr(torch, "get_num_threads", lambda: 10_000)
-    assert native._threads() < 10_000
+    assert arguments.threads() < 10_000
 
 
 def test_packed_weights(kernel: native.NativeKernel) -> None:
@@ -282,7 +282,7 @@ def test_reduced_precision_has_the_same_bits_for_any_threads(
     inputs = problem(6, B, 150)
     results = []
     for threads in (1, 2, 3, 7):
-        monkeypatch.setattr(native, "_threads", lambda n=threads: n)
+        monkeypatch.setattr(arguments, "threads", lambda n=threads: n)
         results.append(both_passes(rough, inputs))
 
     for other in results[1:]:
@@ -328,12 +328,12 @@ def test_product(rough: native.NativeKernel, M: int, N: int, K: int, monkeypatch
     exact = A.double() @ B.double()
     allowed = 10 * rounding * (A.double().square() @ B.double().square()).sqrt().max()  # five deviations
 
-    monkeypatch.setattr(native, "_threads", lambda: 1)
+    monkeypatch.setattr(arguments, "threads", lambda: 1)
     plain = rough.product(A, B)
     for turned_A in (A, A.t().contiguous().t()):
         for turned_B in (B, B.t().contiguous().t()):
             for threads in (1, 2, 5):
-                monkeypatch.setattr(native, "_threads", lambda n=threads: n)
+                monkeypatch.setattr(arguments, "threads", lambda n=threads: n)
                 assert torch.equal(rough.product(turned_A, turned_B), plain)
     added = rough.product(A, B, plain.clone(), add=True)
 
@@ -404,7 +404,7 @@ def test_unknown_precision_is_unavailable() -> None:
 def test_one_openmp_runtime(kernel: native.NativeKernel) -> None:
     """After a call on two threads the process holds one OpenMP runtime, torch's."""
     program = (
-        "import re, torch; from lstmlm.kernels import native; native._threads = lambda: 2\n"
+        "import re, torch; from lstmlm.kernels import arguments, native; arguments.threads = lambda: 2\n"
         "kernel = native.load(); native.disagreement(kernel); maps = open('/proc/self/maps').read()\n"
         "print(*sorted(set(re.findall(r'\\S*/lib\\w*omp\\w*[-.][^/\\s]*', maps))), sep='\\n')"
     )

@@ -1,0 +1,68 @@
+"""Which values of a step are dropped: a hash of seed, step, layer and position, the same on any machine and for any process.
+
+It knows positions in a global batch. It does not know what the values are, nor who multiplies them.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_BITS = 0xFFFFFFFF
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """The dropout of one training step.
+
+    Nothing is drawn in order: there is no generator to save, none that evaluating disturbs, and a process that holds some of
+    the streams drops what one that holds all of them would.
+
+    rate: Share of the values that are dropped, below 1.
+    seed: Of the run.
+    step: Counted from 0.
+    streams: Of the global batch.
+    first: The first of them that is here.
+    """
+
+    rate: float
+    seed: int
+    step: int
+    streams: int
+    first: int = 0
+
+    @property
+    def threshold(self) -> int:
+        """Return below which hash a value is dropped, of 2^32."""
+        return int(self.rate * 2**32)
+
+    @property
+    def scale(self) -> float:
+        """Return what the values that stay are multiplied by."""
+        return 1 / (1 - self.rate)
+
+    def key(self, layer: int) -> int:
+        """Return the 32 bits that tell this step and layer from all others (splitmix64's mixing, Steele et al. 2014)."""
+        mixed = 0
+        for part in (self.seed, self.step, layer):
+            mixed = (mixed + part + 0x9E3779B97F4A7C15) % 2**64
+            mixed = ((mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9) % 2**64
+            mixed = ((mixed ^ mixed >> 27) * 0x94D049BB133111EB) % 2**64
+            mixed ^= mixed >> 31
+        return mixed & _BITS
+
+    def mask(self, layer: int, like: Tensor) -> Tensor:
+        """Return what the output of a layer is multiplied by: 0 or `scale`.
+
+        Args:
+            layer: Counted from 0.
+            like: Gives shape (T, B, S), type and device.
+        """
+        T, B, S = like.shape
+        rows = torch.arange(T)[:, None] * self.streams + self.first + torch.arange(B)
+        x = (rows[..., None] * S + torch.arange(S)) & _BITS
+        x = (x * 0x9E3779B9 + self.key(layer)) & _BITS
+        x = (x ^ x >> 16) * 0x7FEB352D & _BITS
+        x = (x ^ x >> 15) * 0x846CA68B & _BITS
+        x = x ^ x >> 16
+        return (x >= self.threshold).to(like) * self.scale

@@ -1,0 +1,50 @@
+"""What is handed to C: tensors that have been checked, their addresses, and how many threads.
+
+It knows shapes and pointers. It does not know any entry point.
+"""
+
+import os
+
+import torch
+from torch import Tensor
+
+
+def threads() -> int:
+    """Return torch's number of threads, but not more than there are processors: the team spins at its barriers."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(torch.get_num_threads(), processors)
+
+
+def checked(name: str, tensor: Tensor, *shape: int) -> Tensor:
+    """Return the tensor; the C code trusts what has passed here.
+
+    Raises:
+        TypeError: It is not float32 on the CPU.
+        ValueError: It has another shape, is empty or not contiguous.
+    """
+    if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+        raise TypeError(f"{name}: expected float32 on the cpu, found {tensor.dtype} on {tensor.device}.")
+    if tensor.shape != shape or not tensor.is_contiguous() or 0 in shape:
+        found = f"{tuple(tensor.shape)} with strides {tensor.stride()}"
+        raise ValueError(f"{name}: expected contiguous {shape}, not empty, found {found}.")
+    return tensor
+
+
+def checked_ids(name: str, ids: Tensor, V: int, *shape: int) -> Tensor:
+    """Return the ids; the C code follows them into a table of V rows.
+
+    Raises:
+        TypeError: They are not int64 of this shape on the CPU.
+        ValueError: One is out of the table.
+    """
+    if ids.dtype != torch.int64 or ids.device.type != "cpu" or ids.shape != shape or not ids.is_contiguous():
+        raise TypeError(f"{name}: expected contiguous int64 {shape} on the cpu, found {tuple(ids.shape)} of {ids.dtype}.")
+    low, high = torch.aminmax(ids)
+    if int(low) < 0 or int(high) >= V:
+        raise ValueError(f"{name}: expected ids below {V}, found {int(low)} to {int(high)}.")
+    return ids
+
+
+def pointers(*tensors: Tensor | None) -> list[int | None]:
+    """Return the addresses; None is C's null pointer."""
+    return [None if tensor is None else tensor.data_ptr() for tensor in tensors]

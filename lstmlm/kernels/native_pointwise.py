@@ -1,0 +1,131 @@
+"""What lies around the recurrence, in C (`pointwise.h`): each function one pass over its memory on torch's threads.
+
+It knows tensors and the entry points of the shared object. It does not know what the numbers are for.
+"""
+
+import ctypes
+import math
+from typing import Any
+
+from torch import Tensor
+
+from lstmlm.dropout import Dropout
+from lstmlm.kernels import arguments
+from lstmlm.kernels.arguments import checked, checked_ids, pointers
+from lstmlm.kernels.pointwise import Adam, Norm
+
+PARTS = 16
+"""In how many parts sums run, see `pointwise.h`."""
+
+ALONE = 16384
+"""Fewer numbers than these are not worth a second thread."""
+
+
+class NativePointwise:
+    """See `Pointwise`. float32 on the CPU; the bits do not depend on the number of threads."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        _declare(library)
+        self._library = library
+
+    def dress(
+        self, y: Tensor, x: Tensor | None, norm: Norm | None, drop: Dropout | None, layer: int, out: Tensor, stats: Tensor
+    ) -> None:
+        """See `Pointwise.dress`."""
+        shape = T, B, S = checked("y", y, *y.shape).shape
+        checked("out", out, *shape)
+        if x is not None:
+            checked("x", x, *shape)
+        gamma, beta = _norm(norm, S)
+        if norm is not None:
+            checked("stats", stats, T, B, 2)
+        self._library.lstmlm_dress(arguments.threads(), T, B, S, *_drop(drop, layer, B), *pointers(y, x, gamma, beta, stats, out))
+
+    def undress(
+        self, dx: Tensor, y: Tensor, norm: Norm | None, drop: Dropout | None, layer: int, dy: Tensor, stats: Tensor
+    ) -> None:
+        """See `Pointwise.undress`."""
+        shape = T, B, S = checked("y", y, *y.shape).shape
+        for name, tensor in (("dx", dx), ("dy", dy)):
+            checked(name, tensor, *shape)
+        if norm is None and drop is None:
+            dy.copy_(dx)
+            return
+        gamma, _ = _norm(norm, S)
+        dgamma = dbeta = None
+        if norm is not None:
+            checked("stats", stats, T, B, 2)
+            dgamma, dbeta = checked("dgamma", norm.dgamma, S), checked("dbeta", norm.dbeta, S)
+        scratch = y.new_empty(PARTS * 2 * S)
+        self._library.lstmlm_undress(
+            arguments.threads(), T, B, S, *_drop(drop, layer, B), *pointers(dx, y, gamma, stats, dy, dgamma, dbeta, scratch)
+        )
+
+    def loss(self, logits: Tensor, bias: Tensor | None, targets: Tensor, scale: float, dbias: Tensor | None) -> float:
+        """See `Pointwise.loss`."""
+        N, V = checked("logits", logits, *logits.shape).shape
+        checked_ids("targets", targets, V, N)
+        if bias is not None:
+            assert dbias is not None
+            checked("bias", bias, V)
+            checked("dbias", dbias, V)
+        scratch = logits.new_empty(PARTS * V)
+        given = pointers(logits, bias, targets, dbias, scratch)
+        return float(self._library.lstmlm_loss(arguments.threads(), N, V, scale, *given))
+
+    def scatter(self, ids: Tensor | None, da: Tensor, dU: Tensor | None, db: Tensor | None) -> None:
+        """See `Pointwise.scatter`."""
+        N, width = checked("da", da, *da.shape).shape
+        if ids is not None:
+            assert dU is not None
+            checked("dU", dU, len(dU), width)
+            checked_ids("ids", ids, len(dU), N)
+        if db is not None:
+            checked("db", db, width)
+        V = 1 if dU is None else len(dU)
+        self._library.lstmlm_scatter(arguments.threads(), N, V, width, *pointers(ids, da, dU, db))
+
+    def squared(self, gradient: Tensor) -> float:
+        """See `Pointwise.squared`."""
+        n = checked("gradient", gradient, gradient.numel()).numel()
+        return float(self._library.lstmlm_square(_enough(n), n, *pointers(gradient)))
+
+    def adam(self, weights: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, step: Adam) -> bool:
+        """See `Pointwise.adam`."""
+        n = weights.numel()
+        for name, tensor in (("weights", weights), ("gradient", gradient), ("mean", mean), ("square", square)):
+            checked(name, tensor, n)
+        first = 1 - step.beta1**step.step
+        second = 1 / math.sqrt(1 - step.beta2**step.step)
+        shrink = 1 - step.rate * step.decay
+        numbers = (step.rate / first, step.beta1, step.beta2, step.eps, shrink, step.scale, second)
+        return bool(self._library.lstmlm_adam(_enough(n), n, *numbers, *pointers(weights, gradient, mean, square)))
+
+
+def _drop(drop: Dropout | None, layer: int, B: int) -> tuple[int, int, int, int, float]:
+    """Return streams, first, key, threshold and scale."""
+    if drop is None:
+        return B, 0, 0, 0, 1.0
+    return drop.streams, drop.first, drop.key(layer), drop.threshold, drop.scale
+
+
+def _norm(norm: Norm | None, S: int) -> tuple[Tensor | None, Tensor | None]:
+    if norm is None:
+        return None, None
+    return checked("gamma", norm.gamma, S), checked("beta", norm.beta, S)
+
+
+def _enough(n: int) -> int:
+    return arguments.threads() if n > ALONE else 1
+
+
+def _declare(library: ctypes.CDLL) -> None:
+    number, size, pointer = ctypes.c_int, ctypes.c_longlong, ctypes.c_void_p
+    word, real = ctypes.c_uint32, ctypes.c_float
+    dropped: list[Any] = [size, size, word, word, real]
+    library.lstmlm_dress.argtypes = [number, size, size, size, *dropped, *[pointer] * 6]
+    library.lstmlm_undress.argtypes = [number, size, size, size, *dropped, *[pointer] * 8]
+    library.lstmlm_loss.argtypes, library.lstmlm_loss.restype = [number, size, size, real, *[pointer] * 5], ctypes.c_double
+    library.lstmlm_scatter.argtypes = [number, size, size, size, *[pointer] * 4]
+    library.lstmlm_square.argtypes, library.lstmlm_square.restype = [number, size, pointer], ctypes.c_double
+    library.lstmlm_adam.argtypes, library.lstmlm_adam.restype = [number, size, *[real] * 7, *[pointer] * 4], number

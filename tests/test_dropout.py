@@ -1,0 +1,47 @@
+"""What is dropped depends on seed, step, layer and the place in the whole batch, and on nothing else."""
+
+import pytest
+import torch
+
+from lstmlm.dropout import Dropout
+
+T, B, S = 30, 8, 50
+
+
+def mask(layer: int = 0, **changes: float) -> torch.Tensor:
+    """Return the mask of a step."""
+    drop = Dropout(**{"rate": 0.3, "seed": 1, "step": 2, "streams": B, **changes})  # type: ignore[arg-type]
+    return drop.mask(layer, torch.empty(T, B, S))
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_the_share_and_the_scale(rate: float) -> None:
+    """The stated share is zero, all else one number, and the mean stays one."""
+    found = mask(rate=rate)
+
+    assert float((found == 0).double().mean()) == pytest.approx(rate, abs=0.015)
+    assert found.unique().tolist() == pytest.approx([0.0, 1 / (1 - rate)])
+
+
+@pytest.mark.parametrize("other", [{"seed": 2}, {"step": 3}, {"layer": 1}])
+def test_seed_step_and_layer_change_everything(other: dict[str, int]) -> None:
+    """Two masks that differ in one of these agree just as often as chance has it."""
+    agree = float((mask() == mask(**other)).double().mean())
+
+    assert agree == pytest.approx(0.3**2 + 0.7**2, abs=0.02)
+
+
+def test_the_same_place_has_the_same_fate() -> None:
+    """A process that holds streams 3 to 5 of 8 drops what one that holds all of them drops there."""
+    part = Dropout(0.3, seed=1, step=2, streams=B, first=3).mask(0, torch.empty(T, 3, S))
+
+    assert torch.equal(part, mask()[:, 3:6])
+
+
+def test_neighbours_are_strangers() -> None:
+    """Along time, streams and units one value says nothing about the next."""
+    x = (mask() == 0).double()
+    for a, b in ((x[1:], x[:-1]), (x[:, 1:], x[:, :-1]), (x[..., 1:], x[..., :-1])):
+        both = torch.stack([a.flatten(), b.flatten()])
+
+        assert abs(float(torch.corrcoef(both)[0, 1])) < 0.04
