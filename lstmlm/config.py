@@ -166,9 +166,7 @@ def _like(path: Path, ours: list[str]) -> str:
     if path.stem in ours:
         return path.stem
     try:
-        beside = [
-            one.name for one in path.parent.iterdir() if one.suffix in (".yaml", ".yml") and one.name != path.name
-        ]
+        beside = [one.name for one in path.parent.iterdir() if one.suffix in (".yaml", ".yml") and one.name != path.name]
     except (OSError, ValueError):
         return ""
     guess = closest(path.name, beside[:1000])

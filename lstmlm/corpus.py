@@ -283,9 +283,7 @@ def _refuse_short(sources: list[Source], chars: int, skipped: int, least: int) -
         return
     name = sources[0].name if len(sources) == 1 else f"{sources[0].name} and {len(sources) - 1} more"
     found = "none: it is empty" if not chars else "none that training has" if skipped else str(chars)
-    raise TextError(
-        f"corpus {name}: expected at least {least} character{'s' * (least > 1)}, found {found}. Use a longer text."
-    )
+    raise TextError(f"corpus {name}: expected at least {least} character{'s' * (least > 1)}, found {found}. Use a longer text.")
 
 
 def _name(source: str) -> str:

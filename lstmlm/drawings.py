@@ -34,9 +34,7 @@ def table(rows: Sequence[Sequence[str | int | float]], headers: Sequence[str] = 
         return ""
     widths = [max(cells(line[i]) for line in lines) for i in range(len(lines[0]))]
     right = [bool(rows) and all(isinstance(row[i], int | float) for row in rows) for i in range(len(widths))]
-    return "\n".join(
-        "  ".join(_padded(c, w, r) for c, w, r in zip(line, widths, right, strict=True)).rstrip() for line in lines
-    )
+    return "\n".join("  ".join(_padded(c, w, r) for c, w, r in zip(line, widths, right, strict=True)).rstrip() for line in lines)
 
 
 def _padded(text: str, width: int, right: bool) -> str:
@@ -44,9 +42,7 @@ def _padded(text: str, width: int, right: bool) -> str:
     return space + text if right else text + space
 
 
-def curve(
-    points: Sequence[tuple[float, float]], width: int = 60, height: int = 8, unicode: bool = True, title: str = ""
-) -> str:
+def curve(points: Sequence[tuple[float, float]], width: int = 60, height: int = 8, unicode: bool = True, title: str = "") -> str:
     """Return a curve drawn with braille dots, or with ASCII points.
 
     What is higher than the curve after its first twentieth is cut off at the top, so that the fall of the first steps
@@ -89,9 +85,7 @@ def y_range(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
     return (low, high) if high - low > 1e-9 else (low - 0.5, high + 0.5)
 
 
-def _dots(
-    points: Sequence[tuple[float, float]], across: int, down: int, low: float, high: float
-) -> set[tuple[int, int]]:
+def _dots(points: Sequence[tuple[float, float]], across: int, down: int, low: float, high: float) -> set[tuple[int, int]]:
     """Return the dots of the line through all points: for each column those between its lowest and its highest."""
     begin, end = points[0][0], points[-1][0]
     spots = [((x - begin) / (end - begin) * (across - 1), (high - y) / (high - low) * (down - 1)) for x, y in points]

@@ -236,8 +236,7 @@ def _pick(state: StackState, index: Tensor) -> StackState:
 
 def _join(states: list[StackState]) -> StackState:
     return tuple(
-        LSTMState(torch.cat([s.hidden for s in layer]), torch.cat([s.cell for s in layer]))
-        for layer in zip(*states, strict=True)
+        LSTMState(torch.cat([s.hidden for s in layer]), torch.cat([s.cell for s in layer])) for layer in zip(*states, strict=True)
     )
 
 
@@ -261,9 +260,7 @@ class Scorer:
         batch: Windows or streams side by side; only a matter of speed.
     """
 
-    def __init__(
-        self, model: CharLM, counts: Sequence[int], protocol: str = "warm", window: int = 256, batch: int = 64
-    ) -> None:
+    def __init__(self, model: CharLM, counts: Sequence[int], protocol: str = "warm", window: int = 256, batch: int = 64) -> None:
         self._model = model
         self._frequencies = frequencies(counts)
         self._protocol = protocol

@@ -148,9 +148,7 @@ def parse_json(text: str) -> Any:
     if sum(map(text.count, '"[{')) > MAX_PARTS:
         raise ValueError(f"more than {MAX_PARTS} lists, objects and quotes")
     try:
-        value = json.loads(
-            text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_float, parse_int=_integer
-        )
+        value = json.loads(text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_float, parse_int=_integer)
     except RecursionError:
         raise ValueError(f"nesting deeper than {MAX_DEPTH}") from None
     except json.JSONDecodeError as error:

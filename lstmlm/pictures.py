@@ -177,9 +177,7 @@ def _time_scale(across: _Scale, seconds: Points) -> list[str]:
 
 
 def _time_ticks(end: float) -> list[float]:
-    apart = next(
-        (s for s in (1, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400) if end / s <= 8), 86400
-    )
+    apart = next((s for s in (1, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400) if end / s <= 8), 86400)
     apart = max(apart, 86400 * math.ceil(end / 86400 / 8)) if apart == 86400 else apart
     return [float(apart * k) for k in range(1, int(end / apart) + 1)]
 
@@ -226,9 +224,7 @@ def _cut_note(train: Points, across: _Scale, upright: _Scale) -> list[str]:
 def _rates(rate: Points, across: _Scale, bottom: float) -> list[str]:
     top = max(y for _, y in rate) or 1.0
     upright = _Scale(0.0, top, bottom, bottom - RATES)
-    parts = [
-        f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:g}" y2="{y:g}"/>' for y in (bottom, bottom - RATES)
-    ]
+    parts = [f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:g}" y2="{y:g}"/>' for y in (bottom, bottom - RATES)]
     places = " ".join(f"{across(x):.1f},{upright(y):.1f}" for x, y in rate)
     parts.append(f'<path class="rate" d="M{places}"/>')
     parts.append(_words(LEFT - 8, bottom - RATES + 4, f"{top:.2g}", "faint", "end"))

@@ -56,8 +56,7 @@ def candidates(model: str | Path | None, kind: str = "best", root: Path = ROOT) 
         runs = found(root)
         if not runs:
             raise CheckpointError(
-                f"no model given and no run below {printable(str(root))}/. Train one (lstmlm train stories), "
-                "or name one with -m."
+                f"no model given and no run below {printable(str(root))}/. Train one (lstmlm train stories), or name one with -m."
             )
         model = runs[0].folder
     path = Path(model)

@@ -142,9 +142,7 @@ def entries(text: str, source: str, allowed: Callable[[str], str] = lambda key: 
     except yaml.YAMLError as problem:
         raise _broken(source, problem, path if key is not None else "", allowed(path)) from None
     except (ValueError, OverflowError):  # PyYAML on "\UFFFFFFFF" and on %YAML followed by 5,000 digits
-        raise ConfigError(
-            f"{shorten(source, 120)}: expected YAML, found a broken escape or number. {_PLAIN}."
-        ) from None
+        raise ConfigError(f"{shorten(source, 120)}: expected YAML, found a broken escape or number. {_PLAIN}.") from None
 
 
 def _odd(event: yaml.Event) -> str:

@@ -172,8 +172,7 @@ def _single(path: Path, status: os.stat_result) -> Source:
         return Source(shown, path, None)
     kind = "a device" if stat.S_ISCHR(mode) or stat.S_ISBLK(mode) else "a socket"
     raise TextError(
-        f"corpus {shown}: expected a file, a folder or a pipe, found {kind}. "
-        "Copy what you need of it into a file first."
+        f"corpus {shown}: expected a file, a folder or a pipe, found {kind}. Copy what you need of it into a file first."
     )
 
 
@@ -230,6 +229,5 @@ def _missing(name: str, bundled: Path | None) -> TextError:
         hints.append(f"Corpora that come along: {', '.join(own)}.")
     found = "nothing there" if path.parent.is_dir() else f"no folder '{printable(str(path.parent))}'"
     return TextError(
-        f"corpus {printable(repr(name))}: expected a file or folder, found {found}. "
-        + (" ".join(hints) or "Check the name.")
+        f"corpus {printable(repr(name))}: expected a file or folder, found {found}. " + (" ".join(hints) or "Check the name.")
     )

@@ -94,9 +94,7 @@ def show(records: list[dict[str, Any]]) -> None:
     print("|" + " --- |" * 11)
     for key in dict.fromkeys((r["label"], r["minutes"], r["text"]) for r in records):
         mine = [r for r in records if (r["label"], r["minutes"], r["text"]) == key]
-        mean = {
-            name: statistics.fmean(r[name] for r in mine) for name in ("warm", "cold64", "cold256", "seconds", "chars")
-        }
+        mean = {name: statistics.fmean(r[name] for r in mine) for name in ("warm", "cold64", "cold256", "seconds", "chars")}
         print(
             f"| {key[0]} | {key[1]:g} | {len(mine)} | {mine[0]['parameters']:,} | {mean['chars'] / mine[0]['text_chars']:.1f} "
             f"| {mean['warm']:.4f} | {max(r['warm'] for r in mine):.4f} | {mean['cold64']:.4f} "

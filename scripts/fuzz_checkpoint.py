@@ -231,9 +231,7 @@ def kills(folder: Path, dice: random.Random, until: float) -> Outcome:
             continue
         meta = checkpoint.read(path).meta
         kept = (folder / "metrics.jsonl").read_bytes()[: meta["training"]["metrics_bytes"]].splitlines()
-        survived += meta["step"] >= step and [json.loads(line)["step"] for line in kept] == [
-            *range(1, meta["step"] + 1)
-        ]
+        survived += meta["step"] >= step and [json.loads(line)["step"] for line in kept] == [*range(1, meta["step"] + 1)]
         step = meta["step"]
     assert step, "nothing was saved: this machine is too slow for these kills"
     print(f"{'':24}{step:>9} saves and {reads} reads beside them")
@@ -294,9 +292,7 @@ CAMPAIGNS: dict[str, tuple[str, Callable[[Path, random.Random, float], Outcome]]
 def main() -> int:
     """Run the campaigns and print one line for each."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument(
-        "--seconds", type=float, default=60, help="for all campaigns together (the flips take what they take)"
-    )
+    parser.add_argument("--seconds", type=float, default=60, help="for all campaigns together (the flips take what they take)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=CAMPAIGNS, help="run one campaign")
     parser.add_argument("--save-in", type=Path, help=argparse.SUPPRESS)
@@ -313,9 +309,7 @@ def main() -> int:
         below = folder / name
         below.mkdir()
         try:
-            cases, survived = campaign(
-                below, random.Random(f"{arguments.seed} {name}"), start + arguments.seconds / len(chosen)
-            )
+            cases, survived = campaign(below, random.Random(f"{arguments.seed} {name}"), start + arguments.seconds / len(chosen))
         except (Exception, LstmlmError) as error:
             print(f"{title}: {type(error).__name__}: {error}; the input is in {below}")
             failed = True

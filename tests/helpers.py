@@ -71,9 +71,7 @@ def kernel_gradients(
     return da, dH_0, dC_0
 
 
-def reference_gradients(
-    inputs: tuple[Tensor, Tensor, Tensor, Tensor], dH: Tensor, dC_T: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def reference_gradients(inputs: tuple[Tensor, Tensor, Tensor, Tensor], dH: Tensor, dC_T: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return da, dH_0, dC_0 as autograd finds them through the reference."""
     a, W, H_0, C_0 = (t.detach().clone().requires_grad_() for t in inputs)
     H, C_T = reference(a, W, H_0, C_0)

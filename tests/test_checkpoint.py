@@ -355,19 +355,13 @@ def test_the_room_needs_no_torch() -> None:
         "print({'torch', 'numpy', 'typer', 'rich', 'yaml', 'fcntl', 'pickle'} & set(sys.modules))"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    result = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
-    )
+    result = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
 
     assert result.stdout.strip() == "set()"
 
 
 JSON = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**63), 2**63)
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(),
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )
@@ -375,9 +369,7 @@ JSON = st.recursive(
 
 @settings(deadline=None, max_examples=60)
 @given(config=st.dictionaries(st.text(), JSON, max_size=3), words=st.lists(st.text(st.characters()), max_size=3))
-def test_any_description_comes_back(
-    tmp_path_factory: pytest.TempPathFactory, config: dict[str, Any], words: list[str]
-) -> None:
+def test_any_description_comes_back(tmp_path_factory: pytest.TempPathFactory, config: dict[str, Any], words: list[str]) -> None:
     """Whatever JSON a configuration holds, and whatever characters a command line, they come back equal."""
     path = tmp_path_factory.getbasetemp() / "any.safetensors"
     meta = META | {"config": config, "command": words}

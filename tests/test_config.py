@@ -279,8 +279,7 @@ BOMBS = {
     "open block lists": "- " * 32_000,
     "open keys": "? " * 32_000,
     "deep sections": "".join("{}a:\n".format(" " * depth) for depth in range(350)),
-    "aliases of aliases": "a: &a [x]\n"
-    + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in itertools.pairwise("abcdefghi")),
+    "aliases of aliases": "a: &a [x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in itertools.pairwise("abcdefghi")),
     "5,000 digits": "train.steps: " + "9" * 5000,
     "5,000 digits after the point": "train.lr: 0." + "0" * 5000 + "1",
     "5,000 digit exponent": "train.lr: 1e" + "9" * 5000,

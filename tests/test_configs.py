@@ -34,9 +34,7 @@ def test_presets_train(preset: str, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert told["steps"] == 2
 
 
-def test_article_beats_frequencies_within_its_bound(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_article_beats_frequencies_within_its_bound(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The article's network, without biases and with H_t itself in the softmax, predicts better than frequencies."""
     told = train("article", ["--steps", "150", "--batch", "4", "--window", "32", "--lr", "0.02"], monkeypatch, capsys)
     saved = checkpoint.read(Path("runs/text/best.safetensors"))

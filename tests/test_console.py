@@ -44,9 +44,7 @@ class Stream(io.TextIOWrapper):
         return buffer.getvalue().decode(self.encoding)
 
 
-def console(
-    terminal: bool = True, quiet: bool = False, env: dict[str, str] | None = None
-) -> tuple[Console, Stream, Stream]:
+def console(terminal: bool = True, quiet: bool = False, env: dict[str, str] | None = None) -> tuple[Console, Stream, Stream]:
     """Return a console with its stdout and stderr."""
     out, err = Stream(terminal), Stream(terminal)
     return Console(quiet=quiet, stdout=out, stderr=err, env={"TERM": "xterm", **(env or {})}), out, err
@@ -252,9 +250,7 @@ def run(body: str, tail: str) -> tuple[int, str, str]:
     script.write_text(DOOR.replace("{body}", textwrap.indent(textwrap.dedent(body), "    ").strip()), encoding="utf-8")
     command = f'"{sys.executable}" door.py {tail}'
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, env=env, timeout=60
-    )
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, env=env, timeout=60)
     return done.returncode, done.stdout, done.stderr
 
 

@@ -93,9 +93,7 @@ def test_a_given_vocabulary_is_kept(read: Reader) -> None:
 
 
 @pytest.mark.parametrize("unknown", ["€", "A"])
-def test_characters_outside_a_given_vocabulary_are_named(
-    read: Reader, unknown: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_characters_outside_a_given_vocabulary_are_named(read: Reader, unknown: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A new text with characters that the model does not know is refused, with the first one's place."""
     monkeypatch.setattr(sources, "CHUNK", 8)
     with pytest.raises(TextError, match=rf"at character 45: .*{unknown}.*U\+{ord(unknown):04X}"):

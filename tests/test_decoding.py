@@ -33,9 +33,7 @@ def test_bad_texts_are_refused_with_their_place(
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
 @given(data=st.binary(max_size=60), chunk=st.integers(4, 9))
-def test_any_bytes_are_text_or_an_error_of_ours(
-    data: bytes, chunk: int, read: Reader, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_any_bytes_are_text_or_an_error_of_ours(data: bytes, chunk: int, read: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
     """Any file is decoded as Python decodes it, or refused at the offset at which Python refuses it."""
     monkeypatch.setattr(sources, "CHUNK", chunk)
     path = read.file(data)
@@ -69,9 +67,7 @@ def test_any_bytes_are_text_or_an_error_of_ours(
         ("utf-7", "naïve +-".encode("utf-7") * 9),
     ],
 )
-def test_other_encodings_decode_across_borders(
-    read: Reader, encoding: str, data: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_encodings_decode_across_borders(read: Reader, encoding: str, data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file in a stated encoding gives the text that Python's codec gives."""
     monkeypatch.setattr(sources, "CHUNK", 5)
 

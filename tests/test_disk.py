@@ -307,9 +307,7 @@ def test_the_power_loss_model_notices_a_missing_sync(tmp_path: Path, monkeypatch
     assert not {dict(state)["file"] for states in losing.states for state in states} <= {OLD, WHOLE}
 
 
-def test_a_power_loss_never_leaves_a_checkpoint_ahead_of_its_journal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_power_loss_never_leaves_a_checkpoint_ahead_of_its_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the journal synced before the file that holds its length, every state left has all the records it needs."""
     losing = Losing(tmp_path)
     monkeypatch.setattr(disk, "calls", losing)

@@ -58,9 +58,7 @@ def test_curve_is_connected() -> None:
     assert all(any(line[column : column + 1].strip() for line in lines) for column in range(6, 40))
 
 
-@pytest.mark.parametrize(
-    "points", [[], [(1, 2.0)], [(1, math.nan), (2, math.inf), (3, 1.0)], [(1, 2.0), (1, 3.0)]], ids=str
-)
+@pytest.mark.parametrize("points", [[], [(1, 2.0)], [(1, math.nan), (2, math.inf), (3, 1.0)], [(1, 2.0), (1, 3.0)]], ids=str)
 def test_no_curve_of_nothing(points: list[tuple[float, float]]) -> None:
     """Fewer than two places that can be drawn are no curve, and no crash."""
     assert curve(points) == ""

@@ -125,9 +125,7 @@ def test_whole_file(server: Server, expect: Any, tmp_path: Path, capsys: pytest.
     assert hashlib.sha256(TEXT).hexdigest() in capsys.readouterr().out
 
 
-def test_goes_on_where_it_was_cut(
-    server: Server, expect: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_goes_on_where_it_was_cut(server: Server, expect: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A download that breaks off leaves its bytes, says so, and the next one asks for the rest only."""
     expect(TEXT)
     server.cut = 150_000
@@ -162,9 +160,7 @@ def test_whole_part_is_taken(server: Server, expect: Any, tmp_path: Path) -> Non
     assert files(tmp_path) == ["text.txt"]
 
 
-def test_wrong_digest_leaves_nothing(
-    server: Server, expect: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_digest_leaves_nothing(server: Server, expect: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A file with one wrong byte is refused, with both digests, and leaves nothing behind."""
     expect(TEXT)
     server.content = b"A" + TEXT[1:]
@@ -236,9 +232,7 @@ def test_disk_that_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.parametrize(("name", "least", "word"), [("english", 300_000, " the "), ("python", 500_000, "def ")])
-def test_text_without_network(
-    name: str, least: int, word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_text_without_network(name: str, least: int, word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The running Python's own documentation and source are real text, need no network, and come out the same twice."""
 
     def refuse(*_: object) -> None:

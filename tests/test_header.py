@@ -170,9 +170,7 @@ HOSTILE: dict[str, bytes] = {
     "header of keys": forge(b'{"a": {' + b",".join(b'"%x":1' % i for i in range(700_000)) + b"}}"),
     "key twice": forge(b'{"__metadata__": {}, "__metadata__": {}}'),
     "tensor twice": forge(b'{"a": {}, ' + json.dumps(header({"a": tensor()})).encode()[1:], EIGHT),
-    "dtype twice": forge(
-        json.dumps(header({"a": tensor()})).encode().replace(b'"dtype"', b'"shape":[2],"dtype"'), EIGHT
-    ),
+    "dtype twice": forge(json.dumps(header({"a": tensor()})).encode().replace(b'"dtype"', b'"shape":[2],"dtype"'), EIGHT),
     "text twice": forge(json.dumps(header()).encode().replace(b'"kind"', b'"kind": "last", "kind"')),
     # The four texts.
     **{f"no {key}": forge(header(**{key: None})) for key in ("format", "kind", "meta", "sha256")},
@@ -224,10 +222,7 @@ HOSTILE: dict[str, bytes] = {
     },
     "name a lone surrogate": forge(json.dumps(header({"\ud800": tensor()})).encode(), EIGHT),
     **{f"entry {value!r}": forge(header({"a": value})) for value in ENTRIES},
-    **{
-        f"entry without {key}": forge(header({"a": {k: v for k, v in tensor().items() if k != key}}), EIGHT)
-        for key in tensor()
-    },
+    **{f"entry without {key}": forge(header({"a": {k: v for k, v in tensor().items() if k != key}}), EIGHT) for key in tensor()},
     "entry with more": forge(header({"a": tensor(more=1)}), EIGHT),
     **{f"dtype {dtype!r}": forge(header({"a": tensor(dtype)}), EIGHT) for dtype in CODES},
     **{f"shape {str(shape)[:30]}": forge(header({"a": tensor(shape=shape)}), EIGHT) for shape in SHAPES},
@@ -241,9 +236,7 @@ HOSTILE: dict[str, bytes] = {
     "data left over": forge(header(TWO), bytes(17)),
     "data without tensors": forge(header(), EIGHT),
     **{
-        f"{code} {bits.hex()}": forge(
-            header({"a": tensor(code, [16 // len(bits)], [0, 16])}), bytes(16 - len(bits)) + bits
-        )
+        f"{code} {bits.hex()}": forge(header({"a": tensor(code, [16 // len(bits)], [0, 16])}), bytes(16 - len(bits)) + bits)
         for code, bits in (
             ("F32", struct.pack("<f", math.nan)),
             ("F32", struct.pack("<f", math.inf)),

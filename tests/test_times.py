@@ -103,9 +103,7 @@ def link_instead(path: Path) -> None:
 
 @pytest.mark.parametrize("put", [folder_instead, pipe_instead, link_instead])
 @pytest.mark.parametrize("step", [0, 5])
-def test_a_file_that_cannot_be_used_stops_nothing(
-    tmp_path: Path, watch: Watch, put: Callable[[Path], None], step: int
-) -> None:
+def test_a_file_that_cannot_be_used_stops_nothing(tmp_path: Path, watch: Watch, put: Callable[[Path], None], step: int) -> None:
     """No times, no error, and nothing of others is touched."""
     put(tmp_path / NAME)
     begun(tmp_path, watch, step).step_back(step)
