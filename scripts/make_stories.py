@@ -10,8 +10,9 @@ full stop, and needs a name or a fact again 0 to 400 characters later, mostly so
     name_two  two subjects that alternate; the name of the one who speaks, or of the other, comes back
     fact      two subjects, and up to four facts (job, town, thing, colour), each told of either one, come back
 
-The file is 40 % name_one, then 25 % name_two, then 25 % fact; the rest, which holds the last 10 % of the characters, is
-a mixture of the three in equal numbers, so that the validation part asks for everything.
+Every story is of any kind, each as likely, so that each part of the file asks for everything. In a story of two the other
+one comes back about as often as the one who speaks: a network that is asked for the other one seldom, or late, keeps one
+name and no second.
 
 Every choice is drawn from weighted options of which none is the beginning of another. The text therefore tells which
 choices were made (`Reader` reads them back), and minus log2 of their probabilities, summed, is what the generating
@@ -27,21 +28,18 @@ import re
 import sys
 from bisect import bisect_right
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-SEED, CHARS, BLANKS = 1997, 2_000_000, 40
+SEED, CHARS, BLANKS = 1997, 2_400_000, 40
 KINDS = ("name_one", "name_two", "fact")
 REACH, BUCKET = 400, 50  # characters: the farthest recall, and the width of a row in the table of distances
 LIMIT = 800  # characters of a text with a blank
 RECENT = 6  # choices during which a filler is not used again
 # How likely a name comes back, as (percent of `eager`, thousandths besides): the one we are talking about, the other.
-SHARES = {"name_one": ((100, 0),), "name_two": ((65, 0), (10, 130)), "fact": ((40, 0), (5, 120))}
-# The file's parts, in thousandths of it; the rest is the mixture. "The one we are talking about" is learnt from one
-# subject first, so that part is the longest.
-PLAN = {"name_one": 395, "name_two": 250, "fact": 250}
+SHARES = {"name_one": ((100, 0),), "name_two": ((40, 0), (40, 130)), "fact": ((40, 0), (5, 120))}
 LONGEST = 50  # characters of the longest sentence that is not an opening
 # Past this many characters a name has to come back now, or one more sentence could put it out of reach.
 DUE = REACH - 31 - LONGEST
@@ -387,21 +385,11 @@ def deed(teller: Teller, story: Story, here: int) -> str:
     return text
 
 
-def parts(chars: int) -> Iterator[tuple[tuple[str, ...], int]]:
-    """Yield the plan of the file: (kinds, characters at which the part ends); the last part is the mixture."""
-    thousandths = 0
-    for kind, share in PLAN.items():
-        thousandths += share
-        yield (kind,), chars * thousandths // 1000
-    yield KINDS, chars
-
-
 def tell_all(teller: Teller, chars: int) -> list[Story]:
-    """Tell stories by the plan until there are `chars` characters; the last story is told to its end."""
+    """Tell stories until there are `chars` characters; the last story is told to its end."""
     stories = []
-    for kinds, end in parts(chars):
-        while teller.length < end:
-            stories.append(tell(teller, kinds))
+    while teller.length < chars:
+        stories.append(tell(teller))
     return stories
 
 

@@ -169,27 +169,20 @@ def test_size_and_characters(corpus: str) -> None:
     assert "\n\n" not in corpus
 
 
-def test_order_of_the_kinds(told: Any) -> None:
-    """One subject first, then two, then facts; the last 10 % of the characters hold all three kinds."""
-    teller, all_told = told
-    text = teller.text
-    lines = text.splitlines(keepends=True)
-    ends: list[int] = []
-    kinds: list[str] = []
-    for line, story in zip(lines, all_told, strict=True):
-        ends.append((ends[-1] if ends else 0) + len(line))
-        kinds.append(story.kind)
-    first_mixed = next(i for i, end in enumerate(ends) if end >= stories.CHARS * sum(stories.PLAN.values()) // 1000) + 1
-    runs = [kind for i, kind in enumerate(kinds[:first_mixed]) if i == 0 or kinds[i - 1] != kind]
-    last = Counter(kind for kind, end in zip(kinds, ends, strict=True) if end > len(text) * 0.9)
+def test_every_part_has_every_kind(told: Any) -> None:
+    """In each tenth of the file, so in the validation part too, the three kinds are about as many."""
+    counts = [Counter[str]() for _ in range(10)]
+    position = 0
+    for line, story in zip(told[0].text.splitlines(keepends=True), told[1], strict=True):
+        counts[10 * position // told[0].length][story.kind] += 1
+        position += len(line)
 
-    assert runs == list(stories.KINDS)
-    assert ends[first_mixed - 1] < len(text) * 0.9
-    assert min(last[kind] for kind in stories.KINDS) > 0.25 * sum(last.values())
+    for tenth in counts:
+        assert min(tenth[kind] for kind in stories.KINDS) > 0.27 * sum(tenth.values())
 
 
 def test_recalls_lie_at_every_distance(told: Any) -> None:
-    """Each kind of recall occurs in every 50 characters up to 400, none farther, half of them within 50."""
+    """Each kind of recall occurs in every 50 characters up to 400, none farther, half of them within 100."""
     for kind in stories.KINDS:
         distances = [
             recall.distance
@@ -202,7 +195,7 @@ def test_recalls_lie_at_every_distance(told: Any) -> None:
 
         assert max(distances) <= 400
         assert all(rows[row] >= 20 for row in range(8))
-        assert rows[0] > 0.4 * len(distances)
+        assert rows[0] + rows[1] > 0.5 * len(distances)
 
 
 def test_names_cannot_be_guessed(told: Any) -> None:
