@@ -219,13 +219,15 @@ def gates_svg(chars: Sequence[str], rows: Sequence[Row], title: str) -> str:
         y += LINE + 3
     height = y + EDGE - 10
     style = (
-        "text { font: 12px system-ui, sans-serif; fill: #1f2328; } .title { font-size: 15px; font-weight: 600; } "
-        ".char { font-family: ui-monospace, monospace; font-size: 13px; } .label { fill: #57606a; font-size: 11px; }"
+        ".paper { fill: #ffffff; } text { font: 12px system-ui, sans-serif; fill: #1f2328; } "
+        ".title { font-size: 15px; font-weight: 600; } .char { font-family: ui-monospace, monospace; font-size: 13px; } "
+        ".label { fill: #57606a; font-size: 11px; } @media (prefers-color-scheme: dark) { .paper { fill: #15181c; } "
+        "text { fill: #e6e9ec; } .label { fill: #99a3ad; } }"
     )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}" '
         f'height="{height:g}" role="img">\n<title>{_text(title)}</title>\n<style>{style}</style>\n'
-        f'<rect width="{width:g}" height="{height:g}" fill="#ffffff"/>\n' + "\n".join(parts) + "\n</svg>\n"
+        f'<rect class="paper" width="{width:g}" height="{height:g}"/>\n' + "\n".join(parts) + "\n</svg>\n"
     )
 
 
@@ -233,7 +235,7 @@ def _paper(share: float, signed: bool) -> str:
     """Return a colour between two neighbours of the ramp."""
     ramp = PAPER_TWO_SIDED if signed else PAPER
     if math.isnan(share):
-        return "#ffffff"
+        return "none"
     place = share * (len(ramp) - 1)
     left = min(len(ramp) - 2, int(place))
     mixed = [

@@ -17,6 +17,7 @@ WIDTH, LEFT, RIGHT = 860, 64, 24
 TOP, CURVES, GAP, RATES = 64, 300, 34, 70  # heights: title, curves, between, rate
 SAMPLE_ROWS, SAMPLE_COLUMNS = 5, 104
 TITLE_COLUMNS = 56  # beside the legend
+TIMES_APART = 44  # between two times above the curves
 LINE = 15  # between two lines of a sample
 BUCKETS = 400  # a longer curve is shown by means: no screen has more columns for it
 
@@ -165,12 +166,13 @@ def _time_scale(across: _Scale, seconds: Points) -> list[str]:
     """Return the times above the curves, each over the step that was reached then."""
     if len(seconds) < 2 or seconds[-1][1] <= 0:
         return []
-    parts = []
+    parts, last = [], across.start - TIMES_APART
     for value in _time_ticks(seconds[-1][1]):
         right = min(max(1, bisect_left([s for _, s in seconds], value)), len(seconds) - 1)
         (x1, s1), (x2, s2) = seconds[right - 1], seconds[right]
         x = across(x1 + (x2 - x1) * (value - s1) / (s2 - s1) if s2 > s1 else x2)
-        if across.start <= x <= across.end:
+        if last + TIMES_APART <= x <= across.end:  # while it validates and saves, time goes by and no step does
+            last = x
             parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP - 5}" y2="{TOP}"/>')
             parts.append(_words(x, TOP - 9, duration(value), "faint", "middle"))
     return parts
@@ -242,12 +244,8 @@ def _samples(samples: Sequence[tuple[int, str]], y: float) -> tuple[list[str], i
     parts = []
     for step, text in samples:
         parts.append(_words(LEFT, y, f"at step {step:,} it writes", "faint", "start"))
-        lines = [
-            line[i : i + SAMPLE_COLUMNS]
-            for line in map(printable, text.split("\n"))
-            if line.strip()  # empty lines would take the place of words
-            for i in range(0, len(line), SAMPLE_COLUMNS)
-        ]
+        # Empty lines would take the place of words.
+        lines = [row for line in map(printable, text.split("\n")) if line.strip() for row in _rows(line)]
         if len(lines) > SAMPLE_ROWS:
             lines = [*lines[: SAMPLE_ROWS - 1], lines[SAMPLE_ROWS - 1][: SAMPLE_COLUMNS - 4] + " ..."]
         for line in lines:
@@ -255,6 +253,17 @@ def _samples(samples: Sequence[tuple[int, str]], y: float) -> tuple[list[str], i
             parts.append(_words(LEFT, y, line, "sample", "start"))
         y += 2 * LINE
     return parts, math.ceil(y)
+
+
+def _rows(line: str) -> list[str]:
+    """Cut a line into rows at its blanks, or anywhere if a row's last quarter has none."""
+    rows = []
+    while len(line) > SAMPLE_COLUMNS:
+        blank = line.rfind(" ", SAMPLE_COLUMNS * 3 // 4, SAMPLE_COLUMNS + 1)
+        end = blank if blank >= 0 else SAMPLE_COLUMNS
+        rows.append(line[:end])
+        line = line[end:].removeprefix(" ") if blank >= 0 else line[end:]
+    return [*rows, line]
 
 
 def _words(x: float, y: float, words: str, name: str, anchor: str) -> str:

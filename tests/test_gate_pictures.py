@@ -91,6 +91,14 @@ def test_every_character_has_a_column(char: str, shown: str, plain: str) -> None
     assert glyph(char, unicode=False) == plain
 
 
+def test_svg_is_dark_on_dark_grounds() -> None:
+    """The ground and the ink change where the surroundings are dark, and no rectangle of the ground stays white."""
+    svg = gates_svg("Bob", [Row("a", [0.1, float("nan"), 0.9], SCALE)], "title")
+
+    assert "@media (prefers-color-scheme: dark) { .paper { fill: #15181c; }" in svg
+    assert 'fill="#ffffff"' not in svg
+
+
 def test_svg_is_xml_with_a_rectangle_for_every_value() -> None:
     """It parses whatever the text is, and has one cell for each value besides ground and legend."""
     hostile = list('<b>&"\x1b\ufffe]]>')

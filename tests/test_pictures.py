@@ -97,6 +97,27 @@ def test_times_stand_over_the_steps_reached_then() -> None:
     assert places["4:00"] == pytest.approx(places["2k"], abs=0.2)
 
 
+def test_times_do_not_lie_on_each_other() -> None:
+    """Where time goes by without a step, as while validating, only the first of the times is written."""
+    svg = run_svg(TRAIN, VALIDATION, RATE, [], "t", seconds=[(0, 0.0), (1000, 60.0), (1001, 120.0), (2000, 180.0)])
+
+    assert [time for time in ("0:30", "1:00", "1:30", "2:00", "2:30", "3:00") if time in words(svg)] == [
+        "0:30",
+        "1:00",
+        "2:30",
+        "3:00",
+    ]
+
+
+def test_samples_are_cut_between_words() -> None:
+    """A long line of a sample goes on in the next row after a blank; one without blanks is cut where the row ends."""
+    line = "seven words in all, and not more " * 6 + "x" * 150
+    shown = [row for row in words(run_svg(TRAIN, VALIDATION, RATE, [(5, line)], "t")) if "seven" in row or "xx" in row]
+
+    assert " ".join(shown[:2]) + " " + "".join(shown[2:]) == line
+    assert all(len(row) <= 104 for row in shown)
+
+
 def test_a_long_run_is_a_small_file() -> None:
     """A hundred thousand records become a picture of less than 60 kB that keeps the last of them."""
     long = [(float(s), 2.0 + math.sin(s)) for s in range(1, 100_001)]
