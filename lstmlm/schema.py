@@ -96,6 +96,7 @@ class TrainConfig(_Section):
         None, "budget in passes over the training text", low=0, above_low=True, high=10**6, none_word="null"
     )
     batch: int | None = setting(None, "B, streams of text read side by side", low=1, high=65536)
+    accumulate: int = setting(1, "shards of the batch, computed one after another", low=1, high=65536)
     window: int | None = setting(None, "T, time steps of a window, in characters", low=1, high=10**6)
     lr: float | None = setting(None, "largest learning rate", low=0, high=10)
     warmup: int | None = setting(None, "steps over which the rate rises to lr", low=0, high=MANY)
@@ -176,6 +177,7 @@ ALIASES = {
     "train.lr": "learning_rate learningrate rate max_lr base_lr step_size alpha",
     "train.batch": "batch_size batchsize bs minibatch streams",
     "train.window": "seq_len seq_length sequence_length seqlen bptt context context_length block_size time_steps tbptt",
+    "train.accumulate": "grad_accum gradient_accumulation accumulation accumulation_steps grad_accumulation_steps shards",
     "train.steps": "max_steps num_steps n_steps iters iterations max_iters total_steps",
     "train.epochs": "num_epochs n_epochs max_epochs epoch passes",
     "train.minutes": "time max_minutes max_time duration budget minute",

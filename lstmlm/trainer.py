@@ -1,12 +1,15 @@
 """The loop: a batch, a step, now and then a validation, a sample and a checkpoint; and how it stops.
 
 It never prints: it reports. It knows steps and records; it does not know terminals, flags or where a corpus came from.
+With several processes each runs the same loop over its own streams; only the one that leads validates and writes, and what it
+decides by the clock the others are told.
 """
 
 import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from lstmlm.cell import LSTMState
 from lstmlm.checkpoint import Checkpoint, Journal
 from lstmlm.config import RunConfig, to_dict
 from lstmlm.corpus import Corpus
+from lstmlm.distributed import Shards, Team, shards_for
 from lstmlm.dropout import Dropout
 from lstmlm.errors import CheckpointError, Diverged, Stopped
 from lstmlm.evaluate import Score, score_ids
@@ -52,6 +56,7 @@ class Trainer:
         report: Called with every record.
         clock: For a budget in minutes.
         stop: Asked after every step; a signal number ends the run with a committed checkpoint.
+        team: The processes that share the run; None: this one alone.
     """
 
     def __init__(
@@ -64,23 +69,30 @@ class Trainer:
         report: Callable[[Record], None],
         clock: Clock,
         stop: Callable[[], int | None] = lambda: None,
+        team: Team | None = None,
     ) -> None:
         train = config.train
         assert train.batch is not None
         assert train.window is not None
-        self.config = config
         self.corpus = corpus
         self.folder = folder
         self.identity = identity
         self.report = report
         self.clock = clock
         self.stop = stop
+        self.team = team or Team()
         torch.manual_seed(train.seed)
         self.model = CharLM(config.model, len(corpus.tokenizer), kernel)
         self.optimizer = Optimizer(self.model, train, kernel.pointwise)
         self.streams = Streams(corpus.train, train.batch, train.window)
-        self.backprop = Backprop(self.model, self.streams.batch_size, self.streams.window)
-        self.state: StackState | None = None
+        B, T = self.streams.batch_size, self.streams.window
+        shards = shards_for(train.accumulate, self.team.size, B)
+        # The run keeps them: with fewer processes it goes on to the same bits.
+        self.config = replace(config, train=replace(train, accumulate=shards))
+        self.shards = Shards(self.team, self.optimizer.gradients, B, shards)
+        sizes = {count for _, count in self.shards.own}
+        self.backprop = {count: Backprop(self.model, count, T) for count in sizes}
+        self.states: list[StackState | None] = [None] * len(self.shards.own)
         self.progress = Progress(steps=recipe.steps_of(config, self.streams.steps_per_epoch))
         if self.progress.steps is not None:
             self.progress.eval_every = train.eval_every or recipe.eval_every(self.progress.steps)
@@ -88,6 +100,8 @@ class Trainer:
         self.train_seconds = 0.0
         self._step_seconds: list[float] = []  # of this process, until the budget in minutes is turned into steps
         self._saved_at = 0.0
+        self._signal: int | None = None  # that came to any process, as of the last step
+        self._wanted = False  # a checkpoint, by the leader's clock, as of the last step
         self._metrics: Journal | None = None
         self._samples: Journal | None = None
         self._times = Times(folder)
@@ -109,9 +123,13 @@ class Trainer:
         moments = {k.removeprefix("optimizer."): v for k, v in tensors.items() if k.startswith("optimizer.")}
         try:
             self.optimizer.restore(moments, self.progress.step)
-            self.state = self._carried(tensors) if self.progress.step else None
+            whole = self._carried(tensors) if self.progress.step else None
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(f"checkpoint: its training state is not whole: {error}.") from None
+        self.states = [
+            whole and tuple(LSTMState(*(part[first : first + count].clone() for part in layer)) for layer in whole)
+            for first, count in self.shards.own
+        ]
 
     def _carried(self, tensors: dict[str, Tensor]) -> StackState:
         """Return the state that a checkpoint carries from its last window to the next.
@@ -139,11 +157,15 @@ class Trainer:
         From here on there is a state to step back to, and one to resume from.
         """
         p = self.progress
-        self._metrics = Journal.open(self.folder / "metrics.jsonl", p.metrics_bytes)
-        self._samples = Journal.open(self.folder / "samples.txt", p.samples_bytes)
-        self._times.begin(p.step)
+        if self.team.leads:
+            self._open_journals()
+            self._times.begin(p.step)
         if not p.step:
             self.save()
+
+    def _open_journals(self) -> None:
+        self._metrics = Journal.open(self.folder / "metrics.jsonl", self.progress.metrics_bytes)
+        self._samples = Journal.open(self.folder / "samples.txt", self.progress.samples_bytes)
 
     def run(self) -> None:
         """Train until the budget is used up, patience ends, or a signal comes; `begin` came first.
@@ -155,13 +177,10 @@ class Trainer:
         while not self._ended():
             if not self._owes_validation() and not self._advance():
                 continue
-            if self._owes_validation() and self.stop() is None:
-                with contextlib.suppress(_Interrupted):
-                    self._validate()
-            every = self.config.train.save_every
-            due = self.progress.step % every == 0 if every else time.perf_counter() - self._saved_at > SAVE_SECONDS
-            signal = self.stop()
-            if not (due or self._ended() or signal is not None):
+            if self._owes_validation() and self._stopping() is None:
+                self._validate()
+            signal = self._stopping()
+            if not (self._save_due() or self._ended() or signal is not None):
                 continue
             try:
                 self.save()
@@ -169,7 +188,21 @@ class Trainer:
                 self._step_back("state of the optimizer or score")
                 continue
             if signal is not None:
+                self.team.meet()  # torchrun ends all when the first one leaves
                 raise Stopped(f"stopped at step {self.progress.step}: the checkpoint is saved. `--resume` goes on.", signal)
+
+    def _stopping(self) -> int | None:
+        """Return the signal to stop for: alone at once, with others the one that all have heard of."""
+        return self.stop() if self.team.size == 1 else self._signal
+
+    def _save_due(self) -> bool:
+        every = self.config.train.save_every
+        if every:
+            return self.progress.step % every == 0
+        return self._late() if self.team.size == 1 else self._wanted
+
+    def _late(self) -> bool:
+        return time.perf_counter() - self._saved_at > SAVE_SECONDS
 
     def _ended(self) -> bool:
         p, patience = self.progress, self.config.train.patience
@@ -190,21 +223,15 @@ class Trainer:
         self.report(done)
         if self.progress.steps is None:
             self._step_seconds.append(seconds)
-            with contextlib.suppress(_Interrupted):
-                self._decide()
+            self._decide()
         return True
 
     def _step(self) -> StepDone | None:
         """Take one step; None where it was not finite and the run was stepped back."""
         p, config = self.progress, self.config.train
-        inputs, targets, fresh = self.streams.batch(p.step)
-        batch = self.streams.batch_size
-        dropout = self.config.model.dropout
-        drop = Dropout(dropout, config.seed, p.step, batch) if dropout else None
-        state = self.model.initial_state(batch) if fresh or self.state is None else self.state
-        scale = 1 / self.batch_chars
-        summed, after = self.backprop(inputs, targets, state, scale, drop)
-        value, norm = summed * scale, self.optimizer.gradient_norm()
+        found = self.shards.gradient(self._shard, self.states, save=self._late(), signal=self.stop())
+        self._wanted, self._signal, value = found.save, found.signal, found.loss
+        norm = self.optimizer.gradient_norm()
         if not (math.isfinite(value) and math.isfinite(norm)):
             self._step_back("loss" if not math.isfinite(value) else "gradient")
             return None
@@ -212,7 +239,7 @@ class Trainer:
         if not self.optimizer.update(rate, norm):
             self._step_back("weight")
             return None
-        self.state = after
+        self.states = list(found.states)
         p.step += 1
         p.recent_nats += value
         p.recent_steps += 1
@@ -222,6 +249,18 @@ class Trainer:
             p.recent_nats, p.recent_steps = 0.0, 0
         return StepDone(p.step, p.steps, value, rate, p.step * self.batch_chars)
 
+    def _shard(self, first: int, count: int, state: StackState | None) -> tuple[float, StackState]:
+        """Add the gradient of some streams' part of the mean nats; return that part, and their state after the window."""
+        inputs, targets, fresh = self.streams.batch(self.progress.step, first, count)
+        dropout = self.config.model.dropout
+        seed, step = self.config.train.seed, self.progress.step
+        drop = Dropout(dropout, seed, step, self.streams.batch_size, first) if dropout else None
+        scale = 1 / self.batch_chars
+        if fresh or state is None:
+            state = self.model.initial_state(count)
+        summed, after = self.backprop[count](inputs, targets, state, scale, drop)
+        return summed * scale, after
+
     def _step_back(self, what: str) -> None:
         """Go back to the last checkpoint, or to the start, with half the rate."""
         step, retries, scale = self.progress.step, self.progress.retries + 1, self.progress.rate_scale / 2
@@ -230,14 +269,11 @@ class Trainer:
                 f"training at step {step + 1}: expected a finite {what}, found one that is not, {RETRIES} steps back and with "
                 f"1/{2**RETRIES} of the rate too. Try a smaller --lr; the last good checkpoint is kept."
             )
-        path = self.folder / "last.safetensors"
-        self.restore(checkpoint.read(path))
+        self.restore(self.team.share(checkpoint.read(self.folder / "last.safetensors") if self.team.leads else None))
         self.progress.retries, self.progress.rate_scale = retries, scale
-        assert self._metrics is not None
-        assert self._samples is not None
-        self._metrics = Journal.open(self._metrics.path, self.progress.metrics_bytes)
-        self._samples = Journal.open(self._samples.path, self.progress.samples_bytes)
-        self._times.step_back(self.progress.step)
+        if self.team.leads:
+            self._open_journals()
+            self._times.step_back(self.progress.step)
         self.report(SteppedBack(step + 1, self.progress.step, what, scale))
         self.save()
 
@@ -245,18 +281,28 @@ class Trainer:
         """Turn the minutes into a number of steps, once, from the speed of the first steps."""
         p, minutes = self.progress, self.config.train.minutes
         assert minutes is not None
+        found = 0.0, 0.0, 0.0
+        if self.team.leads:
+            with contextlib.suppress(_Interrupted):
+                found = self._share_out(minutes)
+        steps, eval_every, speed = self.team.agree(*found)
+        if steps:
+            p.steps, p.eval_every = int(steps), int(eval_every)
+            self.report(Decided(p.steps, speed))
+            self.save()
+
+    def _share_out(self, minutes: float) -> tuple[float, float, float]:
+        """Return steps, steps between validations and characters a second; 0 steps as long as that is not known."""
         timed = self._step_seconds
         if not recipe.speed_is_known(len(timed), sum(timed), minutes, self.config.train.warmup or 0):
-            return
+            return 0, 0, 0
         # The first steps find memory and caches cold, and a busy moment is no measure of the rest.
         per_step = sorted(timed)[len(timed) // 3]
         began = time.perf_counter()
         self._score(self.validation[: max(2, min(len(self.validation), self.batch_chars * 8))])
         per_eval = (time.perf_counter() - began) * len(self.validation) / (self.batch_chars * 8)
         left = minutes * 60 - self.clock.seconds()
-        p.steps, p.eval_every = recipe.share_out(p.step, left, per_step, per_eval, self.config.train)
-        self.report(Decided(p.steps, self.batch_chars / per_step))
-        self.save()
+        return *recipe.share_out(self.progress.step, left, per_step, per_eval, self.config.train), self.batch_chars / per_step
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
@@ -281,8 +327,18 @@ class Trainer:
     def _validate(self) -> None:
         """Score the validation text, keep the best model, write a sample; all of it or, on a signal, nothing."""
         p = self.progress
-        value = self._score(self.validation).nats_per_char if len(self.validation) else math.inf
-        text = self._sample()
+        value, text, signal = math.inf, "", 0.0
+        if self.team.leads:
+            try:
+                if len(self.validation):
+                    value = self._score(self.validation).nats_per_char
+                text = self._sample()
+            except _Interrupted:
+                signal = self.stop() or 0
+        value, signal = self.team.agree(value, signal)
+        if signal:
+            self._signal = int(signal)
+            return
         p.validated = p.step
         best = value < p.best_nats or not len(self.validation)  # nothing to choose by: the newest is the best
         if len(self.validation):
@@ -290,7 +346,14 @@ class Trainer:
             p.worse = 0 if best else p.worse + 1
         if best:
             p.best_nats, p.best_step = value, p.step
-            checkpoint.write(self.folder / "best.safetensors", self._checkpoint("best"))
+        if self.team.leads:
+            self._keep(value, text, best=best)
+
+    def _keep(self, value: float, text: str, *, best: bool) -> None:
+        """Write and report what a validation has found."""
+        p = self.progress
+        if best:
+            checkpoint.write(self.folder / "best.safetensors", self._checkpoint("best", None))
         if math.isfinite(value):
             self._log({"step": p.step, "validation_nats_per_char": value})
             self.report(Validated(p.step, value, best))
@@ -307,24 +370,52 @@ class Trainer:
             return tokenizer.decode([next(stream)[0][0] for _ in range(SAMPLE_LENGTH)])
 
     def _log(self, record: dict[str, Any]) -> None:
+        if not self.team.leads:
+            return
         assert self._metrics is not None
         self._metrics.append(record)
         self.progress.metrics_bytes = self._metrics.size
         self._times.reached(record["step"])
 
     def save(self) -> None:
-        """Commit `last`: all that going on needs."""
+        """Commit `last`: all that going on needs.
+
+        Raises:
+            Diverged: Something in it is not finite; nothing was written.
+        """
+        whole = self._whole_state()
+        refused = None
+        if self.team.leads:
+            try:
+                self._write_last(whole)
+            except Diverged as error:
+                refused = error
+        if self.team.agree(float(refused is not None))[0]:
+            raise refused or Diverged("the leader's checkpoint has a value that is not finite")
+        self._saved_at = time.perf_counter()
+
+    def _write_last(self, whole: StackState | None) -> None:
         assert self._metrics is not None
         assert self._samples is not None
         self._metrics.sync()  # the checkpoint says how long they are: they come first
         self._samples.sync()
         path = self.folder / "last.safetensors"
-        checkpoint.write(path, self._checkpoint("last"))
-        self._saved_at = time.perf_counter()
+        checkpoint.write(path, self._checkpoint("last", whole))
         self._times.reached(self.progress.step)
         self.report(Saved(self.progress.step, path))
 
-    def _checkpoint(self, kind: str) -> Checkpoint:
+    def _whole_state(self) -> StackState | None:
+        """Return the carried state of all streams to the leader; None to the others, and before the first step."""
+        own = [state for state in self.states if state is not None]
+        if not own:
+            return None
+        whole = [
+            [self.team.rows(torch.cat([state[index][part] for state in own]), self.shards.rows) for part in range(2)]
+            for index in range(len(own[0]))
+        ]
+        return tuple(LSTMState(H, C) for H, C in whole if H is not None and C is not None) or None
+
+    def _checkpoint(self, kind: str, whole: StackState | None) -> Checkpoint:
         p = self.progress
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         meta = {
@@ -339,7 +430,7 @@ class Trainer:
         }
         if kind == "last":
             tensors |= {f"optimizer.{k}": v for k, v in self.optimizer.state().items()}
-            for index, state in enumerate(self.state or ()):
+            for index, state in enumerate(whole or ()):
                 tensors |= {f"state.{index}.hidden": state.hidden, f"state.{index}.cell": state.cell}
             meta["training"] = p.to_meta()
         return Checkpoint(kind, meta, checkpoint.to_blobs(tensors))

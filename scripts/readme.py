@@ -14,7 +14,7 @@ RIVER = (
     *("kernels/eager.py", "kernels/build.py", "kernels/native.py", "kernels/generate.py", "lstm.py", "model.py"),
     *("optim.py", "evaluate.py", "sampler.py", "gates.py", "gate_pictures.py", "gate_page.py", "marks.py"),
     *("features.py", "reach.py", "ragged.py", "fill.py", "lines.py", "recipe.py", "disk.py"),
-    *("header.py", "checkpoint.py", "runs.py", "times.py", "progress.py", "trainer.py", "api.py", "console.py"),
+    *("header.py", "checkpoint.py", "runs.py", "times.py", "progress.py", "distributed.py", "trainer.py", "api.py", "console.py"),
     *("live.py", "board.py", "drawings.py", "pictures.py"),
 )
 

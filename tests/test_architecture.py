@@ -50,9 +50,10 @@ ALLOWED: dict[str, set[str]] = {
     "runs": {"checkpoint", "disk", "errors", "header"},
     "times": {"disk", "errors", "header"},
     "progress": {"errors"},
+    "distributed": {"checkpoint", "errors"},
     "trainer": {
-        *("backprop", "cell", "checkpoint", "config", "corpus", "dropout", "errors", "evaluate", "kernels", "model", "optim"),
-        *("progress", "recipe", "sampler", "streams", "times"),
+        *("backprop", "cell", "checkpoint", "config", "corpus", "distributed", "dropout", "errors", "evaluate", "kernels"),
+        *("model", "optim", "progress", "recipe", "sampler", "streams", "times"),
     },
     "api": {
         *("checkpoint", "config", "errors", "evaluate", "header", "kernels", "model", "runs", "sampler", "tokenizer"),
@@ -66,8 +67,8 @@ ALLOWED: dict[str, set[str]] = {
     "live": {"console", "errors", "progress", "units"},
     "lstmlm": {"api"},
     "cli": {
-        *("api", "board", "checkpoint", "config", "console", "corpus", "decoding", "disk", "drawings", "errors", "evaluate"),
-        *("features", "fill", "gate_page", "gate_pictures", "gates", "header", "pictures"),
+        *("api", "board", "checkpoint", "config", "console", "corpus", "decoding", "disk", "distributed", "drawings", "errors"),
+        *("evaluate", "features", "fill", "gate_page", "gate_pictures", "gates", "header", "pictures"),
         *("kernels", "lines", "live", "lstmlm", "marks", "memory", "model", "progress", "reach", "recipe", "runs", "sampler"),
         *("settings", "sources", "times", "tokenizer", "trainer", "units"),
     },
@@ -77,8 +78,8 @@ ALLOWED: dict[str, set[str]] = {
 # No torch when these are imported: `lstmlm --help` and every refusal are instant.
 TORCH_FREE = {
     *("errors", "units", "memory", "settings", "settings_yaml", "schema", "config", "tokenizer", "sources", "decoding", "ids"),
-    *("cache", "packing", "corpus", "streams", "recipe", "disk", "header", "checkpoint", "runs", "times", "progress", "console"),
-    *("drawings", "pictures", "board", "live", "lstmlm", "cli", "__main__"),
+    *("cache", "packing", "corpus", "streams", "recipe", "disk", "header", "checkpoint", "runs", "times", "progress"),
+    *("console", "distributed", "drawings", "pictures", "board", "live", "lstmlm", "cli", "__main__"),
 }
 
 # word imported -> the only rooms that know it

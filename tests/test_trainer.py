@@ -190,7 +190,7 @@ def test_carried_state(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPa
     made = bench(eval_every=STEPS).trainer()
     began: list[Any] = []
     ended: list[Any] = []
-    backprop = made.backprop
+    [(batch, backprop)] = made.backprop.items()
 
     def watched(*args: Any) -> tuple[float, StackState]:
         began.append(args[2])
@@ -198,7 +198,7 @@ def test_carried_state(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPa
         ended.append(state)
         return nats, state
 
-    monkeypatch.setattr(made, "backprop", watched)
+    monkeypatch.setattr(made, "backprop", {batch: watched})
     made.run()
     fresh = [made.streams.position(step)[1] for step in range(STEPS)]
 
@@ -266,7 +266,7 @@ def spoil_once(made: Trainer, monkeypatch: pytest.MonkeyPatch, what: str, at: in
         return True
 
     if what in ("loss", "gradient"):
-        backprop = made.backprop
+        [(batch, backprop)] = made.backprop.items()
 
         def spoiled_gradient(*args: Any) -> tuple[float, StackState]:
             nats, state = backprop(*args)
@@ -276,7 +276,7 @@ def spoil_once(made: Trainer, monkeypatch: pytest.MonkeyPatch, what: str, at: in
                 made.optimizer.gradients[0][0] = value
             return nats, state
 
-        monkeypatch.setattr(made, "backprop", spoiled_gradient)
+        monkeypatch.setattr(made, "backprop", {batch: spoiled_gradient})
     else:
         update = made.optimizer.update
 

@@ -115,6 +115,9 @@ def train(
         str | None, typer.Option(metavar="RATE", help="Learning rate at its highest. [default: chosen, and said]")
     ] = None,
     batch: Annotated[str | None, typer.Option(metavar="B", help="Streams side by side. [default: chosen, and said]")] = None,
+    accumulate: Annotated[
+        str | None, typer.Option(metavar="N", help="Compute the batch in N shards, one after another. [default: 1]")
+    ] = None,
     window: Annotated[str | None, typer.Option(metavar="T", help="Time steps of a window. [default: chosen, and said]")] = None,
     seed: Annotated[str | None, typer.Option(metavar="N", help="Seed of everything random. [default: 0]")] = None,
     threads: Annotated[str | None, typer.Option(metavar="N", help="CPU threads. [default: all cores]")] = None,
@@ -151,9 +154,9 @@ def train(
 
     flags = {
         "train.minutes": minutes, "train.steps": steps, "train.epochs": epochs, "model.hidden": hidden,
-        "model.layers": layers, "model.dropout": dropout, "train.lr": lr, "train.batch": batch, "train.window": window,
-        "train.seed": seed, "train.threads": threads, "train.device": device, "train.precision": precision,
-        "data.tokenizer": tokenizer, "data.encoding": encoding, "data.val_fraction": val_fraction,
+        "model.layers": layers, "model.dropout": dropout, "train.lr": lr, "train.batch": batch, "train.accumulate": accumulate,
+        "train.window": window, "train.seed": seed, "train.threads": threads, "train.device": device,
+        "train.precision": precision, "data.tokenizer": tokenizer, "data.encoding": encoding, "data.val_fraction": val_fraction,
     }  # fmt: skip
     door.run(
         door.Request(

@@ -1,20 +1,23 @@
 """The door of `lstmlm train`."""
 
 import contextlib
+import json
 import os
 import shlex
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lstmlm import board, disk, recipe, runs
+from lstmlm import board, disk, distributed, recipe, runs
 from lstmlm import config as settings
 from lstmlm.checkpoint import Checkpoint
 from lstmlm.cli import STARTED, run_pictures, signals
+from lstmlm.cli.corpora import open_named
 from lstmlm.config import Layer, RunConfig
 from lstmlm.console import Console
+from lstmlm.distributed import Team
 from lstmlm.errors import CheckpointError, TextError, UsageError, printable
 from lstmlm.live import PLAIN_SECONDS, RunView
 from lstmlm.settings import Located, Value
@@ -23,11 +26,13 @@ from lstmlm.units import bits, counted, size
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from torch import Tensor
+
     from lstmlm.corpus import Corpus
     from lstmlm.progress import Record
     from lstmlm.trainer import Trainer
 
-MAY_CHANGE = ("train.threads", "train.save_every", "train.kernel", "train.device")
+MAY_CHANGE = ("train.threads", "train.save_every", "train.kernel", "train.device", "train.accumulate")
 """Keys that may differ when a run is resumed: none of them changes what the run is, only how it is computed."""
 
 SHAPE = (
@@ -35,7 +40,10 @@ SHAPE = (
 )  # fmt: skip
 """Keys that a fine-tuned model cannot change: its weights and vocabulary have them."""
 
-OURS = ("config.yaml", "metrics.jsonl", "samples.txt", "best.safetensors", "last.safetensors", "clock.jsonl")
+JOB = ".job"
+"""Which torchrun job a run is of: started again by its agent, the same command goes on with it."""
+
+OURS = (JOB, "config.yaml", "metrics.jsonl", "samples.txt", "best.safetensors", "last.safetensors", "clock.jsonl")
 """Files of a run: what --overwrite deletes."""
 
 
@@ -66,12 +74,26 @@ def run(request: Request) -> None:
     Raises:
         LstmlmError: With the exit code of what went wrong.
     """
+    with distributed.joined() as team:
+        if team.leads:
+            _lead(request, team)
+        else:
+            from lstmlm.cli import follow
+
+            follow.run(request.corpus, request.val, team)
+
+
+def _lead(request: Request, team: Team) -> None:
+    """Train as the one process, or as the one that speaks and writes."""
     console = Console(quiet=request.quiet, verbose=request.verbose)
     if request.resume and (request.overwrite or request.start):
         raise UsageError("--resume goes on with a run as it is; leave out --overwrite and --from.")
     if request.tensorboard:
         board.require()
+    if team.size > 1 and "-" in [*request.corpus, request.val]:
+        raise UsageError("corpus -: expected files, as each process reads the text, found standard input. Put it into a file.")
     folder = Path(request.out or f"runs/{_name(request.corpus)}")
+    request = _started_again(request, folder)
     parent = _parent(request, folder)
     config, sources = _resolved(request, parent)
     with contextlib.ExitStack() as held:
@@ -88,10 +110,16 @@ def run(request: Request) -> None:
         elif request.resume:
             name, begun = settings.load_preset(str(folder / "config.yaml"))
             config, sources = _resumed(settings.resolve([(name, begun)]).config, request)
+        known = saved or parent
+        symbols = known.meta["tokenizer"].get("symbols") if known else None
+        team.tell(json.dumps({"config": settings.to_dict(config), "symbols": symbols} if makes else None).encode())
+        if not makes:
+            team = Team()
         if request.print_config:
             _print_config(console, request, config, sources)
             return
-        corpus = _open(request, config, folder, saved or parent, console)
+        with team.one_first():
+            corpus = open_named(request.corpus, config, val=request.val, symbols=symbols, progress=_Reading(console))
         if saved:
             _refuse_other_text(corpus, saved, folder, request)
         for note in corpus.notes:
@@ -104,8 +132,8 @@ def run(request: Request) -> None:
         from lstmlm.trainer import Trainer
 
         memory.keep()
-        torch.set_num_threads(config.train.threads or os.cpu_count() or 1)
-        config, chosen = recipe.choose(config, len(corpus.train), kernels.speed())
+        torch.set_num_threads(threads(config, team))
+        config, chosen = recipe.choose(config, len(corpus.train), kernels.speed() * team.size)
         if chosen:
             console.say(chosen)
         kernel, why = kernels.choose(config.train.kernel, config.train.precision, _device(config))
@@ -120,14 +148,22 @@ def run(request: Request) -> None:
             _refuse_existing(folder, request)  # somebody may have trained here while the text was read
         caught = held.enter_context(signals.caught(console))
         identity = _identity(corpus, request, kernel.name)
+        first = saved or parent
+        team.tell(
+            json.dumps(
+                {"config": settings.to_dict(config), "corpus": corpus.fingerprint, "resumes": bool(saved), "starts": bool(first)}
+            ).encode()
+        )
         view = RunView(console)
         shown = board.Board(folder, saved.meta["step"] if saved else 0, console.warn) if request.tensorboard else None
-        trainer = Trainer(config, corpus, kernel, folder, identity, _reports(view, shown), Clock(STARTED), caught)
+        trainer = Trainer(config, corpus, kernel, folder, identity, _reports(view, shown), Clock(STARTED), caught, team)
+        if first:
+            team.share(first)
         if saved:
             trainer.restore(saved)
             _say_differences(console, saved.meta["versions"], identity["versions"])
-        _begin(trainer, config, folder, parent, saved, request)
-        _announce(console, config, corpus, trainer, kernel.name, folder, saved)
+        _begin(trainer, folder, parent, saved, request)
+        _announce(console, corpus, trainer, kernel.name, folder, saved)
         try:
             trainer.run()
         finally:
@@ -157,30 +193,51 @@ def _hold(held: contextlib.ExitStack, folder: Path, console: Console) -> None:
     disk.clean(folder)
 
 
-def _begin(
-    trainer: "Trainer", config: RunConfig, folder: Path, parent: Checkpoint | None, saved: Checkpoint | None, request: Request
-) -> None:
-    """Write what a run starts with: its configuration and its first checkpoint."""
+def _begin(trainer: "Trainer", folder: Path, parent: Checkpoint | None, saved: Checkpoint | None, request: Request) -> None:
+    """Write what a run starts with: its job, its configuration and its first checkpoint."""
+    job = distributed.job()
     if saved:
+        if job:
+            disk.write_text(folder / JOB, job)
         trainer.begin()
         return
     if request.overwrite:
         for name in OURS:
             (folder / name).unlink(missing_ok=True)
         board.remove(folder)
-    text = settings.to_yaml(config)
+    if job:
+        disk.write_text(folder / JOB, job)
+    text = settings.to_yaml(trainer.config)
     if parent is None:
         # First the configuration: a run killed between the two is resumed from it.
         disk.write_text(folder / "config.yaml", text)
         trainer.begin()
         return
-    from lstmlm import checkpoint
-
-    weights = {k.removeprefix("model."): v for k, v in parent.tensors.items() if k.startswith("model.")}
-    trainer.load_model(checkpoint.to_tensors(weights))
+    trainer.load_model(weights_of(parent))
     # First the checkpoint: a configuration alone would be resumed from random weights.
     trainer.begin()
     disk.write_text(folder / "config.yaml", text)
+
+
+def weights_of(parent: Checkpoint) -> "dict[str, Tensor]":
+    """Return the weights that a fine-tuned model starts from."""
+    from lstmlm import checkpoint
+
+    return checkpoint.to_tensors({k.removeprefix("model."): v for k, v in parent.tensors.items() if k.startswith("model.")})
+
+
+def threads(config: RunConfig, team: Team) -> int:
+    """Return how many threads a process takes: its share of the machine's cores, where nothing else is said."""
+    return config.train.threads or max(1, (os.cpu_count() or 1) // team.local_size)
+
+
+def _started_again(request: Request, folder: Path) -> Request:
+    """Return a request to resume, where torchrun has started the command again and the run in the folder is of the same job."""
+    begun = any((folder / name).exists() for name in ("last.safetensors", "config.yaml"))
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        if begun and distributed.job() and (folder / JOB).read_text(encoding="utf-8") == distributed.job():
+            return replace(request, resume=True, overwrite=False, start=None)
+    return request
 
 
 def _say_differences(console: Console, was: dict[str, Any], now: dict[str, str]) -> None:
@@ -313,7 +370,7 @@ def _refuse_existing(folder: Path, request: Request) -> None:
     if request.resume or request.overwrite:
         return
     try:
-        theirs = sorted(p.name for p in folder.iterdir() if p.name != runs.LOCK)
+        theirs = sorted(p.name for p in folder.iterdir() if p.name not in (runs.LOCK, JOB))
     except OSError as error:
         raise disk.problem(error, f"cannot look into {folder}") from None
     if theirs:
@@ -328,14 +385,6 @@ def _print_config(console: Console, request: Request, config: RunConfig, sources
         console.as_json({"schema": 1, "command": "train", "config": settings.to_dict(config), "sources": sources})
     else:
         console.result(settings.to_yaml(config, sources), end="")
-
-
-def _open(request: Request, config: RunConfig, folder: Path, known: Checkpoint | None, console: Console) -> "Corpus":
-    """Open the corpus, with the vocabulary of the run or model that it goes on from."""
-    from lstmlm.cli.corpora import open_named
-
-    symbols = known.meta["tokenizer"].get("symbols") if known else None
-    return open_named(request.corpus, config, val=request.val, symbols=symbols, progress=_Reading(console))
 
 
 def _refuse_other_text(corpus: "Corpus", saved: Checkpoint, folder: Path, request: Request) -> None:
@@ -399,16 +448,16 @@ def _identity(corpus: "Corpus", request: Request, kernel: str) -> dict[str, Any]
 
 
 def _announce(
-    console: Console, config: RunConfig, corpus: "Corpus", trainer: "Trainer", kernel: str, folder: Path, saved: Checkpoint | None
+    console: Console, corpus: "Corpus", trainer: "Trainer", kernel: str, folder: Path, saved: Checkpoint | None
 ) -> None:
     """Say what is about to happen."""
     where = f"resuming {folder} at step {saved.meta['step']}" if saved else f"training {folder}"
     steps = trainer.progress.steps
-    budget = counted(steps, "step") if steps is not None else counted(config.train.minutes or 0, "minute")
+    budget = counted(steps, "step") if steps is not None else counted(trainer.config.train.minutes or 0, "minute")
     parameters = trainer.model.parameter_count()
     console.say(
         f"{printable(where)}: {parameters:,} parameters, {len(corpus.train):,} characters, vocabulary {len(corpus.tokenizer)}, "
-        f"{budget}, kernel {kernel}"
+        f"{budget}, kernel {kernel}" + (f", {trainer.team.size} processes" if trainer.team.size > 1 else "")
     )
 
 
