@@ -164,9 +164,8 @@ def states_after(model: CharLM, ids: Tensor, positions: Sequence[int]) -> StackS
 
 def spread(positions: Tensor, most: int) -> list[int]:
     """Return at most so many of some positions, evenly spread."""
-    found: list[int] = positions.tolist()
-    step = max(1, math.ceil(len(found) / most))
-    return found[::step]
+    found: list[int] = positions[:: max(1, math.ceil(len(positions) / most))].tolist()
+    return found
 
 
 @torch.inference_mode()

@@ -320,7 +320,7 @@ def inspect(
         ),
     ] = None,
     reach: Annotated[bool, typer.Option("--reach", help="How far back does it look? Gradients by distance.")] = False,
-    all_: Annotated[bool, typer.Option("--all", help="Let --json and --html be larger than 5,000,000 numbers.")] = False,
+    all_: Annotated[bool, typer.Option("--all", help="No limit on what is written or drawn, nor on the text of --at.")] = False,
     on_unknown: Annotated[str, typer.Option(metavar="error|skip|replace", help="For characters the model lacks.")] = "error",
     threads: Annotated[
         int,
@@ -336,14 +336,16 @@ def inspect(
 
     lstmlm inspect "Bob is a baker. Dan ran home."
 
-    --at counts over a whole text (TEXT, --file, or the run's validation part): the mean forget gate at the mark, one step later
-    and elsewhere, the units that drop most (--top), how sure that is (95 % interval, marks drawn again in blocks), and what the
-    memory is worth: the bits of 100 characters after the mark with the state carried, C zeroed, H zeroed, both zeroed.
+    --at counts over a whole text (TEXT, --file, or the run's validation part; its first 2,000,000 characters, or --all): the mean
+    forget gate at the mark, one step later and elsewhere, the units that drop most (--top), how sure that is (95 % interval,
+    marks drawn again in blocks), and what the memory is worth: the bits of 100 characters after the mark with the state carried,
+    C zeroed, H zeroed, both zeroed.
 
     --find ranks units (by C, or --show) by the area under the curve with which their value tells a feature of the text, on 20,000
     characters: chosen by the first half, measured on the second, beside the best of as many units for a shifted feature.
 
-    --reach gives the mean norm of the gradient of a prediction with respect to C, H and x, up to 200 characters back.
+    --reach gives the mean norm of the gradient of a prediction with respect to C, H and x, up to 200 characters back,
+    over the first 200,000 characters.
 
     lstmlm inspect "Bob is a baker. Dan ran home." --show cell --top 8
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 CHARS = 20_000  # characters on which units are compared: 60 MB for 768 units
 SHOWN = 240  # characters along which the best unit is drawn
 LENGTH, PREDICTIONS = 200, 64  # steps back, and predictions in the mean
+REACH_CHARS = 200_000  # characters over which the predictions are spread; all before them has to be read
 ROWS = (0, 1, 2, 5, 10, 20, 50, 100, 150, 199)
 
 
@@ -42,7 +43,7 @@ def find(
     from lstmlm.gate_pictures import Row, Scale, fitted, view
     from lstmlm.gates import SIGNED
 
-    ids = model.tokenizer.encode(statistics_text(model, text)[:CHARS], on_unknown)[:CHARS]
+    ids = model.tokenizer.encode(statistics_text(model, text, CHARS), on_unknown)[:CHARS]
     chars = characters(model, ids)
     true, meaning = feature(name, "".join(chars))
     parts = [[getattr(layer, quantity)[:, 0] for layer in found.layers] for _, found, _ in steps(model, ids)]
@@ -101,7 +102,7 @@ def reach(console: Console, model: "LanguageModel", text: str | None, *, on_unkn
     from lstmlm.reach import fades
     from lstmlm.reach import reach as measure
 
-    ids = torch.tensor(model.tokenizer.encode(statistics_text(model, text), on_unknown))
+    ids = torch.tensor(model.tokenizer.encode(statistics_text(model, text, REACH_CHARS), on_unknown))
     if len(ids) < LENGTH + 2:
         raise TextError(f"--reach: expected {LENGTH + 2} characters or more, found {len(ids)}. Take a longer text.")
     found = measure(model.network, ids, LENGTH, PREDICTIONS)

@@ -21,6 +21,7 @@ SHOWS = ("forget", "input", "output", "new", "cell", "hidden", "surprise")
 NAMES = {"forget": "forget gate", "input": "input gate", "output": "output gate", "new": "new information"}
 NAMES |= {"cell": "cell state", "hidden": "hidden state", "surprise": "surprise, bits"}
 VALUES = 5_000_000  # numbers in one --json or --html: 100 MB of text
+CELLS = 1_000_000  # of a picture or of the view in the terminal: an SVG of 75 MB
 LIKELIEST = 5
 ALONE = 384  # units of the widest layer: up to there threads that meet at every step of one text cost more than they bring
 
@@ -89,7 +90,10 @@ def run(request: Request) -> None:
     if request.at is not None:
         from lstmlm.cli import marks
 
-        marks.run(console, model, text, request.at, request.swap, request.top or 8, on_unknown=on_unknown, json=request.json)
+        marks.run(
+            console, model, text, request.at, request.swap, request.top or 8,
+            everything=request.everything, on_unknown=on_unknown, json=request.json,
+        )  # fmt: skip
         return
     if request.find is not None:
         from lstmlm.cli import features
@@ -128,6 +132,12 @@ def run(request: Request) -> None:
             _write(request.html, page(as_lists(whole), str(model.path)), console)
     rows: list[Row] = []
     if request.svg or not (request.json or request.html):
+        cells = len(ids) * len(shows) * max(len(widths), len(units) + request.top)
+        if cells > CELLS and not request.everything:
+            raise UsageError(
+                f"inspect: expected at most {CELLS:,} cells to draw, found {cells:,} ({len(ids):,} characters). "
+                "Take a shorter text, show less of it, or say --all."
+            )
         rows = rows_of(model, ids, shows, units, request.top)
     if request.svg:
         from lstmlm.gate_pictures import gates_svg

@@ -120,7 +120,7 @@ def _lines(model: "LanguageModel", texts: list[str], encoding: str) -> Iterator[
     from lstmlm.sources import find_sources
 
     if not texts:
-        *whole, rest = statistics_text(model, None, "Name a text to score.").split("\n")
+        *whole, rest = statistics_text(model, None, advice="Name a text to score.").split("\n")
         yield from [line + "\n" for line in whole] + ([rest] if rest else [])
         return
     raw = ((source, piece) for source in find_sources(texts, settings.resource_dir("data")) for piece in source.read())

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lstmlm.marks import Letting, Swapped, Worth
     from lstmlm.tokenizer import OnUnknown
 
+CHARS = 2_000_000  # characters of a text that are counted over, unless told: a minute or two
 LENGTH = 100  # characters after a mark that are scored
 MARKS = 512  # marks whose text is scored again, evenly spread
 PAIRS = 200  # places where a name is swapped
@@ -30,6 +31,7 @@ def run(
     names: str | None,
     top: int,
     *,
+    everything: bool,
     on_unknown: "OnUnknown",
     json: bool,
 ) -> None:
@@ -44,7 +46,10 @@ def run(
 
     pair = _names(names)
     symbol = one_symbol("--at", mark, model)
-    written = statistics_text(model, text)
+    written = statistics_text(model, text, None if everything else CHARS + 1)
+    if len(written) > CHARS and not everything:
+        console.say(f"counting over the first {CHARS:,} characters; --all takes them all")
+        written = written[:CHARS]
     ids = torch.tensor(model.tokenizer.encode(written, on_unknown))
     if not bool((ids == symbol).any()):
         raise TextError(f"text to inspect: expected '{printable(mark)}' in it, found none in {len(ids):,} characters.")

@@ -55,17 +55,22 @@ def one_symbol(flag: str, given: str, model: "LanguageModel") -> int:
     return ids[0]
 
 
-def statistics_text(model: "LanguageModel", text: str | None, advice: str = "Give a TEXT or --file.") -> str:
+def statistics_text(
+    model: "LanguageModel", text: str | None, most: int | None = None, advice: str = "Give a TEXT or --file."
+) -> str:
     """Return the text to count over: the one given, else the run's own validation part; `advice` where there is none.
+
+    With `most`, only its beginning: so many characters, or bytes of a validation part read as bytes.
 
     Raises:
         TextError: There is none, or it has changed since.
     """
     if text is not None:
-        return text
+        return text[:most]
     from lstmlm.cli.corpora import open_for
 
     corpus = open_for(model.meta["corpus"], model.config, model.meta["tokenizer"].get("symbols"), advice)
     if not len(corpus.val):
         raise TextError(f"corpus: expected a validation part in this run, found none. {advice}")
-    return model.tokenizer.decode(corpus.val.tensor(0, len(corpus.val)).tolist())
+    end = len(corpus.val) if most is None else min(most, len(corpus.val))
+    return model.tokenizer.decode(corpus.val.tensor(0, end).tolist())

@@ -134,6 +134,18 @@ def test_too_much_is_refused_unless_told(run: Path, monkeypatch: pytest.MonkeyPa
     assert "forget" in as_json("-m", str(run), TEXT, "--all")["layers"][0]
 
 
+@pytest.mark.parametrize("picture", [[], ["--svg", "a.svg"]])
+def test_too_large_a_picture_is_refused_unless_told(picture: list[str], run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A view or picture of more cells than stated says how many; showing less makes it smaller, --all lets it through."""
+    monkeypatch.setattr(door, "CELLS", len(TEXT) * 2)
+    refused = inspect("-m", str(run), TEXT, *picture)
+
+    assert isinstance(refused.exception, UsageError)
+    assert f"found {len(TEXT) * 4:,} " in str(refused.exception)
+    assert inspect("-m", str(run), TEXT, "--show", "cell", *picture).exit_code == 0
+    assert inspect("-m", str(run), TEXT, "--all", *picture).exit_code == 0
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -176,6 +188,16 @@ def test_at_measures_a_mark(run: Path) -> None:
     assert len(found["worth"]["states"]["carried"]["bits_by_distance"]) == found["worth"]["chars_after"]
     assert found["swap"]["places"][0] >= found["swap"]["places"][-1] >= 1
     assert all(layer["sentence"] in shown for layer in found["layers"])
+
+
+def test_at_counts_over_a_bounded_text_unless_told(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A longer text than stated is counted over to there, and that is said; --all counts over the whole of it."""
+    monkeypatch.setattr("lstmlm.cli.marks.CHARS", 200)
+    result = inspect("-m", str(run), MARKED, "--at", ".")
+
+    assert "in 200 characters" in result.stdout
+    assert "first 200 characters; --all" in result.stderr
+    assert as_json("-m", str(run), MARKED, "--at", ".", "--all")["chars"] == len(MARKED)
 
 
 def test_at_counts_over_the_validation_part(tmp_path: Path) -> None:
@@ -223,6 +245,13 @@ def test_reach_gives_norms_by_distance(run: Path) -> None:
     assert all(len(line["norms"]) == 200 for line in found["reach"])
     assert all(line["of"] in shown for line in found["reach"])
     assert isinstance(inspect("-m", str(run), TEXT, "--reach").exception, TextError)
+
+
+def test_reach_reads_a_bounded_text(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the stated number of characters is read, however long the text."""
+    monkeypatch.setattr("lstmlm.cli.features.REACH_CHARS", 250)
+
+    assert as_json("-m", str(run), MARKED, "--reach")["chars"] == 250
 
 
 @pytest.mark.parametrize(
