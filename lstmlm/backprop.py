@@ -4,6 +4,8 @@ It knows the model's layers, the kernel and dropout. It does not know optimizers
 autograd compute the same, more slowly.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +18,7 @@ from lstmlm.model import CharLM
 
 
 class _Layer:
-    """A layer and what is kept of its window: gates, C, H with H_0 before them, and x, its output after norm and dropout."""
+    """A layer and what is kept of T steps: gates, C, H with H_0 before them, and x, its output after norm and dropout."""
 
     def __init__(self, layer: LSTMLayer, norm: Norm | None, T: int, B: int, *, dressed: bool) -> None:
         S, like = layer.width, layer.W.data
@@ -26,7 +28,10 @@ class _Layer:
         self.kept = Activations(like.new_empty(T, B, 4 * S), like.new_empty(T, B, S), self.H[1:])
         self.x = like.new_empty(T, B, S) if dressed else self.kept.H
         self.stats = like.new_empty(T, B, 2) if norm is not None else like.new_empty(0)
-        self.no_gradient = like.new_zeros(B, S)
+
+    def activations(self, T: int) -> Activations:
+        """Return the memory of the first T steps."""
+        return Activations(*(part[:T] for part in self.kept))
 
 
 class Backprop:
@@ -36,11 +41,15 @@ class Backprop:
         model: Every parameter has a gradient, which is added to.
         batch: B.
         window: T.
+        segment: Steps whose activations are kept at a time; 0 keeps all T. Of the others only the state before each segment is
+            kept, and the forward pass is run again when their turn comes (Chen et al. 2016).
     """
 
-    def __init__(self, model: CharLM, batch: int, window: int) -> None:
+    def __init__(self, model: CharLM, batch: int, window: int, segment: int = 0) -> None:
         config = model.config
-        self._model, self._shape = model, (window, batch)
+        self._model, self._batch = model, batch
+        steps = min(segment, window) or window
+        self._segments = [slice(start, min(start + steps, window)) for start in range(0, window, steps)]
         stack = model.stack()
         self._kernel = stack[0].kernel
         hidden = len(stack) if model.readout is not None else len(stack) - 1
@@ -49,13 +58,14 @@ class Backprop:
             norm = _norm(model, index) if model.norms is not None and index < hidden else None
             residual = config.residual and index > 0
             dressed = index < hidden and (norm is not None or residual or bool(config.dropout))
-            self._layers.append(_Layer(layer, norm, window, batch, dressed=dressed))
+            self._layers.append(_Layer(layer, norm, steps, batch, dressed=dressed))
         last = self._layers[-1]
         like = last.W.data
         vocabulary = last.width if model.readout is None else model.readout.out_features
-        self._logits = like.new_empty(window * batch, vocabulary)
+        self._logits = like.new_empty(steps * batch, vocabulary)
         widest = max(layer.width for layer in self._layers)
-        self._gradients = [like.new_empty(window * batch * widest) for _ in range(2)]
+        self._gradients = [like.new_empty(steps * batch * widest) for _ in range(2)]
+        self._nothing = tuple(LSTMState(*like.new_zeros(2, batch, layer.width)) for layer in self._layers)
 
     @torch.no_grad()
     def __call__(
@@ -74,75 +84,114 @@ class Backprop:
             nats: Minus log probability, summed over the T x B targets.
             last: State after step T, in memory of its own.
         """
-        logits = self._forward(ids, state, drop)
-        readout, pointwise = self._model.readout, self._kernel.pointwise
-        flat = targets.reshape(-1).contiguous()
-        if readout is None:
-            nats = pointwise.loss(logits, None, flat, scale, None)
-        else:
-            nats = pointwise.loss(logits, readout.bias.data, flat, scale, _grad(readout.bias))
-        last = tuple(LSTMState(layer.H[-1].clone(), layer.kept.C[-1].clone()) for layer in self._layers)
-        self._backward(ids, state, logits, drop)
+        before = [state]
+        for steps in self._segments[:-1]:
+            self._read(ids[steps], before[-1], _since(drop, steps))
+            before.append(self._state())
+        nats, last, dstate = 0.0, state, self._nothing
+        for steps, start in zip(reversed(self._segments), reversed(before), strict=True):
+            there = _since(drop, steps)
+            x = self._read(ids[steps], start, there)
+            if steps is self._segments[-1]:
+                last = self._state()
+            more, d = self._loss(x, targets[steps].reshape(-1).contiguous(), scale)
+            nats += more
+            dstate = self._backward(ids[steps], start, d, dstate, there)
         return nats, last
 
-    def _forward(self, ids: Tensor, state: StackState, drop: Dropout | None) -> Tensor:
-        """Return the logits without their bias. (T B, V)"""
-        kernel, readout = self._kernel, self._model.readout
+    def _read(self, ids: Tensor, state: StackState, drop: Dropout | None) -> Tensor:
+        """Run a segment forward and return what the readout reads. (T, B, S)"""
+        kernel, T = self._kernel, len(ids)
+        self._steps = T
         x = ids
         for index, (layer, before) in enumerate(zip(self._layers, state, strict=True)):
             layer.H[0] = before.hidden
-            part = input_part(kernel, x, layer.U.data, layer.kept.gates)
+            kept = layer.activations(T)
+            part = input_part(kernel, x, layer.U.data, kept.gates)
             bias = None if layer.b is None else layer.b.data
-            kernel.forward(part, layer.W.data, layer.H[0], before.cell, bias=bias, into=layer.kept)
+            kernel.forward(part, layer.W.data, layer.H[0], before.cell, bias=bias, into=kept)
             if layer.dressed:
-                kernel.pointwise.dress(layer.kept.H, self._residual(index, x), layer.norm, drop, index, layer.x, layer.stats)
-            x = layer.x
-        rows = x.reshape(len(self._logits), -1)
-        if readout is None:
-            return self._logits.copy_(rows)
-        return torch.mm(rows, readout.weight.data.t(), out=self._logits)
+                residual = self._residual(index, x)
+                kernel.pointwise.dress(kept.H, residual, layer.norm, drop, index, layer.x[:T], layer.stats[:T])
+            x = layer.x[:T]
+        return x
 
-    def _backward(self, ids: Tensor, state: StackState, d: Tensor, drop: Dropout | None) -> None:
+    def _state(self) -> StackState:
+        """Return a copy of the state after the segment that was read."""
+        T = self._steps
+        return tuple(LSTMState(layer.H[T].clone(), layer.kept.C[T - 1].clone()) for layer in self._layers)
+
+    def _loss(self, x: Tensor, targets: Tensor, scale: float) -> tuple[float, Tensor]:
+        """Return the summed nats, and the gradient of the logits. (T B, V)"""
+        readout, pointwise = self._model.readout, self._kernel.pointwise
+        rows = x.view(len(targets), -1)
+        logits = self._logits[: len(targets)]
+        if readout is None:
+            logits.copy_(rows)
+            return pointwise.loss(logits, None, targets, scale, None), logits
+        torch.mm(rows, readout.weight.data.t(), out=logits)
+        return pointwise.loss(logits, readout.bias.data, targets, scale, _grad(readout.bias)), logits
+
+    def _backward(self, ids: Tensor, state: StackState, d: Tensor, dstate: StackState, drop: Dropout | None) -> StackState:
+        """Run the segment back that was read last.
+
+        Args:
+            ids: (T, B)
+            state: Before the segment.
+            d: Gradient of the logits. (T B, V)
+            dstate: Gradient of the state after the segment, from the segments behind it.
+            drop: Of the segment.
+
+        Returns:
+            Gradient of the state before the segment.
+        """
         kernel, readout = self._kernel, self._model.readout
-        T, B = self._shape
-        dx, dy = (self._room(which, self._layers[-1].width) for which in range(2))
+        T, N = len(ids), len(d)
+        dx = self._room(0, T, self._layers[-1].width)
         if readout is None:
             dx.view_as(d).copy_(d)
         else:
-            rows = self._layers[-1].x.reshape(T * B, -1)
-            _grad(readout.weight).addmm_(d.t(), rows)
-            torch.mm(d, readout.weight.data, out=dx.view(T * B, -1))
+            _grad(readout.weight).addmm_(d.t(), self._layers[-1].x[:T].view(N, -1))
+            torch.mm(d, readout.weight.data, out=dx.view(N, -1))
+        before = []
         for index in range(len(self._layers) - 1, -1, -1):
             layer = self._layers[index]
-            H, C_0 = layer.kept.H, state[index].cell
-            through = dx
+            kept = layer.activations(T)
+            dH = self._room(1, T, layer.width)
             if layer.norm is not None or (drop is not None and layer.dressed):
-                kernel.pointwise.undress(dx, H, layer.norm, drop, index, dy, layer.stats)
-                through = dy
-            da, _, _ = kernel.backward(through, layer.no_gradient, layer.kept.gates, layer.kept.C, C_0, layer.W.data)
-            rows = da.view(T * B, -1)
-            kernel.product(layer.H[:-1].view(T * B, -1).t(), rows, _grad(layer.W), add=True)
+                kernel.pointwise.undress(dx, kept.H, layer.norm, drop, index, dH, layer.stats[:T])
+            else:
+                dH.copy_(dx)
+            dH[-1] += dstate[index].hidden
+            da, *first = kernel.backward(dH, dstate[index].cell, kept.gates, kept.C, state[index].cell, layer.W.data)
+            before.append(LSTMState(*first))
+            rows = da.view(N, -1)
+            kernel.product(layer.H[:T].view(N, -1).t(), rows, _grad(layer.W), add=True)
             db = None if layer.b is None else _grad(layer.b)
             if index == 0:
                 kernel.pointwise.scatter(ids.reshape(-1).contiguous(), rows, _grad(layer.U), db)
-                return
+                break
             kernel.pointwise.scatter(None, rows, None, db)
             below = self._layers[index - 1]
-            kernel.product(below.x.reshape(T * B, -1).t(), rows, _grad(layer.U), add=True)
+            kernel.product(below.x[:T].view(N, -1).t(), rows, _grad(layer.U), add=True)
             residual = self._residual(index, below.x) is not None
-            out = dx if residual else self._room(0, below.width)
-            kernel.product(rows, layer.U.data.t(), out.view(T * B, -1), add=residual)
-            dx, dy = out, self._room(1, below.width)
+            dx = dx if residual else self._room(0, T, below.width)
+            kernel.product(rows, layer.U.data.t(), dx.view(N, -1), add=residual)
+        return tuple(reversed(before))
 
     def _residual(self, index: int, x: Tensor) -> Tensor | None:
         """Return what is added to a layer's output, if anything."""
         direct = self._model.readout is None and index == len(self._layers) - 1
         return x if self._model.config.residual and index and not direct else None
 
-    def _room(self, which: int, width: int) -> Tensor:
+    def _room(self, which: int, T: int, width: int) -> Tensor:
         """Return memory for a gradient. (T, B, width)"""
-        T, B = self._shape
-        return self._gradients[which][: T * B * width].view(T, B, width)
+        return self._gradients[which][: T * self._batch * width].view(T, self._batch, width)
+
+
+def _since(drop: Dropout | None, steps: slice) -> Dropout | None:
+    """Return the dropout of a segment: its first row is not the window's first."""
+    return None if drop is None else replace(drop, first=drop.first + steps.start * drop.streams)
 
 
 def _norm(model: CharLM, index: int) -> Norm:

@@ -98,6 +98,9 @@ class TrainConfig(_Section):
     batch: int | None = setting(None, "B, streams of text read side by side", low=1, high=65536)
     accumulate: int = setting(1, "shards of the batch, computed one after another", low=1, high=65536)
     window: int | None = setting(None, "T, time steps of a window, in characters", low=1, high=10**6)
+    segment: int = setting(
+        0, "steps of a window that are kept in memory at a time, the rest computed twice; 0: all", low=0, high=10**6
+    )
     lr: float | None = setting(None, "largest learning rate", low=0, high=10)
     warmup: int | None = setting(None, "steps over which the rate rises to lr", low=0, high=MANY)
     final_lr: float = setting(0.0, "rate at the last step, as a fraction of lr", low=0, high=1)
@@ -176,6 +179,7 @@ def key_table() -> str:
 ALIASES = {
     "train.lr": "learning_rate learningrate rate max_lr base_lr step_size alpha",
     "train.batch": "batch_size batchsize bs minibatch streams",
+    "train.segment": "recompute gradient_checkpointing checkpointing low_memory",
     "train.window": "seq_len seq_length sequence_length seqlen bptt context context_length block_size time_steps tbptt",
     "train.accumulate": "grad_accum gradient_accumulation accumulation accumulation_steps grad_accumulation_steps shards",
     "train.steps": "max_steps num_steps n_steps iters iterations max_iters total_steps",

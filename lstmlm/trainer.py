@@ -91,7 +91,7 @@ class Trainer:
         self.config = replace(config, train=replace(train, accumulate=shards))
         self.shards = Shards(self.team, self.optimizer.gradients, B, shards)
         sizes = {count for _, count in self.shards.own}
-        self.backprop = {count: Backprop(self.model, count, T) for count in sizes}
+        self.backprop = {count: Backprop(self.model, count, T, train.segment) for count in sizes}
         self.states: list[StackState | None] = [None] * len(self.shards.own)
         self.progress = Progress(steps=recipe.steps_of(config, self.streams.steps_per_epoch))
         if self.progress.steps is not None:

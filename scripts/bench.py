@@ -14,6 +14,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -248,28 +249,52 @@ def start(rounds: int) -> list[Row]:
     return rows
 
 
-def memory() -> list[Row]:
-    """Compare what the forward pass keeps for the backward pass at 2x512, B 64, T 128."""
+def memory(rounds: int) -> list[Row]:
+    """Compare the memory that a training step needs for activations and their gradients at 2x512, B 64, T 128, and its time."""
     layers, width, B, T = 2, 512, 64, 128
+    steps = {"nn.LSTM": "net", "lstmlm": "0", "lstmlm --segment 16": "16", "lstmlm --segment 8": "8"}
     rows: list[Row] = []
-    for name in ("lstmlm", "nn.LSTM"):
+    for name, segment in steps.items():
         code = (
-            "import warnings; warnings.simplefilter('ignore'); import resource, sys, torch; sys.path.insert(0, 'scripts');"
-            "from bench import *;"
-            f"rival = Rival({layers}, {width});"
-            + (
-                "net = rival;"
-                if name == "nn.LSTM"
-                else f"net = ours_like(rival, {layers}, {width}, kernels.choose('auto', 'auto')[0]);"
-            )
-            + f"x = torch.zeros({T}, {B}, dtype=torch.int64);"
-            "net(x[:2])[0].sum().backward(); before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
-            "out = net(x)[0]; print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)"
+            "import warnings; warnings.simplefilter('ignore'); import sys; sys.path.insert(0, 'scripts'); from bench import *;"
+            f"step = training_step({layers}, {width}, {B}, '{segment}'); step(2); before = resident();"
+            f"step({T}); print(resident('VmHWM') - before)"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        rows.append({"network": name, "MiB kept": float(done.stdout)})
-    rows.append({"network": "share", "MiB kept": rows[0]["MiB kept"] / rows[1]["MiB kept"]})
+        rows.append({"step of": name, "MiB": float(done.stdout)})
+    run = {name: training_step(layers, width, B, segment) for name, segment in steps.items()}
+    seconds = alternate({name: partial(step, T) for name, step in run.items()}, rounds)
+    for row in rows:
+        row["MiB vs nn.LSTM"] = float(row["MiB"]) / float(rows[0]["MiB"])
+        row["time vs lstmlm"] = seconds[str(row["step of"])] / seconds["lstmlm"]
     return rows
+
+
+def resident(field: str = "VmRSS") -> float:
+    """Return the MiB that this process occupies, or with VmHWM the most since this was last asked without."""
+    if field == "VmRSS":
+        Path("/proc/self/clear_refs").write_text("5")
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(field))
+    return int(line.split()[1]) / 1024
+
+
+def training_step(layers: int, width: int, B: int, how: str) -> Callable[[int], object]:
+    """Return a function that runs one window of T steps forward and back: `net` by nn.LSTM, else in segments of so many steps."""
+    rival = Rival(layers, width)
+    if how == "net":
+        return lambda T: (
+            nats(rival(torch.zeros(T, B, dtype=torch.int64))[0], torch.zeros(T, B, dtype=torch.int64)).mean().backward()
+        )
+    model = ours_like(rival, layers, width, kernels.choose("auto", "auto")[0])
+    Optimizer(model, TrainConfig(lr=1e-3, weight_decay=0.01), model.stack()[0].kernel.pointwise)  # lays the gradients out
+    made: dict[int, Backprop] = {}
+
+    def step(T: int) -> None:
+        backprop = made[T] = made.get(T) or Backprop(model, B, T, int(how))
+        ids = torch.zeros(T, B, dtype=torch.int64)
+        backprop(ids, ids, model.initial_state(B), 1 / ids.numel())
+
+    return step
 
 
 def _means(rows: list[Row], keys: list[str], name: str) -> Row:
@@ -301,7 +326,7 @@ def main() -> None:
         "train": lambda: train(asked.rounds, not asked.strict),
         "sample": lambda: sample(asked.rounds),
         "start": lambda: start(asked.rounds),
-        "memory": memory,
+        "memory": lambda: memory(asked.rounds),
     }
     for name, measure in every.items():
         if asked.what in (name, "all"):

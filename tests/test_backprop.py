@@ -99,6 +99,25 @@ def test_native_equals_eager(shape: dict[str, Any], precision: str, within: floa
         assert float(functional.cosine_similarity(p.grad.flatten(), q.grad.double().flatten(), dim=0)) > cosine, name
 
 
+@pytest.mark.parametrize("segment", [1, 4, 8, 20])
+@pytest.mark.parametrize("shape", SHAPES[::3], ids=lambda shape: "-".join(str(v) for v in shape.values()))
+def test_segments_change_nothing(shape: dict[str, Any], segment: int) -> None:
+    """What is computed again instead of kept gives the same loss, gradients and state."""
+    model = small_model(**shape)
+    whole, parts = prepared(model, EagerKernel(), torch.float64), prepared(model, EagerKernel(), torch.float64)
+    drop, (ids, targets), before = dropout_of(shape), window(), some_state(model)
+
+    expected, last = Backprop(whole, B, T)(ids, targets, before, SCALE, drop)
+    found, after = Backprop(parts, B, T, segment)(ids, targets, before, SCALE, drop)
+
+    assert found == pytest.approx(expected, rel=1e-12)
+    for (name, p), q in zip(whole.named_parameters(), parts.parameters(), strict=True):
+        assert_close(q.grad, p.grad, name, 1e-9)
+    for one, other in zip(after, last, strict=True):
+        assert_close(one.hidden, other.hidden, "hidden", 1e-9)
+        assert_close(one.cell, other.cell, "cell", 1e-9)
+
+
 def test_windows_do_not_disturb_each_other() -> None:
     """The memory that is used again keeps nothing: a window after others gives the bits it gives alone."""
     model = small_model(layers=2, dropout=0.3)
