@@ -5,7 +5,8 @@
 The LSTM is a run of `lstmlm train stories`; without its long memory means that C is set to zero at each full stop. The RNN
 is `torch.nn.RNN`, trained here on the same text with the run's own batch, window and schedule; with twice the LSTM's units it
 has about as many parameters. The counts are of every six characters in a row, so that five predict the next one.
-It prints a table for each kind of blank: the share that is right, by the distance from the last mention.
+It prints a table for each kind of blank: the share that is right, by the distance from the last mention; and how far back
+LSTM and RNN look, as `reach_rnn.py` does.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from functools import partial
 from typing import cast
 
 import torch
-from reach_rnn import BLANKS, PlainRNN, train
+from reach_rnn import BLANKS, LENGTH, PREDICTIONS, PlainRNN, reach_of_rnn, show_reach, train
 
 from lstmlm.api import LanguageModel
 from lstmlm.cli.corpora import open_for
@@ -26,7 +27,9 @@ from lstmlm.drawings import table
 from lstmlm.fill import Asked, Filler, by_distance, chance, parse_set
 from lstmlm.gates import Forgetting
 from lstmlm.model import CharLM
+from lstmlm.reach import reach
 from lstmlm.streams import Streams
+from lstmlm.units import bits
 
 ORDER = 5
 SMOOTHING = 0.01
@@ -69,7 +72,8 @@ def trained_rnn(model: LanguageModel, corpus: Corpus, hidden: int, rate: float, 
     steps = max(1, int(Streams(corpus.train, config.batch, config.window).steps_per_epoch * epochs))
     torch.manual_seed(config.seed)
     rnn = PlainRNN(hidden, len(model.tokenizer), orthogonal=True)
-    train(rnn, corpus, replace(config, steps=steps, lr=rate), "tanh RNN")
+    score = train(rnn, corpus, replace(config, steps=steps, lr=rate), "tanh RNN")
+    print(f"tanh RNN: {hidden} units, {steps} steps at a rate of {rate:g}; last tenth {bits(score):.3f} bits/char in training")
     return rnn.eval().requires_grad_(False)
 
 
@@ -115,6 +119,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cells.append(["all", len(rows), *(_share(hits, rows) for hits in right.values())])
         print(f"\n{kind} (guessing: {chance(asked):.1%})")
         print(table(cells, ("characters back", "blanks", *right)))
+    ids = corpus.val.tensor(0, min(len(corpus.val), 20_000))
+    measured = reach(model.network, ids, LENGTH, PREDICTIONS)
+    state, inputs = reach_of_rnn(rnn, ids)
+    layers = {f"LSTM, C {n}": norms for n, norms in enumerate(measured.cell, start=1)}
+    layers |= {f"LSTM, H {n}": norms for n, norms in enumerate(measured.hidden, start=1)}
+    print()
+    show_reach(layers | {"LSTM, x": measured.input, "tanh RNN, h": state, "tanh RNN, x": inputs})
 
 
 def _share(hits: Sequence[float], rows: Sequence[int]) -> str:
