@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from lstmlm import disk
 from lstmlm.disk import Journal as Journal  # a checkpoint stores how long the run's journals are
-from lstmlm.errors import CheckpointError, Diverged, SystemProblem, printable
+from lstmlm.errors import CheckpointError, Diverged, SystemProblem, TextError, printable
 from lstmlm.header import DTYPES, FORMAT, MAX_HEADER, DamageError, Header, foreign, parse
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ def pack(checkpoint: Checkpoint) -> list[disk.Bytes]:
     """Return the pieces of the file that holds a checkpoint: length and header, then each tensor.
 
     Raises:
+        TextError: If the vocabulary has no room in the header.
         ValueError: If the state is not one that `read` would accept.
     """
     try:
@@ -122,6 +123,11 @@ def pack(checkpoint: Checkpoint) -> list[disk.Bytes]:
         start += len(view)
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    if len(text) > MAX_HEADER and len(checkpoint.meta.get("counts", ())) > 100_000:
+        raise TextError(
+            f"checkpoint: expected a description of at most {MAX_HEADER} bytes, found {len(text)}, with a vocabulary of "
+            f"{len(checkpoint.meta['counts'])} characters in it. Train on bytes: --tokenizer byte."
+        )
     prefix = len(text).to_bytes(8, "little") + text
     try:
         parse(text, start)

@@ -14,7 +14,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -31,23 +31,24 @@ _NO_LINK = _BINARY | getattr(os, "O_NOFOLLOW", 0)
 _CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}
 _TEMP = re.compile(r"\..+\.(\d{1,10})\.tmp")
 
-_FREE = "Free some space, then go on with --resume"
-_ELSEWHERE = "Change its permissions, or choose another folder with --out"
+_AGAIN = "then run the command again (a run goes on with --resume)"
+_FREE = f"Free some space, {_AGAIN}"
+_ELSEWHERE = "Change its permissions, or choose another folder"
 _MEANING = {
     errno.ENOSPC: ("the disk is full", _FREE),
     getattr(errno, "EDQUOT", errno.ENOSPC): ("the disk quota is used up", _FREE),
     errno.EFBIG: ("the file would be larger than this system allows", "Raise the limit (ulimit -f)"),
     errno.EACCES: ("permission denied", _ELSEWHERE),
     errno.EPERM: ("permission denied", _ELSEWHERE),
-    errno.EROFS: ("the file system is read-only", "Choose another folder with --out"),
-    errno.EIO: ("the disk reported an error", "Check the disk, then go on with --resume"),
+    errno.EROFS: ("the file system is read-only", "Choose another folder"),
+    errno.EIO: ("the disk reported an error", f"Check the disk, {_AGAIN}"),
     errno.EMFILE: ("too many open files", "Raise the limit (ulimit -n)"),
-    errno.ENFILE: ("too many open files on this machine", "Close other programs, then go on with --resume"),
-    errno.ENOMEM: ("out of memory", "Close other programs, then go on with --resume"),
-    errno.ENOENT: ("the folder does not exist any more", "Make it again, then go on with --resume"),
-    errno.ENOTDIR: ("a part of the path is a file, not a folder", "Choose another folder with --out"),
-    errno.EISDIR: ("a folder stands where the file should be", "Move it away, or choose another folder with --out"),
-    errno.ENAMETOOLONG: ("the name is too long", "Choose a shorter one with --out"),
+    errno.ENFILE: ("too many open files on this machine", f"Close other programs, {_AGAIN}"),
+    errno.ENOMEM: ("out of memory", f"Close other programs, {_AGAIN}"),
+    errno.ENOENT: ("the folder does not exist", f"Make it, {_AGAIN}"),
+    errno.ENOTDIR: ("a part of the path is a file, not a folder", "Choose another folder"),
+    errno.EISDIR: ("a folder stands where the file should be", "Move it away, or choose another folder"),
+    errno.ENAMETOOLONG: ("the name is too long", "Choose a shorter one"),
 }
 
 
@@ -165,6 +166,41 @@ def sync_folder(folder: Path) -> None:
         _sync(fd)
     finally:
         calls.close(fd)
+
+
+@contextlib.contextmanager
+def set_aside(folder: Path, names: Iterable[str]) -> Iterator[None]:
+    """Take files out of the way while others of the same names are begun, and put them back if that fails.
+
+    They are deleted when the block has ended. What a process that was killed meanwhile had set aside, `clean` removes.
+
+    Args:
+        folder: Locked by the caller.
+        names: Of files in it; they need not exist.
+
+    Raises:
+        SystemProblem: If the system refuses, here or in the block; the files are as they were.
+    """
+    aside: dict[Path, Path | None] = {}
+    try:
+        for name in names:
+            path, away = folder / name, folder / f".{name}.old.{os.getpid()}.tmp"
+            with contextlib.suppress(FileNotFoundError):
+                calls.replace(path, away)
+                aside[path] = away
+            aside.setdefault(path, None)
+        yield
+    except BaseException as error:
+        for path, was in aside.items():
+            with contextlib.suppress(OSError):
+                calls.replace(was, path) if was else calls.unlink(path)
+        if isinstance(error, OSError):
+            raise problem(error, f"cannot begin a run in {folder}") from error
+        raise
+    for was in aside.values():
+        with contextlib.suppress(OSError):  # litter, not harm
+            if was:
+                calls.unlink(was)
 
 
 def clean(folder: Path) -> list[Path]:

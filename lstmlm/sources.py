@@ -158,7 +158,11 @@ def _below(folder: Path) -> Iterator[Path]:
         folders[:] = [f for f in folders if not f.startswith(".")]
         for name in files:
             file = Path(base, name)
-            if not name.startswith(".") and file.is_file():
+            try:
+                regular = not name.startswith(".") and file.is_file()
+            except OSError as error:
+                raise _unreadable(printable(str(file)), error) from None
+            if regular:
                 yield file
 
 

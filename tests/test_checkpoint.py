@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import lstmlm
 from lstmlm import checkpoint, disk
 from lstmlm.checkpoint import Blob, Checkpoint
-from lstmlm.errors import CheckpointError, Diverged, SystemProblem
+from lstmlm.errors import CheckpointError, Diverged, SystemProblem, TextError
 from lstmlm.header import DTYPES, MAX_HEADER, Header
 
 ROOT = Path(lstmlm.__file__).parents[1]
@@ -213,11 +213,22 @@ def test_what_cannot_be_read_is_not_written(path: Path) -> None:
         Checkpoint("best", META, {"": blob}),
         Checkpoint("best", META, {"__metadata__": blob}),
         Checkpoint("best", META, {"w": Blob("float32", (2,), blob.data)}),
-        Checkpoint("best", META | {"tokenizer": {"symbols": "x" * MAX_HEADER}}, {}),
+        Checkpoint("best", META | {"corpus": {"name": "x" * MAX_HEADER}}, {}),
     ):
         with pytest.raises(ValueError, match="expected"):
             checkpoint.write(path, state)
 
+    assert not path.exists()
+
+
+def test_a_vocabulary_without_room_is_refused_with_a_way_out(path: Path) -> None:
+    """All of Unicode, each character often: exit 3, which names --tokenizer byte, and no file."""
+    every = "".join(chr(i) for i in range(0x110000) if not 0xD800 <= i <= 0xDFFF)
+    crowded = META | {"tokenizer": {"kind": "char", "symbols": every}, "counts": [10_000] * len(every)}
+    with pytest.raises(TextError, match=r"1112064 characters.*--tokenizer byte") as refused:
+        checkpoint.write(path, Checkpoint("best", crowded, {}))
+
+    assert refused.value.exit_code == 3
     assert not path.exists()
 
 

@@ -53,6 +53,18 @@ def test_a_folder_without_files_is_refused(read: Reader, hidden: bool) -> None:
         read(str(read.folder / "empty"))
 
 
+def test_a_folder_with_something_unreachable_is_refused(read: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link in a folder that the system does not let anybody follow (/proc/1/cwd) is named, without a traceback."""
+    read.file("text", "folder/text.txt")
+
+    def refuse(self: Path, **_: object) -> bool:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    with pytest.raises(TextError, match=r"folder/text.txt: .*Permission denied"):
+        read(str(read.folder / "folder"))
+
+
 @pytest.mark.parametrize("suffix", [".gz", ".xz", ".bz2", ".GZ"])
 @pytest.mark.parametrize("damage", [None, "truncated", "flipped", "plain"])
 def test_compressed_files_are_read_as_streams(read: Reader, suffix: str, damage: str | None) -> None:

@@ -33,6 +33,11 @@ def main() -> None:
         code = error.exit_code
     except BrokenPipeError:
         code = 0  # the reader has had enough, as in `lstmlm sample | head -1`: no error
+    except OSError as error:
+        from lstmlm.disk import problem
+
+        console.error(problem(error, f"cannot use {error.filename}" if error.filename else "cannot go on"))
+        code = 5
     except KeyboardInterrupt:
         code = 130
     except MemoryError:

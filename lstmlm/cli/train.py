@@ -201,6 +201,7 @@ def _begin(trainer: "Trainer", folder: Path, parent: Checkpoint | None, saved: C
             disk.write_text(folder / JOB, job)
         trainer.begin()
         return
+<<<<<<< Updated upstream
     if request.overwrite:
         for name in OURS:
             (folder / name).unlink(missing_ok=True)
@@ -217,6 +218,24 @@ def _begin(trainer: "Trainer", folder: Path, parent: Checkpoint | None, saved: C
     # First the checkpoint: a configuration alone would be resumed from random weights.
     trainer.begin()
     disk.write_text(folder / "config.yaml", text)
+=======
+    text = settings.to_yaml(config)
+    with disk.set_aside(folder, OURS):  # what --overwrite deletes is deleted when there is something in its place
+        if request.overwrite:
+            board.remove(folder)
+        if parent is None:
+            # First the configuration: a run killed between the two is resumed from it.
+            disk.write_text(folder / "config.yaml", text)
+            trainer.begin()
+            return
+        from lstmlm import checkpoint
+
+        weights = {k.removeprefix("model."): v for k, v in parent.tensors.items() if k.startswith("model.")}
+        trainer.load_model(checkpoint.to_tensors(weights))
+        # First the checkpoint: a configuration alone would be resumed from random weights.
+        trainer.begin()
+        disk.write_text(folder / "config.yaml", text)
+>>>>>>> Stashed changes
 
 
 def weights_of(parent: Checkpoint) -> "dict[str, Tensor]":

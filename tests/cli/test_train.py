@@ -1,12 +1,16 @@
+import errno
 import gzip
 import hashlib
 import json
+import os
 import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lstmlm import checkpoint, runs, times
+from lstmlm import checkpoint, disk, runs, times
 from lstmlm.config import load_preset
 from tests.cli.conftest import TEXT, TINY, Lstmlm
 
@@ -152,6 +156,61 @@ def test_overwrite(lstmlm: Lstmlm, run: Path, text: Path) -> None:
     assert result.code == 0
     assert checkpoint.read(run / "last.safetensors").meta["step"] == 5
     assert (run / "notes.txt").read_text() == "mine"
+
+
+def refusing(at: int, error: int, for_ever: bool) -> Any:
+    """Return a disk whose so many-th call is refused, and, for ever, whatever writes after it.
+
+    To rename is not refused for ever: where nothing at all can be renamed, nothing is set aside.
+    """
+
+    class Refusing(disk.Disk):
+        left = at
+
+        def __getattribute__(self, name: str) -> Any:
+            call = super().__getattribute__(name)
+            if name not in ("open", "write", "fsync", "replace", "mkdir"):
+                return call
+            self.left -= 1
+            if self.left == 0 or (for_ever and self.left < 0 and name != "replace"):
+                raise OSError(error, os.strerror(error))
+            return call
+
+    return Refusing()
+
+
+@pytest.mark.parametrize(
+    ("error", "for_ever"), [(errno.ENOSPC, False), (errno.ENOSPC, True), (errno.EACCES, True), (errno.EIO, False)]
+)
+def test_overwrite_on_a_bad_disk(
+    lstmlm: Lstmlm, run: Path, text: Path, monkeypatch: pytest.MonkeyPatch, error: int, for_ever: bool
+) -> None:
+    """Whichever call of --overwrite the system refuses, the old run is there to the bit until the new one is committed."""
+    before, config = digest(run), (run / "config.yaml").read_bytes()
+    kept = shutil.copytree(run, "kept")
+    failed, begun = 0, 0
+    for at in [*range(1, 40), *range(40, 200, 9)]:
+        shutil.rmtree(run)
+        shutil.copytree(kept, run)
+        broken = refusing(at, error, for_ever)
+        monkeypatch.setattr(disk, "calls", broken)
+        result = lstmlm("train", text, *TINY, "--steps", "1", "--overwrite", "-q")
+        monkeypatch.setattr(disk, "calls", disk.Disk())
+        if broken.left > 0:
+            assert result.code == 0, result.err
+            break
+        assert result.code == 5 or (result.code == 0 and not for_ever), f"call {at}: {result.err}"  # 0: the times were refused
+        assert len(result.err.splitlines()) <= 6, result.err
+        if (run / "config.yaml").read_bytes() == config:
+            assert digest(run) == before, f"call {at}"
+            assert not list(run.glob(".*.tmp")), f"call {at}"
+            failed += 1
+        else:
+            assert checkpoint.read(run / "last.safetensors").meta["step"] <= 1, f"call {at}"
+            begun += 1
+
+    assert failed > 10
+    assert begun > 1
 
 
 @pytest.mark.parametrize(
