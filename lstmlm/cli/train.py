@@ -201,41 +201,21 @@ def _begin(trainer: "Trainer", folder: Path, parent: Checkpoint | None, saved: C
             disk.write_text(folder / JOB, job)
         trainer.begin()
         return
-<<<<<<< Updated upstream
-    if request.overwrite:
-        for name in OURS:
-            (folder / name).unlink(missing_ok=True)
-        board.remove(folder)
-    if job:
-        disk.write_text(folder / JOB, job)
     text = settings.to_yaml(trainer.config)
-    if parent is None:
-        # First the configuration: a run killed between the two is resumed from it.
-        disk.write_text(folder / "config.yaml", text)
-        trainer.begin()
-        return
-    trainer.load_model(weights_of(parent))
-    # First the checkpoint: a configuration alone would be resumed from random weights.
-    trainer.begin()
-    disk.write_text(folder / "config.yaml", text)
-=======
-    text = settings.to_yaml(config)
     with disk.set_aside(folder, OURS):  # what --overwrite deletes is deleted when there is something in its place
         if request.overwrite:
             board.remove(folder)
+        if job:
+            disk.write_text(folder / JOB, job)
         if parent is None:
             # First the configuration: a run killed between the two is resumed from it.
             disk.write_text(folder / "config.yaml", text)
             trainer.begin()
             return
-        from lstmlm import checkpoint
-
-        weights = {k.removeprefix("model."): v for k, v in parent.tensors.items() if k.startswith("model.")}
-        trainer.load_model(checkpoint.to_tensors(weights))
+        trainer.load_model(weights_of(parent))
         # First the checkpoint: a configuration alone would be resumed from random weights.
         trainer.begin()
         disk.write_text(folder / "config.yaml", text)
->>>>>>> Stashed changes
 
 
 def weights_of(parent: Checkpoint) -> "dict[str, Tensor]":
