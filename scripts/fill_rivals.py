@@ -72,7 +72,7 @@ def trained_rnn(model: LanguageModel, corpus: Corpus, hidden: int, rate: float, 
     steps = max(1, int(Streams(corpus.train, config.batch, config.window).steps_per_epoch * epochs))
     torch.manual_seed(config.seed)
     rnn = PlainRNN(hidden, len(model.tokenizer), orthogonal=True)
-    score = train(rnn, corpus, replace(config, steps=steps, lr=rate), "tanh RNN")
+    score = train(rnn, corpus, replace(config, minutes=None, epochs=None, steps=steps, lr=rate), "tanh RNN")
     print(f"tanh RNN: {hidden} units, {steps} steps at a rate of {rate:g}; last tenth {bits(score):.3f} bits/char in training")
     return rnn.eval().requires_grad_(False)
 

@@ -47,7 +47,7 @@ def test_the_script_prints_its_tables(
 ) -> None:
     """A run on the stories is set beside the other three, for every kind and distance."""
     monkeypatch.setenv("LSTMLM_CACHE", str(tmp_path / "cache"))
-    sizes = ["--steps", "2", "--hidden", "5", "--batch", "3", "--window", "9", "--threads", "1"]
+    sizes = ["--epochs", "0.00003", "--hidden", "5", "--batch", "3", "--window", "9", "--threads", "1"]
     monkeypatch.setattr(sys, "argv", ["lstmlm", "train", "stories", "--config", "stories", *sizes, "-q"])
     with pytest.raises(SystemExit) as left:
         cli.main()
