@@ -4,8 +4,6 @@ It knows the model's layers, the kernel and dropout. It does not know optimizers
 autograd compute the same, more slowly.
 """
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +18,7 @@ from lstmlm.model import CharLM
 class _Layer:
     """A layer and what is kept of T steps: gates, C, H with H_0 before them, and x, its output after norm and dropout."""
 
-    def __init__(self, layer: LSTMLayer, norm: Norm | None, T: int, B: int, *, dressed: bool) -> None:
+    def __init__(self, layer: LSTMLayer, norm: Norm | None, T: int, B: int, *, dressed: bool, thinned: bool) -> None:
         S, like = layer.width, layer.W.data
         self.U, self.W, self.b = layer.U, layer.W, layer.b
         self.width, self.norm, self.dressed = S, norm, dressed
@@ -28,6 +26,17 @@ class _Layer:
         self.kept = Activations(like.new_empty(T, B, 4 * S), like.new_empty(T, B, S), self.H[1:])
         self.x = like.new_empty(T, B, S) if dressed else self.kept.H
         self.stats = like.new_empty(T, B, 2) if norm is not None else like.new_empty(0)
+        self.thinned = like.new_empty(2, *self.W.shape) if thinned else None  # W with its dropout, and that one's gradient
+
+    @property
+    def recurrent(self) -> Tensor:
+        """Return the recurrent weights of this step. (S, 4S)"""
+        return self.W.data if self.thinned is None else self.thinned[0]
+
+    @property
+    def drecurrent(self) -> Tensor:
+        """Return where their gradient is added up. (S, 4S)"""
+        return _grad(self.W) if self.thinned is None else self.thinned[1]
 
     def activations(self, T: int) -> Activations:
         """Return the memory of the first T steps."""
@@ -58,7 +67,7 @@ class Backprop:
             norm = _norm(model, index) if model.norms is not None and index < hidden else None
             residual = config.residual and index > 0
             dressed = index < hidden and (norm is not None or residual or bool(config.dropout))
-            self._layers.append(_Layer(layer, norm, steps, batch, dressed=dressed))
+            self._layers.append(_Layer(layer, norm, steps, batch, dressed=dressed, thinned=bool(config.weight_dropout)))
         last = self._layers[-1]
         like = last.W.data
         vocabulary = last.width if model.readout is None else model.readout.out_features
@@ -84,6 +93,7 @@ class Backprop:
             nats: Minus log probability, summed over the T x B targets.
             last: State after step T, in memory of its own.
         """
+        self._thin(drop)
         before = [state]
         for steps in self._segments[:-1]:
             self._read(ids[steps], before[-1], _since(drop, steps))
@@ -97,7 +107,32 @@ class Backprop:
             more, d = self._loss(x, targets[steps].reshape(-1).contiguous(), scale)
             nats += more
             dstate = self._backward(ids[steps], start, d, dstate, there)
+        self._thicken(drop)
         return nats, last
+
+    def _thin(self, drop: Dropout | None) -> None:
+        """Drop recurrent weights."""
+        for index, layer in enumerate(self._layers):
+            if layer.thinned is None:
+                continue
+            thin, dW = layer.thinned.unsqueeze(2)
+            weights = layer.W.data.unsqueeze(1)
+            if drop is None:
+                thin.copy_(weights)
+            else:
+                self._kernel.pointwise.dress(weights, None, None, drop.of_weights(), index, thin, thin[0])
+            dW.zero_()
+
+    def _thicken(self, drop: Dropout | None) -> None:
+        """Add the gradient of the weights that were left."""
+        for index, layer in enumerate(self._layers):
+            if layer.thinned is None:
+                continue
+            room, dW = layer.thinned.unsqueeze(2)
+            if drop is not None:
+                self._kernel.pointwise.undress(dW, dW, None, drop.of_weights(), index, room, room[0])
+                dW = room
+            _grad(layer.W).add_(dW.squeeze(1))
 
     def _read(self, ids: Tensor, state: StackState, drop: Dropout | None) -> Tensor:
         """Run a segment forward and return what the readout reads. (T, B, S)"""
@@ -109,7 +144,7 @@ class Backprop:
             kept = layer.activations(T)
             part = input_part(kernel, x, layer.U.data, kept.gates)
             bias = None if layer.b is None else layer.b.data
-            kernel.forward(part, layer.W.data, layer.H[0], before.cell, bias=bias, into=kept)
+            kernel.forward(part, layer.recurrent, layer.H[0], before.cell, bias=bias, into=kept)
             if layer.dressed:
                 residual = self._residual(index, x)
                 kernel.pointwise.dress(kept.H, residual, layer.norm, drop, index, layer.x[:T], layer.stats[:T])
@@ -163,10 +198,10 @@ class Backprop:
             else:
                 dH.copy_(dx)
             dH[-1] += dstate[index].hidden
-            da, *first = kernel.backward(dH, dstate[index].cell, kept.gates, kept.C, state[index].cell, layer.W.data)
+            da, *first = kernel.backward(dH, dstate[index].cell, kept.gates, kept.C, state[index].cell, layer.recurrent)
             before.append(LSTMState(*first))
             rows = da.view(N, -1)
-            kernel.product(layer.H[:T].view(N, -1).t(), rows, _grad(layer.W), add=True)
+            kernel.product(layer.H[:T].view(N, -1).t(), rows, layer.drecurrent, add=True)
             db = None if layer.b is None else _grad(layer.b)
             if index == 0:
                 kernel.pointwise.scatter(ids.reshape(-1).contiguous(), rows, _grad(layer.U), db)
@@ -190,8 +225,8 @@ class Backprop:
 
 
 def _since(drop: Dropout | None, steps: slice) -> Dropout | None:
-    """Return the dropout of a segment: its first row is not the window's first."""
-    return None if drop is None else replace(drop, first=drop.first + steps.start * drop.streams)
+    """Return the dropout of a segment's values, if any are dropped."""
+    return drop.since(steps.start) if drop is not None and drop.rate else None
 
 
 def _norm(model: CharLM, index: int) -> Norm:

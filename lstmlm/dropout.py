@@ -1,9 +1,9 @@
 """Which values of a step are dropped: a hash of seed, step, layer and position, the same on any machine and for any process.
 
-It knows positions in a global batch. It does not know what the values are, nor who multiplies them.
+It knows positions in a global batch and in a matrix. It does not know what the values are, nor who multiplies them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ class Dropout:
     step: Counted from 0.
     streams: Of the global batch.
     first: The first of them that is here.
+    weights: Share of the recurrent weights that is dropped, for all rows and time steps of the step alike (Merity et al. 2018).
     """
 
     rate: float
@@ -30,6 +31,15 @@ class Dropout:
     step: int
     streams: int
     first: int = 0
+    weights: float = 0.0
+
+    def since(self, time: int) -> "Dropout":
+        """Return the dropout of what begins so many time steps into the window."""
+        return replace(self, first=self.first + time * self.streams)
+
+    def of_weights(self) -> "Dropout":
+        """Return the dropout of a matrix, seen as (rows, 1, columns); its keys are no layer's."""
+        return replace(self, rate=self.weights, streams=1, first=0, seed=~self.seed)
 
     @property
     def threshold(self) -> int:

@@ -161,19 +161,20 @@ class LSTMLayer(nn.Module):
         """Return the empty state: zeros, (B, S) each."""
         return LSTMState(self.W.new_zeros(batch, self.width), self.W.new_zeros(batch, self.width))
 
-    def forward(self, x: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState]:
+    def forward(self, x: Tensor, state: LSTMState, W: Tensor | None = None) -> tuple[Tensor, LSTMState]:
         """Run T steps.
 
         Args:
             x: Dense inputs (T, B, E), or ids (T, B).
             state: State before the first step. (B, S) each
+            W: Recurrent weights in place of the layer's own. (S, 4S)
 
         Returns:
             H: Hidden state after every step. (T, B, S)
             last: State after step T; gradients flow through both of its parts.
         """
         run: Any = _Recurrent.apply  # torch does not annotate it
-        H, C_T = run(self.kernel, x, self.U, self.W, self.b, state.hidden, state.cell)
+        H, C_T = run(self.kernel, x, self.U, self.W if W is None else W, self.b, state.hidden, state.cell)
         return H, LSTMState(H[-1], C_T)
 
 

@@ -82,13 +82,16 @@ class CharLM(nn.Module):
         last = []
         x = ids
         for index, layer in enumerate(self.stack()):
-            y, after = layer(x, state[index])
+            W = layer.W
+            if drop is not None and drop.weights:
+                W = W * drop.of_weights().mask(index, W[:, None]).squeeze(1)
+            y, after = layer(x, state[index], W)
             last.append(after)
             if self.readout is None and index == len(self.layers) - 1:
                 return y, tuple(last)
             if self.norms is not None:
                 y = self.norms[index](y)
-            if drop is not None:
+            if drop is not None and drop.rate:
                 y = y * drop.mask(index, y)
             x = x + y if self.config.residual and index else y
         assert self.readout is not None  # a stack has at least one layer

@@ -54,6 +54,9 @@ class ModelConfig(_Section):
     dropout: float | None = setting(
         None, "share of the values between layers that is dropped in training", low=0, high=1, below_high=True
     )
+    weight_dropout: float = setting(
+        0.0, "share of the recurrent weights that is dropped in each training step", low=0, high=1, below_high=True
+    )
     layer_norm: bool = setting(True, "layer norm on the output of each layer")
     residual: bool = setting(True, "add the input of a layer to its output, where both have the same width")
     forget_bias: float = setting(1.0, "start of the forget gate's bias b_f (unused without biases)", low=-20, high=20)
@@ -200,6 +203,7 @@ ALIASES = {
     "train.beta2": "adam_beta2 b2",
     "model.hidden": "hidden_size rnn_size width n_hidden num_hidden units hidden_dim size dim n_embd d_model",
     "model.layers": "num_layers n_layers n_layer depth layer",
+    "model.weight_dropout": "wdrop weight_drop dropconnect recurrent_dropout",
     "model.dropout": "drop drop_prob p_drop dropout_prob",
     "model.layer_norm": "layernorm norm ln",
     "model.residual": "skip residuals skip_connections",

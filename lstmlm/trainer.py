@@ -252,9 +252,8 @@ class Trainer:
     def _shard(self, first: int, count: int, state: StackState | None) -> tuple[float, StackState]:
         """Add the gradient of some streams' part of the mean nats; return that part, and their state after the window."""
         inputs, targets, fresh = self.streams.batch(self.progress.step, first, count)
-        dropout = self.config.model.dropout
-        seed, step = self.config.train.seed, self.progress.step
-        drop = Dropout(dropout, seed, step, self.streams.batch_size, first) if dropout else None
+        model, seed, step = self.config.model, self.config.train.seed, self.progress.step
+        drop = Dropout(model.dropout or 0.0, seed, step, self.streams.batch_size, first, model.weight_dropout)
         scale = 1 / self.batch_chars
         if fresh or state is None:
             state = self.model.initial_state(count)

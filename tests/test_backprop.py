@@ -18,7 +18,15 @@ from tests.helpers import assert_close, small_model
 
 V, T, B, SCALE = 11, 9, 5, 0.25
 SHAPES = [
-    {"readout": readout, "layers": layers, "layer_norm": norm, "residual": residual, "dropout": dropout, "bias": bias}
+    {
+        "readout": readout,
+        "layers": layers,
+        "layer_norm": norm,
+        "residual": residual,
+        "dropout": dropout,
+        "bias": bias,
+        "weight_dropout": dropout * bias,
+    }
     for readout, layers, norm, residual, dropout, bias in itertools.product(
         ("linear", "direct"), (1, 3), (True, False), (True, False), (0.0, 0.3), (True, False)
     )
@@ -51,7 +59,7 @@ def prepared(model: CharLM, kernel: Kernel, dtype: torch.dtype) -> CharLM:
 
 def dropout_of(shape: dict[str, Any]) -> Dropout | None:
     """Return a step's dropout, for the middle streams of a larger batch."""
-    return Dropout(shape["dropout"], seed=7, step=3, streams=8, first=2) if shape["dropout"] else None
+    return Dropout(shape["dropout"], 7, 3, streams=8, first=2, weights=shape["weight_dropout"]) if shape["dropout"] else None
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "-".join(str(v) for v in shape.values()))

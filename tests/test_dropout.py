@@ -45,3 +45,22 @@ def test_neighbours_are_strangers() -> None:
         both = torch.stack([a.flatten(), b.flatten()])
 
         assert abs(float(torch.corrcoef(both)[0, 1])) < 0.04
+
+
+def test_weights_have_a_fate_of_their_own() -> None:
+    """The mask of a matrix is the same for every process, and not the one of values at the same place."""
+    drop = Dropout(0.3, seed=1, step=2, streams=B, first=3, weights=0.5)
+    matrix = drop.of_weights().mask(0, torch.empty(T, 1, S))
+    elsewhere = Dropout(0.3, seed=1, step=2, streams=B, first=0, weights=0.5).of_weights().mask(0, torch.empty(T, 1, S))
+    values = Dropout(0.5, seed=1, step=2, streams=1).mask(0, torch.empty(T, 1, S))
+
+    assert torch.equal(matrix, elsewhere)
+    assert float((matrix == 0).double().mean()) == pytest.approx(0.5, abs=0.04)
+    assert float((matrix == values).double().mean()) == pytest.approx(0.5, abs=0.04)
+
+
+def test_later_steps_of_a_window() -> None:
+    """What begins four steps into the window is dropped as the whole window drops it there."""
+    later = Dropout(0.3, seed=1, step=2, streams=B).since(4).mask(0, torch.empty(T - 4, B, S))
+
+    assert torch.equal(later, mask()[4:])
