@@ -82,7 +82,7 @@ class CharLM(nn.Module):
         last = []
         x = ids
         for index, layer in enumerate(self.stack()):
-            W = layer.W
+            W: Tensor = layer.W
             if drop is not None and drop.weights:
                 W = W * drop.of_weights().mask(index, W[:, None]).squeeze(1)
             y, after = layer(x, state[index], W)
