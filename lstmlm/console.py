@@ -183,7 +183,7 @@ class Console:
         except OSError as problem:
             raise _unwritable(problem) from None
 
-    def as_json(self, value: Any) -> None:
+    def as_json(self, value: Any, *, flush: bool = False) -> None:
         r"""Write one JSON object in one line; characters that could move a cursor are written as `\u....`.
 
         Raises:
@@ -195,7 +195,7 @@ class Console:
             text = "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
         if not unicode_allowed(self.stdout):
             text = json.dumps(value, allow_nan=False)
-        self.result(text)
+        self.result(text, flush=flush)
 
     def finish(self, exit_code: int) -> int:
         """Flush what is left, and make sure that the interpreter has nothing to complain about when it leaves.

@@ -185,7 +185,7 @@ def sample(
         int | None, typer.Option(metavar="N", min=0, max=2**62, help="Draws the same text again. [default: drawn, and said]")
     ] = None,
     stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="End before this text; repeatable.")] = None,
-    count: Annotated[int, typer.Option("-n", "--count", metavar="COUNT", min=1, help="Samples, drawn as one batch.")] = 1,
+    count: Annotated[int, typer.Option("-n", "--count", metavar="COUNT", min=1, help="Samples, drawn in batches of 64.")] = 1,
     on_unknown: Annotated[
         str, typer.Option(metavar="error|skip|replace", help="For prompt characters the model lacks.")
     ] = "error",
@@ -226,6 +226,9 @@ def eval_(
     batch: Annotated[int, typer.Option(metavar="B", min=1, help="Windows side by side; changes the speed, not the score.")] = 64,
     max_bpc: Annotated[float | None, typer.Option(metavar="X", min=0.0, help="Exit 1 if the text takes more bits/char.")] = None,
     encoding: Annotated[str, typer.Option(metavar="NAME", help="Of the text files.")] = "utf-8",
+    files_from: Annotated[
+        str | None, typer.Option(metavar="LIST|-", help="A score for each file named in LIST, one a line, as it comes.")
+    ] = None,
     lines: Annotated[bool, typer.Option("--lines", help="A score for every line, as TSV or --json lines.")] = False,
     chars: Annotated[bool, typer.Option("--chars", help="The text, coloured by the surprise of every character.")] = False,
     state: Annotated[str, typer.Option(metavar="reset|carried", help="With --lines or --chars: between lines.")] = "reset",
@@ -245,6 +248,8 @@ def eval_(
 
     lstmlm eval held-out.txt --max-bpc 2.2
 
+    find texts -name '*.txt' | lstmlm eval --files-from - --json
+
     tail -f log | lstmlm eval --lines -
     """
     from lstmlm.cli import evaluate as door
@@ -253,7 +258,7 @@ def eval_(
         door.Request(
             texts=text or [], model=model, protocol=protocol, window=window, batch=batch, max_bpc=max_bpc,
             encoding=encoding, threads=threads, json=json, quiet=quiet, lines=lines, chars=chars,
-            state=state, sort=sort,
+            state=state, sort=sort, files_from=files_from,
         )
     )  # fmt: skip
 

@@ -1,6 +1,9 @@
 """The door of `lstmlm eval`."""
 
+import contextlib
 import math
+import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -33,6 +36,7 @@ class Request:
     chars: bool = False
     state: str = "reset"
     sort: str | None = None
+    files_from: str | None = None
 
 
 def run(request: Request) -> None:
@@ -59,9 +63,11 @@ def run(request: Request) -> None:
     if request.max_bpc is not None and not math.isfinite(request.max_bpc):
         raise UsageError(f"--max-bpc: expected a number of bits, found {request.max_bpc}.")  # NaN would pass every text
 
+    if request.files_from and (by_line or request.texts):
+        raise UsageError("--files-from: expected neither texts nor --lines or --chars beside it, found one of them.")
+
     from lstmlm import memory
     from lstmlm.api import LanguageModel
-    from lstmlm.evaluate import Scorer
 
     memory.keep()
     model = LanguageModel.open(request.model, threads=request.threads, report=console.warn)
@@ -75,12 +81,10 @@ def run(request: Request) -> None:
             sort=request.sort, json=request.json,
         )  # fmt: skip
         return
-    scorer = Scorer(model.network, model.counts, request.protocol, request.window, request.batch)
-    for ids, chars, size in _pieces(request, model, console):
-        scorer.add(ids, chars, size)
-    score = scorer.finish()
-    if not score.chars:
-        raise TextError("text to score: expected at least one character, found none. Name a file that has some.")
+    if request.files_from:
+        _each(request, model, console)
+        return
+    score = _score(request, model, request.texts)
     if request.json:
         console.as_json(_as_dict(request, score))
     else:
@@ -89,7 +93,56 @@ def run(request: Request) -> None:
         raise CheckFailed(f"eval: expected at most {request.max_bpc:g} bits/char, found {score.bits_per_char:.4f}.")
 
 
-def _pieces(request: Request, model: "LanguageModel", console: Console) -> "Iterator[tuple[Tensor, int, int]]":
+def _each(request: Request, model: "LanguageModel", console: Console) -> None:
+    """Score the files of a list one after another, and write each result before the next file is opened."""
+    above = []
+    for name in _listed(request.files_from or ""):
+        score = _score(request, model, [name])
+        if request.json:
+            console.as_json({"file": name, **_as_dict(request, score)}, flush=True)
+        else:
+            console.result(f"{score.bits_per_char:.4f}\t{score.chars}\t{printable(name)}", flush=True)
+        if request.max_bpc is not None and score.bits_per_char > request.max_bpc:
+            above.append(name)
+    if above:
+        more = f" and {len(above) - 1} more" if len(above) > 1 else ""
+        raise CheckFailed(f"eval: expected at most {request.max_bpc:g} bits/char, found more in {printable(above[0])}{more}.")
+
+
+def _listed(name: str) -> Iterator[str]:
+    """Give the file names of a list, one a line, as they come; empty lines are none.
+
+    Raises:
+        TextError: The list cannot be read.
+    """
+    try:
+        with contextlib.nullcontext(sys.stdin.buffer) if name == "-" else open(name, "rb") as lines:
+            for line in lines:
+                if file := os.fsdecode(line.rstrip(b"\r\n")):
+                    yield file
+    except OSError as error:
+        raise TextError(f"--files-from {printable(name)}: expected a list to read, found: {error.strerror}.") from None
+
+
+def _score(request: Request, model: "LanguageModel", texts: list[str]) -> "Score":
+    """Score texts as one, or, where none is named, the run's validation part.
+
+    Raises:
+        TextError: There is nothing to score.
+    """
+    from lstmlm.evaluate import Scorer
+
+    scorer = Scorer(model.network, model.counts, request.protocol, request.window, request.batch)
+    for ids, chars, size in _pieces(request, model, texts):
+        scorer.add(ids, chars, size)
+    score = scorer.finish()
+    if not score.chars:
+        what = printable(texts[0]) if request.files_from else "text to score"
+        raise TextError(f"{what}: expected at least one character, found none. Name a file that has some.")
+    return score
+
+
+def _pieces(request: Request, model: "LanguageModel", texts: list[str]) -> "Iterator[tuple[Tensor, int, int]]":
     """Give the text piece by piece: known ids, characters, bytes in UTF-8."""
     import torch
 
@@ -97,10 +150,10 @@ def _pieces(request: Request, model: "LanguageModel", console: Console) -> "Iter
     from lstmlm.decoding import Tally, decode, find_encoding
     from lstmlm.sources import find_sources
 
-    if not request.texts:
+    if not texts:
         yield _validation(model)
         return
-    sources = find_sources(request.texts, settings.resource_dir("data"))
+    sources = find_sources(texts, settings.resource_dir("data"))
     raw = ((source, piece) for source in sources for piece in source.read())
     if model.tokenizer.kind == "byte":
         for _, piece in raw:

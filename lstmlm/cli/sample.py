@@ -14,7 +14,12 @@ from lstmlm.errors import TextError, UsageError, printable
 from lstmlm.memory import all_stays
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lstmlm.api import Sample
     from lstmlm.tokenizer import OnUnknown
+
+TOGETHER = 64  # samples drawn as one batch and then written: memory does not grow with their number
 
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line end
 
@@ -84,15 +89,15 @@ def run(request: Request) -> None:
     if request.seed is None and not request.greedy:
         console.say(f"seed {seed}")
     how = Sampling(request.temperature, request.top_k, request.top_p, request.greedy)
-    pieces = model.stream(
-        prompt,
-        length=request.length,
-        n=request.count,
-        seed=seed,
-        how=how,
-        stop=request.stop,
-        on_unknown=cast("OnUnknown", request.on_unknown),
-    )
+
+    def drawn(first: int) -> "Iterator[tuple[int, str, Sample | None]]":
+        n = min(TOGETHER, request.count - first)
+        on_unknown = cast("OnUnknown", request.on_unknown)
+        return model.stream(
+            prompt, length=request.length, n=n, seed=seed + first, how=how, stop=request.stop, on_unknown=on_unknown
+        )
+
+    pieces = drawn(0)  # what is wrong with the prompt is said before anything is written
     echo = prompt if request.echo else ""
     live = is_terminal(sys.stdout)
     if request.count == 1 and not request.json:
@@ -101,19 +106,21 @@ def run(request: Request) -> None:
             console.result(_shown(piece, live), end="", flush=live)
         console.result("")
         return
-    texts: dict[int, list[str]] = {}
-    waiting = {}
-    for index, piece, end in pieces:
-        texts.setdefault(index, []).append(piece)
-        if end is not None:
-            waiting[index] = end
-    for index, end in sorted(waiting.items()):
-        text = "".join(texts[index])
-        if request.json:
-            facts = {"prompt": prompt, "text": text, "seed": end.seed, "nats": end.nats, "stop": end.stop}
-            console.as_json({"schema": 1, "command": "sample", **facts})
-        else:
-            console.result(_shown(f"{echo}{text}", live), end="\n\n" if index < request.count - 1 else "\n")
+    for first in range(0, request.count, TOGETHER):
+        texts: dict[int, list[str]] = {}
+        ended = {}
+        for index, piece, end in drawn(first) if first else pieces:
+            texts.setdefault(index, []).append(piece)
+            if end is not None:
+                ended[index] = end
+        for index, end in sorted(ended.items()):
+            text = "".join(texts[index])
+            if request.json:
+                facts = {"prompt": prompt, "text": text, "seed": end.seed, "nats": end.nats, "stop": end.stop}
+                console.as_json({"schema": 1, "command": "sample", **facts}, flush=True)
+            else:
+                last = first + index == request.count - 1
+                console.result(_shown(f"{echo}{text}", live), end="\n" if last else "\n\n", flush=True)
 
 
 def _shown(text: str, terminal: bool) -> str:

@@ -1,4 +1,5 @@
 import gzip
+import json
 import math
 from pathlib import Path
 
@@ -162,3 +163,36 @@ def test_encoding(lstmlm: Lstmlm, run: Path, held_out: Path) -> None:
     assert lstmlm("eval", "latin", "--encoding", "latin-1", "--json").json == pytest.approx(
         lstmlm("eval", held_out, "--json").json
     )
+
+
+def test_files_from(lstmlm: Lstmlm, run: Path, held_out: Path, tmp_path: Path) -> None:
+    """--files-from gives a line for each file of a list, each what that file alone gets, up to one that cannot be read."""
+    other = tmp_path / "other one.txt"
+    other.write_text("Bob voit Ann.\n", encoding="utf-8")
+    listed = tmp_path / "list"
+    listed.write_text(f"{held_out}\n\n{other}\r\n", encoding="utf-8")
+    alone = [lstmlm("eval", file, "--json").json for file in (held_out, other)]
+
+    told = [json.loads(line) for line in lstmlm("eval", "--files-from", listed, "--json").out.splitlines()]
+    plain = lstmlm("eval", "--files-from", listed).out.splitlines()
+    strict = lstmlm("eval", "--files-from", listed, "--max-bpc", "0.1")
+    listed.write_text(f"{other}\n{tmp_path / 'missing'}\n", encoding="utf-8")
+    broken = lstmlm("eval", "--files-from", listed, "--json")
+
+    assert [one.pop("file") for one in told] == [str(held_out), str(other)]
+    assert told == alone
+    assert plain == [
+        f"{one['bits_per_char']:.4f}\t{one['chars']}\t{file}" for one, file in zip(alone, (held_out, other), strict=True)
+    ]
+    assert (strict.code, len(strict.out.splitlines())) == (1, 2)
+    assert f"found more in {held_out} and 1 more" in strict.err
+    assert (broken.code, len(broken.out.splitlines())) == (3, 1)
+
+
+def test_files_from_alone(lstmlm: Lstmlm, run: Path, held_out: Path, tmp_path: Path) -> None:
+    """--files-from goes with no other text, and a list that is missing is named."""
+    assert lstmlm("eval", held_out, "--files-from", held_out).code == 2
+    missing = lstmlm("eval", "--files-from", tmp_path / "none")
+
+    assert missing.code == 3
+    assert "expected a list to read" in missing.err

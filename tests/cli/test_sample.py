@@ -1,8 +1,10 @@
+import json
 from pathlib import Path
 
 import pytest
 
 from lstmlm import checkpoint
+from lstmlm.cli import sample as door
 from tests.cli.conftest import Lstmlm
 
 SOME = ("--length", "20", "--seed", "5")
@@ -47,7 +49,7 @@ def test_json(lstmlm: Lstmlm, run: Path) -> None:
 
 
 def test_count(lstmlm: Lstmlm, run: Path) -> None:
-    """-n 3 draws, as one batch, what three seeds draw alone."""
+    """-n 3 draws what three seeds draw alone."""
     import json
 
     together = lstmlm("sample", *SOME, "-n", "3", "--json").out.splitlines()
@@ -56,6 +58,16 @@ def test_count(lstmlm: Lstmlm, run: Path) -> None:
     assert [json.loads(line)["seed"] for line in together] == [5, 6, 7]
     assert [json.loads(line)["text"] for line in together] == [one["text"] for one in alone]
     assert lstmlm("sample", *SOME, "-n", "3").out == "\n\n".join(one["text"] for one in alone) + "\n"
+
+
+def test_many(lstmlm: Lstmlm, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples come in batches, each written before the next one is drawn, and are the same whatever a batch holds."""
+    whole = [json.loads(line)["text"] for line in lstmlm("sample", *SOME, "-n", "7", "--json").out.splitlines()]
+    plain = lstmlm("sample", *SOME, "-n", "7").out
+    monkeypatch.setattr(door, "TOGETHER", 3)
+
+    assert [json.loads(line)["text"] for line in lstmlm("sample", *SOME, "-n", "7", "--json").out.splitlines()] == whole
+    assert lstmlm("sample", *SOME, "-n", "7").out == plain
 
 
 @pytest.mark.parametrize("ways", [("--greedy",), ("--top-k", "1"), ("--temperature", "0"), ("--top-p", "0")])
