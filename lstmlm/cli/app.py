@@ -225,6 +225,17 @@ def eval_(
     window: Annotated[int, typer.Option(metavar="N", min=1, help="Inputs of a cold window.")] = 256,
     batch: Annotated[int, typer.Option(metavar="B", min=1, help="Windows side by side; changes the speed, not the score.")] = 64,
     max_bpc: Annotated[float | None, typer.Option(metavar="X", min=0.0, help="Exit 1 if the text takes more bits/char.")] = None,
+    dynamic: Annotated[
+        bool, typer.Option("--dynamic", help="Also score a network that learns from the text, each piece once it is scored.")
+    ] = False,
+    baselines: Annotated[
+        bool | None,
+        typer.Option(
+            "--baselines/--no-baselines",
+            help="Bits/char by counts, bzip2 and xz too. [default: if no TEXT is named]",
+            show_default=False,
+        ),
+    ] = None,
     encoding: Annotated[str, typer.Option(metavar="NAME", help="Of the text files.")] = "utf-8",
     files_from: Annotated[
         str | None, typer.Option(metavar="LIST|-", help="A score for each file named in LIST, one a line, as it comes.")
@@ -241,7 +252,8 @@ def eval_(
 
     The first character is charged at its frequency in the training text (one added to each count). A character that the model
     does not know is charged log2(1,114,112) = 20.09 bits, and is not fed to the network. With --protocol cold the text is cut
-    into windows of N inputs, each from an empty state, and the character after each input is scored.
+    into windows of N inputs, each from an empty state, and the character after each input is scored. With --dynamic it is also
+    scored by a copy of the network that learns from each 128 characters once it has been scored on them.
 
     --lines scores every line with its line end, from an empty state after a line end, or with --state carried from where the line
     before it ended (then the lines sum to the score of the whole). Lines of a pipe are scored as they come.
@@ -258,7 +270,7 @@ def eval_(
         door.Request(
             texts=text or [], model=model, protocol=protocol, window=window, batch=batch, max_bpc=max_bpc,
             encoding=encoding, threads=threads, json=json, quiet=quiet, lines=lines, chars=chars,
-            state=state, sort=sort, files_from=files_from,
+            state=state, sort=sort, files_from=files_from, dynamic=dynamic, baselines=baselines,
         )
     )  # fmt: skip
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lstmlm.cli import scores
+from lstmlm.cli.scores import Scores
 from lstmlm.console import Console
 from lstmlm.errors import CheckFailed, TextError, UsageError, printable
 
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lstmlm.api import LanguageModel
-    from lstmlm.evaluate import Score
+    from lstmlm.corpus import Corpus
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Request:
     state: str = "reset"
     sort: str | None = None
     files_from: str | None = None
+    dynamic: bool = False
+    baselines: bool | None = None
 
 
 def run(request: Request) -> None:
@@ -52,8 +56,9 @@ def run(request: Request) -> None:
         raise UsageError("eval: expected --lines or --chars, found both.")
     if request.state not in ("reset", "carried"):
         raise UsageError(f"--state: expected reset or carried, found {printable(request.state)}.")
-    if by_line and (request.max_bpc is not None or request.protocol != "warm"):
-        raise UsageError("--lines and --chars: expected neither --max-bpc nor --protocol cold, found one of them.")
+    beside = request.dynamic or bool(request.baselines)
+    if by_line and (request.max_bpc is not None or request.protocol != "warm" or beside):
+        raise UsageError("--lines and --chars: expected no --max-bpc, --protocol cold, --dynamic or --baselines, found one.")
     if request.sort and not request.lines:
         raise UsageError("--sort: expected --lines too, found it alone.")
     if request.json and request.chars:
@@ -63,8 +68,8 @@ def run(request: Request) -> None:
     if request.max_bpc is not None and not math.isfinite(request.max_bpc):
         raise UsageError(f"--max-bpc: expected a number of bits, found {request.max_bpc}.")  # NaN would pass every text
 
-    if request.files_from and (by_line or request.texts):
-        raise UsageError("--files-from: expected neither texts nor --lines or --chars beside it, found one of them.")
+    if request.files_from and (by_line or request.texts or beside):
+        raise UsageError("--files-from: expected no texts, --lines, --chars, --dynamic or --baselines beside it, found one.")
 
     from lstmlm import memory
     from lstmlm.api import LanguageModel
@@ -84,11 +89,12 @@ def run(request: Request) -> None:
     if request.files_from:
         _each(request, model, console)
         return
-    score = _score(request, model, request.texts)
+    found = _score(request, model, request.texts)
     if request.json:
-        console.as_json(_as_dict(request, score))
+        console.as_json(scores.as_dict(found, request.protocol, request.window))
     else:
-        console.result(_as_text(request, score), end="")
+        console.result(scores.as_text(found, request.protocol, request.window), end="")
+    score = found.score
     if request.max_bpc is not None and score.bits_per_char > request.max_bpc:
         raise CheckFailed(f"eval: expected at most {request.max_bpc:g} bits/char, found {score.bits_per_char:.4f}.")
 
@@ -97,9 +103,10 @@ def _each(request: Request, model: "LanguageModel", console: Console) -> None:
     """Score the files of a list one after another, and write each result before the next file is opened."""
     above = []
     for name in _listed(request.files_from or ""):
-        score = _score(request, model, [name])
+        found = _score(request, model, [name])
+        score = found.score
         if request.json:
-            console.as_json({"file": name, **_as_dict(request, score)}, flush=True)
+            console.as_json({"file": name, **scores.as_dict(found, request.protocol, request.window)}, flush=True)
         else:
             console.result(f"{score.bits_per_char:.4f}\t{score.chars}\t{printable(name)}", flush=True)
         if request.max_bpc is not None and score.bits_per_char > request.max_bpc:
@@ -124,25 +131,49 @@ def _listed(name: str) -> Iterator[str]:
         raise TextError(f"--files-from {printable(name)}: expected a list to read, found: {error.strerror}.") from None
 
 
-def _score(request: Request, model: "LanguageModel", texts: list[str]) -> "Score":
-    """Score texts as one, or, where none is named, the run's validation part.
+def _score(request: Request, model: "LanguageModel", texts: list[str]) -> Scores:
+    """Score texts as one, or, where none is named, the run's validation part, in all the ways asked for.
 
     Raises:
         TextError: There is nothing to score.
     """
+    import torch
+
+    from lstmlm import baselines, dynamic
     from lstmlm.evaluate import Scorer
 
-    scorer = Scorer(model.network, model.counts, request.protocol, request.window, request.batch)
-    for ids, chars, size in _pieces(request, model, texts):
-        scorer.add(ids, chars, size)
-    score = scorer.finish()
+    plain = request.baselines if request.baselines is not None else not (texts or request.files_from)
+    corpus = _corpus(model, texts) if plain or not texts else None
+    scorers = [Scorer(model.network, model.counts, request.protocol, request.window, request.batch)]
+    rates = dynamic.Rates() if request.dynamic else None
+    if rates:
+        learner = dynamic.Learner(model.network, model.start(), rates)
+        scorers.append(Scorer(model.network, model.counts, window=dynamic.SEGMENT, read=learner.read))
+    kept: list[Tensor] = []
+    for ids, chars, size in _pieces(request, model, texts, corpus):
+        for scorer in scorers:
+            scorer.add(ids, chars, size)
+        if plain and sum(map(len, kept)) < baselines.MOST:
+            kept.append(ids)
+    score, *learnt = [scorer.finish() for scorer in scorers]
     if not score.chars:
         what = printable(texts[0]) if request.files_from else "text to score"
         raise TextError(f"{what}: expected at least one character, found none. Name a file that has some.")
-    return score
+    means = scores.plain_means(model, corpus, torch.cat(kept)[: baselines.MOST], score) if plain and corpus else None
+    return Scores(score, learnt[0] if learnt else None, rates, means)
 
 
-def _pieces(request: Request, model: "LanguageModel", texts: list[str]) -> "Iterator[tuple[Tensor, int, int]]":
+def _corpus(model: "LanguageModel", texts: list[str]) -> "Corpus":
+    """Return the text that the run was trained on: its validation part is scored, or plainer means learn from it."""
+    from lstmlm.cli.corpora import open_for
+
+    advice = "Leave out --baselines." if texts else "Name a text to score."
+    return open_for(model.meta["corpus"], model.config, model.meta["tokenizer"].get("symbols"), advice)
+
+
+def _pieces(
+    request: Request, model: "LanguageModel", texts: list[str], corpus: "Corpus | None"
+) -> "Iterator[tuple[Tensor, int, int]]":
     """Give the text piece by piece: known ids, characters, bytes in UTF-8."""
     import torch
 
@@ -151,7 +182,8 @@ def _pieces(request: Request, model: "LanguageModel", texts: list[str]) -> "Iter
     from lstmlm.sources import find_sources
 
     if not texts:
-        yield _validation(model)
+        assert corpus is not None
+        yield _validation(model, corpus)
         return
     sources = find_sources(texts, settings.resource_dir("data"))
     raw = ((source, piece) for source in sources for piece in source.read())
@@ -164,44 +196,12 @@ def _pieces(request: Request, model: "LanguageModel", texts: list[str]) -> "Iter
         yield ids, len(text), len(text.encode("utf-8", "surrogatepass"))
 
 
-def _validation(model: "LanguageModel") -> "tuple[Tensor, int, int]":
-    """Return the validation part that the run had, or say why it is not to be had."""
+def _validation(model: "LanguageModel", corpus: "Corpus") -> "tuple[Tensor, int, int]":
+    """Return the validation part that the run had, or say that it had none."""
     import torch
 
-    from lstmlm.cli.corpora import open_for
-
-    corpus = open_for(model.meta["corpus"], model.config, model.meta["tokenizer"].get("symbols"), "Name a text to score.")
     if not len(corpus.val):
         raise TextError("eval: expected a validation part in this run, found none. Name a text to score.")
     ids = corpus.val.tensor(0, len(corpus.val))
     lengths = torch.tensor(model.tokenizer.byte_lengths())
     return ids, len(ids), int(lengths[ids].sum())
-
-
-def _as_dict(request: Request, score: "Score") -> dict[str, object]:
-    return {
-        "schema": 1,
-        "command": "eval",
-        "protocol": request.protocol,
-        "window": request.window if request.protocol == "cold" else None,
-        "chars": score.chars,
-        "bytes": score.bytes,
-        "unknown": score.unknown,
-        "nats_per_char": score.nats_per_char,
-        "bits_per_char": score.bits_per_char,
-        "bits_per_byte": score.bits_per_byte,
-        "perplexity": score.perplexity,
-        "accuracy": score.accuracy,
-        "order0_bits_per_char": score.order0_bits_per_char,
-    }
-
-
-def _as_text(request: Request, score: "Score") -> str:
-    how = "state carried through the text" if request.protocol == "warm" else f"windows of {request.window} from an empty state"
-    unknown = f", {score.unknown:,} of them unknown" if score.unknown else ""
-    return (
-        f"{score.bits_per_char:.4f} bits/char   {score.nats_per_char:.4f} nats/char   perplexity {score.perplexity:.2f}   "
-        f"first guess right {score.accuracy:.1%}\n"
-        f"{score.chars:,} characters{unknown}, {score.bits_per_byte:.4f} bits/byte, {request.protocol}: {how}\n"
-        f"by the frequencies of single characters alone it would take {score.order0_bits_per_char:.4f} bits/char\n"
-    )

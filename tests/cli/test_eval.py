@@ -100,6 +100,77 @@ def test_own_validation(lstmlm: Lstmlm, run: Path, text: Path) -> None:
     assert "text.txt" in gone.err
 
 
+def test_dynamic(lstmlm: Lstmlm, run: Path, held_out: Path) -> None:
+    """--dynamic adds a field beside the warm score, the same for every number of threads, and leaves the file as it is."""
+    before = (run / "best.safetensors").read_bytes()
+    plain = lstmlm("eval", held_out, "--json").json
+    told, again = (lstmlm("eval", held_out, "--json", "--dynamic", "--threads", threads).json for threads in (1, 2))
+    shown = lstmlm("eval", held_out, "--dynamic").out
+
+    assert plain["dynamic"] is None
+    assert {**told, "dynamic": None} == pytest.approx(plain)
+    assert again["dynamic"] == told["dynamic"]
+    assert told["dynamic"]["bits_per_char"] == pytest.approx(told["dynamic"]["nats_per_char"] / math.log(2))
+    assert told["dynamic"]["bits_per_char"] < told["bits_per_char"]
+    assert set(told["dynamic"]["rates"]) == {"rate", "decay", "floor"}
+    assert f"{told['dynamic']['bits_per_char']:.4f}" in shown
+    assert "% less" in shown
+    assert (run / "best.safetensors").read_bytes() == before
+
+
+def test_dynamic_scores_first(lstmlm: Lstmlm, run: Path) -> None:
+    """A text no longer than a segment leaves nothing to learn from: its dynamic score is the warm one."""
+    Path("short").write_text("Bob est là; Ann le voit.", encoding="utf-8")
+    told = lstmlm("eval", "short", "--json", "--dynamic").json
+
+    assert told["dynamic"]["nats_per_char"] == pytest.approx(told["nats_per_char"])
+
+
+@pytest.fixture
+def at_home(run: Path, text: Path) -> Path:
+    """Return a run that knows where its text lies."""
+    saved = checkpoint.read(run / "best.safetensors")
+    saved.meta["corpus"]["sources"] = [str(text)]
+    checkpoint.write(run / "best.safetensors", saved)
+    return run
+
+
+def test_baselines(lstmlm: Lstmlm, at_home: Path, held_out: Path) -> None:
+    """What plainer means take stands beside the run's own validation part by itself, and beside other texts if asked for."""
+    own, none = (lstmlm("eval", "--json", *flags).json for flags in ((), ("--no-baselines",)))
+    other, asked = (lstmlm("eval", held_out, "--json", *flags).json for flags in ((), ("--baselines",)))
+
+    assert list(own["baselines_bits_per_char"]) == ["order0", "order3", "bzip2", "xz"]
+    assert own["baselines_bits_per_char"]["order0"] == pytest.approx(own["order0_bits_per_char"])
+    assert 0 < own["baselines_bits_per_char"]["order3"] < 1 < own["order0_bits_per_char"]
+    assert none["baselines_bits_per_char"] is None
+    assert other["baselines_bits_per_char"] is None
+    assert all(0 < value < 20 for value in asked["baselines_bits_per_char"].values())
+    assert "bzip2 after the training text" in lstmlm("eval").out
+
+
+def test_baselines_of_unknown(lstmlm: Lstmlm, at_home: Path) -> None:
+    """Unknown characters cost plainer means what they cost the network."""
+    Path("plain").write_text("Bob est là", encoding="utf-8")
+    Path("odd").write_text("BobĦ est 漢là", encoding="utf-8")
+    plain, odd = (lstmlm("eval", name, "--baselines", "--json").json["baselines_bits_per_char"] for name in ("plain", "odd"))
+
+    assert {name: value * 12 for name, value in odd.items()} == pytest.approx(
+        {name: value * 10 + 2 * math.log2(1_114_112) for name, value in plain.items()}
+    )
+
+
+def test_baselines_need_the_training_text(lstmlm: Lstmlm, at_home: Path, held_out: Path, text: Path) -> None:
+    """Without the training text they are refused where they were asked for, and only there."""
+    text.unlink()
+
+    assert lstmlm("eval", held_out).code == 0
+    refused = lstmlm("eval", held_out, "--baselines")
+    assert refused.code == 3
+    assert "Leave out --baselines" in refused.err
+    assert refused.out == ""
+
+
 def test_max_bpc(lstmlm: Lstmlm, run: Path, held_out: Path) -> None:
     """--max-bpc above the score passes; below it is exit 1, and the result is printed all the same."""
     good, bad = lstmlm("eval", held_out, "--max-bpc", "20"), lstmlm("eval", held_out, "--max-bpc", "0.5", "--json")
@@ -136,6 +207,9 @@ def test_one_character(lstmlm: Lstmlm, run: Path) -> None:
         (("empty",), 3, "at least one character"),
         (("broken",), 3, "2"),
         (("held-out.txt", "--protocol", "hot"), 2, "warm or cold"),
+        (("held-out.txt", "--lines", "--dynamic"), 2, "--dynamic"),
+        (("held-out.txt", "--chars", "--baselines"), 2, "--baselines"),
+        (("--files-from", "held-out.txt", "--dynamic"), 2, "--dynamic"),
         (("held-out.txt", "--window", "0"), 2, "--window"),
         (("held-out.txt", "--batch", "0"), 2, "--batch"),
         (("held-out.txt", "--max-bpc", "nan"), 2, "--max-bpc"),

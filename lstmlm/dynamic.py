@@ -1,0 +1,141 @@
+"""Dynamic evaluation: each piece of a text is scored first, and then the network learns from it.
+
+It knows ids, weights and gradients. It does not know files or commands, and it never changes the model it was given.
+
+    g = gradient of the mean nats of a segment of SEGMENT characters
+    s = sqrt(mean of g^2) of each weight, over a text that the network writes itself
+    n = g / (s + floor * s_all)
+    w = w - rate * n * min(1, LARGEST / |n|) + decay * (w_0 - w)
+
+where s_all is the root mean square of all s, |n| that of all n, and w_0 the trained weights. The text of its own stands in
+for the training text, which whoever has only the model does not have: a trained network writes what it was trained on.
+
+Source: Krause, Kahembwe, Murray and Renals 2018, "Dynamic Evaluation of Neural Sequence Models".
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lstmlm.evaluate import Scored
+from lstmlm.model import CharLM, StackState, nats
+from lstmlm.sampler import Sampling, generate
+
+SEGMENT = 128  # characters that are scored before the network learns from them
+LARGEST = 3.0  # times the usual size: what a text that is like no other may ask for in one step
+OWN_CHARS = 8_192  # length of the text that the network writes to see how large its gradients are
+
+
+@dataclass(frozen=True)
+class Rates:
+    """How fast the network learns from what it has been scored on; the steps are those of SEGMENT characters.
+
+    rate: Size of a step whose gradient is as large as is usual.
+    decay: Share of the way back to the trained weights, at each step.
+    floor: What is added to the usual size of a gradient, as a share of that of all of them: no weight runs away.
+    """
+
+    rate: float = 1.5e-3
+    decay: float = 2e-3
+    floor: float = 0.05
+
+
+class Learner:
+    """A copy of a network that reads a text, is scored on it, and learns from it as it goes.
+
+    Everything runs on one thread, so that the bits do not depend on their number.
+
+    Args:
+        model: The trained network; it is left as it is.
+        start: The id that the text of its own begins after.
+        rates: How fast to learn.
+        own_chars: Length of the text that the network writes.
+
+    Memory: five times the parameters, and what a segment's backward pass takes.
+    """
+
+    def __init__(self, model: CharLM, start: int, rates: Rates, own_chars: int = OWN_CHARS) -> None:
+        self._model, self._weights, self._gradient = _flat_copy(model)
+        with _one_thread():
+            usual = self._usual(start, own_chars)
+        overall = usual.square().mean().sqrt()
+        # A network without any gradient learns nothing, and divides by no zero either.
+        self._scale = 1 / (usual + rates.floor * overall).clamp_min(torch.finfo(usual.dtype).tiny)
+        self._home = self._weights.clone()
+        self._rates = rates
+        self._state: StackState = self._model.initial_state(1)
+
+    def read(self, ids: Tensor) -> Scored:
+        """Score ids[1:] and learn from them, segment by segment, from where the last call ended.
+
+        Args:
+            ids: (n), n - 1 a multiple of SEGMENT but for the last call.
+
+        Returns:
+            Scores of the n - 1 characters after the first, and the state after ids[-2], the last input.
+        """
+        scores, hits = [], []
+        with _one_thread():
+            for start in range(0, len(ids) - 1, SEGMENT):
+                each, right = self._segment(ids[start : start + SEGMENT + 1])
+                scores.append(each)
+                hits.append(right)
+                self._learn()
+        return Scored(torch.cat([self._weights[:0], *scores]), torch.cat([self._weights[:0].bool(), *hits]), self._state)
+
+    def _segment(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Score ids[1:] and leave their gradient; return their nats, and whether each was the likeliest."""
+        inputs, targets = ids[:-1, None], ids[1:, None]
+        self._gradient.zero_()
+        with torch.enable_grad():
+            logits, state = self._model(inputs, self._state)
+            each = nats(logits, targets)
+            each.mean().backward()
+        self._state = tuple(layer.detach() for layer in state)
+        return each.detach().view(-1), (logits.detach().argmax(-1) == targets).view(-1)
+
+    def _learn(self) -> None:
+        """Take the step that the last segment's gradient asks for."""
+        n = self._gradient.mul_(self._scale)
+        size = float(torch.linalg.vector_norm(n)) * len(n) ** -0.5
+        self._weights.lerp_(self._home, self._rates.decay)
+        self._weights.add_(n, alpha=-self._rates.rate * min(1.0, LARGEST / max(size, 1e-30)))
+
+    def _usual(self, start: int, chars: int) -> Tensor:
+        """Return the root mean square of each weight's gradient on a text that the network writes."""
+        stream = generate(self._model, [start], [0], Sampling())
+        ids = torch.tensor([start, *(next(stream)[0][0] for _ in range(chars))])
+        squares, count = torch.zeros_like(self._weights), 0
+        self._state = self._model.initial_state(1)
+        for first in range(0, chars, SEGMENT):
+            self._segment(ids[first : first + SEGMENT + 1])
+            squares.addcmul_(self._gradient, self._gradient)
+            count += 1
+        return squares.div_(max(1, count)).sqrt_()
+
+
+def _flat_copy(model: CharLM) -> tuple[CharLM, Tensor, Tensor]:
+    """Return a copy of a model in evaluation mode, and the flat tensors that its weights and gradients are views of."""
+    first = model.stack()[0]
+    copy = CharLM(model.config, len(first.U), first.kernel, start=False).to(first.U.dtype).eval()
+    weights = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+    gradient = torch.zeros_like(weights)
+    start = 0
+    for p in copy.parameters():
+        end = start + p.numel()
+        p.data, p.grad = weights[start:end].view(p.shape), gradient[start:end].view(p.shape)
+        start = end
+    return copy, weights, gradient
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
