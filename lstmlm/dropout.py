@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 _BITS = 0xFFFFFFFF
+STATE = 1 << 32  # in the place of a layer's number
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,11 @@ class Dropout:
             mixed = ((mixed ^ mixed >> 27) * 0x94D049BB133111EB) % 2**64
             mixed ^= mixed >> 31
         return mixed & _BITS
+
+    def emptied(self, share: float, count: int) -> Tensor:
+        """Return which of the `count` streams that are here begin the step with an empty state: a share of them, on average."""
+        drop = replace(self, rate=share, seed=~self.seed)
+        return drop.mask(STATE, torch.empty(1, count, 1)).flatten() == 0
 
     def mask(self, layer: int, like: Tensor) -> Tensor:
         """Return what the output of a layer is multiplied by: 0 or `scale`.

@@ -104,6 +104,9 @@ class TrainConfig(_Section):
     segment: int = setting(
         0, "steps of a window that are kept in memory at a time, the rest computed twice; 0: all", low=0, high=10**6
     )
+    state_dropout: float = setting(
+        0.0, "share of the streams that begin a step with an empty state", low=0, high=1, below_high=True
+    )
     lr: float | None = setting(None, "largest learning rate", low=0, high=10)
     warmup: int | None = setting(None, "steps over which the rate rises to lr", low=0, high=MANY)
     final_lr: float = setting(0.0, "rate at the last step, as a fraction of lr", low=0, high=1)

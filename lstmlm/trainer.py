@@ -257,6 +257,9 @@ class Trainer:
         scale = 1 / self.batch_chars
         if fresh or state is None:
             state = self.model.initial_state(count)
+        elif share := self.config.train.state_dropout:
+            kept = ~drop.emptied(share, count)[:, None]
+            state = tuple(LSTMState(layer.hidden * kept, layer.cell * kept) for layer in state)
         summed, after = self.backprop[count](inputs, targets, state, scale, drop)
         return summed * scale, after
 

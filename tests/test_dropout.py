@@ -64,3 +64,14 @@ def test_later_steps_of_a_window() -> None:
     later = Dropout(0.3, seed=1, step=2, streams=B).since(4).mask(0, torch.empty(T - 4, B, S))
 
     assert torch.equal(later, mask()[4:])
+
+
+def test_streams_begin_empty() -> None:
+    """The stated share of the streams, others in each step, and the same ones for the process that holds a part of them."""
+    drops = [Dropout(0.0, seed=1, step=step, streams=40) for step in range(100)]
+    emptied = torch.stack([drop.emptied(0.2, 40) for drop in drops])
+    part = Dropout(0.3, seed=1, step=0, streams=40, first=10).emptied(0.2, 5)
+
+    assert float(emptied.double().mean()) == pytest.approx(0.2, abs=0.03)
+    assert not torch.equal(emptied[0], emptied[1])
+    assert torch.equal(part, emptied[0, 10:15])

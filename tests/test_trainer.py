@@ -207,6 +207,25 @@ def test_carried_state(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPa
     assert all(after is state for after, state, new in zip(ended, began[1:], fresh[1:], strict=False) if not new)
 
 
+def test_state_dropout(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some streams begin a step with an empty state, whole and in every layer; the others go on from where they were."""
+    made = bench(eval_every=STEPS, state_dropout=0.5).trainer()
+    backprop = next(iter(made.backprop.values()))
+    seen: list[list[bool]] = []
+
+    def watched(*args: Any) -> tuple[float, StackState]:
+        rows = [[bool(part[row].any()) for layer in args[2] for part in layer] for row in range(len(args[2][0].hidden))]
+        assert all(len(set(row)) == 1 for row in rows)
+        seen.append([row[0] for row in rows])
+        return backprop(*args)
+
+    monkeypatch.setattr(made, "backprop", dict.fromkeys(made.backprop, watched))
+    made.run()
+    began = [flag for row, step in zip(seen, range(STEPS), strict=True) if not made.streams.position(step)[1] for flag in row]
+
+    assert 0.2 < sum(began) / len(began) < 0.8
+
+
 def test_metrics(bench: Callable[..., Bench]) -> None:
     """metrics.jsonl holds the mean of each ten steps, and each validation, with rising steps."""
     run = bench().run()
