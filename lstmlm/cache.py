@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lstmlm.digest import Digest
 from lstmlm.errors import SystemProblem, printable
 from lstmlm.ids import Ids, Store, map_file
 
@@ -30,7 +31,7 @@ class Writer:
     def __init__(self, folder: Path) -> None:
         self._folder, self._memory, self._file = folder, bytearray(), -1
         self._temp = folder / f".{os.getpid()}-{time.monotonic_ns()}.tmp"
-        self._hash = hashlib.sha256()
+        self._hash = Digest()
         self.size = 0
         self.started = time.time_ns()
 

@@ -170,7 +170,7 @@ class _Plan:
                     writer.append(piece)
                     packer.count(piece)
                 _refuse_short(self.texts[i], tally.chars, packer.skipped, 1 if i else 2)
-            if before is not None and before.digest.digest() != tallies[0].digest.digest():
+            if before is not None and before.digest.hexdigest() != tallies[0].digest.hexdigest():
                 raise changed(self.texts[0][0].name)
             facts = self._facts(writer.ids(packers[0].width), tokenizer, packers, tallies)
             return writer.finish(packers[0].width, facts, self._key(tallies), self.stamp, self.place)

@@ -8,12 +8,12 @@ import codecs
 import contextlib
 import difflib
 import encodings.aliases
-import hashlib
 import itertools
 import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from lstmlm.digest import Digest
 from lstmlm.errors import ConfigError, TextError, printable
 from lstmlm.sources import Source
 
@@ -34,7 +34,7 @@ class Tally:
     chars: int = 0
     pairs: int = 0  # CR and LF together
     marks: list[str] = field(default_factory=list)  # names of the files whose byte order mark was dropped
-    digest: "hashlib._Hash" = field(default_factory=hashlib.sha256)
+    digest: Digest = field(default_factory=Digest)
     _after_cr: bool = False
 
     def add(self, chars: int, data: bytes) -> None:

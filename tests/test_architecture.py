@@ -22,9 +22,10 @@ ALLOWED: dict[str, set[str]] = {
     "config": {"errors", "schema", "settings", "settings_yaml"},
     "tokenizer": {"errors"},
     "sources": {"errors"},
-    "decoding": {"errors", "sources"},
+    "digest": set(),
+    "decoding": {"digest", "errors", "sources"},
     "ids": set(),
-    "cache": {"errors", "ids"},
+    "cache": {"digest", "errors", "ids"},
     "packing": {"errors", "ids", "tokenizer"},
     "corpus": {"cache", "config", "decoding", "errors", "ids", "packing", "sources", "tokenizer"},
     "streams": {"ids"},
@@ -81,7 +82,7 @@ ALLOWED: dict[str, set[str]] = {
 # No torch when these are imported: `lstmlm --help` and every refusal are instant.
 TORCH_FREE = {
     *("errors", "units", "memory", "settings", "settings_yaml", "schema", "config", "tokenizer", "sources", "decoding", "ids"),
-    *("cache", "packing", "corpus", "streams", "recipe", "disk", "header", "checkpoint", "runs", "times", "progress"),
+    *("digest", "cache", "packing", "corpus", "streams", "recipe", "disk", "header", "checkpoint", "runs", "times", "progress"),
     *("console", "distributed", "drawings", "pictures", "board", "live", "lstmlm", "cli", "__main__"),
 }
 

@@ -21,7 +21,7 @@ from lstmlm.distributed import Team
 from lstmlm.errors import CheckpointError, TextError, UsageError, printable
 from lstmlm.live import PLAIN_SECONDS, RunView
 from lstmlm.settings import Located, Value
-from lstmlm.units import bits, counted, size
+from lstmlm.units import bits, counted, duration, size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -400,16 +400,26 @@ def _refuse_other_text(corpus: "Corpus", saved: Checkpoint, folder: Path, reques
 
 
 class _Reading:
-    """Say now and then how far the reading of a large text has come."""
+    """Say now and then how far the reading of a large text has come, how fast, and how long this pass will last."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._due = time.monotonic() + PLAIN_SECONDS
+        self._pass, self._began = "", 0.0
 
     def __call__(self, doing: str, done: int, total: int) -> None:
-        if (now := time.monotonic()) >= self._due:
+        now = time.monotonic()
+        if doing != self._pass:
+            self._pass, self._began = doing, now
+        if now >= self._due:
             self._due = now + PLAIN_SECONDS
-            self._console.say(f"{doing}: {size(done)}" + (f" of {size(total)}" if total else ""))
+            self._console.say(f"{doing}: {size(done)}{self._outlook(now - self._began, done, total)}")
+
+    def _outlook(self, seconds: float, done: int, total: int) -> str:
+        speed = done / seconds if seconds else 0.0
+        if not (total and speed):
+            return ""
+        return f" of {size(total)}, {size(int(speed))}/s, {duration((total - done) / speed)} left"
 
 
 def _device(config: RunConfig) -> str:
