@@ -2,12 +2,14 @@
 
     python scripts/crash_campaign.py --kills 300 --seed 1
     python scripts/crash_campaign.py --kills 300 --seed 2 --kernel native
+    python scripts/crash_campaign.py --signals 200
 
 Half of the kills come after a random time, half at a random call on the way to the disk; some runs are killed several
 times before they may end. The processes are forked from this one, which has torch already, so that no time goes by in which
 nothing can be lost; each tenth one is started from nothing instead, and may be killed while it imports. With the native kernel
 each tenth one also finds an empty cache and may be killed while its kernel is compiled; what goes on after it is started from
-nothing with what is left in that cache. Ends with exit 1 if any run ended with other tensors, metrics or samples.
+nothing with what is left in that cache. --signals sends INT, TERM and HUP instead, every third time a second one. Ends with
+exit 1 if any run ended with other tensors, metrics or samples.
 """
 
 import argparse
@@ -88,6 +90,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--signals", type=int, default=0, help="send so many signals instead")
     parser.add_argument("--kernel", choices=("eager", "native"), default="eager")
     given = parser.parse_args()
     rng = random.Random(given.seed)
@@ -101,6 +104,14 @@ def main() -> int:
         assert processes.resume("whole") == 0
         seconds = time.monotonic() - began
         expected = digest(Path("whole"))
+        if given.signals:
+            wrong = processes.signalled(rng, given.signals, expected, within=2.0)
+            print(
+                *wrong,
+                f"{given.signals - len(wrong)} of {given.signals} signals: right exit code within 2 s, same bits",
+                sep="\n",
+            )
+            return 1 if wrong else 0
         began = time.monotonic()
         assert processes.ended(fresh("first")) == 0
         started = time.monotonic() - began

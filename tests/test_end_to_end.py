@@ -110,6 +110,43 @@ def resume(out: str, before: Callable[[], None] = lambda: None) -> int:
     return ended(train(*FLAGS, "--out", out, "--resume" if started else "--overwrite", before=before))
 
 
+def signalled(rng: random.Random, count: int, expected: dict[str, str], within: float = 10.0) -> list[str]:
+    """Send signals to runs at random moments, every third time a second one; return what was not as it should be.
+
+    Args:
+        rng: Where the moments come from.
+        count: How many runs.
+        expected: Digests of the uninterrupted run, which each has to reach when it is resumed.
+        within: Seconds from the first signal to the end.
+    """
+    wrong = []
+    began = time.monotonic()
+    assert resume("unsignalled") == 0
+    seconds = time.monotonic() - began
+    for index in range(count):
+        out, numbers = f"signal{index}", [rng.choice((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))]
+        if index % 3 == 2:
+            numbers.append(rng.choice((signal.SIGINT, signal.SIGTERM, signal.SIGHUP)))
+        Path("err.txt").write_text("")
+        pid = train(*FLAGS, "--out", out)
+        time.sleep(rng.random() * seconds)
+        began = time.monotonic()
+        for number in numbers:
+            os.kill(pid, number)
+            time.sleep(rng.random() * 0.005)
+        code, told = ended(pid), Path("err.txt").read_text()
+        late = time.monotonic() - began > within
+        # Before the handlers are there the system itself ends a process: a shell says 128 + n for that too.
+        codes = [0, *(128 + number for number in numbers), *(-number for number in numbers)]
+        lines = told.count("saving after this step")
+        saved = "the checkpoint is saved" in told
+        if code not in codes or "Traceback" in told or late or lines > 1 or (saved and code != 128 + numbers[0]):
+            wrong.append(f"{out}: {[number.name for number in numbers]}, exit {code}, {told[-500:]!r}")
+        if resume(out) != 0 or digest(Path(out)) != expected:
+            wrong.append(f"{out}: {[number.name for number in numbers]}, other bits")
+    return wrong
+
+
 @pytest.fixture
 def whole() -> dict[str, str]:
     """Return digests of the uninterrupted run."""
