@@ -17,6 +17,8 @@ EVALUATION_CHARS = 1 << 18  # of the validation text, its beginning; `lstmlm eva
 WIDTHS = (128, 192, 256, 384, 512)
 ENOUGH_CHARS = 1.6e6  # for 256 units: fewer, and a narrower network that sees more is better
 DROPOUTS = ((2.0, 0.0), (4.5, 0.15), (8.0, 0.3), (math.inf, 0.4))  # below so many passes, this dropout
+PATIENCE = 3  # validations in a row that are worse than the best ...
+HOPELESS = 1.05  # ... and, the last of them, by this factor: what follows is known by heart, and no smaller rate mends it
 SHARE_OF_SPEED = 0.7  # of a float32 matrix product's speed that a whole training step reaches: scripts/bench.py train
 LEAVING_SECONDS = 0.3  # last checkpoint, last lines and the end of the process
 
@@ -93,6 +95,21 @@ def steps_of(config: RunConfig, steps_per_epoch: int) -> int | None:
 def eval_every(steps: int) -> int:
     """Return how many steps lie between two validations of a run of so many steps."""
     return max(1, math.ceil(steps / EVALUATIONS))
+
+
+def hopeless(patience: int | None, worse: int, last: float, best: float) -> bool:
+    """Say whether going on can no longer make a better model.
+
+    Args:
+        patience: Validations in a row without a better score that are too many; 0: none are; None: `PATIENCE` of them, if the
+            last is `HOPELESS` times the best.
+        worse: Validations since the best one.
+        last: Nats per character of the last one.
+        best: Of the best one.
+    """
+    if patience is not None:
+        return bool(patience) and worse > patience
+    return worse >= PATIENCE and last > HOPELESS * best
 
 
 def eval_chars(config: RunConfig) -> int:

@@ -123,7 +123,12 @@ class TrainConfig(_Section):
     eval_every: int | None = setting(None, "steps between validations", low=1, high=MANY)
     save_every: int | None = setting(None, "steps between checkpoints", low=1, high=MANY)
     sample_every: int | None = setting(None, "steps between sample texts", low=1, high=MANY)
-    patience: int = setting(0, "validations without a better score after which to stop; 0: never", low=0, high=10**6)
+    patience: int | None = setting(
+        None,
+        "validations without a better score after which to stop; 0: never; auto: 3, from 5 % above the best on",
+        low=0,
+        high=10**6,
+    )
 
     def __post_init__(self) -> None:
         _Section.__post_init__(self)

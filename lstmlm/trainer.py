@@ -206,7 +206,8 @@ class Trainer:
 
     def _ended(self) -> bool:
         p, patience = self.progress, self.config.train.patience
-        return (p.step == p.steps and not self._owes_validation()) or bool(patience and p.worse > patience)
+        done = p.step == p.steps and not self._owes_validation()
+        return done or recipe.hopeless(patience, p.worse, p.final_nats, p.best_nats)
 
     def _owes_validation(self) -> bool:
         p = self.progress

@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import pytest
@@ -94,3 +95,15 @@ def test_sizes_follow_the_time_and_the_machine() -> None:
     assert chosen(1.0, speed=SPEED / 50).model.hidden != chosen(1.0, speed=SPEED * 50).model.hidden
     assert dropouts == sorted(dropouts, key=lambda dropout: dropout or 0)
     assert dropouts[0] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("patience", "worse", "last", "ends"),
+    [
+        (None, 3, 2.2, True), (None, 2, 9.0, False), (None, 30, 2.05, False), (None, 0, 2.0, False), (None, 0, math.inf, False),
+        (0, 99, 9.0, False), (2, 2, 9.0, False), (2, 3, 2.01, True),
+    ],
+)  # fmt: skip
+def test_hopeless(patience: int | None, worse: int, last: float, ends: bool) -> None:
+    """Left open, a run ends after three validations that were worse, if clearly so; as set, after so many; at 0, never."""
+    assert recipe.hopeless(patience, worse, last, 2.0 if last < math.inf else math.inf) is ends

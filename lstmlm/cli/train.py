@@ -476,6 +476,14 @@ def _finish(console: Console, request: Request, trainer: "Trainer", folder: Path
     out = shlex.quote(str(folder))
     run_pictures.say_curve(console, folder)
     if p.best_step and p.best_nats < float("inf"):
+        if p.steps is not None and p.step < p.steps:
+            above = (
+                f"{p.worse} validations in a row were worse than the best, the last one by {p.final_nats / p.best_nats - 1:.0%}"
+            )
+            console.say(
+                f"stopped at step {p.step:,} of {p.steps:,}: {above}. The model of step {p.best_step:,} is kept; with "
+                "`--set train.patience=0` a run goes to its end."
+            )
         reached = f"{bits(p.best_nats):.4f} bits/char ({p.best_nats:.4f} nats)"
         console.say(f"best {reached} on the validation text, at step {p.best_step}")
     console.say(f"saved {printable(out)}/best.safetensors. Next:  lstmlm sample -m {printable(out)} --prompt 'Bob is'")
@@ -487,6 +495,7 @@ def _finish(console: Console, request: Request, trainer: "Trainer", folder: Path
                 "run": str(folder),
                 "model": str(folder / "best.safetensors"),
                 "steps": p.step,
+                "stopped_early": p.steps is not None and p.step < p.steps,
                 "chars_seen": p.step * trainer.batch_chars,
                 "seconds": round(time.perf_counter() - STARTED, 3),
                 "train_seconds": round(trainer.train_seconds, 3),

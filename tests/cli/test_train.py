@@ -68,8 +68,8 @@ def test_json(lstmlm: Lstmlm, text: Path) -> None:
     score = {"step": int, "bits_per_char": float, "nats_per_char": float}
 
     assert {key: type(value) for key, value in told.items()} == {
-        "schema": int, "command": str, "run": str, "model": str, "steps": int, "chars_seen": int, "seconds": float,
-        "train_seconds": float, "parameters": int, "best": dict, "final": dict,
+        "schema": int, "command": str, "run": str, "model": str, "steps": int, "stopped_early": bool, "chars_seen": int,
+        "seconds": float, "train_seconds": float, "parameters": int, "best": dict, "final": dict,
     }  # fmt: skip
     assert told["schema"] == 1
     assert told["command"] == "train"
@@ -485,3 +485,22 @@ def test_identity(lstmlm: Lstmlm, run: Path) -> None:
     assert meta["command"][:3] == ["lstmlm", "train", "text.txt"]
     assert {"lstmlm", "torch", "python", "kernel", "threads"} <= set(meta["versions"])
     assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 12
+
+
+def test_stops_when_it_is_over(lstmlm: Lstmlm, text: Path) -> None:
+    """A text that is soon known by heart ends the run; the message names the step that is kept, and so does --json."""
+    text.write_text("Bob est là; Ann le voit.\n" * 30 + "Zoé? Qui est Zoé? Max & Léo, ça.\n" * 3, encoding="utf-8")
+    vocabulary = "".join(sorted(set(text.read_text(encoding="utf-8"))))
+    text.write_text(vocabulary + text.read_text(encoding="utf-8"), encoding="utf-8")
+    flags = ("--steps", "400", "--hidden", "17", "--lr", "0.05", "--dropout", "0", "--batch", "3", "--threads", "1")
+    ended = lstmlm("train", text, *flags, "--json")
+    whole = lstmlm("train", text, *flags, "--json", "--set", "train.patience=0", "--out", "runs/whole")
+
+    assert ended.code == whole.code == 0
+    assert ended.json["stopped_early"] is True
+    assert ended.json["steps"] < 400
+    assert f"The model of step {ended.json['best']['step']:,} is kept" in ended.err
+    assert f"stopped at step {ended.json['steps']} of 400" in ended.err
+    assert (whole.json["stopped_early"], whole.json["steps"]) == (False, 400)
+    assert whole.json["best"] == ended.json["best"]
+    assert "stopped at" not in whole.err
