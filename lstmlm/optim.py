@@ -5,6 +5,7 @@ It knows tensors and steps. It does not know the model's layers, texts or files.
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,8 @@ class Optimizer:
     """AdamW over two flat tensors: matrices, which decay, and all else, which does not.
 
     The module's parameters and their gradients become views into flat memory that is allocated once, so that one step
-    is one pass over it, and the backward pass adds where the optimizer reads.
+    is one pass over it, and the backward pass adds where the optimizer reads. With `average` the weights that count are a
+    moving average over that share of the steps so far (polynomial-decay averaging, Shamir and Zhang 2013).
 
     Args:
         module: Whose parameters are trained; their order and shapes are the layout.
@@ -51,7 +53,7 @@ class Optimizer:
         self._named = list(module.named_parameters())
         decays = [config.weight_decay, 0.0]
         groups = [[p for _, p in self._named if (p.dim() > 1) == matrices] for matrices in (True, False)]
-        self._flat = [_Flat(members, decay) for members, decay in zip(groups, decays, strict=True)]
+        self._flat = [_Flat(members, decay, bool(config.average)) for members, decay in zip(groups, decays, strict=True)]
 
     @property
     def gradients(self) -> list[Tensor]:
@@ -80,19 +82,37 @@ class Optimizer:
         c = self.config
         self.step_count += 1
         scale = min(1.0, c.clip / (norm + 1e-6)) if c.clip > 0 else 1.0
+        pull = min(1.0, 1 / (c.average * self.step_count)) if c.average else 1.0
         finite = True
         for flat in self._flat:
             if flat.values.numel():
-                step = Adam(rate, c.beta1, c.beta2, c.eps, flat.decay, self.step_count, scale)
-                finite &= self._pointwise.adam(flat.values, flat.gradient, flat.mean, flat.square, step)
+                step = Adam(rate, c.beta1, c.beta2, c.eps, flat.decay, self.step_count, scale, pull)
+                finite &= self._pointwise.adam(flat.values, flat.gradient, flat.mean, flat.square, flat.average, step)
         return finite
 
     def state(self) -> dict[str, Tensor]:
-        """Return both moments of every parameter by name: `exp_avg.<name>`, `exp_avg_sq.<name>`."""
+        """Return what belongs to every parameter, by name: `exp_avg.<name>`, `exp_avg_sq.<name>`, and `weights.<name>` where the
+        averages are the model.
+        """
         return {f"{moment}.{name}": tensor for moment, name, tensor in self._moments()}
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Put the averages in the place of the weights meanwhile: they are what the run is for."""
+        pairs = [(flat.values, flat.average) for flat in self._flat if flat.average is not None]
+        kept = [values.clone() for values, _ in pairs]
+        for values, average in pairs:
+            values.copy_(average)
+        try:
+            yield
+        finally:
+            for (values, _), own in zip(pairs, kept, strict=True):
+                values.copy_(own)
 
     def restore(self, state: dict[str, Tensor], step_count: int) -> None:
         """Put back what `state` returned after `step_count` steps; a gradient that is there is forgotten.
+
+        The averages, if any, are taken from the module's parameters: `averaged` was how they were saved.
 
         Raises:
             KeyError: A moment is missing or has another shape than its parameter.
@@ -101,6 +121,9 @@ class Optimizer:
             if (found := state[f"{moment}.{name}"]).shape != tensor.shape:
                 raise KeyError(f"{moment}.{name}: expected {tuple(tensor.shape)}, found {tuple(found.shape)}")
         self.step_count = step_count
+        for flat in self._flat:
+            if flat.average is not None:
+                flat.average.copy_(flat.values)
         for moment, name, tensor in self._moments():
             tensor.copy_(state[f"{moment}.{name}"])
         self.zero()
@@ -111,17 +134,19 @@ class Optimizer:
             which = 0 if p.dim() > 1 else 1
             start, offsets[which] = offsets[which], offsets[which] + p.numel()
             flat = self._flat[which]
-            for moment, whole in (("exp_avg", flat.mean), ("exp_avg_sq", flat.square)):
-                yield moment, name, whole[start : offsets[which]].view(p.shape)
+            for moment, whole in (("exp_avg", flat.mean), ("exp_avg_sq", flat.square), ("weights", flat.values)):
+                if moment != "weights" or flat.average is not None:
+                    yield moment, name, whole[start : offsets[which]].view(p.shape)
 
 
 class _Flat:
-    """Parameters moved into one flat tensor, their gradients into another, each a view; and the two moments."""
+    """Parameters moved into one flat tensor, their gradients into another, each a view; the two moments and the average."""
 
-    def __init__(self, members: list[nn.Parameter], decay: float) -> None:
+    def __init__(self, members: list[nn.Parameter], decay: float, average: bool) -> None:
         self.decay = decay
         self.values = torch.cat([p.detach().reshape(-1) for p in members]) if members else torch.empty(0)
         self.gradient, self.mean, self.square = (torch.zeros_like(self.values) for _ in range(3))
+        self.average = self.values.clone() if average else None
         start = 0
         for p in members:
             end = start + p.numel()

@@ -114,6 +114,9 @@ class TrainConfig(_Section):
     beta1: float = setting(0.9, "AdamW's memory of the gradient", low=0, high=1, below_high=True)
     beta2: float = setting(0.99, "AdamW's memory of its square", low=0, high=1, below_high=True)
     eps: float = setting(1e-8, "AdamW's epsilon", low=0, above_low=True, high=1)
+    average: float = setting(
+        0.0, "share of the steps so far over which the weights are averaged; 0: the last ones count", low=0, high=1
+    )
     clip: float = setting(1.0, "largest norm of the gradient; 0: no limit", low=0, high=10**6)
     seed: int = setting(0, "seed of everything random", low=0, high=2**63 - 1)
     threads: int = setting(0, "CPU threads; 0: one for each core", low=0, high=4096)

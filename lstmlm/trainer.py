@@ -309,7 +309,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
-        """Let the model read without learning; a signal raises _Interrupted before its next call."""
+        """Let the model read without learning, its averaged weights if any; a signal raises _Interrupted before its next call."""
 
         def leave(*_: object) -> None:
             if self.stop() is not None:
@@ -318,7 +318,8 @@ class Trainer:
         hook = self.model.register_forward_pre_hook(leave)
         self.model.eval()
         try:
-            yield
+            with self.optimizer.averaged():
+                yield
         finally:
             self.model.train()
             hook.remove()
@@ -420,7 +421,8 @@ class Trainer:
 
     def _checkpoint(self, kind: str, whole: StackState | None) -> Checkpoint:
         p = self.progress
-        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        with self.optimizer.averaged():
+            blobs = checkpoint.to_blobs({f"model.{k}": v for k, v in self.model.state_dict().items()})
         meta = {
             **self.identity,
             "config": to_dict(self.config),
@@ -432,8 +434,9 @@ class Trainer:
             "training": {},
         }
         if kind == "last":
-            tensors |= {f"optimizer.{k}": v for k, v in self.optimizer.state().items()}
+            tensors = {f"optimizer.{k}": v for k, v in self.optimizer.state().items()}
             for index, state in enumerate(whole or ()):
                 tensors |= {f"state.{index}.hidden": state.hidden, f"state.{index}.cell": state.cell}
             meta["training"] = p.to_meta()
-        return Checkpoint(kind, meta, checkpoint.to_blobs(tensors))
+            blobs |= checkpoint.to_blobs(tensors)
+        return Checkpoint(kind, meta, blobs)

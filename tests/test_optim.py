@@ -274,3 +274,50 @@ def test_every_step_of_any_run_has_a_rate_above_zero(warmup: int, steps: int) ->
 
     assert all(0 < learning_rate(config, step, steps) <= 0.1 for step in range(steps))
     assert learning_rate(config, steps + 3, steps) >= 0
+
+
+def test_the_average_looks_back_on_a_share_of_the_steps() -> None:
+    """The averages are the weights at first, then move to them by one over that share of the steps so far."""
+    model = small_model()
+    optimizer = Optimizer(model, train_config(average=0.25), TorchPointwise())
+    p = next(model.parameters())
+    expected = p.detach().clone()
+    for step in range(20):
+        backward(model, step)
+        optimizer.update(0.1, optimizer.gradient_norm())
+        expected.lerp_(p.detach(), min(1.0, 1 / (0.25 * (step + 1))))
+        own = p.detach().clone()
+        with optimizer.averaged():
+            assert_close(p, expected, f"average after step {step + 1}")
+        assert torch.equal(p, own)
+        if step < 4:
+            assert torch.equal(expected, own)
+    assert not torch.equal(expected, p)
+
+
+def test_averages_are_put_back() -> None:
+    """Ten steps, saved with the averages as the model, and ten more equal twenty: weights and averages."""
+    one, other = twins()
+    whole, first = (Optimizer(model, train_config(average=0.2), TorchPointwise()) for model in (one, other))
+    for step in range(20):
+        backward(one, step)
+        whole.update(0.1, whole.gradient_norm())
+    for step in range(10):
+        backward(other, step)
+        first.update(0.1, first.gradient_norm())
+    with first.averaged():
+        saved = {name: p.detach().clone() for name, p in other.named_parameters()}
+    state = {name: tensor.clone() for name, tensor in first.state().items()}
+    last = small_model()
+    last.load_state_dict(saved)
+    resumed = Optimizer(last, train_config(average=0.2), TorchPointwise())
+    resumed.restore(state, 10)
+    for step in range(10, 20):
+        backward(last, step)
+        resumed.update(0.1, resumed.gradient_norm())
+
+    for p, q in zip(one.parameters(), last.parameters(), strict=True):
+        assert torch.equal(p, q)
+    with whole.averaged(), resumed.averaged():
+        for p, q in zip(one.parameters(), last.parameters(), strict=True):
+            assert torch.equal(p, q)

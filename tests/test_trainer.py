@@ -39,13 +39,13 @@ def corpus(tmp_path: Path) -> Corpus:
     return open_corpus([str(path)], cache_dir=tmp_path / "cache")
 
 
-def configured(layers: int = 2, dropout: float = 0.3, **train: Any) -> RunConfig:
+def configured(layers: int = 2, dropout: float = 0.3, weight_dropout: float = 0.0, **train: Any) -> RunConfig:
     """Return the smallest configuration that has everything: carried state, dropout, warm-up, decay."""
     chosen: dict[str, Any] = {
         "steps": STEPS, "batch": 3, "window": 5, "lr": 0.02, "warmup": 3, "weight_decay": 0.01,
         "eval_every": 7, "save_every": 4, **train,
     }  # fmt: skip
-    network = ModelConfig(hidden=7, layers=layers, dropout=dropout)
+    network = ModelConfig(hidden=7, layers=layers, dropout=dropout, weight_dropout=weight_dropout)
     return RunConfig(network, DataConfig(), TrainConfig(**chosen))
 
 
@@ -123,8 +123,14 @@ def bench(corpus: Corpus, tmp_path: Path) -> Callable[..., Bench]:
 
 @pytest.mark.parametrize(
     "config",
-    [configured(), configured(layers=1, dropout=0.0), configured(layers=3, dropout=0.5, clip=0.0), configured(eval_every=1)],
-    ids=["plain", "no dropout", "deep", "evaluating"],
+    [
+        configured(),
+        configured(layers=1, dropout=0.0),
+        configured(layers=3, dropout=0.5, clip=0.0),
+        configured(eval_every=1),
+        configured(average=0.3, weight_dropout=0.2, state_dropout=0.2, segment=3),
+    ],
+    ids=["plain", "no dropout", "deep", "evaluating", "averaged"],
 )
 def test_ten_and_ten(bench: Callable[..., Bench], config: RunConfig) -> None:
     """Ten steps, a save, a load and ten more leave the same bits as twenty: tensors, metrics, samples, scores."""
@@ -224,6 +230,22 @@ def test_state_dropout(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPa
     began = [flag for row, step in zip(seen, range(STEPS), strict=True) if not made.streams.position(step)[1] for flag in row]
 
     assert 0.2 < sum(began) / len(began) < 0.8
+
+
+def test_averages_are_the_model(bench: Callable[..., Bench]) -> None:
+    """With averaging, what is scored and saved is the average; the weights themselves wait in `last` for the next step."""
+    made = bench(eval_every=STEPS, average=0.5).trainer()
+    made.run()
+    best, last = (checkpoint.read(made.folder / f"{kind}.safetensors") for kind in ("best", "last"))
+    own = checkpoint.to_blobs({f"model.{k}": v for k, v in made.model.state_dict().items()})
+    with made.optimizer.averaged():
+        averaged = checkpoint.to_blobs({f"model.{k}": v for k, v in made.model.state_dict().items()})
+
+    assert own != averaged
+    assert best.tensors == averaged
+    assert {k: v for k, v in last.tensors.items() if k.startswith("model.")} == averaged
+    weights = {k.replace("optimizer.weights.", "model."): v for k, v in last.tensors.items() if ".weights." in k}
+    assert weights == own
 
 
 def test_metrics(bench: Callable[..., Bench]) -> None:

@@ -499,9 +499,9 @@ EXPORT double lstmlm_square(int threads, size n, float *gradients) {
 
 /* One step; returns whether all weights are finite after it. */
 EXPORT int lstmlm_adam(int threads, size n, float rate, float beta1, float beta2, float eps, float shrink, float scale, float second,
-                       float *weights, float *gradients, float *means, float *squares) {
+                       float pull, float *weights, float *gradients, float *means, float *squares, float *average) {
     Adam job = {.n = n, .weights = weights, .gradients = gradients, .means = means, .squares = squares, .rate = rate, .beta1 = beta1,
-                .beta2 = beta2, .eps = eps, .shrink = shrink, .scale = scale, .second = second};
+                .beta2 = beta2, .eps = eps, .shrink = shrink, .scale = scale, .second = second, .pull = pull, .average = average};
     run_team(adam, &job, threads);
     int finite = 1;
     for (int p = 0; p < PARTS; p++) finite &= job.finite[p];

@@ -90,16 +90,18 @@ class NativePointwise:
         n = checked("gradient", gradient, gradient.numel()).numel()
         return float(self._library.lstmlm_square(_enough(n), n, *pointers(gradient)))
 
-    def adam(self, weights: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, step: Adam) -> bool:
+    def adam(self, weights: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, average: Tensor | None, step: Adam) -> bool:
         """See `Pointwise.adam`."""
         n = weights.numel()
+        if average is not None:
+            checked("average", average, n)
         for name, tensor in (("weights", weights), ("gradient", gradient), ("mean", mean), ("square", square)):
             checked(name, tensor, n)
         first = 1 - step.beta1**step.step
         second = 1 / math.sqrt(1 - step.beta2**step.step)
         shrink = 1 - step.rate * step.decay
-        numbers = (step.rate / first, step.beta1, step.beta2, step.eps, shrink, step.scale, second)
-        return bool(self._library.lstmlm_adam(_enough(n), n, *numbers, *pointers(weights, gradient, mean, square)))
+        numbers = (step.rate / first, step.beta1, step.beta2, step.eps, shrink, step.scale, second, step.pull)
+        return bool(self._library.lstmlm_adam(_enough(n), n, *numbers, *pointers(weights, gradient, mean, square, average)))
 
 
 def _drop(drop: Dropout | None, layer: int, B: int) -> tuple[int, int, int, int, float]:
@@ -128,4 +130,4 @@ def _declare(library: ctypes.CDLL) -> None:
     library.lstmlm_loss.argtypes, library.lstmlm_loss.restype = [number, size, size, real, *[pointer] * 5], ctypes.c_double
     library.lstmlm_scatter.argtypes = [number, size, size, size, *[pointer] * 4]
     library.lstmlm_square.argtypes, library.lstmlm_square.restype = [number, size, pointer], ctypes.c_double
-    library.lstmlm_adam.argtypes, library.lstmlm_adam.restype = [number, size, *[real] * 7, *[pointer] * 4], number
+    library.lstmlm_adam.argtypes, library.lstmlm_adam.restype = [number, size, *[real] * 8, *[pointer] * 5], number

@@ -211,8 +211,8 @@ static void scatter(void *argument, int rank, int threads) {
 
 typedef struct {
     size n;
-    float *weights, *gradients, *means, *squares;
-    float rate, beta1, beta2, eps, shrink, scale, second;
+    float *weights, *gradients, *means, *squares, *average;
+    float rate, beta1, beta2, eps, shrink, scale, second, pull;
     double norms[PARTS];
     int finite[PARTS];
 } Adam;
@@ -235,7 +235,7 @@ static void square(void *argument, int rank, int threads) {
     }
 }
 
-/* Loshchilov and Hutter (2019), with the gradient scaled first, and set to zero after. */
+/* Loshchilov and Hutter (2019), with the gradient scaled first, and set to zero after; the average, if any, is pulled along. */
 static void adam(void *argument, int rank, int threads) {
     Adam *job = argument;
     const float up1 = 1.f - job->beta1, up2 = 1.f - job->beta2;
@@ -251,6 +251,10 @@ static void adam(void *argument, int rank, int threads) {
             w = w * job->shrink - job->rate * m / (root(v) * job->second + job->eps);
             store(job->means + i, m, lanes), store(job->squares + i, v, lanes), store(job->weights + i, w, lanes);
             store(job->gradients + i, (vec){0}, lanes);
+            if (job->average) {
+                vec average = load(job->average + i, lanes);
+                store(job->average + i, average + (w - average) * job->pull, lanes);
+            }
             bad += only(w * 0.f, lanes);
         }
         job->finite[p] = total(bad) == 0;

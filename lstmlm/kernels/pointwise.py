@@ -30,6 +30,7 @@ class Adam(NamedTuple):
 
     step: Counted from 1.
     scale: What the gradient is multiplied by first, for clipping.
+    pull: How far the average of the weights moves to the new ones, from 0 to 1.
     """
 
     rate: float
@@ -39,6 +40,7 @@ class Adam(NamedTuple):
     decay: float
     step: int
     scale: float
+    pull: float
 
 
 class Pointwise(Protocol):
@@ -98,8 +100,17 @@ class Pointwise(Protocol):
     def squared(self, gradient: Tensor) -> float:
         """Return the sum of the squares of a flat gradient."""
 
-    def adam(self, weights: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, step: Adam) -> bool:
-        """Take one step of AdamW over flat tensors, set the gradient to zero, and say whether all weights are finite now."""
+    def adam(self, weights: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, average: Tensor | None, step: Adam) -> bool:
+        """Take one step of AdamW over flat tensors, set the gradient to zero, and say whether all weights are finite now.
+
+        Args:
+            weights: (n)
+            gradient: (n)
+            mean: Of the gradient, moving. (n)
+            square: Of its square. (n)
+            average: Of the weights; None: there is none. (n)
+            step: Its numbers.
+        """
 
 
 class TorchPointwise:
@@ -155,7 +166,7 @@ class TorchPointwise:
         """See `Pointwise.squared`."""
         return float(torch.linalg.vector_norm(gradient)) ** 2
 
-    def adam(self, weights: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, step: Adam) -> bool:
+    def adam(self, weights: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, average: Tensor | None, step: Adam) -> bool:
         """See `Pointwise.adam`."""
         gradient.mul_(step.scale)
         adamw(
@@ -175,4 +186,6 @@ class TorchPointwise:
             maximize=False,
         )
         gradient.zero_()
+        if average is not None:
+            average.lerp_(weights, step.pull)
         return bool(torch.isfinite(weights.sum()))

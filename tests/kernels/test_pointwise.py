@@ -100,12 +100,12 @@ def test_adam(ours: NativePointwise, n: int) -> None:
 
     def run(pointwise: Pointwise, dtype: torch.dtype) -> list[Tensor]:
         weights, m, v = normal(0, n).to(dtype), torch.zeros(n, dtype=dtype), torch.zeros(n, dtype=dtype)
-        gradient, squares = weights, []
+        gradient, average, squares = weights, torch.ones(n, dtype=dtype), []
         for step in (1, 2, 3):
             gradient = normal(step, n).to(dtype)
             squares.append(pointwise.squared(gradient))
-            assert pointwise.adam(weights, gradient, m, v, Adam(0.1, 0.9, 0.99, 1e-8, 0.3, step, 0.5))
-        return [weights, m, v, gradient, torch.tensor(squares)]
+            assert pointwise.adam(weights, gradient, m, v, average, Adam(0.1, 0.9, 0.99, 1e-8, 0.3, step, 0.5, 0.25))
+        return [weights, m, v, average, gradient, torch.tensor(squares)]
 
     agree(*both(ours, run), within=1e-4)
 
@@ -122,7 +122,8 @@ def test_what_is_not_finite_is_seen(ours: NativePointwise, pointwise: Pointwise 
 
         assert not torch.tensor(run.loss(logits, None, targets, 1.0, None)).isfinite()
         assert not torch.tensor(run.squared(gradient)).isfinite()
-        assert not run.adam(weights, normal(3, 100), torch.zeros(100), torch.zeros(100), Adam(0.1, 0.9, 0.9, 1e-8, 0.0, 1, 1.0))
+        step = Adam(0.1, 0.9, 0.9, 1e-8, 0.0, 1, 1.0, 1.0)
+        assert not run.adam(weights, normal(3, 100), torch.zeros(100), torch.zeros(100), None, step)
 
 
 def test_threads_do_not_change_bits(ours: NativePointwise, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +145,7 @@ def test_threads_do_not_change_bits(ours: NativePointwise, monkeypatch: pytest.M
         n = 50_000
         gradient, weights, m, v = normal(8, n), normal(9, n), torch.zeros(n), torch.zeros(n)
         square = ours.squared(gradient)
-        ours.adam(weights, gradient, m, v, Adam(0.1, 0.9, 0.99, 1e-8, 0.1, 1, 0.5))
+        ours.adam(weights, gradient, m, v, None, Adam(0.1, 0.9, 0.99, 1e-8, 0.1, 1, 0.5, 1.0))
         results.append(
             [out, dy, stats, norm.dgamma, norm.dbeta, logits, db, dU, dbias, weights, m, v, torch.tensor([nats, square])]
         )
