@@ -120,10 +120,13 @@ class _Plan:
         self.texts, self.encoding, self.val_fraction, self.folder = texts, encoding, val_fraction, folder
         self.symbols, self.byte, self.progress = symbols, tokenizer == "byte", progress
         self.settings = [cache.MAGIC.decode(), sys.byteorder, tokenizer, encoding, symbols, val_fraction]
-        paths = [[os.path.abspath(source.path or "-") for source in text] for text in texts]
-        self.place = _digest(paths, self.settings)
-        self.stamp = _digest(self.place, [[source.identity for source in text] for text in texts])
+        self.place, self.stamp = self._marks(self.settings)
         self.started = time.time_ns()
+
+    def _marks(self, settings: list[object]) -> tuple[str, str]:
+        """Return what the files are called and what state they are in, as digests, each with the settings."""
+        place = _digest([[os.path.abspath(source.path or "-") for source in text] for text in self.texts], settings)
+        return place, _digest(place, [[source.identity for source in text] for text in self.texts])
 
     def remembered(self) -> Store | None:
         """Find the ids in the cache by the state of the files alone, which takes no pass over them."""
@@ -133,7 +136,13 @@ class _Plan:
         if any(source.identity is None for source in sources) or not (large or any(not s.plain for s in sources)):
             return None
         newest = max(source.changed for source in sources)
-        return cache.find(self.folder, self.stamp, newest)
+        found = cache.find(self.folder, self.stamp, newest)
+        if found is None and self.symbols is not None:
+            # A run that goes on knows its vocabulary; when it began, the same text gave the same one.
+            began = cache.find(self.folder, self._marks([*self.settings[:4], None, self.val_fraction])[1], newest)
+            if began is not None and began.facts["tokenizer"].get("symbols") == self.symbols:
+                return began
+        return found
 
     def read(self) -> Store:
         """Make the passes."""

@@ -84,6 +84,19 @@ class TestLarge:
 
         assert text_of(read(path)) == text_of(read(path)) == text
 
+    def test_a_known_vocabulary_needs_no_pass(self, read: Reader, passes: list[str]) -> None:
+        """A run that goes on, and knows its vocabulary, finds what it read when it began; another vocabulary does not."""
+        path = self.old(read)
+        began = read(path)
+        passes.clear()
+        symbols = str(began.tokenizer.to_dict()["symbols"])
+        again = read(path, symbols=symbols)
+
+        assert passes == []
+        assert (again.fingerprint, again.counts, text_of(again)) == (began.fingerprint, began.counts, self.text)
+        read(path, symbols=symbols + "\U0010ffff")
+        assert passes != []
+
     def test_an_edited_file_is_read_again(self, read: Reader) -> None:
         """A change of the text is seen, and the ids of the old text are removed."""
         path = self.old(read)
