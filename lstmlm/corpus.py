@@ -123,7 +123,7 @@ class _Plan:
         self.place, self.stamp = self._marks(self.settings)
         self.started = time.time_ns()
 
-    def _marks(self, settings: list[object]) -> tuple[str, str]:
+    def _marks(self, settings: Sequence[object]) -> tuple[str, str]:
         """Return what the files are called and what state they are in, as digests, each with the settings."""
         place = _digest([[os.path.abspath(source.path or "-") for source in text] for text in self.texts], settings)
         return place, _digest(place, [[source.identity for source in text] for text in self.texts])
