@@ -15,7 +15,7 @@ Source: Krause, Kahembwe, Murray and Renals 2018, "Dynamic Evaluation of Neural 
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,6 +26,8 @@ from lstmlm.sampler import Sampling, generate
 
 SEGMENT = 128  # characters that are scored before the network learns from them
 LARGEST = 3.0  # times the usual size: what a text that is like no other may ask for in one step
+CHOICES = (1.5e-3, 5e-4, 1.5e-4)  # rates: most texts want the first, those without anything new the last
+CHOICE_CHARS = 12_288  # of the training text, its end, by which one of them is chosen
 OWN_CHARS = 8_192  # length of the text that the network writes to see how large its gradients are
 
 
@@ -65,8 +67,26 @@ class Learner:
         # A network without any gradient learns nothing, and divides by no zero either.
         self._scale = 1 / (usual + rates.floor * overall).clamp_min(torch.finfo(usual.dtype).tiny)
         self._home = self._weights.clone()
+        self.restart(rates)
+
+    def restart(self, rates: Rates) -> None:
+        """Forget what was read and learnt, and go on at other rates; their floor stays that of the first ones."""
+        self._weights.copy_(self._home)
         self._rates = rates
         self._state: StackState = self._model.initial_state(1)
+
+    def choose(self, ids: Tensor) -> Rates:
+        """Return the rates of `CHOICES` that score a text best, and start again at them.
+
+        Args:
+            ids: A piece of the training text; the text that is to be scored is no part of it. (n)
+        """
+        found = []
+        for rate in CHOICES:
+            self.restart(replace(self._rates, rate=rate))
+            found.append((float(self.read(ids).nats.double().sum()), self._rates))
+        self.restart(min(found, key=lambda pair: pair[0])[1])
+        return self._rates
 
     def read(self, ids: Tensor) -> Scored:
         """Score ids[1:] and learn from them, segment by segment, from where the last call ended.

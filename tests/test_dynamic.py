@@ -161,3 +161,16 @@ def test_under_a_scorer() -> None:
     assert score(apart, STILL) - 4 * unknown == pytest.approx(plain.finish().nats)
     assert score(apart, Rates(rate=0.03)) - 4 * unknown == pytest.approx(plain.finish().nats - still + whole)
     assert score([ids], Rates(rate=0.03)) - unknown == pytest.approx(score(apart, Rates(rate=0.03)) - 4 * unknown, abs=1e-9)
+
+
+def test_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rate chosen is the one that scores a text best, and the learner then reads as a new one at that rate does."""
+    monkeypatch.setattr(dynamic, "CHOICES", (0.3, 0.0, 0.01))
+    model, ids = small_model(), torch.tensor([1, 7, 7, 2, 9] * 300)
+    one = learner(model)
+    chosen = one.choose(ids)
+    scores = {rate: float(read(model, ids, Rates(rate=rate)).nats.sum()) for rate in dynamic.CHOICES}
+
+    assert chosen.rate == min(scores, key=lambda rate: scores[rate])
+    assert chosen.rate != 0.0
+    assert float(one.read(ids).nats.sum()) == scores[chosen.rate]

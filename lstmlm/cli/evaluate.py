@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from lstmlm.api import LanguageModel
     from lstmlm.corpus import Corpus
+    from lstmlm.dynamic import Learner, Rates
 
 
 @dataclass(frozen=True)
@@ -145,9 +146,9 @@ def _score(request: Request, model: "LanguageModel", texts: list[str]) -> Scores
     plain = request.baselines if request.baselines is not None else not (texts or request.files_from)
     corpus = _corpus(model, texts) if plain or not texts else None
     scorers = [Scorer(model.network, model.counts, request.protocol, request.window, request.batch)]
-    rates = dynamic.Rates() if request.dynamic else None
-    if rates:
-        learner = dynamic.Learner(model.network, model.start(), rates)
+    rates = None
+    if request.dynamic:
+        learner, rates = _learner(model, corpus)
         scorers.append(Scorer(model.network, model.counts, window=dynamic.SEGMENT, read=learner.read))
     kept: list[Tensor] = []
     for ids, chars, size in _pieces(request, model, texts, corpus):
@@ -161,6 +162,18 @@ def _score(request: Request, model: "LanguageModel", texts: list[str]) -> Scores
         raise TextError(f"{what}: expected at least one character, found none. Name a file that has some.")
     means = scores.plain_means(model, corpus, torch.cat(kept)[: baselines.MOST], score) if plain and corpus else None
     return Scores(score, learnt[0] if learnt else None, rates, means)
+
+
+def _learner(model: "LanguageModel", corpus: "Corpus | None") -> "tuple[Learner, Rates]":
+    """Return what learns as it reads, at rates chosen by the end of the training text, or at the usual ones if that is gone."""
+    from lstmlm import dynamic
+
+    rates = dynamic.Rates()
+    learner = dynamic.Learner(model.network, model.start(), rates)
+    with contextlib.suppress(TextError):
+        train = (corpus or _corpus(model, [])).train
+        rates = learner.choose(train.tensor(max(0, len(train) - dynamic.CHOICE_CHARS - 1), len(train)))
+    return learner, rates
 
 
 def _corpus(model: "LanguageModel", texts: list[str]) -> "Corpus":
