@@ -7,7 +7,7 @@ from lstmlm.console import Console
 def test_progress_of_a_pass(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """While a large text is read a line comes every ten seconds: how far, how fast, and how long this pass will last."""
     now = [100.0]
-    monkeypatch.setattr(door.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
     reading = door._Reading(Console())
     for doing, seconds in (("reading", 30), ("encoding", 30)):
         for second in range(seconds):
@@ -24,7 +24,7 @@ def test_progress_of_a_pass(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 def test_progress_of_a_pipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """What has no known size is told by what was read, without a guess."""
     now = [0.0]
-    monkeypatch.setattr(door.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
     reading = door._Reading(Console())
     now[0] = 11.0
     reading("reading", 5 << 20, 0)
