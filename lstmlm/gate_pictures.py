@@ -108,7 +108,7 @@ def view(
     shown = [glyph(char, unicode) for char in chars]
     margin = min(max(len(row.label) for row in rows), max(4, width // 3)) + 1
     lines: list[str] = []
-    for start, stop in _wrapped(shown, max(2, width - margin)):
+    for start, stop in _wrapped(chars, shown, max(2, width - margin)):
         piece = shown[start:stop]
         lines.append(" " * margin + "".join(piece).rstrip())
         for row in rows:
@@ -132,12 +132,12 @@ def painted(text: str, values: Sequence[float], scale: Scale) -> str:
     return "\n".join(lines)
 
 
-def _wrapped(shown: Sequence[str], columns: int) -> list[tuple[int, int]]:
+def _wrapped(chars: Sequence[str], shown: Sequence[str], columns: int) -> list[tuple[int, int]]:
     """Cut characters into lines: full ones, or up to and with a line end."""
     cuts, start, used = [], 0, 0
     for index, char in enumerate(shown):
         wide = max(1, cells(char))
-        if used + wide > columns:
+        if used + wide > columns or (index and chars[index - 1] == "\n"):
             cuts.append((start, index))
             start, used = index, 0
         used += wide
@@ -187,7 +187,7 @@ def gates_svg(chars: Sequence[str], rows: Sequence[Row], title: str) -> str:
         title: Over it.
     """
     shown = [glyph(char) for char in chars]
-    lines = _wrapped(shown, PER_LINE)
+    lines = _wrapped(chars, shown, PER_LINE)
     columns = max(sum(max(1, cells(c)) for c in shown[start:stop]) for start, stop in lines)
     width = EDGE * 2 + LABEL + max(columns * CELL, 420.0)
     parts, y = [_words(EDGE, EDGE + 8, title, "title")], EDGE + 34.0

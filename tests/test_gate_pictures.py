@@ -91,6 +91,16 @@ def test_every_character_has_a_column(char: str, shown: str, plain: str) -> None
     assert glyph(char, unicode=False) == plain
 
 
+@pytest.mark.parametrize("unicode", [True, False])
+def test_a_line_of_the_text_is_a_line_of_the_view(unicode: bool) -> None:
+    """After a line end the view goes on in a new line; a dollar that stands for itself ends none."""
+    text = "a$b\n\ncd\n"
+    lines = view(text, [Row("r", [0.0] * len(text), SCALE)], 80, unicode=unicode, legend=False).split("\n")
+    end = "↵" if unicode else "$"
+
+    assert [line.strip() for line in lines if line.strip() not in ("", "r")] == [f"a$b{end}", end, f"cd{end}"]
+
+
 def test_svg_is_dark_on_dark_grounds() -> None:
     """The ground and the ink change where the surroundings are dark, and no rectangle of the ground stays white."""
     svg = gates_svg("Bob", [Row("a", [0.1, float("nan"), 0.9], SCALE)], "title")
