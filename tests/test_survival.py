@@ -123,7 +123,17 @@ def test_a_full_disk_deletes_nothing_with_overwrite(small: Path) -> None:
 
 def test_a_thousand_loads_while_training() -> None:
     """A run that saves after each step is read a thousand times meanwhile: each checkpoint is whole, none older than the last."""
-    endless = ["--steps", "1000000", *FLAGS[2:], "--set", "train.save_every=1", "--set", "train.eval_every=5"]
+    endless = [
+        "--steps",
+        "1000000",
+        *FLAGS[2:],
+        "--set",
+        "train.save_every=1",
+        "--set",
+        "train.eval_every=5",
+        "--set",
+        "train.patience=0",
+    ]
     pid = train(*endless, "--out", "run")
     path = Path("run/last.safetensors")
     try:
