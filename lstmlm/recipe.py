@@ -1,7 +1,7 @@
 """What a run does with its time where the user leaves it open: sizes, rates, steps, and when to look.
 
 It knows budgets and sizes. It does not know tensors, files or terminals. Its numbers rest on few runs of
-one seed each, recorded in `scripts/results/`; what they say of longer budgets than three minutes is extrapolated.
+one seed each of about a minute, recorded in `scripts/results/`; what they say of longer budgets is extrapolated.
 """
 
 import math
@@ -14,13 +14,15 @@ DEFAULT_MINUTES = 3.0
 EVALUATIONS = 10  # in one run, where the budget allows
 EVALUATION_SHARE = 0.06  # of a budget in minutes that may go into validating
 EVALUATION_CHARS = 1 << 18  # of the validation text, its beginning; `lstmlm eval` scores all of it
-WIDTHS = (128, 192, 256, 384, 512)
-ENOUGH_CHARS = 1.6e6  # for 256 units: fewer, and a narrower network that sees more is better
-DROPOUTS = ((2.0, 0.0), (4.5, 0.15), (8.0, 0.3), (math.inf, 0.4))  # below so many passes, this dropout
+WIDTHS = (128, 192, 256, 384, 512, 768, 1024)
+ENOUGH_CHARS = 1.2e6  # for 256 units: fewer, and a narrower network that sees more is better
+WIDEST = ((50_000, 128), (300_000, 384), (600_000, 512), (3_000_000, 768), (math.inf, 1024))  # for texts below so many characters
+# Below so many passes, this much dropout of values and of recurrent weights.
+DROPOUTS = ((1.5, 0.0, 0.0), (4.0, 0.1, 0.0), (7.0, 0.2, 0.1), (14.0, 0.3, 0.2), (math.inf, 0.4, 0.2))
 PATIENCE = 3  # validations in a row that are worse than the best ...
 HOPELESS = 1.05  # ... and, the last of them, by this factor: what follows is known by heart, and no smaller rate mends it
-SHARE_OF_SPEED = 0.7  # of a float32 matrix product's speed that a whole training step reaches: scripts/bench.py train
-LEAVING_SECONDS = 0.3  # last checkpoint, last lines and the end of the process
+SHARE_OF_SPEED = 0.95  # of a float32 matrix product's speed that a whole training step reaches: scripts/bench.py train
+LEAVING_SECONDS = 2.0  # at most: last checkpoints, last lines and the end of the process
 
 
 def choose(config: RunConfig, chars: int, speed: float) -> tuple[RunConfig, str]:
@@ -42,9 +44,11 @@ def choose(config: RunConfig, chars: int, speed: float) -> tuple[RunConfig, str]
     layers = model.layers or 1
     hidden = model.hidden or _hidden(chars, layers, train.minutes, steps, speed)
     passes = (_chars_in(train.minutes, hidden, layers, speed) if steps is None else steps * batch * window) / chars
-    dropout = model.dropout if model.dropout is not None else _dropout(passes)
+    values, weights = next((values, weights) for most, values, weights in DROPOUTS if passes < most)
+    dropout = model.dropout if model.dropout is not None else values
+    weight_dropout = model.weight_dropout if model.weight_dropout is not None else weights
     lr = train.lr if train.lr is not None else 8e-3 * math.sqrt(256 / hidden)
-    chosen_model = replace(model, hidden=hidden, layers=layers, dropout=dropout)
+    chosen_model = replace(model, hidden=hidden, layers=layers, dropout=dropout, weight_dropout=weight_dropout)
     warmup = train.warmup if train.warmup is not None else (min(100, steps // 10) if steps is not None else 100)
     weight_decay = train.weight_decay if train.weight_decay is not None else 0.01
     chosen_train = replace(train, batch=batch, window=window, lr=lr, warmup=warmup, weight_decay=weight_decay)
@@ -54,8 +58,8 @@ def choose(config: RunConfig, chars: int, speed: float) -> tuple[RunConfig, str]
     if opened:
         budget = counted(steps, "step") if steps is not None else counted(train.minutes or DEFAULT_MINUTES, "minute")
         line = (
-            f"{layers} x {hidden} units, batch {batch}, window {window}, rate {lr:.2g}, dropout {dropout:g}: "
-            f"chosen for {budget} on {chars:,} characters, about {passes:.2g} passes"
+            f"{layers} x {hidden} units, batch {batch}, window {window}, rate {lr:.2g}, dropout {dropout:g} "
+            f"(weights {weight_dropout:g}): chosen for {budget} on {chars:,} characters, about {passes:.2g} passes"
         )
     return chosen, line
 
@@ -70,13 +74,8 @@ def _hidden(chars: int, layers: int, minutes: float | None, steps: int | None, s
     if steps is not None:
         return 128 if chars < 50_000 else 256
     fitting = [width for width in WIDTHS if _chars_in(minutes, width, layers, speed) >= ENOUGH_CHARS * width / 256]
-    largest = 128 if chars < 50_000 else 512
+    largest = next(width for most, width in WIDEST if chars < most)
     return min(largest, max(fitting, default=WIDTHS[0]))
-
-
-def _dropout(passes: float) -> float:
-    """Return the dropout for a text that is read so many times: what is seen often is soon known by heart."""
-    return next(p for most, p in DROPOUTS if passes < most)
 
 
 def _opened(model: ModelConfig, train: TrainConfig) -> bool:
@@ -117,16 +116,19 @@ def eval_chars(config: RunConfig) -> int:
     return EVALUATION_CHARS
 
 
-def speed_is_known(step: int, seconds: float, minutes: float, warmup: int) -> bool:
+def speed_is_known(step: int, seconds: float, minutes: float, train: TrainConfig) -> bool:
     """Say whether the first steps have shown how fast the rest will be.
 
     Args:
         step: Steps done.
         seconds: They took, evaluations and saving apart.
         minutes: The whole budget.
-        warmup: Before its end the learning rate does not depend on the number of steps.
+        train: While the rate does not depend on the number of steps, there is time: before the end of the warm-up, or for a
+            fifth of the budget where the rate stays the same after it.
     """
-    return step >= 3 and (seconds > max(0.3, 0.03 * minutes * 60) or step >= warmup)
+    if train.final_lr == 1:
+        return step >= 3 and seconds > 0.2 * minutes * 60
+    return step >= 3 and (seconds > max(0.3, 0.03 * minutes * 60) or step >= (train.warmup or 0))
 
 
 def share_out(step: int, left: float, per_step: float, per_eval: float, train: TrainConfig) -> tuple[int, int]:
@@ -142,7 +144,7 @@ def share_out(step: int, left: float, per_step: float, per_eval: float, train: T
     Returns:
         The number of steps of the whole run, and how many lie between two validations.
     """
-    left -= LEAVING_SECONDS
+    left -= min(LEAVING_SECONDS, 0.3 + 0.025 * max(0.0, left))
     if train.eval_every:
         per_step += per_eval / train.eval_every
         steps = step + max(1, int((left - per_eval) / per_step))

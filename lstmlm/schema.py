@@ -54,8 +54,8 @@ class ModelConfig(_Section):
     dropout: float | None = setting(
         None, "share of the values between layers that is dropped in training", low=0, high=1, below_high=True
     )
-    weight_dropout: float = setting(
-        0.0, "share of the recurrent weights that is dropped in each training step", low=0, high=1, below_high=True
+    weight_dropout: float | None = setting(
+        None, "share of the recurrent weights that is dropped in each training step", low=0, high=1, below_high=True
     )
     layer_norm: bool = setting(True, "layer norm on the output of each layer")
     residual: bool = setting(True, "add the input of a layer to its output, where both have the same width")
@@ -105,17 +105,17 @@ class TrainConfig(_Section):
         0, "steps of a window that are kept in memory at a time, the rest computed twice; 0: all", low=0, high=10**6
     )
     state_dropout: float = setting(
-        0.0, "share of the streams that begin a step with an empty state", low=0, high=1, below_high=True
+        0.03, "share of the streams that begin a step with an empty state", low=0, high=1, below_high=True
     )
     lr: float | None = setting(None, "largest learning rate", low=0, high=10)
     warmup: int | None = setting(None, "steps over which the rate rises to lr", low=0, high=MANY)
-    final_lr: float = setting(0.0, "rate at the last step, as a fraction of lr", low=0, high=1)
+    final_lr: float = setting(1.0, "rate at the last step, as a fraction of lr", low=0, high=1)
     weight_decay: float | None = setting(None, "decoupled decay of the matrices, times lr at each step", low=0, high=100)
-    beta1: float = setting(0.9, "AdamW's memory of the gradient", low=0, high=1, below_high=True)
+    beta1: float = setting(0.5, "AdamW's memory of the gradient", low=0, high=1, below_high=True)
     beta2: float = setting(0.99, "AdamW's memory of its square", low=0, high=1, below_high=True)
     eps: float = setting(1e-8, "AdamW's epsilon", low=0, above_low=True, high=1)
     average: float = setting(
-        0.0, "share of the steps so far over which the weights are averaged; 0: the last ones count", low=0, high=1
+        0.15, "share of the steps so far over which the weights are averaged; 0: the last ones count", low=0, high=1
     )
     clip: float = setting(1.0, "largest norm of the gradient; 0: no limit", low=0, high=10**6)
     seed: int = setting(0, "seed of everything random", low=0, high=2**63 - 1)

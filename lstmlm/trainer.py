@@ -254,7 +254,7 @@ class Trainer:
         """Add the gradient of some streams' part of the mean nats; return that part, and their state after the window."""
         inputs, targets, fresh = self.streams.batch(self.progress.step, first, count)
         model, seed, step = self.config.model, self.config.train.seed, self.progress.step
-        drop = Dropout(model.dropout or 0.0, seed, step, self.streams.batch_size, first, model.weight_dropout)
+        drop = Dropout(model.dropout or 0.0, seed, step, self.streams.batch_size, first, model.weight_dropout or 0.0)
         scale = 1 / self.batch_chars
         if fresh or state is None:
             state = self.model.initial_state(count)
@@ -297,10 +297,10 @@ class Trainer:
     def _share_out(self, minutes: float) -> tuple[float, float, float]:
         """Return steps, steps between validations and characters a second; 0 steps as long as that is not known."""
         timed = self._step_seconds
-        if not recipe.speed_is_known(len(timed), sum(timed), minutes, self.config.train.warmup or 0):
+        if not recipe.speed_is_known(len(timed), sum(timed), minutes, self.config.train):
             return 0, 0, 0
-        # The first steps find memory and caches cold, and a busy moment is no measure of the rest.
-        per_step = sorted(timed)[len(timed) // 3]
+        later = timed[len(timed) // 4 :]  # the first steps find memory and caches cold
+        per_step = sum(later) / len(later)
         began = time.perf_counter()
         self._score(self.validation[: max(2, min(len(self.validation), self.batch_chars * 8))])
         per_eval = (time.perf_counter() - began) * len(self.validation) / (self.batch_chars * 8)
@@ -325,8 +325,17 @@ class Trainer:
             hook.remove()
 
     def _score(self, ids: Tensor) -> Score:
-        with self._reading():
-            return score_ids(self.model, ids, self.corpus.counts, byte_length=len(ids))
+        """Score a text as `lstmlm eval` does, in strict float32."""
+        stack = self.model.stack()
+        own = [layer.kernel for layer in stack]
+        for layer in stack:
+            layer.kernel = layer.kernel.strict
+        try:
+            with self._reading():
+                return score_ids(self.model, ids, self.corpus.counts, byte_length=len(ids))
+        finally:
+            for layer, kernel in zip(stack, own, strict=True):
+                layer.kernel = kernel
 
     def _validate(self) -> None:
         """Score the validation text, keep the best model, write a sample; all of it or, on a signal, nothing."""

@@ -19,7 +19,7 @@ T, B, V = 5, 3, 11
 
 def train_config(**changes: Any) -> TrainConfig:
     """Return a configuration with everything that the optimizer needs."""
-    return TrainConfig(**{"lr": 0.1, "warmup": 5, "weight_decay": 0.3, **changes})
+    return TrainConfig(**{"lr": 0.1, "warmup": 5, "weight_decay": 0.3, "beta1": 0.9, "final_lr": 0.0, "average": 0.0, **changes})
 
 
 def backward(model: CharLM, seed: int) -> None:

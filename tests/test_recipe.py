@@ -18,13 +18,13 @@ def test_nothing_stays_open(chars: int, train: TrainConfig) -> None:
     sizes = [chosen.model.hidden, chosen.model.layers, chosen.train.batch, chosen.train.window, chosen.train.lr]
 
     assert all(size is not None and size > 0 for size in sizes)
-    assert None not in (chosen.model.dropout, chosen.train.warmup, chosen.train.weight_decay)
+    assert None not in (chosen.model.dropout, chosen.model.weight_dropout, chosen.train.warmup, chosen.train.weight_decay)
     assert f"{chosen.model.layers} x {chosen.model.hidden} units" in line
 
 
 def test_what_is_set_stays() -> None:
     """A value that the user set is never changed, and where nothing was open nothing is said."""
-    model = ModelConfig(hidden=9, layers=3, dropout=0.0)
+    model = ModelConfig(hidden=9, layers=3, dropout=0.0, weight_dropout=0.0)
     train = TrainConfig(steps=5, batch=2, window=3, lr=0.5, warmup=0, weight_decay=0.0)
     given = RunConfig(model, train=train)
 
@@ -64,11 +64,16 @@ def test_share_out(left: float, per_eval: float, every: int | None) -> None:
 
 
 def test_speed_is_known() -> None:
-    """The speed is measured on a share of the budget, and before the end of the warm-up in any case."""
-    assert not recipe.speed_is_known(2, 100.0, 1.0, 0)
-    assert not recipe.speed_is_known(50, 1.0, 1.0, 100)
-    assert recipe.speed_is_known(50, 2.0, 1.0, 100)
-    assert recipe.speed_is_known(100, 0.1, 1.0, 100)
+    """The speed is measured on a share of the budget; where the rate falls, before the end of the warm-up in any case."""
+    falls, stays = TrainConfig(final_lr=0.0, warmup=100), TrainConfig(final_lr=1.0, warmup=100)
+
+    assert not recipe.speed_is_known(2, 100.0, 1.0, falls)
+    assert not recipe.speed_is_known(50, 1.0, 1.0, falls)
+    assert recipe.speed_is_known(50, 2.0, 1.0, falls)
+    assert recipe.speed_is_known(100, 0.1, 1.0, falls)
+    assert not recipe.speed_is_known(2, 100.0, 1.0, stays)
+    assert not recipe.speed_is_known(1000, 11.0, 1.0, stays)
+    assert recipe.speed_is_known(1000, 13.0, 1.0, stays)
 
 
 def test_plan() -> None:

@@ -43,7 +43,7 @@ def configured(layers: int = 2, dropout: float = 0.3, weight_dropout: float = 0.
     """Return the smallest configuration that has everything: carried state, dropout, warm-up, decay."""
     chosen: dict[str, Any] = {
         "steps": STEPS, "batch": 3, "window": 5, "lr": 0.02, "warmup": 3, "weight_decay": 0.01,
-        "eval_every": 7, "save_every": 4, **train,
+        "eval_every": 7, "save_every": 4, "average": 0.0, "state_dropout": 0.0, **train,
     }  # fmt: skip
     network = ModelConfig(hidden=7, layers=layers, dropout=dropout, weight_dropout=weight_dropout)
     return RunConfig(network, DataConfig(), TrainConfig(**chosen))
@@ -246,6 +246,20 @@ def test_averages_are_the_model(bench: Callable[..., Bench]) -> None:
     assert {k: v for k, v in last.tensors.items() if k.startswith("model.")} == averaged
     weights = {k.replace("optimizer.weights.", "model."): v for k, v in last.tensors.items() if ".weights." in k}
     assert weights == own
+
+
+def test_validation_is_strict(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A validation is scored by the kernel's strict twin, and the steps after it by the kernel itself."""
+    made = bench(eval_every=STEPS).trainer()
+    twin, own = EagerKernel(), made.model.stack()[0].kernel
+    seen: list[bool] = []
+    monkeypatch.setattr(EagerKernel, "strict", property(lambda _: twin))
+    made.model.register_forward_pre_hook(lambda *_: seen.append(made.model.stack()[-1].kernel is twin))
+    made._score(made.validation)
+
+    assert seen
+    assert all(seen)
+    assert all(layer.kernel is own for layer in made.model.stack())
 
 
 def test_metrics(bench: Callable[..., Bench]) -> None:

@@ -61,6 +61,10 @@ class Kernel(Protocol):
         """What `train` and `info` call this kernel, with its precision where there is a choice."""
 
     @property
+    def strict(self) -> "Kernel":
+        """The same with float32 products, for scores: streams that differ by a rounding come together again in it."""
+
+    @property
     def pointwise(self) -> Pointwise:
         """What lies around the recurrence, in this kernel's way."""
 

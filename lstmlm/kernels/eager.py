@@ -19,6 +19,11 @@ class EagerKernel:
     name = "eager"
     pointwise = TorchPointwise()
 
+    @property
+    def strict(self) -> "EagerKernel":
+        """See `Kernel.strict`: its products are of the tensors' own type."""
+        return self
+
     def forward(
         self,
         a: Tensor | Rows,

@@ -61,6 +61,11 @@ class NativeKernel:
         self.pointwise = NativePointwise(library)
         self.name = f"native {('float32', 'float16', 'bfloat16')[kind]} ({unit})"
 
+    @property
+    def strict(self) -> "NativeKernel":
+        """See `Kernel.strict`."""
+        return self if self._kind == FLOAT32 else load("float32")
+
     def pack(self, W: Tensor) -> Packed:
         """Return W packed; `forward` and `backward` take it in place of W and then need not pack it again."""
         checked("W", W, W.shape[0], 4 * W.shape[0])

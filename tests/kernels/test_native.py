@@ -412,3 +412,9 @@ def test_one_openmp_runtime(kernel: native.NativeKernel) -> None:
     run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(native.__file__).parents[2])
 
     assert len(run.stdout.split()) == 1
+
+
+def test_strict_is_float32(kernel: native.NativeKernel) -> None:
+    """Whatever a kernel's precision, its strict twin computes in float32, and a float32 kernel is its own."""
+    assert kernel.strict is kernel
+    assert "float32" in native.load("auto").strict.name

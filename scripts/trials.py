@@ -1,0 +1,140 @@
+"""Compare settings at equal steps: one training each, scored with its last weights and with averages over shares of the steps.
+
+    trials.py --text FILE [--steps 2800] [key=value,key=value ...]    e.g. hidden=512,lr=0.0055 hidden=384,lr=0.0065
+
+Only the first nine tenths of the text are used: trained on nine tenths of them and scored on the rest, warm and cold256, so that
+no reported figure is made of what is chosen on. Results are appended to scripts/results/trials.jsonl: [warm, cold256] in nats
+a character for each share. `experiment.py` compares at equal wall time; this needs no quiet machine.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+warnings.filterwarnings("ignore", message="Failed to initialize NumPy")  # torch says so as it is imported
+
+import torch  # noqa: E402  # after the filter
+
+from lstmlm import evaluate, memory  # noqa: E402  # as above
+from lstmlm.backprop import Backprop  # noqa: E402  # as above
+from lstmlm.cell import LSTMState  # noqa: E402  # as above
+from lstmlm.config import ModelConfig, TrainConfig  # noqa: E402  # as above
+from lstmlm.corpus import open_corpus  # noqa: E402  # as above
+from lstmlm.dropout import Dropout  # noqa: E402  # as above
+from lstmlm.kernels import choose  # noqa: E402  # as above
+from lstmlm.model import CharLM  # noqa: E402  # as above
+from lstmlm.optim import Optimizer, learning_rate  # noqa: E402  # as above
+from lstmlm.streams import Streams  # noqa: E402  # as above
+
+RECORD = Path(__file__).parent / "results" / "trials.jsonl"
+SHARES = (0.02, 0.04, 0.08, 0.15, 0.25)
+DEFAULTS: dict[str, float] = {
+    "hidden": 256, "layers": 1, "batch": 16, "window": 64, "lr": 8e-3, "final": 1.0, "warmup": 100, "seed": 0, "decay": 0.01,
+    "dropout": 0.0, "weight_dropout": 0.0, "state_dropout": 0.0, "beta1": 0.9, "beta2": 0.99, "clip": 1.0,
+}  # fmt: skip
+
+
+def trial(text: Path, steps: int, changes: dict[str, float]) -> dict[str, Any]:
+    """Train once; return [warm, cold256] of the last weights and of each average."""
+    asked = DEFAULTS | changes
+    whole = text.read_text(encoding="utf-8")
+    kernel, _ = choose()
+    torch.manual_seed(int(asked["seed"]))
+    with tempfile.TemporaryDirectory() as folder:
+        part = Path(folder, text.name)
+        part.write_text(whole[: int(len(whole) * 0.9)], encoding="utf-8", newline="")
+        corpus = open_corpus([str(part)], cache_dir=Path(folder, "cache"))
+    sizes = ModelConfig(
+        hidden=int(asked["hidden"]),
+        layers=int(asked["layers"]),
+        dropout=asked["dropout"],
+        weight_dropout=asked["weight_dropout"],
+    )
+    rates = replace(
+        TrainConfig(),
+        lr=asked["lr"],
+        warmup=int(asked["warmup"]),
+        weight_decay=asked["decay"],
+        final_lr=asked["final"],
+        beta1=asked["beta1"],
+        beta2=asked["beta2"],
+        clip=asked["clip"],
+        average=0.0,
+    )
+    model = CharLM(sizes, len(corpus.tokenizer), kernel)
+    optimizer = Optimizer(model, rates, kernel.pointwise)
+    streams = Streams(corpus.train, int(asked["batch"]), int(asked["window"]))
+    B, T = streams.batch_size, streams.window
+    backprop, state = Backprop(model, B, T), model.initial_state(B)
+    weights = list(model.parameters())
+    averages = {share: [w.detach().clone() for w in weights] for share in SHARES}
+    seconds = []
+    for step in range(steps):
+        began = time.perf_counter()
+        ids, targets, fresh = streams.batch(step)
+        drop = Dropout(asked["dropout"], int(asked["seed"]), step, B, 0, asked["weight_dropout"])
+        if fresh:
+            state = model.initial_state(B)
+        elif asked["state_dropout"]:
+            kept = ~drop.emptied(asked["state_dropout"], B)[:, None]
+            state = tuple(LSTMState(layer.hidden * kept, layer.cell * kept) for layer in state)
+        nats, state = backprop(ids, targets, state, 1 / (B * T), drop)
+        norm = optimizer.gradient_norm()
+        if not (math.isfinite(nats) and optimizer.update(learning_rate(rates, step, steps), norm)):
+            raise SystemExit(f"trials: {changes} diverged at step {step}")
+        seconds.append(time.perf_counter() - began)
+        with torch.no_grad():
+            for share, average in averages.items():
+                for mean, w in zip(average, weights, strict=True):
+                    mean.lerp_(w, min(1.0, 1 / (share * (step + 1))))
+    found: dict[str, Any] = {
+        "text": text.stem,
+        "steps": steps,
+        **changes,
+        "passes": round(steps * B * T / len(corpus.train), 2),
+        "ms_per_step": round(statistics.median(seconds) * 1e3, 2),
+        "last": scores(model, corpus.val.tensor(0, len(corpus.val)), corpus.counts),
+    }
+    for share, average in averages.items():
+        with torch.no_grad():
+            for w, mean in zip(weights, average, strict=True):
+                w.copy_(mean)
+        found[f"average {share}"] = scores(model, corpus.val.tensor(0, len(corpus.val)), corpus.counts)
+    return found
+
+
+def scores(model: CharLM, ids: torch.Tensor, counts: Any) -> list[float]:
+    """Return nats a character, warm and cold256."""
+    warm = evaluate.score_ids(model, ids, counts, byte_length=len(ids)).nats_per_char
+    cold = evaluate.score_ids(model, ids, counts, byte_length=len(ids), protocol="cold", window=256).nats_per_char
+    return [round(warm, 4), round(cold, 4)]
+
+
+def main() -> None:
+    """Run every setting that was asked for, one after the other."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("settings", nargs="*", default=[""], help=f"key=value,...; keys: {', '.join(DEFAULTS)}")
+    parser.add_argument("--text", required=True, type=Path)
+    parser.add_argument("--steps", type=int, default=2800)
+    asked = parser.parse_args()
+    memory.keep()
+    for setting in asked.settings:
+        changes = {key: float(value) for key, _, value in (pair.partition("=") for pair in setting.split(",") if pair)}
+        if unknown := changes.keys() - DEFAULTS.keys():
+            sys.exit(f"trials: {', '.join(sorted(unknown))}: expected one of {', '.join(DEFAULTS)}.")
+        line = json.dumps(trial(asked.text, asked.steps, changes))
+        print(line, flush=True)
+        with RECORD.open("a", encoding="utf-8") as record:
+            record.write(line + "\n")
+
+
+if __name__ == "__main__":
+    main()
