@@ -27,7 +27,7 @@ from lstmlm.sampler import Sampling, generate
 SEGMENT = 128  # characters that are scored before the network learns from them
 LARGEST = 3.0  # times the usual size: what a text that is like no other may ask for in one step
 CHOICES = (1.5e-3, 5e-4, 1.5e-4)  # rates: most texts want the first, those without anything new the last
-CHOICE_CHARS = 12_288  # of the training text, its end, by which one of them is chosen
+CHOICE_CHARS = 6_144  # of the training text, its end, by which one of them is chosen
 OWN_CHARS = 8_192  # length of the text that the network writes to see how large its gradients are
 
 

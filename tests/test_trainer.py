@@ -43,7 +43,7 @@ def configured(layers: int = 2, dropout: float = 0.3, weight_dropout: float = 0.
     """Return the smallest configuration that has everything: carried state, dropout, warm-up, decay."""
     chosen: dict[str, Any] = {
         "steps": STEPS, "batch": 3, "window": 5, "lr": 0.02, "warmup": 3, "weight_decay": 0.01,
-        "eval_every": 7, "save_every": 4, "average": 0.0, "state_dropout": 0.0, **train,
+        "eval_every": 7, "save_every": 4, "average": 0.0, "state_dropout": 0.0, "patience": 0, **train,
     }  # fmt: skip
     network = ModelConfig(hidden=7, layers=layers, dropout=dropout, weight_dropout=weight_dropout)
     return RunConfig(network, DataConfig(), TrainConfig(**chosen))
