@@ -235,7 +235,7 @@ class _Feed:
         self._total = sum(source.size for source in sources) if plain else 0
         # A small text is read once and kept in memory; so is, in the cache folder, what cannot be read again.
         self._kept: list[tuple[Source, int]] | None = [] if keep and self._total <= cache.MEMORY_LIMIT else None
-        self._spool = tempfile.SpooledTemporaryFile(cache.MEMORY_LIMIT, dir=str(folder))  # noqa: SIM115 (closed by with)
+        self._spool = tempfile.SpooledTemporaryFile(cache.MEMORY_LIMIT, dir=str(folder))  # noqa: SIM115  # `close` ends it
         self._passes = 0
 
     def __enter__(self) -> "_Feed":

@@ -316,12 +316,10 @@ class Trainer:
                 raise _Interrupted
 
         hook = self.model.register_forward_pre_hook(leave)
-        self.model.eval()
         try:
             with self.optimizer.averaged():
                 yield
         finally:
-            self.model.train()
             hook.remove()
 
     def _score(self, ids: Tensor) -> Score:

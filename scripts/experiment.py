@@ -76,7 +76,7 @@ def measure(text: Path, flags: list[str], minutes: float, seed: int) -> dict[str
             ("cold64", ["--protocol", "cold", "--window", "64"]),
             ("cold256", ["--protocol", "cold"]),
         ):
-            result[name] = _json([*run, "eval", "-m", f"{folder}/run", *how])["nats_per_char"]
+            result[name] = _json([*run, "eval", "-m", f"{folder}/run", "--no-baselines", *how])["nats_per_char"]
     return result
 
 

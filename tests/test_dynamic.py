@@ -20,12 +20,12 @@ STILL = Rates(rate=0.0, decay=0.0)
 OWN = 2 * SEGMENT + 9
 
 
-def learner(model: CharLM, rates: Rates = Rates(rate=0.03)) -> Learner:  # noqa: B008 - frozen
+def learner(model: CharLM, rates: Rates = Rates(rate=0.03)) -> Learner:  # noqa: B008  # it is frozen: no call can change it for the next
     """Return a learner whose own text is short."""
     return Learner(model, 3, rates, OWN)
 
 
-def read(model: CharLM, ids: Tensor, rates: Rates = Rates(rate=0.03)) -> Scored:  # noqa: B008 - frozen
+def read(model: CharLM, ids: Tensor, rates: Rates = Rates(rate=0.03)) -> Scored:  # noqa: B008  # it is frozen: no call can change it for the next
     """Score a text with a new learner."""
     return learner(model, rates).read(ids)
 
