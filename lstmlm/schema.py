@@ -122,7 +122,7 @@ class TrainConfig(_Section):
     threads: int = setting(0, "CPU threads; 0: one for each core", low=0, high=4096)
     device: str = setting("auto", "where to train", choices=("auto", "cpu", "cuda"))
     precision: str = setting("auto", "number format of the products", choices=("auto", "float32", "bfloat16"))
-    kernel: str = setting("auto", "code that runs the recurrence", choices=("auto", "eager", "native"))
+    kernel: str = setting("auto", "code that runs the recurrence", choices=("auto", "eager", "native", "triton"))
     eval_every: int | None = setting(None, "steps between validations", low=1, high=MANY)
     save_every: int | None = setting(None, "steps between checkpoints", low=1, high=MANY)
     sample_every: int | None = setting(None, "steps between sample texts", low=1, high=MANY)
@@ -279,7 +279,12 @@ def check_together(values: Mapping[str, Value], sources: Mapping[str, str]) -> N
     if len(given) > 1:
         found = " and ".join(f"{key} = {write(values[key])}{at(sources.get(key, ''))}" for key in given)
         raise ConfigError(f"train: expected one budget of minutes, steps and epochs, found {found}. Keep one of them.")
-    if values["train.kernel"] == "native" and values["train.device"] == "cuda":
+    kernel, device = values["train.kernel"], values["train.device"]
+    other = {"native": "cuda", "triton": "cpu"}  # the device on which a kernel does not run
+    if kernel in other and device == other[kernel]:
         places = dict.fromkeys(sources[key] for key in ("train.kernel", "train.device") if key in sources)
-        message = f"train.kernel{at(', '.join(places))}: expected auto or eager with train.device cuda, found native"
-        raise ConfigError(f"{message}. Write train.device as cpu, or leave the kernel at auto.")
+        fits = {"cpu": "native", "cuda": "triton"}[device]
+        message = (
+            f"train.kernel{at(', '.join(places))}: expected auto, eager or {fits} with train.device {device}, found {kernel}"
+        )
+        raise ConfigError(f"{message}. Leave one of them at auto.")

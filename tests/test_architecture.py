@@ -16,6 +16,7 @@ ALLOWED: dict[str, set[str]] = {
     "units": set(),
     "cell": set(),
     "memory": set(),
+    "devices": {"errors"},
     "settings": {"errors"},
     "settings_yaml": {"errors", "settings"},
     "schema": {"errors", "settings"},
@@ -70,8 +71,8 @@ ALLOWED: dict[str, set[str]] = {
     "live": {"console", "errors", "progress", "units"},
     "lstmlm": {"api"},
     "cli": {
-        *("api", "baselines", "board", "checkpoint", "config", "console", "corpus", "decoding", "disk", "distributed"),
-        *("drawings", "dynamic", "errors", "evaluate", "features", "fill", "gate_page", "gate_pictures"),
+        *("api", "baselines", "board", "checkpoint", "config", "console", "corpus", "decoding", "devices", "disk"),
+        *("distributed", "drawings", "dynamic", "errors", "evaluate", "features", "fill", "gate_page", "gate_pictures"),
         *("gates", "header", "pictures"),
         *("kernels", "lines", "live", "lstmlm", "marks", "memory", "model", "progress", "reach", "recipe", "runs", "sampler"),
         *("settings", "sources", "times", "tokenizer", "trainer", "units"),
@@ -81,9 +82,9 @@ ALLOWED: dict[str, set[str]] = {
 
 # No torch when these are imported: `lstmlm --help` and every refusal are instant.
 TORCH_FREE = {
-    *("errors", "units", "memory", "settings", "settings_yaml", "schema", "config", "tokenizer", "sources", "decoding", "ids"),
-    *("digest", "cache", "packing", "corpus", "streams", "recipe", "disk", "header", "checkpoint", "runs", "times", "progress"),
-    *("console", "distributed", "drawings", "pictures", "board", "live", "lstmlm", "cli", "__main__"),
+    *("errors", "units", "memory", "devices", "settings", "settings_yaml", "schema", "config", "tokenizer", "sources"),
+    *("decoding", "ids", "digest", "cache", "packing", "corpus", "streams", "recipe", "disk", "header", "checkpoint", "runs", "times"),
+    *("progress", "console", "distributed", "drawings", "pictures", "board", "live", "lstmlm", "cli", "__main__"),
 }
 
 # word imported -> the only rooms that know it

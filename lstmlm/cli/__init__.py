@@ -43,4 +43,12 @@ def main() -> None:
     except MemoryError:
         console.error(SystemProblem("memory: expected enough for this model and batch, found less. Try a smaller --batch."))
         code = 5
+    except RuntimeError as error:
+        from lstmlm import devices
+
+        full = devices.out_of_memory(error)
+        if full is None:
+            raise
+        console.error(full)
+        code = full.exit_code
     sys.exit(console.finish(code if isinstance(code, int) else int(bool(code))))

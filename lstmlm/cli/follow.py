@@ -53,14 +53,15 @@ def _run(names: list[str], val: str | None, team: Team) -> None:
 
     import torch
 
-    from lstmlm import kernels, memory
+    from lstmlm import devices, kernels, memory
     from lstmlm.cli.train import threads, weights_of
     from lstmlm.progress import Clock
     from lstmlm.trainer import Trainer
 
     memory.keep()
     torch.set_num_threads(threads(config, team))
-    kernel, _ = kernels.choose(config.train.kernel, config.train.precision, "cpu")
+    device = devices.choose(told["device"], None, team.local_rank, team.local_size)
+    kernel, _ = kernels.choose(config.train.kernel, config.train.precision, device.type)
     with signals.caught(Console(quiet=True)) as caught:
         trainer = Trainer(config, corpus, kernel, Path(), {}, lambda record: None, Clock(STARTED), caught, team)
         first = team.share(None) if told["starts"] else None

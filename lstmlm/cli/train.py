@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lstmlm import board, disk, distributed, recipe, runs
+from lstmlm import board, devices, disk, distributed, recipe, runs
 from lstmlm import config as settings
 from lstmlm.checkpoint import Checkpoint
 from lstmlm.cli import STARTED, run_pictures, signals
@@ -111,6 +111,9 @@ def _lead(request: Request, team: Team) -> None:
             name, begun = settings.load_preset(str(folder / "config.yaml"))
             config, sources = _resumed(settings.resolve([(name, begun)]).config, request)
         known = saved or parent
+        wish = "cpu" if config.train.kernel == "native" else config.train.device
+        if wish == "cuda":  # what cannot be is said before a text is read
+            devices.choose(wish, None, team.local_rank, team.local_size)
         symbols = known.meta["tokenizer"].get("symbols") if known else None
         team.tell(json.dumps({"config": settings.to_dict(config), "symbols": symbols} if makes else None).encode())
         if not makes:
@@ -134,9 +137,10 @@ def _lead(request: Request, team: Team) -> None:
         memory.keep()
         torch.set_num_threads(threads(config, team))
         config, chosen = recipe.choose(config, len(corpus.train), kernels.speed() * team.size)
+        device = devices.choose(wish, console.say if request.verbose else None, team.local_rank, team.local_size)
         if chosen:
             console.say(chosen)
-        kernel, why = kernels.choose(config.train.kernel, config.train.precision, _device(config))
+        kernel, why = kernels.choose(config.train.kernel, config.train.precision, device.type)
         if why:
             console.say(why)
         if request.dry_run:
@@ -147,11 +151,17 @@ def _lead(request: Request, team: Team) -> None:
             _hold(held, folder, console)
             _refuse_existing(folder, request)  # somebody may have trained here while the text was read
         caught = held.enter_context(signals.caught(console))
-        identity = _identity(corpus, request, kernel.name)
+        identity = _identity(corpus, request, kernel.name, devices.name(device))
         first = saved or parent
         team.tell(
             json.dumps(
-                {"config": settings.to_dict(config), "corpus": corpus.fingerprint, "resumes": bool(saved), "starts": bool(first)}
+                {
+                    "config": settings.to_dict(config),
+                    "corpus": corpus.fingerprint,
+                    "resumes": bool(saved),
+                    "starts": bool(first),
+                    "device": device.type,
+                }
             ).encode()
         )
         view = RunView(console)
@@ -422,14 +432,7 @@ class _Reading:
         return f" of {size(total)}, {size(int(speed))}/s, {duration((total - done) / speed)} left"
 
 
-def _device(config: RunConfig) -> str:
-    """Return where to compute: the cpu, as long as no kernel is made for another device."""
-    if config.train.device == "cuda":
-        raise UsageError("--device cuda: expected auto or cpu, as this version has kernels for the CPU only. Leave it out.")
-    return "cpu"
-
-
-def _identity(corpus: "Corpus", request: Request, kernel: str) -> dict[str, Any]:
+def _identity(corpus: "Corpus", request: Request, kernel: str, device: str) -> dict[str, Any]:
     """Return what every checkpoint says about where it came from."""
     import platform
 
@@ -451,6 +454,7 @@ def _identity(corpus: "Corpus", request: Request, kernel: str) -> dict[str, Any]
             "python": platform.python_version(),
             "kernel": kernel,
             "threads": str(torch.get_num_threads()),
+            "device": device,
         },
         "command": ["lstmlm", *sys.argv[1:]],
     }

@@ -13,7 +13,11 @@ import torch
 from torch import Tensor
 
 from lstmlm.errors import UsageError, printable
+from lstmlm.kernels.build import Unavailable
 from lstmlm.kernels.pointwise import Pointwise
+
+KERNELS = ("auto", "eager", "native", "triton")
+"""What may be wished for."""
 
 
 class Activations(NamedTuple):
@@ -128,9 +132,9 @@ def choose(wish: str = "auto", precision: str = "auto", device: str = "cpu") -> 
     """Return the fastest kernel that works here, and one line saying why if it is not the fastest there is.
 
     Args:
-        wish: auto, eager or native; `LSTMLM_KERNEL` in the environment stands in for auto.
+        wish: auto, eager, native or triton; `LSTMLM_KERNEL` in the environment stands in for auto.
         precision: auto, float32 or bfloat16: of the products inside the recurrence.
-        device: cpu or cuda.
+        device: cpu or cuda; native runs on the first alone, triton on the second.
 
     Raises:
         UsageError: The wish is unknown, or names a kernel that cannot run here.
@@ -139,20 +143,35 @@ def choose(wish: str = "auto", precision: str = "auto", device: str = "cpu") -> 
 
     if wish == "auto":
         wish = os.environ.get("LSTMLM_KERNEL", "auto") or "auto"
-    if wish not in ("auto", "eager", "native"):
+    if wish not in KERNELS:
         raise UsageError(
-            f"kernel {printable(wish)!r}: expected auto, eager or native. Check --set train.kernel and LSTMLM_KERNEL."
+            f"kernel {printable(wish)!r}: expected auto, eager, native or triton. Check --set train.kernel and LSTMLM_KERNEL."
         )
-    if wish == "eager" or device != "cpu":
-        return EagerKernel(), ""
-    from lstmlm.kernels import native
-
+    eager = EagerKernel(fast=device != "cpu" and precision != "float32")
+    if wish == "eager":
+        return eager, ""
+    best = "native" if device == "cpu" else "triton"
+    if wish not in ("auto", best):
+        raise UsageError(f"kernel {wish}: expected auto, eager or {best} on the {device}, found {wish}. Leave it at auto.")
     try:
-        return native.load(precision), ""
-    except native.Unavailable as error:
-        if wish == "native":
-            raise UsageError(f"kernel native: expected a machine that can build and run it, found: {error}.") from None
-        return EagerKernel(), f"kernel eager: native is not available ({error})"
+        return _load(best, precision), ""
+    except Unavailable as error:
+        if wish == best:
+            raise UsageError(f"kernel {best}: expected a machine that can build and run it, found: {error}.") from None
+        return eager, f"kernel {eager.name}: {best} is not available ({error})"
+
+
+def _load(name: str, precision: str) -> Kernel:
+    """Return the kernel that is made for a device.
+
+    Raises:
+        Unavailable: It cannot run here.
+    """
+    if name == "native":
+        from lstmlm.kernels import native
+
+        return native.load(precision)
+    raise Unavailable("this version has none")
 
 
 def speed() -> float:

@@ -3,6 +3,9 @@
 It knows the equations and torch. It does not know threads, precisions or compilers.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -14,15 +17,23 @@ _tanh_backward = torch.ops.aten.tanh_backward.grad_input  # grad * (1 - y * y), 
 
 
 class EagerKernel:
-    """See `Kernel`. Every product and activation writes into memory allocated once for the window."""
+    """See `Kernel`. Every product and activation writes into memory allocated once for the window.
 
-    name = "eager"
+    Args:
+        fast: Whether the products of a CUDA device may round float32 factors to TF32; sums and all else stay float32. What is
+            not a product of this kernel, such as the readout, never does.
+    """
+
     pointwise = TorchPointwise()
+
+    def __init__(self, *, fast: bool = False) -> None:
+        self._fast = fast
+        self.name = "eager TF32" if fast else "eager"
 
     @property
     def strict(self) -> "EagerKernel":
         """See `Kernel.strict`: its products are of the tensors' own type."""
-        return self
+        return EagerKernel() if self._fast else self
 
     def forward(
         self,
@@ -44,15 +55,16 @@ class EagerKernel:
             a.add_(bias)
         _, C, H = into or Activations(a, a.new_empty(T, B, S), a.new_empty(T, B, S))
         H_prev, C_prev = H_0, C_0
-        for a_t, sigmoids, N_t, f_t, i_t, o_t, C_t, H_t in zip(
-            a.unbind(0), a[..., : 3 * S].unbind(0), *_last_first(a, S), C.unbind(0), H.unbind(0), strict=True
-        ):
-            a_t.addmm_(H_prev, W)
-            sigmoids.sigmoid_()
-            N_t.tanh_()
-            torch.mul(f_t, C_prev, out=C_t).addcmul_(i_t, N_t)
-            torch.tanh(C_t, out=H_t).mul_(o_t)
-            H_prev, C_prev = H_t, C_t
+        with _products(self._fast):
+            for a_t, sigmoids, N_t, f_t, i_t, o_t, C_t, H_t in zip(
+                a.unbind(0), a[..., : 3 * S].unbind(0), *_last_first(a, S), C.unbind(0), H.unbind(0), strict=True
+            ):
+                a_t.addmm_(H_prev, W)
+                sigmoids.sigmoid_()
+                N_t.tanh_()
+                torch.mul(f_t, C_prev, out=C_t).addcmul_(i_t, N_t)
+                torch.tanh(C_t, out=H_t).mul_(o_t)
+                H_prev, C_prev = H_t, C_t
         return Activations(a, C, H)
 
     def backward(
@@ -68,30 +80,46 @@ class EagerKernel:
         N, f, i, o = _last_first(gates, S)
         steps, sigmoids, cells = gates.unbind(0), gates[..., : 3 * S].unbind(0), C.unbind(0)
         dH_t = dH[-1].clone()
-        for t in range(T - 1, -1, -1):
-            C_prev = cells[t - 1] if t else C_0
-            torch.tanh(cells[t], out=tanh_C)
-            # H_t = o_t * tanh(C_t)
-            torch.mul(dH_t, tanh_C, out=do)
-            torch.mul(dH_t, o[t], out=through)
-            dC.add_(_tanh_backward(through, tanh_C, grad_input=through))
-            # C_t = f_t * C_{t-1} + i_t * N_t
-            torch.mul(dC, C_prev, out=df)
-            torch.mul(dC, N[t], out=di)
-            torch.mul(dC, i[t], out=through)
-            dC.mul_(f[t])
-            _tanh_backward(through, N[t], grad_input=N[t])
-            _sigmoid_backward(ds, sigmoids[t], grad_input=sigmoids[t])
-            # a_t = a[t] + H_{t-1} W
-            if t:
-                dH_t = torch.addmm(dH[t - 1], steps[t], W_back)
-        return gates, steps[0] @ W_back, dC
+        with _products(self._fast):
+            for t in range(T - 1, -1, -1):
+                C_prev = cells[t - 1] if t else C_0
+                torch.tanh(cells[t], out=tanh_C)
+                # H_t = o_t * tanh(C_t)
+                torch.mul(dH_t, tanh_C, out=do)
+                torch.mul(dH_t, o[t], out=through)
+                dC.add_(_tanh_backward(through, tanh_C, grad_input=through))
+                # C_t = f_t * C_{t-1} + i_t * N_t
+                torch.mul(dC, C_prev, out=df)
+                torch.mul(dC, N[t], out=di)
+                torch.mul(dC, i[t], out=through)
+                dC.mul_(f[t])
+                _tanh_backward(through, N[t], grad_input=N[t])
+                _sigmoid_backward(ds, sigmoids[t], grad_input=sigmoids[t])
+                # a_t = a[t] + H_{t-1} W
+                dH_t = torch.addmm(dH[t - 1], steps[t], W_back) if t else steps[0] @ W_back
+        return gates, dH_t, dC
 
     def product(self, A: Tensor, B: Tensor, out: Tensor | None = None, *, add: bool = False) -> Tensor:
         """Compute A B, or out + A B; see `Kernel.product`."""
-        if out is None:
-            return A @ B
-        return out.addmm_(A, B) if add else torch.mm(A, B, out=out)
+        with _products(self._fast):
+            if out is None:
+                return A @ B
+            return out.addmm_(A, B) if add else torch.mm(A, B, out=out)
+
+
+@contextmanager
+def _products(fast: bool) -> Iterator[None]:
+    """Let products round to TF32 meanwhile, or leave them as they are: torch knows no other way than one switch for all."""
+    if not fast:
+        yield
+        return
+    switch = torch.backends.cuda.matmul
+    before = switch.fp32_precision
+    switch.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        switch.fp32_precision = before
 
 
 def _last_first(gates: Tensor, S: int) -> tuple[tuple[Tensor, ...], ...]:

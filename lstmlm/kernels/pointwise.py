@@ -158,7 +158,9 @@ class TorchPointwise:
     def scatter(self, ids: Tensor | None, da: Tensor, dU: Tensor | None, db: Tensor | None) -> None:
         """See `Pointwise.scatter`."""
         if ids is not None and dU is not None:
-            dU.index_add_(0, ids, da)
+            # A product with one-hot rows, and not index_add_: that adds by atomics on CUDA, in no order.
+            one_hot = ids[:, None] == torch.arange(len(dU), device=ids.device)
+            dU.addmm_(one_hot.to(da.dtype).t(), da)
         if db is not None:
             db.add_(da.sum(0))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lstmlm import checkpoint, disk, runs, times
 from lstmlm.config import load_preset
@@ -338,6 +339,31 @@ def test_resume_other_conditions(lstmlm: Lstmlm, run: Path, text: Path) -> None:
     assert "threads 3 then, 1 now" in result.err
     assert "torch 1.0" in result.err
     assert b"\x1b" not in result.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_cuda_without_one_is_refused_at_once(lstmlm: Lstmlm, text: Path) -> None:
+    """--device cuda where there is none is exit 2, before the text is read or anything is chosen; nothing is made."""
+    result = lstmlm("train", text, "--device", "cuda", "--out", "new")
+
+    assert result.code == 2
+    assert result.err.count("\n") == 1
+    assert "expected a working CUDA device, found: torch" in result.err
+    assert not Path("new").exists()
+
+
+def test_a_full_device_is_said_in_a_line(lstmlm: Lstmlm, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch raises for a device without memory is exit 5 with a next step, and no traceback."""
+
+    def full(self: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr("lstmlm.trainer.Trainer.run", full)
+    result = lstmlm("train", text, *TINY, "--out", "new")
+
+    assert result.code == 5
+    assert "device memory: expected enough" in result.err
+    assert "Traceback" not in result.err
 
 
 def test_resume_before_the_first_checkpoint(lstmlm: Lstmlm, run: Path, text: Path) -> None:
