@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lstmlm import checkpoint, kernels, runs, tokenizer
+from lstmlm import checkpoint, ensemble, kernels, runs, tokenizer
 from lstmlm.config import RunConfig, from_dict
+from lstmlm.ensemble import Ensemble, Network
 from lstmlm.errors import CheckpointError, ConfigError, TextError, UsageError, printable
 from lstmlm.header import Header
-from lstmlm.model import CharLM, load_weights, weight_shapes
+from lstmlm.model import CharLM, load_weights
 from lstmlm.sampler import Sampling, generate
 from lstmlm.tokenizer import OnUnknown, Tokenizer
 
@@ -48,10 +49,10 @@ class LanguageModel:
         meta: What the checkpoint says of itself.
         symbols: Its tokenizer.
         config: Its configuration.
-        network: In evaluation mode.
+        network: In evaluation mode; an `Ensemble` where several were trained side by side.
     """
 
-    def __init__(self, path: Path, meta: dict[str, Any], symbols: Tokenizer, config: RunConfig, network: CharLM) -> None:
+    def __init__(self, path: Path, meta: dict[str, Any], symbols: Tokenizer, config: RunConfig, network: Network) -> None:
         self.path = path
         self.meta = meta
         self.tokenizer = symbols
@@ -77,10 +78,38 @@ class LanguageModel:
         torch.set_num_threads(threads or os.cpu_count() or 1)
         config, symbols = parts(saved.meta)
         kernel, _ = kernels.choose(precision="float32")
-        network = CharLM(config.model, len(symbols), kernel, start=False).eval()
+        network = ensemble.build(config.model, len(symbols), kernel)
         tensors = {k.removeprefix("model."): v for k, v in saved.tensors.items() if k.startswith("model.")}
         load_weights(network, checkpoint.to_tensors(tensors))
         return cls(found, saved.meta, symbols, config, network)
+
+    @property
+    def alone(self) -> CharLM:
+        """The network, where it is one: whoever looks at its units cannot look at several at once.
+
+        Raises:
+            UsageError: There are several.
+        """
+        if isinstance(self.network, Ensemble):
+            raise UsageError(
+                f"model {printable(str(self.path))}: expected one network, found {len(self.network.members)} members. "
+                "Choose one of them: `inspect --member N`, or `.member(N)` in Python."
+            )
+        return self.network
+
+    def member(self, number: int) -> "LanguageModel":
+        """Return one of the networks that were trained side by side, alone; a network that is alone is member 1.
+
+        Args:
+            number: Counted from 1.
+
+        Raises:
+            UsageError: There is no such member.
+        """
+        models = ensemble.members(self.network)
+        if not 1 <= number <= len(models):
+            raise UsageError(f"member: expected a number from 1 to {len(models)}, as the model has so many, found {number}.")
+        return LanguageModel(self.path, self.meta, self.tokenizer, self.config, models[number - 1])
 
     def score(self, text: str, *, protocol: str = "warm", window: int = 256, batch: int = 64) -> "Score":
         """Score a text, every character once; the rules are in `lstmlm.evaluate`.
@@ -237,7 +266,7 @@ def check(header: Header) -> None:
     config, symbols = parts(header.meta)
     if config.model.hidden is None or config.model.layers is None or config.model.dropout is None:
         raise CheckpointError("checkpoint: its configuration leaves the size of the network open.")
-    expected = weight_shapes(config.model, len(symbols))
+    expected = ensemble.shapes(config.model, len(symbols))
     found = {k.removeprefix("model."): e.shape for k, e in header.entries.items() if k.startswith("model.")}
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):

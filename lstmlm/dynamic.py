@@ -20,8 +20,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from lstmlm.ensemble import Network, average, joined, members
 from lstmlm.evaluate import Scored
-from lstmlm.model import CharLM, StackState, nats
+from lstmlm.lstm import StackState
+from lstmlm.model import CharLM, nats
 from lstmlm.sampler import Sampling, generate
 
 SEGMENT = 128  # characters that are scored before the network learns from them
@@ -48,7 +50,8 @@ class Rates:
 class Learner:
     """A copy of a network that reads a text, is scored on it, and learns from it as it goes.
 
-    Everything runs on one thread, so that the bits do not depend on their number.
+    Of several networks in one each learns by its own mistakes, as it would alone; what is scored is the mean of their
+    probabilities. Everything runs on one thread, so that the bits do not depend on their number.
 
     Args:
         model: The trained network; it is left as it is.
@@ -59,21 +62,16 @@ class Learner:
     Memory: five times the parameters, and what a segment's backward pass takes.
     """
 
-    def __init__(self, model: CharLM, start: int, rates: Rates, own_chars: int = OWN_CHARS) -> None:
-        self._model, self._weights, self._gradient = _flat_copy(model)
+    def __init__(self, model: Network, start: int, rates: Rates, own_chars: int = OWN_CHARS) -> None:
+        self._rates = rates
         with _one_thread():
-            usual = self._usual(start, own_chars)
-        overall = usual.square().mean().sqrt()
-        # A network without any gradient learns nothing, and divides by no zero either.
-        self._scale = 1 / (usual + rates.floor * overall).clamp_min(torch.finfo(usual.dtype).tiny)
-        self._home = self._weights.clone()
-        self.restart(rates)
+            self._pupils = [_Pupil(one, start, rates, own_chars) for one in members(model)]
 
     def restart(self, rates: Rates) -> None:
         """Forget what was read and learnt, and go on at other rates; their floor stays that of the first ones."""
-        self._weights.copy_(self._home)
         self._rates = rates
-        self._state: StackState = self._model.initial_state(1)
+        for pupil in self._pupils:
+            pupil.restart()
 
     def choose(self, ids: Tensor) -> Rates:
         """Return the rates of `CHOICES` that score a text best, and start again at them.
@@ -97,41 +95,61 @@ class Learner:
         Returns:
             Scores of the n - 1 characters after the first, and the state after ids[-2], the last input.
         """
-        scores, hits = [], []
+        empty = self._pupils[0].weights[:0]
+        scores, hits = [empty], [empty.bool()]
         with _one_thread():
             for start in range(0, len(ids) - 1, SEGMENT):
-                each, right = self._segment(ids[start : start + SEGMENT + 1])
-                scores.append(each)
-                hits.append(right)
-                self._learn()
-        return Scored(torch.cat([self._weights[:0], *scores]), torch.cat([self._weights[:0].bool(), *hits]), self._state)
+                segment = ids[start : start + SEGMENT + 1]
+                logits = average(pupil.read(segment) for pupil in self._pupils)
+                scores.append(nats(logits, segment[1:, None]).view(-1))
+                hits.append(logits.argmax(-1).view(-1) == segment[1:])
+                for pupil in self._pupils:
+                    pupil.learn(self._rates)
+        return Scored(torch.cat(scores), torch.cat(hits), joined(pupil.state for pupil in self._pupils))
 
-    def _segment(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Score ids[1:] and leave their gradient; return their nats, and whether each was the likeliest."""
-        inputs, targets = ids[:-1, None], ids[1:, None]
+
+class _Pupil:
+    """A copy of one network, its weights and their gradient flat, and where it stands in the text."""
+
+    def __init__(self, model: CharLM, start: int, rates: Rates, own_chars: int) -> None:
+        self._model, self.weights, self._gradient = _flat_copy(model)
+        usual = self._usual(start, own_chars)
+        overall = usual.square().mean().sqrt()
+        # A network without any gradient learns nothing, and divides by no zero either.
+        self._scale = 1 / (usual + rates.floor * overall).clamp_min(torch.finfo(usual.dtype).tiny)
+        self._home = self.weights.clone()
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what was read and learnt."""
+        self.weights.copy_(self._home)
+        self.state: StackState = self._model.initial_state(1)
+
+    def read(self, ids: Tensor) -> Tensor:
+        """Read all ids but the last; return the logits after each, (n - 1, 1, V), and leave the gradient."""
         self._gradient.zero_()
         with torch.enable_grad():
-            logits, state = self._model(inputs, self._state)
-            each = nats(logits, targets)
-            each.mean().backward()
-        self._state = tuple(layer.detach() for layer in state)
-        return each.detach().view(-1), (logits.detach().argmax(-1) == targets).view(-1)
+            logits, state = self._model(ids[:-1, None], self.state)
+            nats(logits, ids[1:, None]).mean().backward()
+        self.state = tuple(layer.detach() for layer in state)
+        found: Tensor = logits.detach()
+        return found
 
-    def _learn(self) -> None:
+    def learn(self, rates: Rates) -> None:
         """Take the step that the last segment's gradient asks for."""
         n = self._gradient.mul_(self._scale)
         size = float(torch.linalg.vector_norm(n)) * len(n) ** -0.5
-        self._weights.lerp_(self._home, self._rates.decay)
-        self._weights.add_(n, alpha=-self._rates.rate * min(1.0, LARGEST / max(size, 1e-30)))
+        self.weights.lerp_(self._home, rates.decay)
+        self.weights.add_(n, alpha=-rates.rate * min(1.0, LARGEST / max(size, 1e-30)))
 
     def _usual(self, start: int, chars: int) -> Tensor:
         """Return the root mean square of each weight's gradient on a text that the network writes."""
         stream = generate(self._model, [start], [0], Sampling())
         ids = torch.tensor([start, *(next(stream)[0][0] for _ in range(chars))])
-        squares, count = torch.zeros_like(self._weights), 0
-        self._state = self._model.initial_state(1)
+        squares, count = torch.zeros_like(self.weights), 0
+        self.state = self._model.initial_state(1)
         for first in range(0, chars, SEGMENT):
-            self._segment(ids[first : first + SEGMENT + 1])
+            self.read(ids[first : first + SEGMENT + 1])
             squares.addcmul_(self._gradient, self._gradient)
             count += 1
         return squares.div_(max(1, count)).sqrt_()

@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 
 from lstmlm.cell import LSTMState
-from lstmlm.model import CharLM, StackState, nats
+from lstmlm.ensemble import Network
+from lstmlm.lstm import StackState
+from lstmlm.model import nats
 from lstmlm.units import bits
 
 CODE_POINTS = 1_114_112
@@ -104,7 +106,7 @@ def frequencies(counts: Sequence[int]) -> Tensor:
 
 
 @torch.inference_mode()
-def warm(model: CharLM, ids: Tensor, state: StackState | None = None, batch: int = 64, window: int = 64) -> Scored:
+def warm(model: Network, ids: Tensor, state: StackState | None = None, batch: int = 64, window: int = 64) -> Scored:
     """Score ids[1:] with the state carried from the first to the last, in parallel, and exactly.
 
     The text is cut into `batch` streams that run side by side. Each starts from the empty state at first; then every
@@ -136,7 +138,7 @@ def warm(model: CharLM, ids: Tensor, state: StackState | None = None, batch: int
 
 
 @torch.inference_mode()
-def cold(model: CharLM, ids: Tensor, window: int, batch: int = 64) -> Scored:
+def cold(model: Network, ids: Tensor, window: int, batch: int = 64) -> Scored:
     """Score ids[1:] in non-overlapping windows of `window` inputs, each from the empty state.
 
     This is how models with a fixed context are scored.
@@ -162,7 +164,7 @@ def _nothing(state: StackState) -> Scored:
     return Scored(state[0].hidden.new_empty(0), torch.empty(0, dtype=torch.bool, device=state[0].hidden.device), state)
 
 
-def _run(model: CharLM, inputs: Tensor, goals: Tensor, state: StackState) -> Scored:
+def _run(model: Network, inputs: Tensor, goals: Tensor, state: StackState) -> Scored:
     """Score (T, B) characters in pieces that bound memory; both results are (T, B)."""
     scores, hits = [], []
     step = max(1, PIECE // inputs.shape[1])
@@ -173,7 +175,7 @@ def _run(model: CharLM, inputs: Tensor, goals: Tensor, state: StackState) -> Sco
     return Scored(torch.cat(scores), torch.cat(hits), state)
 
 
-def _parallel(model: CharLM, ids: Tensor, state: StackState, batch: int, window: int) -> Scored:
+def _parallel(model: Network, ids: Tensor, state: StackState, batch: int, window: int) -> Scored:
     """Score one segment; see `warm`."""
     n = len(ids) - 1
     batch = max(1, min(batch, n // (16 * window)))
@@ -263,7 +265,7 @@ class Scorer:
 
     def __init__(
         self,
-        model: CharLM,
+        model: Network,
         counts: Sequence[int],
         protocol: str = "warm",
         window: int = 256,
@@ -330,7 +332,7 @@ class Scorer:
 
 
 def score_ids(
-    model: CharLM,
+    model: Network,
     ids: Tensor,
     counts: Sequence[int],
     *,
@@ -355,3 +357,22 @@ def score_ids(
     scorer = Scorer(model, counts, protocol, window, batch)
     scorer.add(ids, len(ids) + unknown, byte_length)
     return scorer.finish()
+
+
+def side_by_side(models: Sequence[Network], ids: Tensor, counts: Sequence[int]) -> tuple[float, tuple[float, ...]]:
+    """Score a text, warm, by several networks: nats per character of the mean of their probabilities, and of each alone.
+
+    Each reads the text once: what the mean gives to a character follows from what each of them gives to it.
+
+    Args:
+        models: In evaluation mode.
+        ids: (n)
+        counts: Occurrences of each symbol in the training text. (V)
+    """
+    if not len(ids):
+        return 0.0, (0.0,) * len(models)
+    first = first_char(counts, int(ids[0]))
+    each = torch.stack([warm(model, ids).nats.double() for model in models])
+    mean = math.log(len(models)) - torch.logsumexp(-each, dim=0)
+    together, *alone = [(first + float(costs.sum())) / len(ids) for costs in (mean, *each)]
+    return together, tuple(alone)

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 import torch
 
+from lstmlm.ensemble import Network
 from lstmlm.errors import TextError, UsageError, printable
 from lstmlm.evaluate import first_char
-from lstmlm.model import CharLM
 from lstmlm.ragged import Run, pick, read
 from lstmlm.units import bits
 
@@ -124,7 +124,7 @@ class Filler:
         run: How the model is run; None: as it is.
     """
 
-    def __init__(self, model: CharLM, encode: Encode, counts: Sequence[int], start: int | None, run: Run | None = None) -> None:
+    def __init__(self, model: Network, encode: Encode, counts: Sequence[int], start: int | None, run: Run | None = None) -> None:
         self._model = model
         self._encode = encode
         self._counts = counts

@@ -7,12 +7,14 @@ pass. The bits of a next character are the model's own too.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lstmlm.cell import GATES, LSTMState
+from lstmlm.ensemble import Network, members, read
 from lstmlm.lstm import LSTMLayer, StackState, input_product
 from lstmlm.model import CharLM
 
@@ -115,14 +117,17 @@ class Forgetting:
         mark: The id after which the cell state is lost.
     """
 
-    def __init__(self, model: CharLM, mark: int) -> None:
-        self._model = model
+    def __init__(self, model: Network, mark: int) -> None:
+        self._runs = [partial(self._run, one) for one in members(model)]
         self._mark = mark
 
     def __call__(self, ids: Tensor, state: StackState) -> tuple[Tensor, StackState]:
         """Read ids (T, B); the cell state is zero after every mark."""
+        return read(self._runs, ids, state)
+
+    def _run(self, model: CharLM, ids: Tensor, state: StackState) -> tuple[Tensor, StackState]:
         after = torch.zeros_like(ids, dtype=torch.bool)
         after[1:] = ids[:-1] == self._mark
-        found = trace(self._model, ids, state, after)
+        found = trace(model, ids, state, after)
         kept = (ids[-1] != self._mark)[:, None]
         return found.logits, tuple(LSTMState(s.hidden, s.cell * kept) for s in found.state)

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lstmlm.ensemble import Network
 from lstmlm.evaluate import CODE_POINTS, first_char, warm
 from lstmlm.lstm import StackState
-from lstmlm.model import CharLM, nats
+from lstmlm.model import nats
 from lstmlm.tokenizer import Tokenizer
 from lstmlm.units import bits
 
@@ -68,7 +69,7 @@ class LineScorer:
         carried: Whether the state goes on from line to line.
     """
 
-    def __init__(self, model: CharLM, tokenizer: Tokenizer, counts: Sequence[int], carried: bool = False) -> None:
+    def __init__(self, model: Network, tokenizer: Tokenizer, counts: Sequence[int], carried: bool = False) -> None:
         self._model = model
         self._tokenizer = tokenizer
         self._counts = counts

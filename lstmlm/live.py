@@ -120,7 +120,9 @@ class RunView:
         else:
             note = f"best {bits(self.best_nats):.4f}" if self.best_nats is not None else ""
         steps = self._latest.steps if self._latest is not None else None
-        words = [f"step {_of(record.step, steps)}", f"validation {bits(record.nats_per_char):.4f} bits/char", note]
+        each = [bits(nats) for nats in record.members]
+        alone = f"members alone {min(each):.4f} to {max(each):.4f}" if each else ""
+        words = [f"step {_of(record.step, steps)}", f"validation {bits(record.nats_per_char):.4f} bits/char", alone, note]
         self.console.say("  ".join(word for word in words if word))
         self._announced = record.step
         self._tick = 0.0  # the line comes back with the next step

@@ -126,8 +126,8 @@ def weight_shapes(config: ModelConfig, vocabulary: int) -> dict[str, tuple[int, 
     return shapes
 
 
-def load_weights(model: CharLM, weights: dict[str, Tensor]) -> None:
-    """Copy weights into a model, every one or none.
+def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Copy weights into a model, every one or none; it may be several networks in one.
 
     Raises:
         CheckpointError: A weight is missing, unknown or of another shape.

@@ -40,11 +40,15 @@ class Decided:
 
 @dataclass(frozen=True)
 class Validated:
-    """The validation text was scored, warm."""
+    """The validation text was scored, warm.
+
+    members: What each network takes alone, where several are read as one.
+    """
 
     step: int
     nats_per_char: float
     best: bool
+    members: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

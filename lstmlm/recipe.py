@@ -37,6 +37,7 @@ def choose(config: RunConfig, chars: int, speed: float) -> tuple[RunConfig, str]
         The configuration with no size or rate open, and the line; the line is empty where nothing was open.
     """
     model, train = config.model, config.train
+    speed /= model.members  # each of them takes its step after the others
     if train.minutes is None and train.steps is None and train.epochs is None:
         train = replace(train, minutes=DEFAULT_MINUTES)
     batch, window = train.batch or 16, train.window or 64
@@ -56,9 +57,10 @@ def choose(config: RunConfig, chars: int, speed: float) -> tuple[RunConfig, str]
     opened = _opened(model, train)
     line = ""
     if opened:
+        several = f"{model.members} members of " if model.members > 1 else ""
         budget = counted(steps, "step") if steps is not None else counted(train.minutes or DEFAULT_MINUTES, "minute")
         line = (
-            f"{layers} x {hidden} units, batch {batch}, window {window}, rate {lr:.2g}, dropout {dropout:g} "
+            f"{several}{layers} x {hidden} units, batch {batch}, window {window}, rate {lr:.2g}, dropout {dropout:g} "
             f"(weights {weight_dropout:g}): chosen for {budget} on {chars:,} characters, about {passes:.2g} passes"
         )
     return chosen, line
@@ -161,7 +163,7 @@ def plan(config: RunConfig, chars: int, vocabulary: int, parameters: int) -> dic
         config: As `choose` returned it.
         chars: Length of the training text.
         vocabulary: V.
-        parameters: Of the model.
+        parameters: Of all members.
 
     Returns:
         Sizes by name. Memory: weights, gradients and both moments (16 bytes a parameter), and the kept activations, 6 float32
@@ -176,6 +178,7 @@ def plan(config: RunConfig, chars: int, vocabulary: int, parameters: int) -> dic
     steps = steps_of(config, max(1, chars // per_step))
     rows: dict[str, int | float | str] = {
         "parameters": parameters,
+        "members": model.members,
         "layers": model.layers,
         "hidden": model.hidden,
         "vocabulary": vocabulary,
@@ -185,7 +188,7 @@ def plan(config: RunConfig, chars: int, vocabulary: int, parameters: int) -> dic
         "chars_per_step": per_step,
         "steps_per_epoch": max(1, chars // per_step),
         "steps": steps if steps is not None else f"as many as fit into {counted(train.minutes or 0, 'minute')}",
-        "memory_bytes": 16 * parameters + 24 * model.layers * model.hidden * per_step + 8 * vocabulary * per_step,
+        "memory_bytes": 16 * parameters + model.members * (24 * model.layers * model.hidden + 8 * vocabulary) * per_step,
     }
     if chars < 100 * per_step:
         rows["warning"] = f"the text has only {chars:,} characters: it will soon be known by heart"

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from lstmlm.cell import LSTMState
+from lstmlm.ensemble import Ensemble, Network
 from lstmlm.kernels import arguments
 from lstmlm.kernels.generate import Choice, Generator, LayerWeights, fingerprint, wished_storage
 from lstmlm.kernels.native import NativeKernel
-from lstmlm.lstm import LSTMLayer
-from lstmlm.model import CharLM, StackState
+from lstmlm.lstm import StackState
 
 NOISE_BLOCK = 256  # steps of noise drawn at once; the stream of a seed does not depend on it
 PROMPT_BLOCK = 4096  # characters of a prompt read at once: bounds memory, whatever its length
@@ -120,7 +120,7 @@ class Noise:
 
 @torch.inference_mode()
 def generate(
-    model: CharLM, prompt: Sequence[int], seeds: Sequence[int], how: Sampling
+    model: Network, prompt: Sequence[int], seeds: Sequence[int], how: Sampling
 ) -> Iterator[tuple[list[int], list[float]]]:
     """Go on after a prompt without end, one stream for each seed.
 
@@ -150,7 +150,7 @@ def generate(
         _kept[model] = generator
 
 
-def _read(model: CharLM, prompt: Sequence[int], n: int) -> tuple[Tensor, StackState]:
+def _read(model: Network, prompt: Sequence[int], n: int) -> tuple[Tensor, StackState]:
     """Return the logits and the state after a prompt, both n times."""
     state = model.initial_state(1)
     for piece in torch.tensor(prompt)[:, None].split(PROMPT_BLOCK):
@@ -159,7 +159,7 @@ def _read(model: CharLM, prompt: Sequence[int], n: int) -> tuple[Tensor, StackSt
 
 
 def _eager(
-    model: CharLM, logits: Tensor, state: StackState, noise: Noise, how: Sampling
+    model: Network, logits: Tensor, state: StackState, noise: Noise, how: Sampling
 ) -> Iterator[tuple[list[int], list[float]]]:
     """Draw and step, one call of the model for each character: any kernel, device and floating type."""
     while True:
@@ -187,18 +187,18 @@ def _native(generator: Generator, noise: Noise, how: Sampling) -> Iterator[tuple
         yield from zip(ids.tolist(), nats.tolist(), strict=True)
 
 
-_kept: WeakKeyDictionary[CharLM, Generator] = WeakKeyDictionary()
+_kept: WeakKeyDictionary[Network, Generator] = WeakKeyDictionary()
 """The generator that last ran for a model and is free: short texts would take longer to pack for than to draw."""
 
 
-def native_generator(model: CharLM, n: int) -> Generator | None:
+def native_generator(model: Network, n: int) -> Generator | None:
     """Pack a model whose kernel is the native one for n streams, or take the one kept if no weight has changed since.
 
     Returns:
-        A generator that nobody else has; None: the model has another kernel.
+        A generator that nobody else has; None: the model has another kernel, or is several networks in one.
     """
-    stack = [layer for layer in model.layers if isinstance(layer, LSTMLayer)]
-    if not isinstance(stack[0].kernel, NativeKernel) or stack[0].W.dtype != torch.float32:
+    stack = model.stack()
+    if isinstance(model, Ensemble) or not isinstance(stack[0].kernel, NativeKernel) or stack[0].W.dtype != torch.float32:
         return None
     key = (n, arguments.threads(), wished_storage(), fingerprint(stack[0].kernel, list(model.parameters())))
     kept = _kept.pop(model, None)

@@ -17,6 +17,7 @@ from lstmlm.settings import Setting, Value, at, closest, describe, setting, writ
 BUDGETS = ("train.minutes", "train.steps", "train.epochs")
 DEFAULT_MINUTES = 3.0
 MANY = 10**9
+MAX_LAYERS = 320  # of all members together: a checkpoint has room for their tensors (`header.MAX_TENSORS`)
 
 
 def _encodes(name: str) -> bool:
@@ -67,6 +68,16 @@ class ModelConfig(_Section):
         high=10**6,
     )
     orthogonal: bool = setting(True, "start the recurrent matrices W orthogonal")
+    members: int = setting(1, "networks trained side by side, of seeds s, s + 1, ..., and read as one", low=1, high=64)
+
+    def __post_init__(self) -> None:
+        _Section.__post_init__(self)
+        layers = self.members * (self.layers or 1)
+        if layers > MAX_LAYERS:
+            raise ConfigError(
+                f"model: expected at most {MAX_LAYERS} layers in all members together, found {self.members} x {self.layers}. "
+                "Take fewer members or fewer layers."
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +225,7 @@ ALIASES = {
     "train.beta2": "adam_beta2 b2",
     "model.hidden": "hidden_size rnn_size width n_hidden num_hidden units hidden_dim size dim n_embd d_model",
     "model.layers": "num_layers n_layers n_layer depth layer",
+    "model.members": "ensemble ensembles num_members n_members num_models n_models models replicas",
     "model.weight_dropout": "wdrop weight_drop dropconnect recurrent_dropout",
     "model.dropout": "drop drop_prob p_drop dropout_prob",
     "model.layer_norm": "layernorm norm ln",

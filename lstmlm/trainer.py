@@ -16,19 +16,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lstmlm import checkpoint, recipe
-from lstmlm.backprop import Backprop
+from lstmlm import checkpoint, ensemble, recipe
 from lstmlm.cell import LSTMState
 from lstmlm.checkpoint import Checkpoint, Journal
 from lstmlm.config import RunConfig, to_dict
 from lstmlm.corpus import Corpus
 from lstmlm.distributed import Shards, Team, shards_for
-from lstmlm.dropout import Dropout
 from lstmlm.errors import CheckpointError, Diverged, Stopped
-from lstmlm.evaluate import Score, score_ids
+from lstmlm.evaluate import side_by_side
 from lstmlm.kernels import Kernel
-from lstmlm.model import CharLM, StackState, load_weights
-from lstmlm.optim import Optimizer, learning_rate
+from lstmlm.lstm import StackState
+from lstmlm.members import Member
+from lstmlm.model import load_weights
+from lstmlm.optim import learning_rate
 from lstmlm.progress import Clock, Decided, Progress, Record, Sampled, Saved, StepDone, SteppedBack, Validated
 from lstmlm.sampler import Sampling, generate
 from lstmlm.streams import Streams
@@ -45,7 +45,7 @@ class _Interrupted(Exception):  # no error: a signal came while a text was read
 
 
 class Trainer:
-    """One run: its model, optimizer, streams and folder.
+    """One run: its members, streams and folder.
 
     Args:
         config: Every value decided; only steps may be open where minutes are given.
@@ -81,17 +81,16 @@ class Trainer:
         self.clock = clock
         self.stop = stop
         self.team = team or Team()
-        torch.manual_seed(train.seed)
-        self.model = CharLM(config.model, len(corpus.tokenizer), kernel)
-        self.optimizer = Optimizer(self.model, train, kernel.pointwise)
+        self.members = [Member(config, len(corpus.tokenizer), kernel, number) for number in range(config.model.members)]
+        self.model = ensemble.of([member.model for member in self.members])
         self.streams = Streams(corpus.train, train.batch, train.window)
         B, T = self.streams.batch_size, self.streams.window
         shards = shards_for(train.accumulate, self.team.size, B)
         # The run keeps them: with fewer processes it goes on to the same bits.
         self.config = replace(config, train=replace(train, accumulate=shards))
-        self.shards = Shards(self.team, self.optimizer.gradients, B, shards)
-        sizes = {count for _, count in self.shards.own}
-        self.backprop = {count: Backprop(self.model, count, T, train.segment) for count in sizes}
+        self.shards = Shards(self.team, [g for member in self.members for g in member.optimizer.gradients], B, shards)
+        for member in self.members:
+            member.prepare({count for _, count in self.shards.own}, T)
         self.states: list[StackState | None] = [None] * len(self.shards.own)
         self.progress = Progress(steps=recipe.steps_of(config, self.streams.steps_per_epoch))
         if self.progress.steps is not None:
@@ -120,9 +119,11 @@ class Trainer:
         tensors = checkpoint.to_tensors(saved.tensors)
         self.load_model({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
         self.progress = Progress.from_meta(saved.meta["training"])
-        moments = {k.removeprefix("optimizer."): v for k, v in tensors.items() if k.startswith("optimizer.")}
         try:
-            self.optimizer.restore(moments, self.progress.step)
+            for member in self.members:
+                own = f"optimizer.{member.prefix}"
+                moments = {k.removeprefix(own): v for k, v in tensors.items() if k.startswith(own)}
+                member.optimizer.restore(moments, self.progress.step)
             whole = self._carried(tensors) if self.progress.step else None
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(f"checkpoint: its training state is not whole: {error}.") from None
@@ -148,7 +149,7 @@ class Trainer:
         )
 
     def load_model(self, weights: dict[str, Tensor]) -> None:
-        """Copy weights into the model; the optimizer's views stay where they are."""
+        """Copy weights into the members; their optimizers' views stay where they are."""
         load_weights(self.model, weights)
 
     def begin(self) -> None:
@@ -232,12 +233,12 @@ class Trainer:
         p, config = self.progress, self.config.train
         found = self.shards.gradient(self._shard, self.states, save=self._late(), signal=self.stop())
         self._wanted, self._signal, value = found.save, found.signal, found.loss
-        norm = self.optimizer.gradient_norm()
-        if not (math.isfinite(value) and math.isfinite(norm)):
+        norms = [member.optimizer.gradient_norm() for member in self.members]
+        if not all(map(math.isfinite, (value, *norms))):
             self._step_back("loss" if not math.isfinite(value) else "gradient")
             return None
         rate = learning_rate(config, p.step, p.steps or 2**62) * p.rate_scale
-        if not self.optimizer.update(rate, norm):
+        if not all(member.optimizer.update(rate, norm) for member, norm in zip(self.members, norms, strict=True)):
             self._step_back("weight")
             return None
         self.states = list(found.states)
@@ -251,18 +252,15 @@ class Trainer:
         return StepDone(p.step, p.steps, value, rate, p.step * self.batch_chars)
 
     def _shard(self, first: int, count: int, state: StackState | None) -> tuple[float, StackState]:
-        """Add the gradient of some streams' part of the mean nats; return that part, and their state after the window."""
-        inputs, targets, fresh = self.streams.batch(self.progress.step, first, count)
-        model, seed, step = self.config.model, self.config.train.seed, self.progress.step
-        drop = Dropout(model.dropout or 0.0, seed, step, self.streams.batch_size, first, model.weight_dropout or 0.0)
-        scale = 1 / self.batch_chars
-        if fresh or state is None:
-            state = self.model.initial_state(count)
-        elif share := self.config.train.state_dropout:
-            kept = ~drop.emptied(share, count)[:, None]
-            state = tuple(LSTMState(layer.hidden * kept, layer.cell * kept) for layer in state)
-        summed, after = self.backprop[count](inputs, targets, state, scale, drop)
-        return summed * scale, after
+        """Let every member learn from some streams; return their part of the mean nats, and their state after the window."""
+        p, count_of = self.progress, len(self.members)
+        inputs, targets, fresh = self.streams.batch(p.step, first, count)
+        before = [None] * count_of if fresh or state is None else ensemble.parted(state, count_of)
+        found = [
+            member.learn(inputs, targets, own, p.step, self.streams.batch_size, first)
+            for member, own in zip(self.members, before, strict=True)
+        ]
+        return sum(nats for nats, _ in found) / count_of, ensemble.joined(after for _, after in found)
 
     def _step_back(self, what: str) -> None:
         """Go back to the last checkpoint, or to the start, with half the rate."""
@@ -315,22 +313,21 @@ class Trainer:
             if self.stop() is not None:
                 raise _Interrupted
 
-        hook = self.model.register_forward_pre_hook(leave)
-        try:
-            with self.optimizer.averaged():
-                yield
-        finally:
-            hook.remove()
+        with contextlib.ExitStack() as until:
+            for member in self.members:
+                until.callback(member.model.register_forward_pre_hook(leave).remove)
+                until.enter_context(member.optimizer.averaged())
+            yield
 
-    def _score(self, ids: Tensor) -> Score:
-        """Score a text as `lstmlm eval` does, in strict float32."""
+    def _score(self, ids: Tensor) -> tuple[float, tuple[float, ...]]:
+        """Score a text as `lstmlm eval` does, in strict float32: nats per character together, and of each member alone."""
         stack = self.model.stack()
         own = [layer.kernel for layer in stack]
         for layer in stack:
             layer.kernel = layer.kernel.strict
         try:
             with self._reading():
-                return score_ids(self.model, ids, self.corpus.counts, byte_length=len(ids))
+                return side_by_side([member.model for member in self.members], ids, self.corpus.counts)
         finally:
             for layer, kernel in zip(stack, own, strict=True):
                 layer.kernel = kernel
@@ -339,10 +336,11 @@ class Trainer:
         """Score the validation text, keep the best model, write a sample; all of it or, on a signal, nothing."""
         p = self.progress
         value, text, signal = math.inf, "", 0.0
+        alone: tuple[float, ...] = ()
         if self.team.leads:
             try:
                 if len(self.validation):
-                    value = self._score(self.validation).nats_per_char
+                    value, alone = self._score(self.validation)
                 text = self._sample()
             except _Interrupted:
                 signal = self.stop() or 0
@@ -358,16 +356,17 @@ class Trainer:
         if best:
             p.best_nats, p.best_step = value, p.step
         if self.team.leads:
-            self._keep(value, text, best=best)
+            self._keep(value, alone if len(alone) > 1 else (), text, best=best)
 
-    def _keep(self, value: float, text: str, *, best: bool) -> None:
+    def _keep(self, value: float, alone: tuple[float, ...], text: str, *, best: bool) -> None:
         """Write and report what a validation has found."""
         p = self.progress
         if best:
             checkpoint.write(self.folder / "best.safetensors", self._checkpoint("best", None))
         if math.isfinite(value):
-            self._log({"step": p.step, "validation_nats_per_char": value})
-            self.report(Validated(p.step, value, best))
+            each = {"members_nats_per_char": list(alone)} if alone else {}
+            self._log({"step": p.step, "validation_nats_per_char": value, **each})
+            self.report(Validated(p.step, value, best, alone))
         assert self._samples is not None
         self._samples.append_text(f"--- step {p.step}\n{text}\n")
         p.samples_bytes = self._samples.size
@@ -428,7 +427,9 @@ class Trainer:
 
     def _checkpoint(self, kind: str, whole: StackState | None) -> Checkpoint:
         p = self.progress
-        with self.optimizer.averaged():
+        with contextlib.ExitStack() as until:
+            for member in self.members:
+                until.enter_context(member.optimizer.averaged())
             blobs = checkpoint.to_blobs({f"model.{k}": v for k, v in self.model.state_dict().items()})
         meta = {
             **self.identity,
@@ -441,7 +442,7 @@ class Trainer:
             "training": {},
         }
         if kind == "last":
-            tensors = {f"optimizer.{k}": v for k, v in self.optimizer.state().items()}
+            tensors = {f"optimizer.{member.prefix}{k}": v for member in self.members for k, v in member.optimizer.state().items()}
             for index, state in enumerate(whole or ()):
                 tensors |= {f"state.{index}.hidden": state.hidden, f"state.{index}.cell": state.cell}
             meta["training"] = p.to_meta()

@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     filler = partial(Filler, encode=model.tokenizer.encode, counts=model.counts, start=start)
     networks = {
         "LSTM": filler(model.network),
-        "C zeroed at each '.'": filler(model.network, run=Forgetting(model.network, stop)),
+        "C zeroed at each '.'": filler(model.network, run=Forgetting(model.alone, stop)),
         "tanh RNN": filler(cast(CharLM, rnn)),
     }
     right: dict[str, list[float]] = {
@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"\n{kind} (guessing: {chance(asked):.1%})")
         print(table(cells, ("characters back", "blanks", *right)))
     ids = corpus.val.tensor(0, min(len(corpus.val), 20_000))
-    measured = reach(model.network, ids, LENGTH, PREDICTIONS)
+    measured = reach(model.alone, ids, LENGTH, PREDICTIONS)
     state, inputs = reach_of_rnn(rnn, ids)
     layers = {f"LSTM, C {n}": norms for n, norms in enumerate(measured.cell, start=1)}
     layers |= {f"LSTM, H {n}": norms for n, norms in enumerate(measured.hidden, start=1)}

@@ -12,10 +12,10 @@ RIVER = (
     *("errors.py", "units.py", "memory.py", "settings.py", "settings_yaml.py", "schema.py", "config.py", "tokenizer.py"),
     *("sources.py", "digest.py", "decoding.py", "ids.py", "cache.py", "packing.py", "corpus.py", "streams.py", "cell.py"),
     *("kernels/eager.py", "kernels/build.py", "kernels/native.py", "kernels/generate.py", "lstm.py", "model.py"),
-    *("optim.py", "evaluate.py", "sampler.py", "gates.py", "gate_pictures.py", "gate_page.py", "marks.py"),
+    *("optim.py", "ensemble.py", "evaluate.py", "sampler.py", "gates.py", "gate_pictures.py", "gate_page.py", "marks.py"),
     *("features.py", "reach.py", "ragged.py", "fill.py", "lines.py", "recipe.py", "disk.py"),
-    *("header.py", "checkpoint.py", "runs.py", "times.py", "progress.py", "distributed.py", "trainer.py", "api.py", "console.py"),
-    *("live.py", "board.py", "drawings.py", "pictures.py"),
+    *("header.py", "checkpoint.py", "runs.py", "times.py", "progress.py", "distributed.py", "members.py", "trainer.py", "api.py"),
+    *("console.py", "live.py", "board.py", "drawings.py", "pictures.py"),
 )
 
 

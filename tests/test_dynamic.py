@@ -62,10 +62,11 @@ def test_the_step(monkeypatch: pytest.MonkeyPatch, most: float) -> None:
     model, ids = small_model(), some_ids(SEGMENT + 1)
     rates = Rates(rate=0.01, decay=0.25, floor=0.5)
     one = learner(model, rates)
-    usual = one._usual(3, OWN)
-    one._state = one._model.initial_state(1)
-    one._weights.add_(0.125)  # so that there is a way back
-    before = one._weights.clone()
+    [pupil] = one._pupils
+    usual = pupil._usual(3, OWN)
+    pupil.restart()
+    pupil.weights.add_(0.125)  # so that there is a way back
+    before = pupil.weights.clone()
     one.read(ids)
 
     with torch.no_grad():
@@ -76,15 +77,15 @@ def test_the_step(monkeypatch: pytest.MonkeyPatch, most: float) -> None:
     flat = torch.cat([g.reshape(-1) for g in gradient])
     n = flat / (usual + 0.5 * usual.square().mean().sqrt())
     size = float(n.square().mean().sqrt())
-    assert_close(one._weights, before - 0.25 * 0.125 - 0.01 * n * min(1.0, most / size), "weights")
+    assert_close(pupil.weights, before - 0.25 * 0.125 - 0.01 * n * min(1.0, most / size), "weights")
     assert size > 0.1
 
 
 def test_usual_size() -> None:
     """The usual size of a gradient is its root mean square over the segments of a text that the model writes."""
     model = small_model()
-    one = learner(model)
-    found = one._usual(3, OWN)
+    [pupil] = learner(model)._pupils
+    found = pupil._usual(3, OWN)
     squares = []
     stream = generate(model, [3], [0], Sampling())
     ids = torch.tensor([3, *(next(stream)[0][0] for _ in range(OWN))])
@@ -122,7 +123,7 @@ def test_the_model_stays() -> None:
     before = [p.detach().clone() for p in model.parameters()]
     one = learner(model)
     one.read(ids)
-    one._weights.fill_(math.nan)
+    one._pupils[0].weights.fill_(math.nan)
 
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
     assert all(p.grad is None for p in model.parameters())

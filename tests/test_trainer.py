@@ -196,7 +196,8 @@ def test_carried_state(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPa
     made = bench(eval_every=STEPS).trainer()
     began: list[Any] = []
     ended: list[Any] = []
-    [(batch, backprop)] = made.backprop.items()
+    [member] = made.members
+    [(batch, backprop)] = member.backprop.items()
 
     def watched(*args: Any) -> tuple[float, StackState]:
         began.append(args[2])
@@ -204,19 +205,21 @@ def test_carried_state(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPa
         ended.append(state)
         return nats, state
 
-    monkeypatch.setattr(made, "backprop", {batch: watched})
+    monkeypatch.setattr(member, "backprop", {batch: watched})
     made.run()
     fresh = [made.streams.position(step)[1] for step in range(STEPS)]
 
     assert [not any(part.any() for layer in state for part in layer) for state in began] == fresh
     assert fresh.count(True) == 2
-    assert all(after is state for after, state, new in zip(ended, began[1:], fresh[1:], strict=False) if not new)
+    pairs = [(after, state) for after, state, new in zip(ended, began[1:], fresh[1:], strict=False) if not new]
+    assert all(a is b for after, state in pairs for a, b in zip(after, state, strict=True))
 
 
 def test_state_dropout(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
     """Some streams begin a step with an empty state, whole and in every layer; the others go on from where they were."""
     made = bench(eval_every=STEPS, state_dropout=0.5).trainer()
-    backprop = next(iter(made.backprop.values()))
+    [member] = made.members
+    backprop = next(iter(member.backprop.values()))
     seen: list[list[bool]] = []
 
     def watched(*args: Any) -> tuple[float, StackState]:
@@ -225,7 +228,7 @@ def test_state_dropout(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPa
         seen.append([row[0] for row in rows])
         return backprop(*args)
 
-    monkeypatch.setattr(made, "backprop", dict.fromkeys(made.backprop, watched))
+    monkeypatch.setattr(member, "backprop", dict.fromkeys(member.backprop, watched))
     made.run()
     began = [flag for row, step in zip(seen, range(STEPS), strict=True) if not made.streams.position(step)[1] for flag in row]
 
@@ -238,7 +241,7 @@ def test_averages_are_the_model(bench: Callable[..., Bench]) -> None:
     made.run()
     best, last = (checkpoint.read(made.folder / f"{kind}.safetensors") for kind in ("best", "last"))
     own = checkpoint.to_blobs({f"model.{k}": v for k, v in made.model.state_dict().items()})
-    with made.optimizer.averaged():
+    with made.members[0].optimizer.averaged():
         averaged = checkpoint.to_blobs({f"model.{k}": v for k, v in made.model.state_dict().items()})
 
     assert own != averaged
@@ -313,6 +316,7 @@ def test_patience(bench: Callable[..., Bench]) -> None:
 def spoil_once(made: Trainer, monkeypatch: pytest.MonkeyPatch, what: str, at: int, value: float, times: int = 1) -> None:
     """Put a value that is not finite into one part of training, at a step, so many times."""
     left = [times]
+    member = made.members[-1]
 
     def due() -> bool:
         if made.progress.step != at or not left[0]:
@@ -321,32 +325,32 @@ def spoil_once(made: Trainer, monkeypatch: pytest.MonkeyPatch, what: str, at: in
         return True
 
     if what in ("loss", "gradient"):
-        [(batch, backprop)] = made.backprop.items()
+        [(batch, backprop)] = member.backprop.items()
 
         def spoiled_gradient(*args: Any) -> tuple[float, StackState]:
             nats, state = backprop(*args)
             if due():
                 if what == "loss":
                     return nats * value, state
-                made.optimizer.gradients[0][0] = value
+                member.optimizer.gradients[0][0] = value
             return nats, state
 
-        monkeypatch.setattr(made, "backprop", {batch: spoiled_gradient})
+        monkeypatch.setattr(member, "backprop", {batch: spoiled_gradient})
     else:
-        update = made.optimizer.update
+        update = member.optimizer.update
 
         def spoiled(rate: float, norm: float) -> bool:
             now = due()
             if now and what == "weight":
                 with torch.no_grad():
-                    list(made.model.parameters())[-1].view(-1)[0] = value
+                    list(member.model.parameters())[-1].view(-1)[0] = value
             finite = update(rate, norm)
             if now and what == "moment":
-                moments = {k: v for k, v in made.optimizer.state().items() if k.startswith("exp_avg_sq")}
+                moments = {k: v for k, v in member.optimizer.state().items() if k.startswith("exp_avg_sq")}
                 next(iter(moments.values())).view(-1)[0] = value
             return finite
 
-        monkeypatch.setattr(made.optimizer, "update", spoiled)
+        monkeypatch.setattr(member.optimizer, "update", spoiled)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -461,14 +465,14 @@ def test_signal_while_validating(bench: Callable[..., Bench], monkeypatch: pytes
     run = bench()
     came: list[int] = []
     made = run.trainer(stop=lambda: came[0] if came else None)
-    score = evaluate.score_ids
+    score = evaluate.side_by_side
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
         if made.progress.step == 14:
             came.append(signal.SIGHUP)
         return score(*args, **kwargs)
 
-    monkeypatch.setattr(trainer, "score_ids", interrupted)
+    monkeypatch.setattr(trainer, "side_by_side", interrupted)
     with pytest.raises(Stopped) as stopped:
         made.run()
     monkeypatch.undo()

@@ -108,6 +108,10 @@ def train(
     epochs: Annotated[str | None, typer.Option(metavar="E", help="Passes over the text, instead of minutes.")] = None,
     hidden: Annotated[str | None, typer.Option(metavar="S", help="Units of a layer. [default: chosen, and said]")] = None,
     layers: Annotated[str | None, typer.Option(metavar="L", help="Layers. [default: chosen, and said]")] = None,
+    members: Annotated[
+        str | None,
+        typer.Option(metavar="N", help="Networks of seeds s, s+1, ... side by side, read as one. [default: 1]"),
+    ] = None,
     dropout: Annotated[
         str | None, typer.Option(metavar="P", help="Dropout after each layer. [default: chosen, and said]")
     ] = None,
@@ -154,9 +158,10 @@ def train(
 
     flags = {
         "train.minutes": minutes, "train.steps": steps, "train.epochs": epochs, "model.hidden": hidden,
-        "model.layers": layers, "model.dropout": dropout, "train.lr": lr, "train.batch": batch, "train.accumulate": accumulate,
-        "train.window": window, "train.seed": seed, "train.threads": threads, "train.device": device,
-        "train.precision": precision, "data.tokenizer": tokenizer, "data.encoding": encoding, "data.val_fraction": val_fraction,
+        "model.layers": layers, "model.members": members, "model.dropout": dropout, "train.lr": lr, "train.batch": batch,
+        "train.accumulate": accumulate, "train.window": window, "train.seed": seed, "train.threads": threads,
+        "train.device": device, "train.precision": precision, "data.tokenizer": tokenizer, "data.encoding": encoding,
+        "data.val_fraction": val_fraction,
     }  # fmt: skip
     door.run(
         door.Request(
@@ -326,6 +331,7 @@ def inspect(
     top: Annotated[int, typer.Option(metavar="N", min=0, max=1000, help="Follow the N units that vary most.")] = 0,
     svg: Annotated[str | None, typer.Option(metavar="FILE", help="Write the picture as SVG.")] = None,
     html: Annotated[str | None, typer.Option(metavar="FILE", help="Write a page to explore all units in a browser.")] = None,
+    member: Annotated[int, typer.Option(metavar="M", min=1, help="Which network of several, counted from 1.")] = 1,
     at: Annotated[str | None, typer.Option(metavar="CHAR", help="Is anything forgotten at this mark? Over a whole text.")] = None,
     swap: Annotated[
         str | None, typer.Option(metavar="NAME,NAME", help="With --at: is it still known who, after the mark?")
@@ -373,8 +379,8 @@ def inspect(
     door.run(
         door.Request(
             text=text, file=file, model=model, show=show or [], units=units, top=top, svg=svg, html=html,
-            at=at, swap=swap, find=find, reach=reach, everything=all_, on_unknown=on_unknown, threads=threads, json=json,
-            quiet=quiet,
+            member=member, at=at, swap=swap, find=find, reach=reach, everything=all_, on_unknown=on_unknown, threads=threads,
+            json=json, quiet=quiet,
         )
     )  # fmt: skip
 

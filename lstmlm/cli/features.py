@@ -49,7 +49,7 @@ def find(
     parts = [[getattr(layer, quantity)[:, 0] for layer in found.layers] for _, found, _ in steps(model, ids)]
     values = torch.cat([torch.cat(layers, dim=1) for layers in parts])
     found = rank(values, true, top)
-    widths = [layer.width for layer in model.network.stack()]
+    widths = [layer.width for layer in model.alone.stack()]
     named = {carrier.unit: _place(carrier.unit, widths) for carrier in found.carriers}
     if json:
         console.as_json(
@@ -105,7 +105,7 @@ def reach(console: Console, model: "LanguageModel", text: str | None, *, on_unkn
     ids = torch.tensor(model.tokenizer.encode(statistics_text(model, text, REACH_CHARS), on_unknown))
     if len(ids) < LENGTH + 2:
         raise TextError(f"--reach: expected {LENGTH + 2} characters or more, found {len(ids)}. Take a longer text.")
-    found = measure(model.network, ids, LENGTH, PREDICTIONS)
+    found = measure(model.alone, ids, LENGTH, PREDICTIONS)
     lines = {f"C of layer {n}": norms for n, norms in enumerate(found.cell, start=1)}
     lines |= {f"H of layer {n}": norms for n, norms in enumerate(found.hidden, start=1)}
     lines["x"] = found.input

@@ -45,6 +45,7 @@ def _facts(path: Path, saved: checkpoint.Checkpoint) -> dict[str, Any]:
     meta = saved.meta
     symbols = meta["tokenizer"].get("symbols")
     nats = meta["scores"].get("validation_nats_per_char")
+    members = meta["config"].get("model", {}).get("members", 1) if isinstance(meta["config"].get("model"), dict) else 1
     return {
         "schema": 1,
         "command": "info",
@@ -52,6 +53,7 @@ def _facts(path: Path, saved: checkpoint.Checkpoint) -> dict[str, Any]:
         "kind": saved.kind,
         "step": meta["step"],
         "parameters": meta["parameters"],
+        "members": members,
         "tokenizer": meta["tokenizer"].get("kind"),
         "vocabulary_size": len(meta["counts"]),
         "vocabulary": symbols,

@@ -38,6 +38,7 @@ class Request:
     top: int
     svg: str | None
     html: str | None
+    member: int
     at: str | None
     swap: str | None
     find: str | None
@@ -80,13 +81,15 @@ def run(request: Request) -> None:
 
     from lstmlm.api import LanguageModel
 
-    model = LanguageModel.open(request.model, threads=request.threads, report=console.warn)
-    if statistics and not request.threads and max(layer.width for layer in model.network.stack()) <= ALONE:
+    model = LanguageModel.open(request.model, threads=request.threads, report=console.warn).member(request.member)
+    if statistics and not request.threads and max(layer.width for layer in model.alone.stack()) <= ALONE:
         import torch
 
         torch.set_num_threads(1)
     if request.model is None:
         console.say(f"model {printable(str(model.path))}")
+    if (count := model.config.model.members) > 1:
+        console.say(f"member {request.member} of {count}; --member looks into another one")
     if request.at is not None:
         from lstmlm.cli import marks
 
@@ -110,7 +113,7 @@ def run(request: Request) -> None:
         return
     assert text is not None
     ids = model.tokenizer.encode(text, on_unknown)
-    widths = [layer.width for layer in model.network.stack()]
+    widths = [layer.width for layer in model.alone.stack()]
     for layer, unit in units:
         if not (1 <= layer <= len(widths) and 1 <= unit <= widths[layer - 1]):
             sizes = ", ".join(map(str, widths))
@@ -172,10 +175,10 @@ def steps(model: "LanguageModel", ids: list[int]) -> "Iterator[tuple[int, Trace,
     newline = model.tokenizer.encode("\n", on_unknown="skip")
     state, guess = None, None
     if newline:
-        before = trace(model.network, torch.tensor(newline[:1])[:, None])
+        before = trace(model.alone, torch.tensor(newline[:1])[:, None])
         state, guess = before.state, before.logits
     text = torch.tensor(ids)
-    for start, found in windows(model.network, text, state, WINDOW):
+    for start, found in windows(model.alone, text, state, WINDOW):
         goals = text[start : start + len(found.logits), None]
         if guess is None:
             costs = torch.cat([torch.tensor([[first_char(model.counts, ids[0])]]), nats(found.logits[:-1], goals[1:])])
@@ -189,7 +192,7 @@ def collect(model: "LanguageModel", ids: list[int], quantities: list[str]) -> di
     """Run a text and keep all values of some quantities, as tensors (T, S)."""
     import torch
 
-    layers: list[dict[str, list[Tensor]]] = [{name: [] for name in quantities} for _ in model.network.layers]
+    layers: list[dict[str, list[Tensor]]] = [{name: [] for name in quantities} for _ in model.alone.layers]
     surprise, likeliest = [], []
     for _, found, costs in steps(model, ids):
         for layer, activity in zip(layers, found.layers, strict=True):
@@ -266,7 +269,7 @@ def busiest(model: "LanguageModel", ids: list[int], name: str, count: int) -> li
     """Return the units whose quantity varies most along a text, as (layer, unit) counted from 1."""
     import torch
 
-    sums = [torch.zeros(3, layer.width, dtype=torch.float64) for layer in model.network.stack()]
+    sums = [torch.zeros(3, layer.width, dtype=torch.float64) for layer in model.alone.stack()]
     for _, found, _ in steps(model, ids):
         for total, activity in zip(sums, found.layers, strict=True):
             values = getattr(activity, name)[:, 0].double()

@@ -53,14 +53,14 @@ def run(
     ids = torch.tensor(model.tokenizer.encode(written, on_unknown))
     if not bool((ids == symbol).any()):
         raise TextError(f"text to inspect: expected '{printable(mark)}' in it, found none in {len(ids):,} characters.")
-    layers = letting_go(model.network, ids, symbol)
-    count, costs = worth(model.network, ids, symbol, LENGTH, MARKS)
+    layers = letting_go(model.alone, ids, symbol)
+    count, costs = worth(model.alone, ids, symbol, LENGTH, MARKS)
     swapped = None
     if pair:
         places = list(_swaps(model, written, mark, pair, on_unknown))
         if not places:
             raise TextError(f"--swap {printable(pair[0])},{printable(pair[1])}: expected one of them before a mark, found none.")
-        swapped = swap(model.network, places, LENGTH)
+        swapped = swap(model.alone, places, LENGTH)
     if json:
         console.as_json(_as_dict(model, mark, len(ids), layers, count, costs, swapped, pair, top))
         return

@@ -36,7 +36,8 @@ MAY_CHANGE = ("train.threads", "train.save_every", "train.kernel", "train.device
 """Keys that may differ when a run is resumed: none of them changes what the run is, only how it is computed."""
 
 SHAPE = (
-    "model.hidden", "model.layers", "model.bias", "model.readout", "model.layer_norm", "model.residual", "data.tokenizer",
+    "model.hidden", "model.layers", "model.bias", "model.readout", "model.layer_norm", "model.residual", "model.members",
+    "data.tokenizer",
 )  # fmt: skip
 """Keys that a fine-tuned model cannot change: its weights and vocabulary have them."""
 
@@ -467,11 +468,16 @@ def _announce(
     where = f"resuming {folder} at step {saved.meta['step']}" if saved else f"training {folder}"
     steps = trainer.progress.steps
     budget = counted(steps, "step") if steps is not None else counted(trainer.config.train.minutes or 0, "minute")
-    parameters = trainer.model.parameter_count()
     console.say(
-        f"{printable(where)}: {parameters:,} parameters, {len(corpus.train):,} characters, vocabulary {len(corpus.tokenizer)}, "
+        f"{printable(where)}: {_parameters(trainer)}, {len(corpus.train):,} characters, vocabulary {len(corpus.tokenizer)}, "
         f"{budget}, kernel {kernel}" + (f", {trainer.team.size} processes" if trainer.team.size > 1 else "")
     )
+
+
+def _parameters(trainer: "Trainer") -> str:
+    """Return how many numbers are trained, in words."""
+    one, count = trainer.members[0].model.parameter_count(), len(trainer.members)
+    return f"{one:,} parameters" if count == 1 else f"{count} members of {one:,} parameters"
 
 
 def _finish(console: Console, request: Request, trainer: "Trainer", folder: Path) -> None:
@@ -516,11 +522,10 @@ def _score(step: int, nats: float) -> dict[str, Any] | None:
 
 def _show_plan(console: Console, request: Request, config: RunConfig, corpus: "Corpus", kernel: str) -> None:
     """Show sizes, parameters, memory and steps of a run that is not made."""
-    from lstmlm import kernels
-    from lstmlm.model import CharLM
+    from lstmlm import ensemble
 
-    model = CharLM(config.model, len(corpus.tokenizer), kernels.choose("eager")[0])
-    plan = recipe.plan(config, len(corpus.train), len(corpus.tokenizer), model.parameter_count())
+    parameters = ensemble.parameter_count(config.model, len(corpus.tokenizer))
+    plan = recipe.plan(config, len(corpus.train), len(corpus.tokenizer), parameters)
     if request.json:
         console.as_json({"schema": 1, "command": "train", "dry_run": True, "kernel": kernel, **plan})
     else:
