@@ -19,12 +19,8 @@ from lstmlm.errors import UsageError, printable
 from lstmlm.kernels import arguments
 from lstmlm.kernels.native import NativeKernel
 
-LARGE = 3 << 20
-"""Bytes of float32 weights from which `auto` keeps them as float16: more than the second-level caches of two processors hold, so
-that every character reads them from further away, and half the bytes take half the time."""
-
-LARGEST = 60000.0
-"""A weight beyond this, or NaN, keeps all of them float32: float16 ends at 65504."""
+LARGEST = 1e30
+"""A weight beyond this, or NaN, keeps all of them float32: what a diverged run draws shall not look sound."""
 
 SMALL = 8 << 20
 """Bytes that one thread has read before a team has gathered on a busy machine."""
@@ -111,8 +107,8 @@ class Generator:
         n: Streams.
         residual: Whether a layer's output is added to its input, from the second layer on.
         eps: Of the normalisation.
-        storage: float32, float16 (the weights are rounded, products and sums are float32) or auto: float16 for large networks
-            where the CPU widens it in one instruction. Empty: as `wished_storage` says.
+        storage: float32; int8: each column of weights and each row of activations as integers up to 127 with one scale, summed
+            exactly; or auto: int8 where the CPU has instructions for it. Empty: as `wished_storage` says.
 
     Attributes:
         key: Whatever its owner knows it by.
@@ -137,13 +133,13 @@ class Generator:
             raise TypeError("weights: expected contiguous float32 on the cpu.")
         self.n, self.V = n, len(layers[0].U)
         self._widths = [len(layer.W) for layer in layers]
-        self.storage = _storage(storage or wished_storage(), every, bool(library.lstmlm_generator_half()))
+        self.storage = _storage(storage or wished_storage(), every, bool(library.lstmlm_generator_bytes()))
         threads = arguments.threads()
         self._pace = Pace(threads)
         self._fresh = True
         self._library = library
         handle = library.lstmlm_generator_new(
-            self.storage == "float16",
+            self.storage == "int8",
             threads,
             n,
             self.V,
@@ -234,23 +230,22 @@ class Generator:
 
 
 def wished_storage() -> str:
-    """Return what LSTMLM_SAMPLE_WEIGHTS says: float32, float16, or auto, which it is without it.
+    """Return what LSTMLM_SAMPLE_WEIGHTS says: float32, int8, or auto, which it is without it.
 
     Raises:
         UsageError: It says something else.
     """
     wish = os.environ.get("LSTMLM_SAMPLE_WEIGHTS", "") or "auto"
-    if wish not in ("auto", "float32", "float16"):
-        raise UsageError(f"LSTMLM_SAMPLE_WEIGHTS {printable(wish)!r}: expected auto, float32 or float16.")
+    if wish not in ("auto", "float32", "int8"):
+        raise UsageError(f"LSTMLM_SAMPLE_WEIGHTS {printable(wish)!r}: expected auto, float32 or int8.")
     return wish
 
 
-def _storage(wish: str, weights: list[Tensor], possible: bool) -> str:
-    """Return float32 or float16."""
-    small = sum(4 * w.numel() for w in weights) < LARGE
-    if wish == "float32" or not possible or (wish == "auto" and small):
+def _storage(wish: str, weights: list[Tensor], quick: bool) -> str:
+    """Return float32 or int8."""
+    if wish == "float32" or (wish == "auto" and not quick):
         return "float32"
-    return "float16" if all(bool(w.abs().max() <= LARGEST) for w in weights) else "float32"
+    return "int8" if all(bool(w.abs().max() <= LARGEST) for w in weights) else "float32"
 
 
 def fingerprint(kernel: NativeKernel, weights: Sequence[Tensor]) -> int:

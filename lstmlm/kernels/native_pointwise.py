@@ -24,6 +24,8 @@ ALONE = 16384
 class NativePointwise:
     """See `Pointwise`. float32 on the CPU; the bits do not depend on the number of threads."""
 
+    deferred = False
+
     def __init__(self, library: ctypes.CDLL) -> None:
         _declare(library)
         self._library = library
@@ -93,6 +95,8 @@ class NativePointwise:
     def adam(self, weights: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, average: Tensor | None, step: Adam) -> bool:
         """See `Pointwise.adam`."""
         n = weights.numel()
+        assert not isinstance(step.rate, Tensor)
+        assert not isinstance(step.step, Tensor)
         if average is not None:
             checked("average", average, n)
         for name, tensor in (("weights", weights), ("gradient", gradient), ("mean", mean), ("square", square)):
@@ -108,6 +112,7 @@ def _drop(drop: Dropout | None, layer: int, B: int) -> tuple[int, int, int, int,
     """Return streams, first, key, threshold and scale."""
     if drop is None:
         return B, 0, 0, 0, 1.0
+    assert not isinstance(drop.first, Tensor)
     return drop.streams, drop.first, drop.key(layer), drop.threshold, drop.scale
 
 

@@ -3,17 +3,22 @@
 It knows tensors, each function one pass over them in the end. It does not know layers, models, schedules or texts.
 """
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.optim.adamw import adamw
 
 from lstmlm.dropout import Dropout
 
+Number: TypeAlias = float | Tensor
+"""A number, or a tensor without dimensions that holds it, which nobody has waited for."""
+
 EPS = 1e-5
 """Added to the variance under the root by the layer norm, as torch does."""
+
+
+_fused_adamw = torch.ops.aten._fused_adamw_.tensor_lr  # one pass; does nothing where found_inf is 1
 
 
 class Norm(NamedTuple):
@@ -31,20 +36,30 @@ class Adam(NamedTuple):
     step: Counted from 1.
     scale: What the gradient is multiplied by first, for clipping.
     pull: How far the average of the weights moves to the new ones, from 0 to 1.
+    skip: 1 where nothing is to change but the gradient, which becomes zero; 0 elsewhere.
     """
 
-    rate: float
+    rate: Number
     beta1: float
     beta2: float
     eps: float
     decay: float
-    step: int
-    scale: float
-    pull: float
+    step: Number
+    scale: Number
+    pull: Number
+    skip: Number = 0
 
 
 class Pointwise(Protocol):
-    """Every way to compute has these functions; all tensors are contiguous and of one floating type."""
+    """Every way to compute has these functions; all tensors are contiguous and of one floating type.
+
+    deferred: Whether numbers come as tensors and may be given as such, so that a whole step waits for none: on a device that
+        works through what it is given, each wait costs more than most of what it waits for.
+    """
+
+    @property
+    def deferred(self) -> bool:
+        """See above."""
 
     def dress(
         self, y: Tensor, x: Tensor | None, norm: Norm | None, drop: Dropout | None, layer: int, out: Tensor, stats: Tensor
@@ -76,7 +91,7 @@ class Pointwise(Protocol):
             stats: As `dress` wrote it.
         """
 
-    def loss(self, logits: Tensor, bias: Tensor | None, targets: Tensor, scale: float, dbias: Tensor | None) -> float:
+    def loss(self, logits: Tensor, bias: Tensor | None, targets: Tensor, scale: float, dbias: Tensor | None) -> Number:
         """Return the sum of minus the log probabilities of the targets, in nats.
 
         Args:
@@ -97,10 +112,10 @@ class Pointwise(Protocol):
             db: (4S)
         """
 
-    def squared(self, gradient: Tensor) -> float:
+    def squared(self, gradient: Tensor) -> Number:
         """Return the sum of the squares of a flat gradient."""
 
-    def adam(self, weights: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, average: Tensor | None, step: Adam) -> bool:
+    def adam(self, weights: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, average: Tensor | None, step: Adam) -> Number:
         """Take one step of AdamW over flat tensors, set the gradient to zero, and say whether all weights are finite now.
 
         Args:
@@ -114,7 +129,9 @@ class Pointwise(Protocol):
 
 
 class TorchPointwise:
-    """See `Pointwise`: by torch's own functions, on any device."""
+    """See `Pointwise`: by torch's own functions, on any device, none of which adds in an order of its own each time."""
+
+    deferred = True
 
     def dress(
         self, y: Tensor, x: Tensor | None, norm: Norm | None, drop: Dropout | None, layer: int, out: Tensor, stats: Tensor
@@ -143,17 +160,18 @@ class TorchPointwise:
         norm.dgamma.add_(dgamma)
         norm.dbeta.add_(dbeta)
 
-    def loss(self, logits: Tensor, bias: Tensor | None, targets: Tensor, scale: float, dbias: Tensor | None) -> float:
+    def loss(self, logits: Tensor, bias: Tensor | None, targets: Tensor, scale: float, dbias: Tensor | None) -> Tensor:
         """See `Pointwise.loss`."""
         if bias is not None:
             logits.add_(bias)
         log_p = functional.log_softmax(logits, dim=1)
-        nats = -log_p.gather(1, targets[:, None]).sum(dtype=torch.float64)
+        nats: Tensor = -log_p.gather(1, targets[:, None]).sum(dtype=torch.float64)
         torch.exp(log_p, out=logits)
+        # Each row adds to one place of its own: there is no order that could differ.
         logits.scatter_add_(1, targets[:, None], torch.full_like(logits[:, :1], -1.0)).mul_(scale)
         if dbias is not None:
             dbias.add_(logits.sum(0))
-        return float(nats)
+        return nats
 
     def scatter(self, ids: Tensor | None, da: Tensor, dU: Tensor | None, db: Tensor | None) -> None:
         """See `Pointwise.scatter`."""
@@ -164,30 +182,37 @@ class TorchPointwise:
         if db is not None:
             db.add_(da.sum(0))
 
-    def squared(self, gradient: Tensor) -> float:
+    def squared(self, gradient: Tensor) -> Tensor:
         """See `Pointwise.squared`."""
-        return float(torch.linalg.vector_norm(gradient)) ** 2
+        squared: Tensor = torch.linalg.vector_norm(gradient).double().square()
+        return squared
 
-    def adam(self, weights: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, average: Tensor | None, step: Adam) -> bool:
+    def adam(self, weights: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, average: Tensor | None, step: Adam) -> Tensor:
         """See `Pointwise.adam`."""
+        numbers = (
+            number if isinstance(number, Tensor) else weights.new_tensor(number) for number in (step.rate, step.step, step.pull)
+        )
+        rate, count, pull = numbers
+        skip = torch.as_tensor(step.skip, dtype=torch.float32, device=weights.device)
         gradient.mul_(step.scale)
-        adamw(
+        _fused_adamw(
             [weights],
             [gradient],
             [mean],
             [square],
             [],
-            [torch.tensor(float(step.step - 1), device=weights.device)],
-            fused=True,
-            amsgrad=False,
+            [count],
+            lr=rate,
             beta1=step.beta1,
             beta2=step.beta2,
-            lr=step.rate,
             weight_decay=step.decay,
             eps=step.eps,
+            amsgrad=False,
             maximize=False,
+            found_inf=skip,
         )
         gradient.zero_()
         if average is not None:
-            average.lerp_(weights, step.pull)
-        return bool(torch.isfinite(weights.sum()))
+            average.lerp_(weights, pull * (1 - skip).to(pull.dtype))
+        finite: Tensor = torch.isfinite(weights.sum())
+        return finite

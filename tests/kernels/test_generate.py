@@ -30,6 +30,12 @@ def _kernel() -> NativeKernel:
         pytest.skip(str(reason))
 
 
+@pytest.fixture(autouse=True)
+def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the weights as they are: what bytes do to them is `test_bytes.py`'s."""
+    monkeypatch.setenv("LSTMLM_SAMPLE_WEIGHTS", "float32")
+
+
 def with_kernel(model: CharLM, kernel: NativeKernel) -> CharLM:
     """Return the same network with another kernel."""
     twin = CharLM(model.config, len(model.get_parameter("layers.0.U")), kernel).eval()
@@ -162,24 +168,16 @@ def test_numbers_that_are_none_do_no_harm(kernel: NativeKernel, bad: float) -> N
 
 
 def test_a_stream_does_not_depend_on_its_company(kernel: NativeKernel) -> None:
-    """A stream's bits are the same alone, among three and among fifty, for both ways to store weights."""
+    """A stream's bits are the same alone, among three and among fifty."""
     model = small_model(vocabulary=21, dtype=torch.float32, hidden=70, layers=3)
     noise = torch.rand(60, 50)
-    for storage in ("float32", "float16"):
-        results = []
-        for n in (1, 3, 50):
-            generator = packed(model, kernel, n, storage)
-            ids, nats = generator.run(noise[:, :n].contiguous(), PLAIN)
-            results.append((ids[:, 0].tolist(), nats[:, 0].tolist(), generator.logits()[0].tolist()))
+    results = []
+    for n in (1, 3, 50):
+        generator = opened(model, kernel, n)
+        ids, nats = generator.run(noise[:, :n].contiguous(), PLAIN)
+        results.append((ids[:, 0].tolist(), nats[:, 0].tolist(), generator.logits()[0].tolist()))
 
-        assert results[0] == results[1] == results[2]
-
-
-def packed(model: CharLM, kernel: NativeKernel, n: int, storage: str) -> Generator:
-    """Return a generator with the weights stored in a certain way."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LSTMLM_SAMPLE_WEIGHTS", storage)
-        return opened(model, kernel, n)
+    assert results[0] == results[1] == results[2]
 
 
 @pytest.mark.parametrize("n", [1, 5])
@@ -198,48 +196,12 @@ def test_blocks_and_threads_do_not_matter(kernel: NativeKernel, n: int, monkeypa
     assert all(result == results[0] for result in results)
 
 
-def test_float16_weights_change_little(kernel: NativeKernel) -> None:
-    """Rounding the weights to float16 moves the logits of the same text by less than 1e-2, and nats are of what was drawn."""
-    model = calm(small_model(vocabulary=21, dtype=torch.float32, hidden=48, layers=2))
-    rounded = with_kernel(model, kernel)
-    with torch.no_grad():
-        for name, weight in rounded.named_parameters():
-            if name.endswith(".W") or name == "readout.weight" or name == "layers.1.U":
-                weight.copy_(weight.half().float())
-    generator = packed(model, kernel, 4, "float16")
-    if generator.storage != "float16":
-        pytest.skip("this CPU does not widen float16")
+def test_nonsense_in_the_environment_is_refused(kernel: NativeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A way to keep weights that nobody knows is no reason to guess."""
+    monkeypatch.setenv("LSTMLM_SAMPLE_WEIGHTS", "int3")
 
-    ids, nats = generator.run(torch.rand(30, 4), PLAIN)
-    with torch.inference_mode():
-        logits, _ = model(ids[:-1])
-        own, _ = rounded(ids[:-1])
-
-    assert_close(generator.logits(), logits[-1], "logits", 1e-2)
-    assert_close(generator.logits(), own[-1], "logits", 1e-4)
-    expected = -torch.log_softmax(own.double(), -1).gather(-1, ids[1:, :, None]).squeeze(-1)
-    assert_close(nats[1:].double(), expected, "nats", 1e-4)
-
-
-def test_large_weights_stay_float32(kernel: NativeKernel) -> None:
-    """A weight that float16 cannot hold keeps the network in float32."""
-    model = small_model(dtype=torch.float32)
-    with torch.no_grad():
-        model.get_parameter("layers.1.U")[0, 0] = 70000.0
-
-    assert packed(model, kernel, 1, "float16").storage == "float32"
-
-
-def test_storage_is_chosen_by_size_and_by_wish(kernel: NativeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small networks are kept in float32; the environment decides otherwise; nonsense there is refused."""
-    model = small_model(dtype=torch.float32)
-
-    assert packed(model, kernel, 1, "auto").storage == packed(model, kernel, 1, "").storage == "float32"
-    assert packed(model, kernel, 1, "float32").storage == "float32"
-    monkeypatch.setattr(generating, "LARGE", 0)
-    assert packed(model, kernel, 1, "auto").storage in ("float16", "float32")
     with pytest.raises(UsageError, match="LSTMLM_SAMPLE_WEIGHTS"):
-        packed(model, kernel, 1, "int3")
+        opened(small_model(dtype=torch.float32), kernel, 1)
 
 
 def test_weights_are_copied(kernel: NativeKernel) -> None:
