@@ -90,9 +90,11 @@ def name(device: "torch.device") -> str:
 
 
 def out_of_memory(error: BaseException) -> SystemProblem | None:
-    """Return what to tell a user whose device is full; None if the error is another one."""
+    """Return what to tell a user whose device or machine is full; None if the error is another one."""
     import sys
 
+    if "DefaultCPUAllocator: can't allocate" in str(error):
+        return SystemProblem("memory: expected enough for this model and batch, found less. Try a smaller --hidden or --batch.")
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(error, torch.OutOfMemoryError):
         return None

@@ -166,8 +166,7 @@ def plan(config: RunConfig, chars: int, vocabulary: int, parameters: int) -> dic
         parameters: Of all members.
 
     Returns:
-        Sizes by name. Memory: weights, gradients and both moments (16 bytes a parameter), and the kept activations, 6 float32
-        values for each unit, layer and predicted character (`kernels.Activations`), as bytes.
+        Sizes by name; memory is that of `memory_bytes`.
     """
     model, train = config.model, config.train
     assert model.hidden is not None
@@ -188,8 +187,29 @@ def plan(config: RunConfig, chars: int, vocabulary: int, parameters: int) -> dic
         "chars_per_step": per_step,
         "steps_per_epoch": max(1, chars // per_step),
         "steps": steps if steps is not None else f"as many as fit into {counted(train.minutes or 0, 'minute')}",
-        "memory_bytes": 16 * parameters + model.members * (24 * model.layers * model.hidden + 8 * vocabulary) * per_step,
+        "memory_bytes": memory_bytes(config, vocabulary, parameters),
     }
     if chars < 100 * per_step:
         rows["warning"] = f"the text has only {chars:,} characters: it will soon be known by heart"
     return rows
+
+
+def memory_bytes(config: RunConfig, vocabulary: int, parameters: int) -> int:
+    """Return about how much memory a run takes beside its text and torch itself.
+
+    Weights, gradients, both moments and the averages, where there are any (20 bytes a parameter, or 16), and for each member,
+    layer, unit and character that is kept at a time 6 float32 values (`kernels.Activations`); its logits too.
+
+    Args:
+        config: As `choose` returned it.
+        vocabulary: V.
+        parameters: Of all members.
+    """
+    model, train = config.model, config.train
+    assert model.hidden is not None
+    assert model.layers is not None
+    assert train.batch is not None
+    assert train.window is not None
+    kept = train.batch * (min(train.segment, train.window) or train.window)
+    each = 20 if train.average else 16
+    return each * parameters + model.members * (24 * model.layers * model.hidden + 8 * vocabulary) * kept

@@ -45,7 +45,6 @@ def _facts(path: Path, saved: checkpoint.Checkpoint) -> dict[str, Any]:
     meta = saved.meta
     symbols = meta["tokenizer"].get("symbols")
     nats = meta["scores"].get("validation_nats_per_char")
-    members = meta["config"].get("model", {}).get("members", 1) if isinstance(meta["config"].get("model"), dict) else 1
     return {
         "schema": 1,
         "command": "info",
@@ -53,7 +52,6 @@ def _facts(path: Path, saved: checkpoint.Checkpoint) -> dict[str, Any]:
         "kind": saved.kind,
         "step": meta["step"],
         "parameters": meta["parameters"],
-        "members": members,
         "tokenizer": meta["tokenizer"].get("kind"),
         "vocabulary_size": len(meta["counts"]),
         "vocabulary": symbols,
@@ -68,9 +66,15 @@ def _facts(path: Path, saved: checkpoint.Checkpoint) -> dict[str, Any]:
 
 def _as_text(facts: dict[str, Any]) -> str:
     scores, corpus = facts["scores"], facts["corpus"]
+    try:
+        values = settings.flat(settings.from_dict(facts["config"]))
+    except ConfigError as error:
+        raise CheckpointError(f"checkpoint {printable(facts['model'])}: its configuration is refused: {error}") from None
+    members = values["model.members"]
+    each = f" ({members} members of {facts['parameters'] // members:,})" if isinstance(members, int) and members > 1 else ""
     rows = [
         ("model", f"{facts['model']} ({facts['kind']}, {facts['bytes'] / 2**20:.1f} MiB)"),
-        ("parameters", f"{facts['parameters']:,}"),
+        ("parameters", f"{facts['parameters']:,}{each}"),
         ("step", f"{facts['step']:,}"),
     ]
     if "validation_bits_per_char" in scores:
@@ -86,10 +90,6 @@ def _as_text(facts: dict[str, Any]) -> str:
         ("versions", ", ".join(f"{k} {v}" for k, v in facts["versions"].items())),
         ("command", " ".join(map(str, facts["command_line"]))),
     ]
-    try:
-        values = settings.flat(settings.from_dict(facts["config"]))
-    except ConfigError as error:
-        raise CheckpointError(f"checkpoint {printable(facts['model'])}: its configuration is refused: {error}") from None
     rows += [
         (key, str(value).lower() if isinstance(value, bool) else str(value)) for key, value in values.items() if value is not None
     ]

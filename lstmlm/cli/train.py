@@ -18,7 +18,7 @@ from lstmlm.cli.corpora import open_named
 from lstmlm.config import Layer, RunConfig
 from lstmlm.console import Console
 from lstmlm.distributed import Team
-from lstmlm.errors import CheckpointError, TextError, UsageError, printable
+from lstmlm.errors import CheckpointError, SystemProblem, TextError, UsageError, printable
 from lstmlm.live import PLAIN_SECONDS, RunView
 from lstmlm.settings import Located, Value
 from lstmlm.units import bits, counted, duration, size
@@ -147,6 +147,8 @@ def _lead(request: Request, team: Team) -> None:
         if request.dry_run:
             _show_plan(console, request, config, corpus, kernel.name)
             return
+        if device.type == "cpu":
+            _refuse_too_large(config, corpus, team.local_size)
         if not folder.is_dir():
             disk.make_folder(folder)
             _hold(held, folder, console)
@@ -407,6 +409,20 @@ def _refuse_other_text(corpus: "Corpus", saved: Checkpoint, folder: Path, reques
             f"trained on ({printable(str(was.get('chars')))} characters, {printable(str(was.get('fingerprint'))[:12])}), found "
             f"another one ({corpus.chars} characters, {corpus.fingerprint[:12]}). Put the text back, or start a new run with "
             "--from."
+        )
+
+
+def _refuse_too_large(config: RunConfig, corpus: "Corpus", processes: int) -> None:
+    """Refuse what would use up the machine's memory: the system would end the run, or another program, without a word."""
+    from lstmlm import ensemble, memory
+
+    parameters = ensemble.parameter_count(config.model, len(corpus.tokenizer))
+    needs = recipe.memory_bytes(config, len(corpus.tokenizer), parameters) * processes
+    fewer = "fewer --members, " if config.model.members > 1 else ""
+    if (has := memory.physical()) is not None and needs > has:
+        raise SystemProblem(
+            f"memory: expected a run that fits into the {size(has)} of this machine, found one that needs some {size(needs)} for "
+            f"{parameters:,} parameters. Take {fewer}a smaller --hidden or --batch."
         )
 
 
