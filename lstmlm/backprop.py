@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lstmlm.cell import LSTMState
 from lstmlm.dropout import Dropout
 from lstmlm.kernels import Activations
-from lstmlm.kernels.pointwise import Norm
+from lstmlm.kernels.pointwise import Norm, Number
 from lstmlm.lstm import LSTMLayer, StackState, input_part
 from lstmlm.model import CharLM
 
@@ -79,7 +79,7 @@ class Backprop:
     @torch.no_grad()
     def __call__(
         self, ids: Tensor, targets: Tensor, state: StackState, scale: float, drop: Dropout | None = None
-    ) -> tuple[float, StackState]:
+    ) -> tuple[Number, StackState]:
         """Read a window and add the gradient of scale x the summed nats to every parameter's.
 
         Args:
@@ -98,14 +98,15 @@ class Backprop:
         for steps in self._segments[:-1]:
             self._read(ids[steps], before[-1], _since(drop, steps))
             before.append(self._state())
-        nats, last, dstate = 0.0, state, self._nothing
+        nats: Number = 0.0
+        last, dstate = state, self._nothing
         for steps, start in zip(reversed(self._segments), reversed(before), strict=True):
             there = _since(drop, steps)
             x = self._read(ids[steps], start, there)
             if steps is self._segments[-1]:
                 last = self._state()
             more, d = self._loss(x, targets[steps].reshape(-1).contiguous(), scale)
-            nats += more
+            nats = nats + more
             dstate = self._backward(ids[steps], start, d, dstate, there)
         self._thicken(drop)
         return nats, last
@@ -156,7 +157,7 @@ class Backprop:
         T = self._steps
         return tuple(LSTMState(layer.H[T].clone(), layer.kept.C[T - 1].clone()) for layer in self._layers)
 
-    def _loss(self, x: Tensor, targets: Tensor, scale: float) -> tuple[float, Tensor]:
+    def _loss(self, x: Tensor, targets: Tensor, scale: float) -> tuple[Number, Tensor]:
         """Return the summed nats, and the gradient of the logits. (T B, V)"""
         readout, pointwise = self._model.readout, self._kernel.pointwise
         rows = x.view(len(targets), -1)

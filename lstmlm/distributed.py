@@ -161,13 +161,13 @@ class Team:
 class Found(Generic[_State]):
     """What a step has found, the same in every process but for its own states.
 
-    loss: Mean over the whole batch.
+    loss: Mean over the whole batch; may be a tensor that nobody has waited for.
     states: After the window, one for each shard of this process.
     save: Whether the leader wants to save after this step.
     signal: The signal that came to any of them.
     """
 
-    loss: float
+    loss: "float | Tensor"
     states: list[_State]
     save: bool
     signal: int | None
@@ -196,12 +196,13 @@ class Shards:
         if count == 1:
             return
         size = math.ceil((self._length + _EXTRAS) / team.size) * team.size
-        self._rooms = [torch.zeros(size) for _ in range(1 + math.ceil(math.log2(each)))]
-        self._received = torch.zeros(size if team.size > 1 else 0)
+        device = self._gradients[0].device
+        self._rooms = [torch.zeros(size, device=device) for _ in range(1 + math.ceil(math.log2(each)))]
+        self._received = torch.zeros(size if team.size > 1 else 0, device=device)
 
     def gradient(
         self,
-        one: "Callable[[int, int, _State | None], tuple[float, _State]]",
+        one: "Callable[[int, int, _State | None], tuple[float | Tensor, _State]]",
         states: "Sequence[_State | None]",
         *,
         save: bool = False,
@@ -235,7 +236,7 @@ class Shards:
 
     def _run(
         self,
-        one: "Callable[[int, int, _State | None], tuple[float, _State]]",
+        one: "Callable[[int, int, _State | None], tuple[float | Tensor, _State]]",
         states: "Sequence[_State | None]",
         after: list[_State],
         low: int,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lstmlm.config import TrainConfig
-from lstmlm.kernels.pointwise import Adam, Pointwise
+from lstmlm.kernels.pointwise import Adam, Number, Pointwise
 
 
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
@@ -53,7 +53,11 @@ class Optimizer:
         self._named = list(module.named_parameters())
         decays = [config.weight_decay, 0.0]
         groups = [[p for _, p in self._named if (p.dim() > 1) == matrices] for matrices in (True, False)]
-        self._flat = [_Flat(members, decay, bool(config.average)) for members, decay in zip(groups, decays, strict=True)]
+        like = self._named[0][1].detach()
+        self._flat = [_Flat(members, decay, bool(config.average), like) for members, decay in zip(groups, decays, strict=True)]
+        # Rate, number of the step and pull of the averages: where numbers are tensors, a graph finds them here.
+        self._numbers = like.new_zeros(3) if pointwise.deferred else None
+        self._next: tuple[Number, Number, Number] = (0.0, 0, 0.0)
 
     @property
     def gradients(self) -> list[Tensor]:
@@ -65,11 +69,12 @@ class Optimizer:
         for gradient in self.gradients:
             gradient.zero_()
 
-    def gradient_norm(self) -> float:
+    def gradient_norm(self) -> Number:
         """Return the norm of the whole gradient: not finite if any part of it is not."""
-        return math.sqrt(sum(self._pointwise.squared(flat.gradient) for flat in self._flat if flat.gradient.numel()))
+        squares = sum(self._pointwise.squared(flat.gradient) for flat in self._flat if flat.gradient.numel())
+        return squares.sqrt() if isinstance(squares, Tensor) else math.sqrt(squares)
 
-    def update(self, rate: float, norm: float) -> bool:
+    def update(self, rate: float, norm: Number) -> Number:
         """Scale the gradient to at most `clip`, take one step of AdamW, and set the gradient to zero.
 
         Args:
@@ -79,16 +84,43 @@ class Optimizer:
         Returns:
             Whether all weights are finite.
         """
-        c = self.config
+        self.prepare(rate)
+        return self.step(norm)
+
+    def prepare(self, rate: float) -> None:
+        """Set the numbers of the next step, for `step` or a graph that has it in it."""
         self.step_count += 1
-        scale = min(1.0, c.clip / (norm + 1e-6)) if c.clip > 0 else 1.0
-        pull = min(1.0, 1 / (c.average * self.step_count)) if c.average else 1.0
-        finite = True
+        average = self.config.average
+        pull = min(1.0, 1 / (average * self.step_count)) if average else 1.0
+        if self._numbers is None:
+            self._next = rate, self.step_count, pull
+        else:
+            self._numbers.copy_(torch.tensor([rate, self.step_count, pull], dtype=self._numbers.dtype))
+            rate_, count, pull_ = self._numbers.unbind()
+            self._next = rate_, count, pull_
+
+    def step(self, norm: Number, loss: Number = 0.0) -> Number:
+        """Take the step that was prepared; see `update`.
+
+        Args:
+            norm: Of the gradient.
+            loss: Where it or the norm is not finite, and numbers are tensors, weights, moments and averages stay as they are.
+        """
+        c = self.config
+        scale: Number = 1.0
+        if c.clip > 0:
+            scale = c.clip / (norm + 1e-6)
+            scale = scale.clamp(max=1.0) if isinstance(scale, Tensor) else min(1.0, scale)
+        skip: Number = 0
+        if isinstance(norm, Tensor):
+            skip = 1 - torch.isfinite(norm + loss).float()
+        rate, count, pull = self._next
+        found: list[Number] = []
         for flat in self._flat:
             if flat.values.numel():
-                step = Adam(rate, c.beta1, c.beta2, c.eps, flat.decay, self.step_count, scale, pull)
-                finite &= self._pointwise.adam(flat.values, flat.gradient, flat.mean, flat.square, flat.average, step)
-        return finite
+                step = Adam(rate, c.beta1, c.beta2, c.eps, flat.decay, count, scale, pull, skip)
+                found.append(self._pointwise.adam(flat.values, flat.gradient, flat.mean, flat.square, flat.average, step))
+        return torch.stack([one for one in found if isinstance(one, Tensor)]).all() if self._pointwise.deferred else all(found)
 
     def state(self) -> dict[str, Tensor]:
         """Return what belongs to every parameter, by name: `exp_avg.<name>`, `exp_avg_sq.<name>`, and `weights.<name>` where the
@@ -142,9 +174,9 @@ class Optimizer:
 class _Flat:
     """Parameters moved into one flat tensor, their gradients into another, each a view; the two moments and the average."""
 
-    def __init__(self, members: list[nn.Parameter], decay: float, average: bool) -> None:
+    def __init__(self, members: list[nn.Parameter], decay: float, average: bool, like: Tensor) -> None:
         self.decay = decay
-        self.values = torch.cat([p.detach().reshape(-1) for p in members]) if members else torch.empty(0)
+        self.values = torch.cat([like.new_empty(0), *(p.detach().reshape(-1) for p in members)])
         self.gradient, self.mean, self.square = (torch.zeros_like(self.values) for _ in range(3))
         self.average = self.values.clone() if average else None
         start = 0

@@ -24,7 +24,9 @@ from lstmlm.corpus import Corpus
 from lstmlm.distributed import Shards, Team, shards_for
 from lstmlm.errors import CheckpointError, Diverged, Stopped
 from lstmlm.evaluate import side_by_side
+from lstmlm.graph import read_back
 from lstmlm.kernels import Kernel
+from lstmlm.kernels.pointwise import Number
 from lstmlm.lstm import StackState
 from lstmlm.members import Member
 from lstmlm.model import load_weights
@@ -57,6 +59,7 @@ class Trainer:
         clock: For a budget in minutes.
         stop: Asked after every step; a signal number ends the run with a committed checkpoint.
         team: The processes that share the run; None: this one alone.
+        device: Where to compute; None: on the CPU.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class Trainer:
         clock: Clock,
         stop: Callable[[], int | None] = lambda: None,
         team: Team | None = None,
+        device: torch.device | None = None,
     ) -> None:
         train = config.train
         assert train.batch is not None
@@ -81,7 +85,8 @@ class Trainer:
         self.clock = clock
         self.stop = stop
         self.team = team or Team()
-        self.members = [Member(config, len(corpus.tokenizer), kernel, number) for number in range(config.model.members)]
+        device = device or torch.device("cpu")
+        self.members = [Member(config, len(corpus.tokenizer), kernel, number, device) for number in range(config.model.members)]
         self.model = ensemble.of([member.model for member in self.members])
         self.streams = Streams(corpus.train, train.batch, train.window)
         B, T = self.streams.batch_size, self.streams.window
@@ -90,7 +95,7 @@ class Trainer:
         self.config = replace(config, train=replace(train, accumulate=shards))
         self.shards = Shards(self.team, [g for member in self.members for g in member.optimizer.gradients], B, shards)
         for member in self.members:
-            member.prepare({count for _, count in self.shards.own}, T)
+            member.prepare({count for _, count in self.shards.own}, T, B)
         self.states: list[StackState | None] = [None] * len(self.shards.own)
         self.progress = Progress(steps=recipe.steps_of(config, self.streams.steps_per_epoch))
         if self.progress.steps is not None:
@@ -231,14 +236,17 @@ class Trainer:
     def _step(self) -> StepDone | None:
         """Take one step; None where it was not finite and the run was stepped back."""
         p, config = self.progress, self.config.train
+        rate = learning_rate(config, p.step, p.steps or 2**62) * p.rate_scale
+        for member in self.members:
+            member.optimizer.prepare(rate)
         found = self.shards.gradient(self._shard, self.states, save=self._late(), signal=self.stop())
-        self._wanted, self._signal, value = found.save, found.signal, found.loss
-        norms = [member.optimizer.gradient_norm() for member in self.members]
+        self._wanted, self._signal = found.save, found.signal
+        value, *rest = read_back(found.loss, *(number for member in self.members for number in member.finish(found.loss)))
+        norms, finite = rest[::2], rest[1::2]
         if not all(map(math.isfinite, (value, *norms))):
             self._step_back("loss" if not math.isfinite(value) else "gradient")
             return None
-        rate = learning_rate(config, p.step, p.steps or 2**62) * p.rate_scale
-        if not all(member.optimizer.update(rate, norm) for member, norm in zip(self.members, norms, strict=True)):
+        if not all(finite):
             self._step_back("weight")
             return None
         self.states = list(found.states)
@@ -251,7 +259,7 @@ class Trainer:
             p.recent_nats, p.recent_steps = 0.0, 0
         return StepDone(p.step, p.steps, value, rate, p.step * self.batch_chars)
 
-    def _shard(self, first: int, count: int, state: StackState | None) -> tuple[float, StackState]:
+    def _shard(self, first: int, count: int, state: StackState | None) -> tuple[Number, StackState]:
         """Let every member learn from some streams; return their part of the mean nats, and their state after the window."""
         p, count_of = self.progress, len(self.members)
         inputs, targets, fresh = self.streams.batch(p.step, first, count)

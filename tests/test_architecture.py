@@ -32,12 +32,14 @@ ALLOWED: dict[str, set[str]] = {
     "streams": {"ids"},
     "dropout": set(),
     "kernels": {"dropout", "errors"},
+    "graph": {"kernels"},
     "lstm": {"cell", "kernels"},
     "model": {"config", "dropout", "errors", "kernels", "lstm"},
     "backprop": {"cell", "dropout", "kernels", "lstm", "model"},
     "optim": {"config", "kernels"},
+    "step": {"backprop", "cell", "dropout", "graph", "lstm", "model", "optim"},
     "ensemble": {"config", "kernels", "lstm", "model"},
-    "members": {"backprop", "cell", "config", "dropout", "ensemble", "kernels", "lstm", "model", "optim"},
+    "members": {"backprop", "cell", "config", "dropout", "ensemble", "kernels", "lstm", "model", "optim", "step"},
     "evaluate": {"cell", "ensemble", "lstm", "model", "units"},
     "sampler": {"cell", "ensemble", "kernels", "lstm"},
     "dynamic": {"ensemble", "evaluate", "lstm", "model", "sampler"},
@@ -58,8 +60,8 @@ ALLOWED: dict[str, set[str]] = {
     "progress": {"errors"},
     "distributed": {"checkpoint", "errors"},
     "trainer": {
-        *("cell", "checkpoint", "config", "corpus", "distributed", "ensemble", "errors", "evaluate", "kernels", "lstm"),
-        *("members", "model", "optim", "progress", "recipe", "sampler", "streams", "times"),
+        *("cell", "checkpoint", "config", "corpus", "distributed", "ensemble", "errors", "evaluate", "graph"),
+        *("kernels", "lstm", "members", "model", "optim", "progress", "recipe", "sampler", "streams", "times"),
     },
     "api": {
         *("checkpoint", "config", "ensemble", "errors", "evaluate", "header", "kernels", "model", "runs", "sampler"),
@@ -87,7 +89,8 @@ ALLOWED: dict[str, set[str]] = {
 # No torch when these are imported: `lstmlm --help` and every refusal are instant.
 TORCH_FREE = {
     *("errors", "units", "memory", "devices", "settings", "settings_yaml", "schema", "config", "tokenizer", "sources"),
-    *("decoding", "ids", "digest", "cache", "packing", "corpus", "streams", "recipe", "disk", "header", "checkpoint", "runs", "times"),
+    *("decoding", "ids", "digest", "cache", "packing", "corpus", "streams", "recipe", "disk", "header", "checkpoint"),
+    *("runs", "times"),
     *("progress", "console", "distributed", "drawings", "pictures", "board", "live", "lstmlm", "cli", "__main__"),
 }
 

@@ -100,7 +100,7 @@ def test_native_equals_eager(shape: dict[str, Any], precision: str, within: floa
     expected, _ = Backprop(slow, B, T)(ids, targets, some_state(slow), SCALE, drop)
     found, _ = Backprop(fast, B, T)(ids, targets, some_state(fast), SCALE, drop)
 
-    assert found == pytest.approx(expected, rel=within)
+    assert found == pytest.approx(float(expected), rel=within)
     for (name, p), q in zip(slow.named_parameters(), fast.parameters(), strict=True):
         assert p.grad is not None
         assert q.grad is not None
@@ -118,7 +118,7 @@ def test_segments_change_nothing(shape: dict[str, Any], segment: int) -> None:
     expected, last = Backprop(whole, B, T)(ids, targets, before, SCALE, drop)
     found, after = Backprop(parts, B, T, segment)(ids, targets, before, SCALE, drop)
 
-    assert found == pytest.approx(expected, rel=1e-12)
+    assert found == pytest.approx(float(expected), rel=1e-12)
     for (name, p), q in zip(whole.named_parameters(), parts.parameters(), strict=True):
         assert_close(q.grad, p.grad, name, 1e-9)
     for one, other in zip(after, last, strict=True):

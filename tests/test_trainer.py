@@ -12,11 +12,13 @@ import pytest
 import torch
 
 from lstmlm import checkpoint, evaluate, recipe, trainer
+from lstmlm.backprop import Backprop
 from lstmlm.checkpoint import Checkpoint
 from lstmlm.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from lstmlm.corpus import Corpus, open_corpus
 from lstmlm.errors import CheckpointError, Diverged, Stopped
 from lstmlm.kernels.eager import EagerKernel
+from lstmlm.kernels.pointwise import Number
 from lstmlm.model import StackState
 from lstmlm.progress import Clock, Decided, Progress, Record, StepDone, SteppedBack, Validated
 from lstmlm.trainer import Trainer
@@ -192,43 +194,41 @@ def test_saving_changes_nothing(bench: Callable[..., Bench]) -> None:
 
 
 def test_carried_state(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The state goes from window to window, the very one that the last window left, and starts empty where a pass does."""
+    """The state goes from window to window, as the last window left it, and starts empty where a pass does."""
     made = bench(eval_every=STEPS).trainer()
     began: list[Any] = []
     ended: list[Any] = []
-    [member] = made.members
-    [(batch, backprop)] = member.backprop.items()
+    call = Backprop.__call__
 
-    def watched(*args: Any) -> tuple[float, StackState]:
-        began.append(args[2])
-        nats, state = backprop(*args)
+    def watched(*args: Any) -> tuple[Number, StackState]:
+        began.append([[part.clone() for part in layer] for layer in args[3]])
+        nats, state = call(*args)
         ended.append(state)
         return nats, state
 
-    monkeypatch.setattr(member, "backprop", {batch: watched})
+    monkeypatch.setattr(Backprop, "__call__", watched)
     made.run()
     fresh = [made.streams.position(step)[1] for step in range(STEPS)]
 
     assert [not any(part.any() for layer in state for part in layer) for state in began] == fresh
     assert fresh.count(True) == 2
     pairs = [(after, state) for after, state, new in zip(ended, began[1:], fresh[1:], strict=False) if not new]
-    assert all(a is b for after, state in pairs for a, b in zip(after, state, strict=True))
+    assert all(torch.equal(*parts) for pair in pairs for layers in zip(*pair, strict=True) for parts in zip(*layers, strict=True))
 
 
 def test_state_dropout(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
     """Some streams begin a step with an empty state, whole and in every layer; the others go on from where they were."""
     made = bench(eval_every=STEPS, state_dropout=0.5).trainer()
-    [member] = made.members
-    backprop = next(iter(member.backprop.values()))
+    call = Backprop.__call__
     seen: list[list[bool]] = []
 
-    def watched(*args: Any) -> tuple[float, StackState]:
-        rows = [[bool(part[row].any()) for layer in args[2] for part in layer] for row in range(len(args[2][0].hidden))]
+    def watched(*args: Any) -> tuple[Number, StackState]:
+        rows = [[bool(part[row].any()) for layer in args[3] for part in layer] for row in range(len(args[3][0].hidden))]
         assert all(len(set(row)) == 1 for row in rows)
         seen.append([row[0] for row in rows])
-        return backprop(*args)
+        return call(*args)
 
-    monkeypatch.setattr(member, "backprop", dict.fromkeys(member.backprop, watched))
+    monkeypatch.setattr(Backprop, "__call__", watched)
     made.run()
     began = [flag for row, step in zip(seen, range(STEPS), strict=True) if not made.streams.position(step)[1] for flag in row]
 
@@ -325,32 +325,32 @@ def spoil_once(made: Trainer, monkeypatch: pytest.MonkeyPatch, what: str, at: in
         return True
 
     if what in ("loss", "gradient"):
-        [(batch, backprop)] = member.backprop.items()
+        [own], call = member.backprop.values(), Backprop.__call__
 
-        def spoiled_gradient(*args: Any) -> tuple[float, StackState]:
-            nats, state = backprop(*args)
-            if due():
+        def spoiled_gradient(backprop: Backprop, *args: Any) -> tuple[Number, StackState]:
+            nats, state = call(backprop, *args)
+            if backprop is own and due():
                 if what == "loss":
                     return nats * value, state
                 member.optimizer.gradients[0][0] = value
             return nats, state
 
-        monkeypatch.setattr(member, "backprop", {batch: spoiled_gradient})
+        monkeypatch.setattr(Backprop, "__call__", spoiled_gradient)
     else:
-        update = member.optimizer.update
+        step = member.optimizer.step
 
-        def spoiled(rate: float, norm: float) -> bool:
+        def spoiled(norm: Number, loss: Number) -> Number:
             now = due()
             if now and what == "weight":
                 with torch.no_grad():
                     list(member.model.parameters())[-1].view(-1)[0] = value
-            finite = update(rate, norm)
+            finite = step(norm, loss)
             if now and what == "moment":
                 moments = {k: v for k, v in member.optimizer.state().items() if k.startswith("exp_avg_sq")}
                 next(iter(moments.values())).view(-1)[0] = value
             return finite
 
-        monkeypatch.setattr(member.optimizer, "update", spoiled)
+        monkeypatch.setattr(member.optimizer, "step", spoiled)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

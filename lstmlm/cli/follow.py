@@ -63,7 +63,7 @@ def _run(names: list[str], val: str | None, team: Team) -> None:
     device = devices.choose(told["device"], None, team.local_rank, team.local_size)
     kernel, _ = kernels.choose(config.train.kernel, config.train.precision, device.type)
     with signals.caught(Console(quiet=True)) as caught:
-        trainer = Trainer(config, corpus, kernel, Path(), {}, lambda record: None, Clock(STARTED), caught, team)
+        trainer = Trainer(config, corpus, kernel, Path(), {}, lambda record: None, Clock(STARTED), caught, team, device)
         first = team.share(None) if told["starts"] else None
         if first and told["resumes"]:
             trainer.restore(first)

@@ -169,7 +169,7 @@ def _lead(request: Request, team: Team) -> None:
         )
         view = RunView(console)
         shown = board.Board(folder, saved.meta["step"] if saved else 0, console.warn) if request.tensorboard else None
-        trainer = Trainer(config, corpus, kernel, folder, identity, _reports(view, shown), Clock(STARTED), caught, team)
+        trainer = Trainer(config, corpus, kernel, folder, identity, _reports(view, shown), Clock(STARTED), caught, team, device)
         if first:
             team.share(first)
         if saved:

@@ -114,12 +114,13 @@ def _products(fast: bool) -> Iterator[None]:
         yield
         return
     switch = torch.backends.cuda.matmul
-    before = switch.fp32_precision
-    switch.fp32_precision = "tf32"
+    name, on = ("fp32_precision", "tf32") if hasattr(switch, "fp32_precision") else ("allow_tf32", True)  # torch before 2.9
+    before = getattr(switch, name)
+    setattr(switch, name, on)
     try:
         yield
     finally:
-        switch.fp32_precision = before
+        setattr(switch, name, before)
 
 
 def _last_first(gates: Tensor, S: int) -> tuple[tuple[Tensor, ...], ...]:
