@@ -86,6 +86,35 @@ def test_plan() -> None:
     assert "by heart" in str(recipe.plan(chosen, 500, 50, 1234)["warning"])
 
 
+def test_members_share_the_time() -> None:
+    """N members get the sizes that one would get in an N-th of the time, and the line says how many they are."""
+
+    def chosen(minutes: float, members: int) -> tuple[RunConfig, str]:
+        return recipe.choose(RunConfig(ModelConfig(members=members), train=TrainConfig(minutes=minutes)), LONG, SPEED)
+
+    for minutes in (0.2, 1.0, 6.0):
+        several, line = chosen(minutes, 4)
+        alone, other = chosen(minutes / 4, 1)
+        assert replace(several.model, members=1) == alone.model
+        assert "4 members of " in line
+        assert "members" not in other
+    assert chosen(1.0, 1)[0].model.hidden != chosen(1.0, 64)[0].model.hidden
+
+
+def test_memory() -> None:
+    """A plan's memory is that of weights and moments, and of each member's activations as far as they are kept at a time."""
+    config = RunConfig(ModelConfig(hidden=8, layers=2), train=TrainConfig(batch=3, window=10, average=0.0))
+    one = recipe.memory_bytes(config, 5, 100)
+    averaged = recipe.memory_bytes(replace(config, train=replace(config.train, average=0.5)), 5, 100)
+    pieces = recipe.memory_bytes(replace(config, train=replace(config.train, segment=4)), 5, 100)
+    three = recipe.memory_bytes(replace(config, model=replace(config.model, members=3)), 5, 300)
+
+    assert one == 1600 + (24 * 16 + 40) * 30
+    assert averaged - one == 400
+    assert pieces == 1600 + (24 * 16 + 40) * 12
+    assert three == 3 * one
+
+
 def test_sizes_follow_the_time_and_the_machine() -> None:
     """More time or a faster machine means a wider network; more passes over a text mean more dropout."""
 
