@@ -1,0 +1,270 @@
+"""The device code of `persistent`: a program runs its units of its rows through the time steps, forward or back.
+
+It knows pointers, sizes and tiles. It does not know tensors, devices, or how the tiles were chosen. Importing it needs Triton.
+
+A program owns `UNITS` units of `ROWS` rows of the batch, all four gates of them. What another program needs of it, H_t or
+da_t, it puts into `X` in the type of the products, which has two halves: a step reads one and writes the other, so one
+barrier per step is enough. Programs of other rows never need anything of it: each block of rows has its own barrier.
+
+A product is split over its inner dimension, `WARPS` ways, one warp each: the tile that a program computes is too small to be
+split otherwise without every warp holding the same weights.
+"""
+
+import triton
+import triton.language as tl
+
+GATES = tl.constexpr(4)
+
+
+@triton.jit
+def _tanh(x):
+    """Return tanh, to some 1e-7."""
+    e = tl.exp(-2.0 * tl.abs(x))
+    y = (1.0 - e) / (1.0 + e)
+    return tl.where(x < 0, -y, y)
+
+
+@triton.jit
+def _arrive(counter):
+    """Say that everything this program wrote before is there."""
+    tl.debug_barrier()
+    tl.atomic_add(counter, 1, sem="release", scope="gpu")
+
+
+@triton.jit
+def _wait(counter, arrivals):
+    """Go on when so many have arrived, and see what they wrote."""
+    while tl.atomic_add(counter, 0, sem="acquire", scope="gpu") < arrivals:
+        pass
+    tl.debug_barrier()
+
+
+@triton.jit
+def _inner(chunk, WARPS: tl.constexpr, DEPTH: tl.constexpr):
+    """Return the numbers along the inner dimension of a chunk of a product. (WARPS, DEPTH)"""
+    return (chunk * WARPS + tl.arange(0, WARPS))[:, None] * DEPTH + tl.arange(0, DEPTH)[None, :]
+
+
+@triton.jit
+def _factor(X, b, k, B, K):
+    """Read rows b of X, (B, K), as the left factor, past the first level of cache: others wrote them. (WARPS, ROWS, DEPTH)"""
+    inside = (b < B)[None, :, None] & (k < K)[:, None, :]
+    return tl.load(X + b[None, :, None] * K + k[:, None, :], mask=inside, other=0.0, cache_modifier=".cg")
+
+
+@triton.jit
+def _weights(W, k, u, K, S, along_k, along_u):
+    """Read units u of weights with given strides as the right factor. (WARPS, DEPTH, UNITS)"""
+    inside = (k < K)[:, :, None] & (u < S)[None, None, :]
+    return tl.load(W + k[:, :, None] * along_k + u[None, None, :] * along_u, mask=inside, other=0.0)
+
+
+@triton.jit
+def _dot(x, w, total, EMULATE: tl.constexpr):
+    """Return total + x w, with float32 sums; the interpreter has no products of bfloat16."""
+    if EMULATE:
+        return tl.dot(x.to(tl.float32), w.to(tl.float32), total)
+    return tl.dot(x, w, total, input_precision="ieee")
+
+
+@triton.jit(do_not_specialize=["begin", "end", "B"])
+def forward(
+    gates,
+    ids,
+    table,
+    bias,
+    W,
+    X,
+    C_0,
+    C,
+    H,
+    counters,
+    begin,
+    end,
+    B,
+    S,
+    TABLE: tl.constexpr,
+    BIAS: tl.constexpr,
+    KEPT: tl.constexpr,
+    BARRIER: tl.constexpr,
+    EMULATE: tl.constexpr,
+    ROWS: tl.constexpr,
+    UNITS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    WARPS: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    AHEAD: tl.constexpr,
+):
+    """Run steps `begin` to `end`.
+
+    `gates` holds what is added before the activation unless that is in `table`, X[begin % 2] the hidden state before, and C the
+    cell state, unless `begin` is 0.
+    """
+    u = tl.program_id(0) * UNITS + tl.arange(0, UNITS)
+    b = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    counter = counters + tl.program_id(1)
+    inside = (b < B)[:, None] & (u < S)[None, :]
+    here = b[:, None] * S + u[None, :]
+    c = tl.load(C_0 + here, mask=inside & (begin == 0), other=0.0)
+    c += tl.load(C + tl.cast(begin - 1, tl.int64) * B * S + here, mask=inside & (begin > 0), other=0.0)
+    held = ()
+    if KEPT:
+        for chunk in tl.static_range(CHUNKS):
+            k = _inner(chunk, WARPS, DEPTH)
+            for gate in tl.static_range(GATES):
+                held = held + (_weights(W + gate * S, k, u, S, S, GATES * S, 1),)
+    # Loads of a step must not be moved before the stores of the step before: one stage.
+    for t in tl.range(begin, end, num_stages=1):
+        step = tl.cast(t, tl.int64) * B
+        there = gates + (step + b)[:, None] * (GATES * S) + u[None, :]
+        source = there
+        if TABLE:
+            row = tl.load(ids + step + b, mask=b < B, other=0)
+            source = table + row[:, None] * (GATES * S) + u[None, :]
+        f = tl.load(source, mask=inside, other=0.0)
+        i = tl.load(source + S, mask=inside, other=0.0)
+        o = tl.load(source + 2 * S, mask=inside, other=0.0)
+        N = tl.load(source + 3 * S, mask=inside, other=0.0)
+        if BIAS:
+            f += tl.load(bias + u, mask=u < S, other=0.0)[None, :]
+            i += tl.load(bias + S + u, mask=u < S, other=0.0)[None, :]
+            o += tl.load(bias + 2 * S + u, mask=u < S, other=0.0)[None, :]
+            N += tl.load(bias + 3 * S + u, mask=u < S, other=0.0)[None, :]
+        if BARRIER:
+            _wait(counter, t * tl.num_programs(0))
+        before = X + (t % 2) * B * S
+        total_f = tl.zeros((WARPS, ROWS, UNITS), tl.float32)
+        total_i = tl.zeros((WARPS, ROWS, UNITS), tl.float32)
+        total_o = tl.zeros((WARPS, ROWS, UNITS), tl.float32)
+        total_N = tl.zeros((WARPS, ROWS, UNITS), tl.float32)
+        if KEPT:
+            xs = ()
+            for chunk in tl.static_range(CHUNKS + AHEAD):
+                if chunk < CHUNKS:
+                    xs = xs + (_factor(before, b, _inner(chunk, WARPS, DEPTH), B, S),)
+                if chunk >= AHEAD:
+                    x = xs[chunk - AHEAD]
+                    total_f = _dot(x, held[GATES * (chunk - AHEAD)], total_f, EMULATE)
+                    total_i = _dot(x, held[GATES * (chunk - AHEAD) + 1], total_i, EMULATE)
+                    total_o = _dot(x, held[GATES * (chunk - AHEAD) + 2], total_o, EMULATE)
+                    total_N = _dot(x, held[GATES * (chunk - AHEAD) + 3], total_N, EMULATE)
+        else:
+            for chunk in range(CHUNKS):
+                k = _inner(chunk, WARPS, DEPTH)
+                x = _factor(before, b, k, B, S)
+                total_f = _dot(x, _weights(W, k, u, S, S, GATES * S, 1), total_f, EMULATE)
+                total_i = _dot(x, _weights(W + S, k, u, S, S, GATES * S, 1), total_i, EMULATE)
+                total_o = _dot(x, _weights(W + 2 * S, k, u, S, S, GATES * S, 1), total_o, EMULATE)
+                total_N = _dot(x, _weights(W + 3 * S, k, u, S, S, GATES * S, 1), total_N, EMULATE)
+        f = tl.sigmoid(f + tl.sum(total_f, 0))
+        i = tl.sigmoid(i + tl.sum(total_i, 0))
+        o = tl.sigmoid(o + tl.sum(total_o, 0))
+        N = _tanh(N + tl.sum(total_N, 0))
+        c = f * c + i * N
+        h = o * _tanh(c)
+        tl.store(X + ((t + 1) % 2) * B * S + here, h.to(X.dtype.element_ty), mask=inside)
+        if BARRIER:
+            _arrive(counter)
+        # Nobody waits for these.
+        tl.store(there, f, mask=inside)
+        tl.store(there + S, i, mask=inside)
+        tl.store(there + 2 * S, o, mask=inside)
+        tl.store(there + 3 * S, N, mask=inside)
+        tl.store(C + step * S + here, c, mask=inside)
+        tl.store(H + step * S + here, h, mask=inside)
+
+
+@triton.jit(do_not_specialize=["begin", "end", "T", "B"])
+def backward(
+    dH,
+    gates,
+    C,
+    C_0,
+    W,
+    X,
+    dC,
+    dH_0,
+    counters,
+    begin,
+    end,
+    T,
+    B,
+    S,
+    KEPT: tl.constexpr,
+    BARRIER: tl.constexpr,
+    EMULATE: tl.constexpr,
+    ROWS: tl.constexpr,
+    UNITS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    WARPS: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    AHEAD: tl.constexpr,
+):
+    """Run rounds `begin` to `end` of T + 1: round n is step T - 1 - n, and in the last one only dH_0 is left.
+
+    X[begin % 2] holds da of the step behind, `dC` its part of the cell's gradient: zero and dC_T in round 0.
+    """
+    u = tl.program_id(0) * UNITS + tl.arange(0, UNITS)
+    b = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    counter = counters + tl.program_id(1)
+    inside = (b < B)[:, None] & (u < S)[None, :]
+    here = b[:, None] * S + u[None, :]
+    K = GATES * S
+    dc = tl.load(dC + here, mask=inside, other=0.0)
+    first = T - 1 - begin
+    c = tl.load(C + tl.cast(first, tl.int64) * B * S + here, mask=inside & (first >= 0), other=0.0)
+    held = ()
+    if KEPT:
+        for chunk in tl.static_range(CHUNKS):
+            held = held + (_weights(W, _inner(chunk, WARPS, DEPTH), u, K, S, 1, K),)
+    # One stage: see `forward`.
+    for n in tl.range(begin, end, num_stages=1):
+        t = T - 1 - n
+        live = inside & (t >= 0)
+        step = tl.cast(t, tl.int64) * B
+        there = gates + (step + b)[:, None] * K + u[None, :]
+        f = tl.load(there, mask=live, other=0.0)
+        i = tl.load(there + S, mask=live, other=0.0)
+        o = tl.load(there + 2 * S, mask=live, other=0.0)
+        N = tl.load(there + 3 * S, mask=live, other=0.0)
+        c_before = tl.load(C + (step - B) * S + here, mask=inside & (t > 0), other=0.0)
+        c_before += tl.load(C_0 + here, mask=inside & (t == 0), other=0.0)
+        dh = tl.load(dH + step * S + here, mask=live, other=0.0)
+        if BARRIER:
+            _wait(counter, n * tl.num_programs(0))
+        behind = X + (n % 2) * B * K
+        total = tl.zeros((WARPS, ROWS, UNITS), tl.float32)
+        if KEPT:
+            xs = ()
+            for chunk in tl.static_range(CHUNKS + AHEAD):
+                if chunk < CHUNKS:
+                    xs = xs + (_factor(behind, b, _inner(chunk, WARPS, DEPTH), B, K),)
+                if chunk >= AHEAD:
+                    total = _dot(xs[chunk - AHEAD], held[chunk - AHEAD], total, EMULATE)
+        else:
+            for chunk in range(CHUNKS):
+                k = _inner(chunk, WARPS, DEPTH)
+                total = _dot(_factor(behind, b, k, B, K), _weights(W, k, u, K, S, 1, K), total, EMULATE)
+        dh += tl.sum(total, 0)
+        tanh_c = _tanh(c)
+        reached = dc + dh * o * (1.0 - tanh_c * tanh_c)
+        df = reached * c_before * f * (1.0 - f)
+        di = reached * N * i * (1.0 - i)
+        do = dh * tanh_c * o * (1.0 - o)
+        dN = reached * i * (1.0 - N * N)
+        own = X + ((n + 1) % 2) * B * K + b[:, None] * K + u[None, :]
+        tl.store(own, df.to(X.dtype.element_ty), mask=live)
+        tl.store(own + S, di.to(X.dtype.element_ty), mask=live)
+        tl.store(own + 2 * S, do.to(X.dtype.element_ty), mask=live)
+        tl.store(own + 3 * S, dN.to(X.dtype.element_ty), mask=live)
+        if BARRIER:
+            _arrive(counter)
+        # Nobody waits for these.
+        tl.store(there, df, mask=live)
+        tl.store(there + S, di, mask=live)
+        tl.store(there + 2 * S, do, mask=live)
+        tl.store(there + 3 * S, dN, mask=live)
+        tl.store(dH_0 + here, dh, mask=inside & (t < 0))
+        dc = tl.where(live, reached * f, dc)
+        c = c_before
+    tl.store(dC + here, dc, mask=inside)
