@@ -105,6 +105,7 @@ OWNERS: dict[str, set[str]] = {
     "torch.utils.tensorboard": {"board"},
     "safetensors": {"checkpoint", "header"},
     "ctypes": {"kernels", "memory"},
+    "triton": {"kernels"},
     "subprocess": {"kernels"},
     "signal": {"cli"},
 }
