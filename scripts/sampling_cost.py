@@ -1,0 +1,64 @@
+"""Measure what keeping weights as bytes costs the sampler: nats a character of a text under its network, as floats and as bytes.
+
+The text is read character by character by the sampler's own generator, in 64 streams; nothing else is rounded.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import lstmlm
+from lstmlm import kernels
+from lstmlm.api import LanguageModel
+from lstmlm.kernels.generate import Choice
+from lstmlm.kernels.native import NativeKernel
+from lstmlm.sampler import native_generator
+
+STREAMS = 64
+GREEDY = Choice(1.0, 0, 1.0, True)
+
+
+@torch.inference_mode()
+def nats(model: LanguageModel, ids: Tensor, storage: str) -> float:
+    """Return the mean minus log probability of each id but the first one of every stream. ids: (T, n)"""
+    os.environ["LSTMLM_SAMPLE_WEIGHTS"] = storage
+    T, n = ids.shape
+    generator = native_generator(model.network, n)
+    if generator is None or generator.storage != storage:
+        raise SystemExit(f"sampling_cost: the sampler keeps weights as {storage} with the native kernel only.")
+    states = [(state.hidden, state.cell) for state in model.network.initial_state(n)]
+    total = 0.0
+    for t in range(T - 1):
+        wished = torch.nn.functional.one_hot(ids[t], generator.V).float()
+        generator.begin(wished, states)
+        generator.run(torch.zeros(1, n), GREEDY)  # draws what was wished
+        generator.run(torch.zeros(1, n), GREEDY)  # a step; what it draws is not used
+        total -= float(torch.log_softmax(generator.logits().double(), -1).gather(-1, ids[t + 1][:, None]).sum())
+        states = generator.states()
+    return total / (T - 1) / n
+
+
+def main() -> None:
+    """Compare the two."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", help="run folder or checkpoint")
+    parser.add_argument("text", type=Path)
+    parser.add_argument("--chars", type=int, default=100_000, help="of the end of the text")
+    asked = parser.parse_args()
+    if not isinstance(kernels.choose()[0], NativeKernel):
+        raise SystemExit("sampling_cost: the native kernel is not available here.")
+    model = lstmlm.load(asked.model)
+    text = asked.text.read_text(encoding="utf-8")[-asked.chars :]
+    ids = torch.tensor(model.tokenizer.encode(text, on_unknown="skip"))
+    length = len(ids) // STREAMS
+    streams = ids[: length * STREAMS].view(STREAMS, length).t().contiguous()
+    exact, rounded = (nats(model, streams, storage) for storage in ("float32", "int8"))
+    words = f"{exact:.5f} nats/char with weights as floats, {rounded:.5f} as bytes, {rounded - exact:+.5f}"
+    print(f"{streams.numel()} characters: {words}")
+
+
+if __name__ == "__main__":
+    main()
