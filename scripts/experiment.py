@@ -53,6 +53,10 @@ COMPARISONS: dict[str, dict[str, list[str]]] = {
     "forget": {f"forget bias {b}": ["--set", f"model.forget_bias={b}"] for b in ("1", "0", "2")},
     "start": {f"orthogonal {o}": ["--set", f"model.orthogonal={o}"] for o in ("true", "false")},
     "precision": {p: ["--precision", p] for p in ("auto", "float32")},
+    "members": {
+        "one": [],
+        **{f"3 x 1x{hidden}": ["--members", "3", "--hidden", hidden] for hidden in ("384", "512")},
+    },
 }
 
 
