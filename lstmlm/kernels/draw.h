@@ -4,6 +4,8 @@
 typedef double dvec __attribute__((vector_size(VECTOR * 4)));
 typedef double dvec_any __attribute__((vector_size(VECTOR * 4), aligned(8), may_alias));
 typedef int64_t lvec __attribute__((vector_size(VECTOR * 4)));
+typedef float half_vec __attribute__((vector_size(DOUBLES * 4)));
+typedef half_vec half_any __attribute__((aligned(4), may_alias));
 
 typedef struct {
     double divisor, share;
@@ -84,7 +86,7 @@ INLINE size largest(const float *logits, size V, float *top) {
             ivec larger = x > most;
             most = (vec)((larger & (ivec)x) | (~larger & (ivec)most));
         }
-        for (int lane = 0; lane < VECTOR; lane++) *top = most[lane] > *top ? most[lane] : *top;
+        *top = largest_lane(most);
     }
     for (size v = 0; v < V; v++)
         if (logits[v] == *top) return v;
@@ -102,9 +104,10 @@ static long long draw(const Choice *how, const float *logits, size V, double noi
         dvec sums = (dvec){0};
         for (size block = 0; block < whole; block++) {
             dvec x = all_doubles(-INFINITY);
-            const int lanes = (int)least(DOUBLES, V - block * DOUBLES);
-            for (int lane = 0; lane < lanes; lane++) x[lane] = (double)logits[block * DOUBLES + lane] - top;
-            x = exp_double(x / how->divisor);
+            const size left = V - block * DOUBLES;
+            if (left >= DOUBLES) x = __builtin_convertvector(*(const half_any *)(logits + block * DOUBLES), dvec) - (double)top;
+            else for (size lane = 0; lane < left; lane++) x[lane] = (double)logits[block * DOUBLES + lane] - top;
+            x = exp_double(how->divisor == 1 ? x : x / how->divisor);
             *(dvec_any *)(p + block * DOUBLES) = x;
             sums += x;
         }
@@ -139,8 +142,7 @@ static long long draw(const Choice *how, const float *logits, size V, double noi
             if (lanes == VECTOR) total += e;
             else for (int lane = 0; lane < lanes; lane++) total[lane] += e[lane];
         }
-        sum = 0;
-        for (int lane = 0; lane < VECTOR; lane++) sum += total[lane];
+        sum = sum_lanes(total);
     }
     *nats = (float)(log(sum) - ((double)logits[id] - top));
     return id;

@@ -144,18 +144,16 @@ static Rows dress(const Generator *g, size index, const Own *own) {
         vec shift = (vec){0}, scale = all(1.f);
         if (layer->gamma) {
             vec total = (vec){0}, squares = (vec){0};
-            float mean = 0, variance = 0;
             for (size u = 0; u < S; u += VECTOR) total += load(H + u, (int)least(VECTOR, S - u));
-            for (int lane = 0; lane < VECTOR; lane++) mean += total[lane];
-            mean /= (float)S;
+            const float mean = sum_lanes(total) / (float)S;
             for (size u = 0; u < S; u += VECTOR) {
                 int lanes = (int)least(VECTOR, S - u);
-                float gap[VECTOR];
-                for (int lane = 0; lane < VECTOR; lane++) gap[lane] = lane < lanes ? mean : 0.f;
-                vec d = load(H + u, lanes) - load(gap, VECTOR);
+                vec d = load(H + u, lanes) - mean;
+                if (lanes < VECTOR)
+                    for (int lane = lanes; lane < VECTOR; lane++) d[lane] = 0;
                 squares += d * d;
             }
-            for (int lane = 0; lane < VECTOR; lane++) variance += squares[lane];
+            const float variance = sum_lanes(squares);
             shift = all(mean), scale = all(1.f / sqrtf(variance / (float)S + g->eps));
         }
         for (size u = 0; u < S && !alike; u += VECTOR) {

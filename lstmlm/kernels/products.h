@@ -96,9 +96,7 @@ static float quantise(const float *x, size n, act *to) {
         ivec larger = (vec)size_only > most;
         most = (vec)((larger & size_only) | (~larger & (ivec)most));
     }
-    float top = 0;
-    for (int lane = 0; lane < VECTOR; lane++) top = most[lane] > top ? most[lane] : top;
-    const float scale = top > 1e-30f ? 127.f / top : 0.f;
+    const float top = largest_lane(most), scale = top > 1e-30f ? 127.f / top : 0.f;
     for (size k = 0; k < n; k += VECTOR) {
         int lanes = (int)least(VECTOR, n - k);
         put_bytes(to + k, load(x + k, lanes), scale, lanes);

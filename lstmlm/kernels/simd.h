@@ -79,6 +79,28 @@ INLINE vec at_least(vec x, float limit) {
 #endif
 }
 
+/* Over all lanes, halves first. */
+INLINE float sum_lanes(vec x) {
+#if VECTOR == 16
+    return _mm512_reduce_add_ps(x);
+#else
+    float sum = x[0];
+    for (int lane = 1; lane < VECTOR; lane++) sum += x[lane];
+    return sum;
+#endif
+}
+
+/* No lane is NaN. */
+INLINE float largest_lane(vec x) {
+#if VECTOR == 16
+    return _mm512_reduce_max_ps(x);
+#else
+    float most = x[0];
+    for (int lane = 1; lane < VECTOR; lane++) most = x[lane] > most ? x[lane] : most;
+    return most;
+#endif
+}
+
 /* e^x = 2^n (1 + p): returns p = e^r - 1 with |r| <= ln 2 / 2 and sets 2^n. |x| <= 87.
    p = r + r^2 q(r); q interpolates (e^r - 1 - r) / r^2 at the five Chebyshev points of |r| <= 0.3466 (relative error of p 2.5e-8). */
 INLINE vec exp_parts(vec x, vec *two_n) {
