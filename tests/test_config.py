@@ -40,7 +40,7 @@ from lstmlm.config import (
     to_yaml,
 )
 from lstmlm.errors import ConfigError
-from lstmlm.schema import ALIASES
+from lstmlm.schema import ALIASES, MAX_LAYERS
 
 KEYS = keys()
 BUDGETS = ("train.minutes", "train.steps", "train.epochs")
@@ -132,6 +132,8 @@ def configs(draw: st.DrawFn) -> RunConfig:
     values |= {key: None for key in BUDGETS if key != kept}
     if values["train.kernel"] == "native":
         values["train.device"] = "cpu"
+    if int(values["model.members"] or 1) * int(values["model.layers"] or 1) > MAX_LAYERS:
+        values["model.members"] = 1
     return resolve([("drawn", values)]).config
 
 
@@ -659,6 +661,8 @@ def test_sections_check_themselves() -> None:
     """A section cannot be made with a wrong value, is frozen, and makes floats of ints."""
     with pytest.raises(ConfigError, match=r"model\.layers"):
         ModelConfig(layers=65)
+    with pytest.raises(ConfigError, match="at most 320 layers in all members together, found 6 x 54"):
+        ModelConfig(layers=54, members=6)
     with pytest.raises(ConfigError, match=r"data\.encoding"):
         DataConfig(encoding="hex")
     with pytest.raises(ConfigError, match=r"train\.kernel"):
@@ -667,6 +671,7 @@ def test_sections_check_themselves() -> None:
         RunConfig().train = TrainConfig()  # type: ignore[misc]  # that is the promise
 
     assert isinstance(TrainConfig(lr=1).lr, float)
+    assert ModelConfig(layers=64, members=5).members * 64 == MAX_LAYERS
 
 
 NO_ENCODINGS = ["hex", "rot13", "undefined", "utf-99", "../utf-8", "utf-8\0", "os", "base64", "x" * 65, " utf-8"]
