@@ -158,16 +158,17 @@ class PersistentKernel:
             options: What else it takes.
         """
         cut = tiles(B, S, K, self._factors.itemsize, self._chip)
-        grid = -(-S // cut.units), -(-B // cut.rows)
-        barrier = cut.together and grid[0] > 1
+        grid = cut.grid(B, S)
+        others = cut.together and grid[0] > 1
         counters = self._counters(grid[1], pointers[0].device)
         for begin, end in [(0, rounds)] if cut.together else [(n, n + 1) for n in range(rounds)]:
             kernel[grid](
                 *(*pointers, counters, begin, end, *numbers, B, S),
                 **options,
                 KEPT=cut.kept,
-                BARRIER=barrier,
+                OTHERS=others,
                 EMULATE=self._interpreted,
+                TURNS=cut.turns,
                 ROWS=cut.rows,
                 UNITS=cut.units,
                 DEPTH=cut.depth,
@@ -176,7 +177,7 @@ class PersistentKernel:
                 AHEAD=cut.ahead,
                 num_warps=cut.warps,
                 num_stages=1 if cut.kept else 2,
-                launch_cooperative_grid=barrier,
+                launch_cooperative_grid=others,
             )
 
 

@@ -2,9 +2,10 @@
 
 It knows pointers, sizes and tiles. It does not know tensors, devices, or how the tiles were chosen. Importing it needs Triton.
 
-A program owns `UNITS` units of `ROWS` rows of the batch, all four gates of them. What another program needs of it, H_t or
-da_t, it puts into `X` in the type of the products, which has two halves: a step reads one and writes the other, so one
-barrier per step is enough. Programs of other rows never need anything of it: each block of rows has its own barrier.
+A program owns `UNITS` units, all four gates of them, of `TURNS` times `ROWS` rows of the batch, which it goes through one after
+another with the same weights. What another program needs of it, H_t or da_t, it puts into `X` in the type of the products, which
+has two halves: a step reads one and writes the other, so one barrier per step is enough. Programs of other rows never need
+anything of it: those of the same rows have a barrier of their own. From step to step it keeps nothing but weights.
 
 A product is split over its inner dimension, `WARPS` ways, one warp each: the tile that a program computes is too small to be
 split otherwise without every warp holding the same weights.
@@ -25,18 +26,20 @@ def _tanh(x):
 
 
 @triton.jit
-def _arrive(counter):
+def _arrive(counter, OTHERS: tl.constexpr):
     """Say that everything this program wrote before is there."""
-    tl.debug_barrier()
-    tl.atomic_add(counter, 1, sem="release", scope="gpu")
+    tl.debug_barrier()  # all of its threads have come here
+    if OTHERS:
+        tl.atomic_add(counter, 1, sem="release", scope="gpu")
 
 
 @triton.jit
-def _wait(counter, arrivals):
+def _wait(counter, arrivals, OTHERS: tl.constexpr):
     """Go on when so many have arrived, and see what they wrote."""
-    while tl.atomic_add(counter, 0, sem="acquire", scope="gpu") < arrivals:
-        pass
-    tl.debug_barrier()
+    if OTHERS:
+        while tl.atomic_add(counter, 0, sem="acquire", scope="gpu") < arrivals:
+            pass
+    tl.debug_barrier()  # none of its threads goes on before
 
 
 @triton.jit
@@ -67,6 +70,28 @@ def _dot(x, w, total, EMULATE: tl.constexpr):
     return tl.dot(x, w, total, input_precision="ieee")
 
 
+@triton.jit
+def _given(gates, ids, table, bias, t, b, u, B, S, TABLE: tl.constexpr, BIAS: tl.constexpr):
+    """Read what is added to the product of step t before the activation. Four of (ROWS, UNITS)"""
+    inside = (b < B)[:, None] & (u < S)[None, :]
+    row = tl.cast(t, tl.int64) * B + b
+    source = gates
+    if TABLE:
+        row = tl.load(ids + row, mask=b < B, other=0)
+        source = table
+    source += row[:, None] * (GATES * S) + u[None, :]
+    f = tl.load(source, mask=inside, other=0.0)
+    i = tl.load(source + S, mask=inside, other=0.0)
+    o = tl.load(source + 2 * S, mask=inside, other=0.0)
+    N = tl.load(source + 3 * S, mask=inside, other=0.0)
+    if BIAS:
+        f += tl.load(bias + u, mask=u < S, other=0.0)[None, :]
+        i += tl.load(bias + S + u, mask=u < S, other=0.0)[None, :]
+        o += tl.load(bias + 2 * S + u, mask=u < S, other=0.0)[None, :]
+        N += tl.load(bias + 3 * S + u, mask=u < S, other=0.0)[None, :]
+    return f, i, o, N
+
+
 @triton.jit(do_not_specialize=["begin", "end", "B"])
 def forward(
     gates,
@@ -86,8 +111,9 @@ def forward(
     TABLE: tl.constexpr,
     BIAS: tl.constexpr,
     KEPT: tl.constexpr,
-    BARRIER: tl.constexpr,
+    OTHERS: tl.constexpr,
     EMULATE: tl.constexpr,
+    TURNS: tl.constexpr,
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -98,41 +124,33 @@ def forward(
     """Run steps `begin` to `end`.
 
     `gates` holds what is added before the activation unless that is in `table`, X[begin % 2] the hidden state before, and C the
-    cell state, unless `begin` is 0.
+    cell states before, the first of which is in C_0.
     """
     u = tl.program_id(0) * UNITS + tl.arange(0, UNITS)
-    b = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     counter = counters + tl.program_id(1)
-    inside = (b < B)[:, None] & (u < S)[None, :]
-    here = b[:, None] * S + u[None, :]
-    c = tl.load(C_0 + here, mask=inside & (begin == 0), other=0.0)
-    c += tl.load(C + tl.cast(begin - 1, tl.int64) * B * S + here, mask=inside & (begin > 0), other=0.0)
     held = ()
     if KEPT:
         for chunk in tl.static_range(CHUNKS):
             k = _inner(chunk, WARPS, DEPTH)
             for gate in tl.static_range(GATES):
                 held = held + (_weights(W + gate * S, k, u, S, S, GATES * S, 1),)
+    block = tl.program_id(1) * TURNS
+    b = block * ROWS + tl.arange(0, ROWS)
+    a_f, a_i, a_o, a_N = _given(gates, ids, table, bias, begin, b, u, B, S, TABLE, BIAS)
     # Loads of a step must not be moved before the stores of the step before: one stage.
-    for t in tl.range(begin, end, num_stages=1):
+    for turn in tl.range(begin * TURNS, end * TURNS, num_stages=1):
+        t = turn // TURNS
         step = tl.cast(t, tl.int64) * B
-        there = gates + (step + b)[:, None] * (GATES * S) + u[None, :]
-        source = there
-        if TABLE:
-            row = tl.load(ids + step + b, mask=b < B, other=0)
-            source = table + row[:, None] * (GATES * S) + u[None, :]
-        f = tl.load(source, mask=inside, other=0.0)
-        i = tl.load(source + S, mask=inside, other=0.0)
-        o = tl.load(source + 2 * S, mask=inside, other=0.0)
-        N = tl.load(source + 3 * S, mask=inside, other=0.0)
-        if BIAS:
-            f += tl.load(bias + u, mask=u < S, other=0.0)[None, :]
-            i += tl.load(bias + S + u, mask=u < S, other=0.0)[None, :]
-            o += tl.load(bias + 2 * S + u, mask=u < S, other=0.0)[None, :]
-            N += tl.load(bias + 3 * S + u, mask=u < S, other=0.0)[None, :]
-        if BARRIER:
-            _wait(counter, t * tl.num_programs(0))
         before = X + (t % 2) * B * S
+        after = X + ((t + 1) % 2) * B * S
+        b = (block + turn % TURNS) * ROWS + tl.arange(0, ROWS)
+        inside = (b < B)[:, None] & (u < S)[None, :]
+        here = b[:, None] * S + u[None, :]
+        there = gates + (step + b)[:, None] * (GATES * S) + u[None, :]
+        if turn % TURNS == 0:
+            _wait(counter, t * tl.num_programs(0), OTHERS)
+        c = tl.load(C_0 + here, mask=inside & (t == 0), other=0.0)
+        c += tl.load(C + (step - B) * S + here, mask=inside & (t > 0), other=0.0)
         total_f = tl.zeros((WARPS, ROWS, UNITS), tl.float32)
         total_i = tl.zeros((WARPS, ROWS, UNITS), tl.float32)
         total_o = tl.zeros((WARPS, ROWS, UNITS), tl.float32)
@@ -156,21 +174,28 @@ def forward(
                 total_i = _dot(x, _weights(W + S, k, u, S, S, GATES * S, 1), total_i, EMULATE)
                 total_o = _dot(x, _weights(W + 2 * S, k, u, S, S, GATES * S, 1), total_o, EMULATE)
                 total_N = _dot(x, _weights(W + 3 * S, k, u, S, S, GATES * S, 1), total_N, EMULATE)
+        f, i, o, N = a_f, a_i, a_o, a_N
+        # The next ones are under way while this turn ends. Here, after the products: the compiler lets the layout of the last
+        # thing read decide, and that of a sum over warps would have every warp compute the same.
+        following = turn + 1
+        if following < end * TURNS:
+            b = (block + following % TURNS) * ROWS + tl.arange(0, ROWS)
+            a_f, a_i, a_o, a_N = _given(gates, ids, table, bias, following // TURNS, b, u, B, S, TABLE, BIAS)
         f = tl.sigmoid(f + tl.sum(total_f, 0))
         i = tl.sigmoid(i + tl.sum(total_i, 0))
         o = tl.sigmoid(o + tl.sum(total_o, 0))
         N = _tanh(N + tl.sum(total_N, 0))
         c = f * c + i * N
         h = o * _tanh(c)
-        tl.store(X + ((t + 1) % 2) * B * S + here, h.to(X.dtype.element_ty), mask=inside)
-        if BARRIER:
-            _arrive(counter)
+        tl.store(after + here, h.to(X.dtype.element_ty), mask=inside)
+        tl.store(C + step * S + here, c, mask=inside)
+        if turn % TURNS == TURNS - 1:
+            _arrive(counter, OTHERS)
         # Nobody waits for these.
         tl.store(there, f, mask=inside)
         tl.store(there + S, i, mask=inside)
         tl.store(there + 2 * S, o, mask=inside)
         tl.store(there + 3 * S, N, mask=inside)
-        tl.store(C + step * S + here, c, mask=inside)
         tl.store(H + step * S + here, h, mask=inside)
 
 
@@ -191,8 +216,9 @@ def backward(
     B,
     S,
     KEPT: tl.constexpr,
-    BARRIER: tl.constexpr,
+    OTHERS: tl.constexpr,
     EMULATE: tl.constexpr,
+    TURNS: tl.constexpr,
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -202,37 +228,38 @@ def backward(
 ):
     """Run rounds `begin` to `end` of T + 1: round n is step T - 1 - n, and in the last one only dH_0 is left.
 
-    X[begin % 2] holds da of the step behind, `dC` its part of the cell's gradient: zero and dC_T in round 0.
+    X[begin % 2] holds da of the step behind, and `dC` the cell's gradient from there: zero and dC_T in round 0.
     """
     u = tl.program_id(0) * UNITS + tl.arange(0, UNITS)
-    b = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     counter = counters + tl.program_id(1)
-    inside = (b < B)[:, None] & (u < S)[None, :]
-    here = b[:, None] * S + u[None, :]
     K = GATES * S
-    dc = tl.load(dC + here, mask=inside, other=0.0)
-    first = T - 1 - begin
-    c = tl.load(C + tl.cast(first, tl.int64) * B * S + here, mask=inside & (first >= 0), other=0.0)
     held = ()
     if KEPT:
         for chunk in tl.static_range(CHUNKS):
             held = held + (_weights(W, _inner(chunk, WARPS, DEPTH), u, K, S, 1, K),)
     # One stage: see `forward`.
-    for n in tl.range(begin, end, num_stages=1):
+    for turn in tl.range(begin * TURNS, end * TURNS, num_stages=1):
+        n = turn // TURNS
         t = T - 1 - n
-        live = inside & (t >= 0)
         step = tl.cast(t, tl.int64) * B
+        behind = X + (n % 2) * B * K
+        after = X + ((n + 1) % 2) * B * K
+        b = (tl.program_id(1) * TURNS + turn % TURNS) * ROWS + tl.arange(0, ROWS)
+        inside = (b < B)[:, None] & (u < S)[None, :]
+        live = inside & (t >= 0)
+        here = b[:, None] * S + u[None, :]
         there = gates + (step + b)[:, None] * K + u[None, :]
         f = tl.load(there, mask=live, other=0.0)
         i = tl.load(there + S, mask=live, other=0.0)
         o = tl.load(there + 2 * S, mask=live, other=0.0)
         N = tl.load(there + 3 * S, mask=live, other=0.0)
+        c = tl.load(C + step * S + here, mask=live, other=0.0)
         c_before = tl.load(C + (step - B) * S + here, mask=inside & (t > 0), other=0.0)
         c_before += tl.load(C_0 + here, mask=inside & (t == 0), other=0.0)
         dh = tl.load(dH + step * S + here, mask=live, other=0.0)
-        if BARRIER:
-            _wait(counter, n * tl.num_programs(0))
-        behind = X + (n % 2) * B * K
+        if turn % TURNS == 0:
+            _wait(counter, n * tl.num_programs(0), OTHERS)
+        dc = tl.load(dC + here, mask=live, other=0.0)
         total = tl.zeros((WARPS, ROWS, UNITS), tl.float32)
         if KEPT:
             xs = ()
@@ -247,24 +274,22 @@ def backward(
                 total = _dot(_factor(behind, b, k, B, K), _weights(W, k, u, K, S, 1, K), total, EMULATE)
         dh += tl.sum(total, 0)
         tanh_c = _tanh(c)
-        reached = dc + dh * o * (1.0 - tanh_c * tanh_c)
-        df = reached * c_before * f * (1.0 - f)
-        di = reached * N * i * (1.0 - i)
+        dc += dh * o * (1.0 - tanh_c * tanh_c)
+        df = dc * c_before * f * (1.0 - f)
+        di = dc * N * i * (1.0 - i)
         do = dh * tanh_c * o * (1.0 - o)
-        dN = reached * i * (1.0 - N * N)
-        own = X + ((n + 1) % 2) * B * K + b[:, None] * K + u[None, :]
+        dN = dc * i * (1.0 - N * N)
+        own = after + b[:, None] * K + u[None, :]
         tl.store(own, df.to(X.dtype.element_ty), mask=live)
         tl.store(own + S, di.to(X.dtype.element_ty), mask=live)
         tl.store(own + 2 * S, do.to(X.dtype.element_ty), mask=live)
         tl.store(own + 3 * S, dN.to(X.dtype.element_ty), mask=live)
-        if BARRIER:
-            _arrive(counter)
+        tl.store(dC + here, dc * f, mask=live)
+        if turn % TURNS == TURNS - 1:
+            _arrive(counter, OTHERS)
         # Nobody waits for these.
         tl.store(there, df, mask=live)
         tl.store(there + S, di, mask=live)
         tl.store(there + 2 * S, do, mask=live)
         tl.store(there + 3 * S, dN, mask=live)
         tl.store(dH_0 + here, dh, mask=inside & (t < 0))
-        dc = tl.where(live, reached * f, dc)
-        c = c_before
-    tl.store(dC + here, dc, mask=inside)

@@ -24,7 +24,8 @@ INTERPRETER = Chip(1, 1 << 17)
 class Tiles(NamedTuple):
     """How a pass is cut up.
 
-    rows: Rows of the batch of a program.
+    rows: Rows of the batch that a program computes at a time.
+    turns: How many such blocks of rows it goes through in a step.
     units: Units of a program.
     depth: Length of a warp's part of a chunk of a product's inner dimension.
     warps: Of a program; the inner dimension is split among them.
@@ -35,6 +36,7 @@ class Tiles(NamedTuple):
     """
 
     rows: int
+    turns: int
     units: int
     depth: int
     warps: int
@@ -42,6 +44,16 @@ class Tiles(NamedTuple):
     ahead: int
     kept: bool
     together: bool
+
+    def grid(self, B: int, S: int) -> tuple[int, int]:
+        """Return the number of programs: along the units, along the rows."""
+        return -(-S // self.units), -(-B // (self.rows * self.turns))
+
+
+# Rows, turns and units: the first that needs few enough programs. More rows at a time, or more units, need more registers than
+# there are; more turns take longer.
+SHAPES = [(16, 1, 16), (32, 1, 16), (32, 2, 16), (32, 4, 16), (32, 8, 16), (16, 8, 32), (16, 16, 32)]
+WARPS = 8
 
 
 def tiles(B: int, S: int, K: int, size: int, chip: Chip) -> Tiles:
@@ -54,21 +66,19 @@ def tiles(B: int, S: int, K: int, size: int, chip: Chip) -> Tiles:
         size: Bytes of a factor of the products.
         chip: What it runs on.
     """
-    rows, units, warps = 16, 16, 8
-
-    def programs() -> int:
-        return -(-B // rows) * -(-S // units)
-
-    # Other rows need no weights of their own, only more of the sums; other units do.
-    while programs() > chip.programs and rows < min(B, 64):
-        rows *= 2
-    while programs() > chip.programs and units < min(S, 64):
-        units *= 2
+    half = size == 2  # sums of float32 factors are made without matrix units, from registers: weights are not kept for them
     # The longest of those that fill up with the fewest zeros.
-    depth = min((64, 32, 16), key=lambda depth: -(-K // (depth * warps)) * depth)
-    chunks = -(-K // (depth * warps))
-    weights = chunks * depth * warps * units * (4 * S // K) * size
-    room = (chip.memory - weights) // (rows * depth * warps * size)
-    kept = room >= 1 and size == 2  # the sums of float32 factors are made without matrix units, from registers
-    ahead = max(0, min(room, chunks) - 1) if kept else 0
-    return Tiles(rows, units, depth, warps, chunks, ahead, kept, programs() <= chip.programs)
+    depth = min((64, 32, 16) if half else (16,), key=lambda depth: -(-K // (depth * WARPS)) * depth)
+    chunks = -(-K // (depth * WARPS))
+    cut = Tiles(16, 1, 16, depth, WARPS, chunks, 0, kept=False, together=False)
+    for rows, turns, units in SHAPES:
+        wider = cut._replace(rows=rows, turns=min(turns, -(-B // rows)), units=units)
+        across, along = wider.grid(B, S)
+        if across * along <= chip.programs:
+            cut = wider._replace(together=True)
+            break
+    weights = chunks * depth * WARPS * cut.units * (4 * S // K) * size
+    room = (chip.memory - weights) // (cut.rows * depth * WARPS * size)
+    if half and room >= 1:
+        cut = cut._replace(kept=True, ahead=min(room, chunks) - 1)
+    return cut

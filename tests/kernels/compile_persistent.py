@@ -11,7 +11,7 @@ from triton.compiler import compile as translate
 from lstmlm.kernels import persistent_steps
 from lstmlm.kernels.persistent_tiles import Chip, tiles
 
-CASES = [(64, 1024, torch.bfloat16), (3, 37, torch.float32)]
+CASES = [("forward", 64, 512, torch.bfloat16), ("backward", 64, 1024, torch.bfloat16), ("forward", 3, 37, torch.float32)]
 H200 = Chip(132, 232_448)
 TYPES = {"ids": "*i64", "counters": "*i32", **dict.fromkeys(("begin", "end", "T", "B", "S"), "i32")}
 FREE = ("begin", "end", "T", "B")
@@ -21,8 +21,8 @@ def compiled(name: str, B: int, S: int, dtype: torch.dtype) -> dict[str, Any]:
     """Compile a pass as `persistent` launches it for these sizes."""
     function: Any = getattr(persistent_steps, name)
     cut = tiles(B, S, S if name == "forward" else 4 * S, dtype.itemsize, H200)
-    barrier = cut.together and cut.units < S
-    constants = {"KEPT": cut.kept, "BARRIER": barrier, "EMULATE": False, "TABLE": True, "BIAS": True}
+    others = cut.together and cut.units < S
+    constants = {"KEPT": cut.kept, "OTHERS": others, "EMULATE": False, "TABLE": True, "BIAS": True}
     constants |= {field.upper(): value for field, value in cut._asdict().items()}
     constants = {key: value for key, value in constants.items() if key in function.arg_names}
     factor = {torch.bfloat16: "*bf16", torch.float32: "*fp32"}[dtype]
@@ -35,7 +35,7 @@ def compiled(name: str, B: int, S: int, dtype: torch.dtype) -> dict[str, Any]:
         constexprs={(place(n),): value for n, value in constants.items()},
         attrs={(place(n),): [["tt.divisibility", 16]] for n in aligned},
     )
-    options = {"num_warps": cut.warps, "num_stages": 1 if cut.kept else 2, "launch_cooperative_grid": barrier}
+    options = {"num_warps": cut.warps, "num_stages": 1 if cut.kept else 2, "launch_cooperative_grid": others}
     kernel: Any = translate(source, target=GPUTarget("cuda", 90, 32), options=options)
     return {
         "pass": name,
@@ -50,4 +50,4 @@ def compiled(name: str, B: int, S: int, dtype: torch.dtype) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps([compiled(name, *case) for case in CASES for name in ("forward", "backward")]))
+    print(json.dumps([compiled(*case) for case in CASES]))

@@ -18,7 +18,7 @@ from lstmlm.kernels import Activations, persistent
 from lstmlm.kernels.persistent_tiles import Chip, Tiles
 
 T, B, S = 4, 17, 20
-CUT = Tiles(rows=16, units=16, depth=16, warps=2, chunks=0, ahead=0, kept=True, together=True)
+CUT = Tiles(rows=16, turns=1, units=16, depth=16, warps=2, chunks=0, ahead=0, kept=True, together=True)
 GRID = (2, 2)
 SHAPES = {
     "gates": (T, B, 4 * S),
