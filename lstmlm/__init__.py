@@ -16,12 +16,17 @@ __version__ = "0.1.0"
 warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
 
 
-def load(path: str | None = None) -> "LanguageModel":
+def load(path: str | None = None, *, device: str = "auto") -> "LanguageModel":
     """Open a trained model: a run folder, a checkpoint file, or None for the newest run below `runs/`.
+
+    Args:
+        path: See above.
+        device: auto (a CUDA device where it works), cpu or cuda.
 
     Raises:
         CheckpointError: It is missing, damaged or of another version.
+        UsageError: There is no such device.
     """
     from lstmlm.api import LanguageModel
 
-    return LanguageModel.open(path)
+    return LanguageModel.open(path, device=device)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lstmlm import checkpoint, ensemble, kernels, runs, tokenizer
+from lstmlm import checkpoint, devices, ensemble, kernels, runs, tokenizer
 from lstmlm.config import RunConfig, from_dict
 from lstmlm.ensemble import Ensemble, Network
 from lstmlm.errors import CheckpointError, ConfigError, TextError, UsageError, printable
@@ -62,26 +62,39 @@ class LanguageModel:
 
     @classmethod
     def open(
-        cls, path: str | Path | None = None, *, threads: int = 0, report: Callable[[str], None] | None = None
+        cls,
+        path: str | Path | None = None,
+        *,
+        threads: int = 0,
+        device: str = "auto",
+        report: Callable[[str], None] | None = None,
     ) -> "LanguageModel":
         """Open a run folder, a checkpoint file, or the newest run below `runs/`.
 
         Args:
             path: None is the newest run.
             threads: 0 is all cores.
+            device: auto (a CUDA device where it works), cpu or cuda.
             report: Called with a sentence where a damaged checkpoint is replaced by the run's other one.
 
         Raises:
             CheckpointError: It is missing, damaged or of another version.
+            UsageError: There is no such device.
         """
+        where = devices.choose("cpu" if device == "auto" and kernels.wished() == "native" else device)
         found, saved = runs.load(path, report=report, check=check)
         torch.set_num_threads(threads or os.cpu_count() or 1)
         config, symbols = parts(saved.meta)
-        kernel, _ = kernels.choose(precision="float32")
-        network = ensemble.build(config.model, len(symbols), kernel)
+        kernel, _ = kernels.choose(precision="float32", device=where.type)
+        network = ensemble.build(config.model, len(symbols), kernel).to(where)
         tensors = {k.removeprefix("model."): v for k, v in saved.tensors.items() if k.startswith("model.")}
         load_weights(network, checkpoint.to_tensors(tensors))
         return cls(found, saved.meta, symbols, config, network)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.network.stack()[0].W.device
 
     @property
     def alone(self) -> CharLM:

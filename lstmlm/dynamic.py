@@ -97,6 +97,7 @@ class Learner:
         """
         empty = self._pupils[0].weights[:0]
         scores, hits = [empty], [empty.bool()]
+        ids = ids.to(empty.device)
         with _one_thread():
             for start in range(0, len(ids) - 1, SEGMENT):
                 segment = ids[start : start + SEGMENT + 1]
@@ -105,7 +106,7 @@ class Learner:
                 hits.append(logits.argmax(-1).view(-1) == segment[1:])
                 for pupil in self._pupils:
                     pupil.learn(self._rates)
-        return Scored(torch.cat(scores), torch.cat(hits), joined(pupil.state for pupil in self._pupils))
+        return Scored(torch.cat(scores).cpu(), torch.cat(hits).cpu(), joined(pupil.state for pupil in self._pupils))
 
 
 class _Pupil:
@@ -145,7 +146,7 @@ class _Pupil:
     def _usual(self, start: int, chars: int) -> Tensor:
         """Return the root mean square of each weight's gradient on a text that the network writes."""
         stream = generate(self._model, [start], [0], Sampling())
-        ids = torch.tensor([start, *(next(stream)[0][0] for _ in range(chars))])
+        ids = torch.tensor([start, *(next(stream)[0][0] for _ in range(chars))], device=self.weights.device)
         squares, count = torch.zeros_like(self.weights), 0
         self.state = self._model.initial_state(1)
         for first in range(0, chars, SEGMENT):
@@ -158,7 +159,7 @@ class _Pupil:
 def _flat_copy(model: CharLM) -> tuple[CharLM, Tensor, Tensor]:
     """Return a copy of a model in evaluation mode, and the flat tensors that its weights and gradients are views of."""
     first = model.stack()[0]
-    copy = CharLM(model.config, len(first.U), first.kernel, start=False).to(first.U.dtype).eval()
+    copy = CharLM(model.config, len(first.U), first.kernel, start=False).to(first.U).eval()
     weights = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
     gradient = torch.zeros_like(weights)
     start = 0

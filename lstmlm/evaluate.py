@@ -83,7 +83,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Scored:
-    """The scores of consecutive characters, and the state after them.
+    """The scores of consecutive characters, on the CPU, and the state after them, where the model is.
 
     nats: Minus the log probability of each. (n)
     correct: Whether each was the likeliest. (n)
@@ -128,10 +128,11 @@ def warm(model: Network, ids: Tensor, state: StackState | None = None, batch: in
     nats_, correct = [], []
     state = model.initial_state(1) if state is None else state
     for start in range(0, len(ids) - 1, SEGMENT):
-        part = _parallel(model, ids[start : start + SEGMENT + 1], state, batch, window)
+        here = ids[start : start + SEGMENT + 1].to(state[0].hidden.device)
+        part = _parallel(model, here, state, batch, window)
         state = part.state
-        nats_.append(part.nats)
-        correct.append(part.correct)
+        nats_.append(part.nats.cpu())
+        correct.append(part.correct.cpu())
     if not nats_:
         return _nothing(state)
     return Scored(torch.cat(nats_), torch.cat(correct), state)
@@ -148,6 +149,7 @@ def cold(model: Network, ids: Tensor, window: int, batch: int = 64) -> Scored:
     if n < 1:
         return _nothing(state)
     whole = n // window * window
+    ids = ids.to(state[0].hidden.device)
     pieces = list(ids[:whole].view(-1, window).split(batch)) if whole else []
     pieces += [ids[None, whole:n]] if whole < n else []
     scores, hits, done = [], [], 0
@@ -155,13 +157,13 @@ def cold(model: Network, ids: Tensor, window: int, batch: int = 64) -> Scored:
         goals = ids[done + 1 : done + 1 + rows.numel()].view(rows.shape).t()
         part = _run(model, rows.t(), goals, model.initial_state(len(rows)))
         done += rows.numel()
-        scores.append(part.nats.t().reshape(-1))
-        hits.append(part.correct.t().reshape(-1))
+        scores.append(part.nats.t().reshape(-1).cpu())
+        hits.append(part.correct.t().reshape(-1).cpu())
     return Scored(torch.cat(scores), torch.cat(hits), state)
 
 
 def _nothing(state: StackState) -> Scored:
-    return Scored(state[0].hidden.new_empty(0), torch.empty(0, dtype=torch.bool, device=state[0].hidden.device), state)
+    return Scored(torch.empty(0, dtype=state[0].hidden.dtype), torch.empty(0, dtype=torch.bool), state)
 
 
 def _run(model: Network, inputs: Tensor, goals: Tensor, state: StackState) -> Scored:

@@ -65,7 +65,7 @@ def trace(model: CharLM, ids: Tensor, state: StackState | None = None, forgotten
     state = model.initial_state(ids.shape[1]) if state is None else state
     layers, last = [], []
     x = ids
-    logits = torch.empty(0)
+    logits = state[0].hidden
     for index, layer in enumerate(model.layers):
         assert isinstance(layer, LSTMLayer)
         S = layer.width

@@ -114,6 +114,7 @@ class LineScorer:
             longest = max(len(rows[index]) for index in group)
             padded = torch.tensor([rows[index] + [0] * (longest - len(rows[index])) for index in group]).t()
             state = self._model.initial_state(len(group))
+            padded = padded.to(state[0].hidden.device)
             parts = []
             step = max(1, PIECE // len(group))
             for start in range(0, longest - 1, step):
@@ -121,7 +122,7 @@ class LineScorer:
                 x, y = padded[start:stop], padded[start + 1 : stop + 1]
                 logits, state = self._model(x.contiguous(), state)
                 parts.append(nats(logits, y).double() * bits(1.0))
-            scores = torch.cat(parts) if parts else torch.empty(0, len(group), dtype=torch.float64)
+            scores = torch.cat(parts).cpu() if parts else torch.empty(0, len(group), dtype=torch.float64)
             for column, index in enumerate(group):
                 own = scores[: max(0, len(rows[index]) - 1), column]
                 if not self._newline and rows[index]:

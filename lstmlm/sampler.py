@@ -1,10 +1,10 @@
 """Logits -> the next id -> a stream of ids.
 
-It knows logits, temperatures and seeds. It does not know characters, files or devices.
+It knows logits, temperatures and seeds. It does not know characters or files, nor which device it runs on.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lstmlm.cell import LSTMState
 from lstmlm.ensemble import Ensemble, Network
+from lstmlm.graph import Graph
 from lstmlm.kernels import arguments
 from lstmlm.kernels.generate import Choice, Generator, LayerWeights, fingerprint, wished_storage
 from lstmlm.kernels.native import NativeKernel
@@ -138,7 +139,7 @@ def generate(
     noise = Noise(seeds)
     generator = native_generator(model, n)
     if generator is None:
-        yield from _eager(model, *_read(model, prompt, n), noise, how)
+        yield from _drawn(model, *_read(model, prompt, n), noise, how)
         return
     try:
         if len(prompt) <= SHORT:
@@ -153,38 +154,67 @@ def generate(
 def _read(model: Network, prompt: Sequence[int], n: int) -> tuple[Tensor, StackState]:
     """Return the logits and the state after a prompt, both n times."""
     state = model.initial_state(1)
-    for piece in torch.tensor(prompt)[:, None].split(PROMPT_BLOCK):
+    for piece in torch.tensor(prompt, device=state[0].hidden.device)[:, None].split(PROMPT_BLOCK):
         logits, state = model(piece, state)
     return logits[-1].expand(n, -1), tuple(LSTMState(s.hidden.repeat(n, 1), s.cell.repeat(n, 1)) for s in state)
 
 
-def _eager(
+def _drawn(
     model: Network, logits: Tensor, state: StackState, noise: Noise, how: Sampling
 ) -> Iterator[tuple[list[int], list[float]]]:
-    """Draw and step, one call of the model for each character: any kernel, device and floating type."""
-    while True:
-        ids = draw(distribution(logits, how), noise.step())
-        cost = -torch.log_softmax(logits, dim=-1).gather(-1, ids[:, None]).squeeze(-1)
-        yield ids.tolist(), cost.tolist()
-        logits, state = model(ids[None], state)
-        logits = logits[-1]
+    """Draw and step by the model itself: any kernel, device and floating type.
+
+    A step finds its noise, and leaves what it has drawn, in memory for a whole block: nobody waits for a character.
+    """
+    logits = logits.clone()
+    numbers = logits.new_empty(NOISE_BLOCK, len(logits), dtype=torch.float32)
+    ids, nats = torch.empty_like(numbers, dtype=torch.int64), torch.empty_like(numbers, dtype=logits.dtype)
+    place = torch.zeros(1, dtype=torch.int64, device=logits.device)
+
+    def step() -> None:
+        chosen = draw(distribution(logits, how), numbers.index_select(0, place).t())
+        cost = -torch.log_softmax(logits, dim=-1).gather(-1, chosen[:, None])
+        ids.index_copy_(0, place, chosen[None])
+        nats.index_copy_(0, place, cost.t())
+        place.add_(1)
+        scores, after = model(chosen[None], state)
+        logits.copy_(scores[-1])
+        for own, new in zip(state, after, strict=True):
+            own.hidden.copy_(new.hidden)
+            own.cell.copy_(new.cell)
+
+    graph = Graph(step, logits.device)
+
+    def run(block: Tensor) -> tuple[Tensor, Tensor]:
+        numbers[: len(block)].copy_(block)
+        place.zero_()
+        for _ in range(len(block)):
+            graph()
+        return ids[: len(block)], nats[: len(block)]
+
+    return _blocks(noise, run)
 
 
 def _native(generator: Generator, noise: Noise, how: Sampling) -> Iterator[tuple[list[int], list[float]]]:
-    """Let the generator draw and step, a block of characters in a call.
+    """Let the generator draw and step, a block of characters in a call."""
+    choice = Choice(how.temperature, how.top_k, how.top_p, how.greedy)
+    return _blocks(noise, lambda block: generator.run(block, choice))
+
+
+def _blocks(noise: Noise, run: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Iterator[tuple[list[int], list[float]]]:
+    """Draw block after block: noise (steps, n) -> ids and nats, likewise.
 
     The first block is one character, so that it is seen at once; the next ones grow as long as they take no longer than
     `SECONDS`.
     """
-    choice = Choice(how.temperature, how.top_k, how.top_p, how.greedy)
     most = 1
     while True:
         numbers = noise.steps(most)
         began = time.perf_counter()
-        ids, nats = generator.run(numbers, choice)
+        ids, nats = (found.tolist() for found in run(numbers))
         if time.perf_counter() - began < SECONDS / 2 and most < NOISE_BLOCK:
             most *= 2
-        yield from zip(ids.tolist(), nats.tolist(), strict=True)
+        yield from zip(ids, nats, strict=True)
 
 
 _kept: WeakKeyDictionary[Network, Generator] = WeakKeyDictionary()

@@ -2,15 +2,19 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from itertools import islice
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from lstmlm import sampler
+from lstmlm.graph import Graph
 from lstmlm.sampler import Noise, Sampling, distribution, draw, generate
 from tests.helpers import assert_close, normal, small_model, some_ids
+from tests.tape import record
 
 V = 11
 
@@ -285,3 +289,43 @@ def test_frequencies_match_the_probabilities() -> None:
 
     spread = (p[0] * (1 - p[0]) / n).sqrt()
     assert bool(((counts / n - p[0]).abs() <= 5 * spread).all())
+
+
+@pytest.mark.parametrize("how", [Sampling(), Sampling(0.8, 5, 0.9), Sampling(greedy=True)])
+@pytest.mark.parametrize("options", [{}, {"readout": "direct", "layers": 1}])
+def test_a_recorded_step_draws_the_same(how: Sampling, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replayed as a graph, a character waits for nobody, and three hundred of each seed are the same as called one by one."""
+    model = small_model(dtype=torch.float32, **options)
+    expected = list(islice(generate(model, [1, 2], [4, 5, 6], how), 300))
+    monkeypatch.setattr(sampler, "Graph", partial(Graph, record=record))
+
+    assert list(islice(generate(model, [1, 2], [4, 5, 6], how), 300)) == expected
+
+
+def test_thousands_at_once() -> None:
+    """Of 4,096 samples drawn side by side each is the one that its seed draws alone."""
+    model, seeds = small_model(dtype=torch.float64, hidden=3), range(4096)
+    together = list(islice(generate(model, [1], seeds, Sampling(top_k=7)), 20))
+
+    for seed in (0, 1, 2047, 4095):
+        alone = [ids[0] for ids, _ in islice(generate(model, [1], [seed], Sampling(top_k=7)), 20)]
+        assert [ids[seed] for ids, _ in together] == alone
+    assert len({tuple(ids[seed] for ids, _ in together) for seed in seeds}) > 4000
+
+
+def test_the_first_character_comes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of characters begin with one, and grow."""
+    steps: list[int] = []
+    own = Noise.steps
+
+    def watched(noise: Noise, most: int) -> Tensor:
+        steps.append(most)
+        return own(noise, most)
+
+    monkeypatch.setattr(Noise, "steps", watched)
+    monkeypatch.setattr(sampler, "SECONDS", 1e9)
+    stream = generate(small_model(), [1], [0], Sampling())
+    next(stream)
+    assert steps == [1]
+    list(islice(stream, 400))
+    assert steps[:9] == [1, 2, 4, 8, 16, 32, 64, 128, 256]

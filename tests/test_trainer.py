@@ -56,6 +56,7 @@ class Bench:
 
     def __init__(self, corpus: Corpus, folder: Path, config: RunConfig) -> None:
         self.corpus, self.folder, self.config = corpus, folder, config
+        self.device: torch.device | None = None
         self.records: list[Record] = []
         folder.mkdir(exist_ok=True)
 
@@ -67,7 +68,8 @@ class Bench:
             "versions": {},
             "command": ["lstmlm"],
         }
-        made = Trainer(self.config, self.corpus, EagerKernel(), self.folder, identity, self.records.append, Clock(0.0), stop)
+        known = (self.config, self.corpus, EagerKernel(), self.folder, identity, self.records.append, Clock(0.0))
+        made = Trainer(*known, stop, device=self.device)
         if resume:
             made.restore(self.last())
         made.begin()

@@ -66,6 +66,7 @@ Model = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors on stderr.")]
 Threads = Annotated[int, typer.Option(metavar="N", min=0, max=4096, help="CPU threads; 0: all cores.")]
+Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to compute; auto: on a GPU that works.")]
 
 
 def _version(asked: bool) -> None:
@@ -190,12 +191,15 @@ def sample(
         int | None, typer.Option(metavar="N", min=0, max=2**62, help="Draws the same text again. [default: drawn, and said]")
     ] = None,
     stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="End before this text; repeatable.")] = None,
-    count: Annotated[int, typer.Option("-n", "--count", metavar="COUNT", min=1, help="Samples, drawn in batches of 64.")] = 1,
+    count: Annotated[
+        int, typer.Option("-n", "--count", metavar="COUNT", min=1, help="Samples, drawn in batches of 64, on a GPU of 4,096.")
+    ] = 1,
     on_unknown: Annotated[
         str, typer.Option(metavar="error|skip|replace", help="For prompt characters the model lacks.")
     ] = "error",
     no_echo: Annotated[bool, typer.Option("--no-echo", help="Do not write the prompt.")] = False,
     threads: Threads = 0,
+    device: Device = "auto",
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -212,7 +216,7 @@ def sample(
         door.Request(
             model=model, prompt=prompt, prompt_file=prompt_file, length=length, temperature=temperature, top_k=top_k,
             top_p=top_p, greedy=greedy, seed=seed, stop=stop or [], count=count, on_unknown=on_unknown,
-            echo=not no_echo, threads=threads, json=json, quiet=quiet,
+            echo=not no_echo, threads=threads, device=device, json=json, quiet=quiet,
         )
     )  # fmt: skip
 
@@ -250,6 +254,7 @@ def eval_(
     state: Annotated[str, typer.Option(metavar="reset|carried", help="With --lines or --chars: between lines.")] = "reset",
     sort: Annotated[str | None, typer.Option(metavar="surprise", help="With --lines: the most surprising one first.")] = None,
     threads: Threads = 0,
+    device: Device = "auto",
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -274,7 +279,7 @@ def eval_(
     door.run(
         door.Request(
             texts=text or [], model=model, protocol=protocol, window=window, batch=batch, max_bpc=max_bpc,
-            encoding=encoding, threads=threads, json=json, quiet=quiet, lines=lines, chars=chars,
+            encoding=encoding, threads=threads, device=device, json=json, quiet=quiet, lines=lines, chars=chars,
             state=state, sort=sort, files_from=files_from, dynamic=dynamic, baselines=baselines,
         )
     )  # fmt: skip
@@ -293,6 +298,7 @@ def fill(
     ] = None,
     on_unknown: Annotated[str, typer.Option(metavar="error|skip|replace", help="For characters the model lacks.")] = "error",
     threads: Threads = 0,
+    device: Device = "auto",
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -311,7 +317,7 @@ def fill(
     door.run(
         door.Request(
             text=text, choices=choice or [], choices_file=choices, words=words, file=file, forget_at=forget_at, model=model,
-            on_unknown=on_unknown, threads=threads, json=json, quiet=quiet,
+            on_unknown=on_unknown, threads=threads, device=device, json=json, quiet=quiet,
         )
     )  # fmt: skip
 

@@ -33,6 +33,7 @@ class Request:
     max_bpc: float | None
     encoding: str
     threads: int
+    device: str
     json: bool
     quiet: bool
     lines: bool = False
@@ -76,7 +77,7 @@ def run(request: Request) -> None:
     from lstmlm.api import LanguageModel
 
     memory.keep()
-    model = LanguageModel.open(request.model, threads=request.threads, report=console.warn)
+    model = LanguageModel.open(request.model, threads=request.threads, device=request.device, report=console.warn)
     if request.model is None:
         console.say(f"model {printable(str(model.path))}")
     if by_line:

@@ -34,6 +34,7 @@ class Request:
     on_unknown: str
     model: str | None
     threads: int
+    device: str
     json: bool
     quiet: bool
 
@@ -64,7 +65,7 @@ def run(request: Request) -> None:
         Question(request.text, ("", ""))  # raises before a model is opened
     asked = [] if request.file is None else parse_set(read_text(request.file).splitlines(), f"--file {printable(request.file)}")
     choices = [*request.choices, *(read_text(request.choices_file).split() if request.choices_file else [])]
-    model = LanguageModel.open(request.model, threads=request.threads, report=console.warn)
+    model = LanguageModel.open(request.model, threads=request.threads, device=request.device, report=console.warn)
     if request.model is None:
         console.say(f"model {printable(str(model.path))}")
     newline = model.tokenizer.encode("\n", on_unknown="skip")

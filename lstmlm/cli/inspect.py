@@ -81,7 +81,7 @@ def run(request: Request) -> None:
 
     from lstmlm.api import LanguageModel
 
-    model = LanguageModel.open(request.model, threads=request.threads, report=console.warn).member(request.member)
+    model = LanguageModel.open(request.model, threads=request.threads, device="cpu", report=console.warn).member(request.member)
     if statistics and not request.threads and max(layer.width for layer in model.alone.stack()) <= ALONE:
         import torch
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lstmlm.api import Sample
     from lstmlm.tokenizer import OnUnknown
 
-TOGETHER = 64  # samples drawn as one batch and then written: memory does not grow with their number
+TOGETHER = {"cpu": 64, "cuda": 4096}  # samples drawn as one batch and then written: memory does not grow with their number
 
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line end
 
@@ -42,6 +42,7 @@ class Request:
     on_unknown: str
     echo: bool
     threads: int
+    device: str
     json: bool
     quiet: bool
 
@@ -82,7 +83,7 @@ def run(request: Request) -> None:
         from lstmlm.api import LanguageModel
         from lstmlm.sampler import Sampling
 
-    model = LanguageModel.open(request.model, threads=request.threads, report=console.warn)
+    model = LanguageModel.open(request.model, threads=request.threads, device=request.device, report=console.warn)
     seed = request.seed if request.seed is not None else secrets.randbelow(2**31)
     if request.model is None:
         console.say(f"model {printable(str(model.path))}")
@@ -90,8 +91,10 @@ def run(request: Request) -> None:
         console.say(f"seed {seed}")
     how = Sampling(request.temperature, request.top_k, request.top_p, request.greedy)
 
+    together = TOGETHER[model.device.type]
+
     def drawn(first: int) -> "Iterator[tuple[int, str, Sample | None]]":
-        n = min(TOGETHER, request.count - first)
+        n = min(together, request.count - first)
         on_unknown = cast("OnUnknown", request.on_unknown)
         return model.stream(
             prompt, length=request.length, n=n, seed=seed + first, how=how, stop=request.stop, on_unknown=on_unknown
@@ -106,7 +109,7 @@ def run(request: Request) -> None:
             console.result(_shown(piece, live), end="", flush=live)
         console.result("")
         return
-    for first in range(0, request.count, TOGETHER):
+    for first in range(0, request.count, together):
         texts: dict[int, list[str]] = {}
         ended = {}
         for index, piece, end in drawn(first) if first else pieces:

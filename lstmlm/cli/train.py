@@ -112,7 +112,7 @@ def _lead(request: Request, team: Team) -> None:
             name, begun = settings.load_preset(str(folder / "config.yaml"))
             config, sources = _resumed(settings.resolve([(name, begun)]).config, request)
         known = saved or parent
-        wish = "cpu" if config.train.kernel == "native" else config.train.device
+        wish = config.train.device
         if wish == "cuda":  # what cannot be is said before a text is read
             devices.choose(wish, None, team.local_rank, team.local_size)
         symbols = known.meta["tokenizer"].get("symbols") if known else None
@@ -138,6 +138,8 @@ def _lead(request: Request, team: Team) -> None:
         memory.keep()
         torch.set_num_threads(threads(config, team))
         config, chosen = recipe.choose(config, len(corpus.train), kernels.speed() * team.size)
+        if wish == "auto" and kernels.wished(config.train.kernel) == "native":
+            wish = "cpu"
         device = devices.choose(wish, console.say if request.verbose else None, team.local_rank, team.local_size)
         if chosen:
             console.say(chosen)

@@ -141,8 +141,7 @@ def choose(wish: str = "auto", precision: str = "auto", device: str = "cpu") -> 
     """
     from lstmlm.kernels.eager import EagerKernel
 
-    if wish == "auto":
-        wish = os.environ.get("LSTMLM_KERNEL", "auto") or "auto"
+    wish = wished(wish)
     if wish not in KERNELS:
         raise UsageError(
             f"kernel {printable(wish)!r}: expected auto, eager, native or triton. Check --set train.kernel and LSTMLM_KERNEL."
@@ -159,6 +158,11 @@ def choose(wish: str = "auto", precision: str = "auto", device: str = "cpu") -> 
         if wish == best:
             raise UsageError(f"kernel {best}: expected a machine that can build and run it, found: {error}.") from None
         return eager, f"kernel {eager.name}: {best} is not available ({error})"
+
+
+def wished(wish: str = "auto") -> str:
+    """Return the kernel that is wished for: `LSTMLM_KERNEL` in the environment stands in for auto."""
+    return (os.environ.get("LSTMLM_KERNEL") or "auto") if wish == "auto" else wish
 
 
 def _load(name: str, precision: str) -> Kernel:

@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from lstmlm import checkpoint
 from lstmlm.cli import sample as door
@@ -25,6 +26,20 @@ def test_default_model(lstmlm: Lstmlm, run: Path) -> None:
     """Without -m the newest run is taken, and said on stderr; with -m nothing needs to be said."""
     assert "model runs/text/best.safetensors" in lstmlm("sample", *SOME).err
     assert lstmlm("sample", "-m", "runs/text", *SOME).err == ""
+
+
+def test_device(lstmlm: Lstmlm, run: Path, text: Path) -> None:
+    """Every command that runs a model takes --device: auto is the CPU without a GPU, and what cannot be had is exit 2."""
+    commands = [("sample", *SOME), ("eval", text, "--json"), ("fill", "Bob ____ l", "--choice", "est", "--choice", "is")]
+    for command in commands:
+        auto, cpu = lstmlm(*command), lstmlm(*command, "--device", "cpu")
+        assert auto.code == cpu.code == 0
+        if not torch.cuda.is_available():
+            assert auto.stdout == cpu.stdout
+            refused = lstmlm(*command, "--device", "cuda")
+            assert refused.code == 2
+            assert "expected a working CUDA device, found: torch" in refused.err
+        assert lstmlm(*command, "--device", "tpu").code == 2
 
 
 def test_drawn_seed(lstmlm: Lstmlm, run: Path) -> None:
@@ -64,7 +79,7 @@ def test_many(lstmlm: Lstmlm, run: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     """Samples come in batches, each written before the next one is drawn, and are the same whatever a batch holds."""
     whole = [json.loads(line)["text"] for line in lstmlm("sample", *SOME, "-n", "7", "--json").out.splitlines()]
     plain = lstmlm("sample", *SOME, "-n", "7").out
-    monkeypatch.setattr(door, "TOGETHER", 3)
+    monkeypatch.setattr(door, "TOGETHER", {"cpu": 3})
 
     assert [json.loads(line)["text"] for line in lstmlm("sample", *SOME, "-n", "7", "--json").out.splitlines()] == whole
     assert lstmlm("sample", *SOME, "-n", "7").out == plain
