@@ -19,13 +19,21 @@ typedef struct {
 #if HAVE_HALF || HAVE_TILES
 /* square[i][j] = from[row + i][column + j], or with turned [column + j][row + i]; zero beyond the matrix of `rows` x `columns`. */
 INLINE void cut(float (*square)[64], const float *from, size rows, size columns, size row, size column, int turned) {
-    if (row + 64 > rows || column + 64 > columns) memset(square, 0, sizeof(float) * 64 * 64);
     size high = least(64, rows - row), wide = least(64, columns - column);
-    if (turned)
-        for (size j = 0; j < wide; j++)
-            for (size i = 0; i < high; i++) square[i][j] = from[(column + j) * rows + row + i];
-    else
+    if (!turned) {
+        if (high < 64 || wide < 64) memset(square, 0, sizeof(float) * 64 * 64);
         for (size i = 0; i < high; i++) memcpy(square[i], from + (row + i) * columns + column, sizeof(float) * wide);
+        return;
+    }
+    for (size i = 0; i < 64; i += VECTOR)
+        for (size j = 0; j < 64; j += VECTOR) {
+            __m512 block[VECTOR];
+            int lanes = (int)least(VECTOR, high > i ? high - i : 0);
+            for (size k = 0; k < VECTOR; k++)
+                block[k] = lanes > 0 && j + k < wide ? (__m512)load(from + (column + j + k) * rows + row + i, lanes) : _mm512_setzero_ps();
+            turn(block);
+            for (size k = 0; k < VECTOR; k++) store(square[i + k] + j, (vec)block[k], VECTOR);
+        }
 }
 
 INLINE void multiply(const int kind, Multiplication *job, int rank, int threads) {

@@ -345,16 +345,20 @@ INLINE void pack_low(const int kind, const int back, Packing *p, int rank, int t
     for (size strip = count * rank / threads; strip < count * (rank + 1) / threads; strip++)
         for (size k = 0; k < K; k += 64) {
             memset(square, 0, sizeof square);
-            for (size j = 0; j < 64; j++)
+            for (size j = 0; j < 64; j += VECTOR)
                 for (int gate = 0; gate < GATES; gate++) {
-                    size unit = back ? strip * COLUMNS + j : strip * VECTOR, from = back ? k / GATES : unit, row = back ? unit : k + j;
+                    const size unit = back ? strip * COLUMNS + j : strip * VECTOR, from = back ? k / GATES : unit, row = back ? unit : k + j;
                     if (row >= S || from >= S) continue;
-                    int lanes = (int)least(VECTOR, S - from);
-                    vec weights = load(p->W + row * GATES * S + gate * S + from, lanes);
-                    if (back)
-                        for (int lane = 0; lane < lanes; lane++) square[gate * VECTOR + lane][j] = weights[lane];
-                    else
-                        store(square[j] + gate * VECTOR, weights, VECTOR);
+                    const int lanes = (int)least(VECTOR, S - from);
+                    __m512 block[VECTOR];
+                    for (size l = 0; l < VECTOR; l++) {
+                        const float *weights = p->W + (row + l) * GATES * S + gate * S + from;
+                        if (back) __builtin_prefetch(weights + 4 * VECTOR);
+                        block[l] = row + l < S ? (__m512)load(weights, lanes) : _mm512_setzero_ps();
+                    }
+                    if (back) turn(block);
+                    for (size l = 0; l < VECTOR; l++)
+                        store(back ? square[gate * VECTOR + l] + j : square[j + l] + gate * VECTOR, (vec)block[l], VECTOR);
                 }
             low_pack(kind, (const float(*)[COLUMNS])square, (uint16_t *)p->forward + (strip * K + k) * COLUMNS);
         }
