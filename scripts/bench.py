@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -323,7 +323,7 @@ def show(rows: list[Row]) -> None:
 def main() -> None:
     """Measure what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["train", "sample", "start", "memory", "all"])
+    parser.add_argument("what", choices=["train", "sample", "start", "memory", "gpu", "all"])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--strict", action="store_true", help="leave reduced precision out")
     parser.add_argument("--json", action="store_true")
@@ -334,13 +334,18 @@ def main() -> None:
         "start": lambda: start(asked.rounds),
         "memory": lambda: memory(asked.rounds),
     }
-    for name, measure in every.items():
-        if asked.what in (name, "all"):
-            rows = measure()
-            if asked.json:
-                print(json.dumps({"bench": name, "rows": rows}))
-            else:
-                show(rows)
+    tables: Iterator[tuple[str, list[Row]]]
+    if asked.what == "gpu":  # no part of all: most machines have none
+        import bench_gpu
+
+        tables = iter(zip(("gpu train", "gpu sample"), bench_gpu.measure(asked.rounds), strict=True))
+    else:
+        tables = ((name, measure()) for name, measure in every.items() if asked.what in (name, "all"))
+    for name, rows in tables:
+        if asked.json:
+            print(json.dumps({"bench": name, "rows": rows}))
+        else:
+            show(rows)
 
 
 if __name__ == "__main__":
