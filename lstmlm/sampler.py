@@ -15,7 +15,7 @@ from lstmlm.cell import LSTMState
 from lstmlm.ensemble import Ensemble, Network
 from lstmlm.graph import Graph
 from lstmlm.kernels import arguments
-from lstmlm.kernels.generate import Choice, Generator, LayerWeights, fingerprint, wished_storage
+from lstmlm.kernels.generate import Choice, Generator, LayerWeights, fingerprint
 from lstmlm.kernels.native import NativeKernel
 from lstmlm.lstm import StackState
 
@@ -33,12 +33,14 @@ class Sampling:
     top_k: Keep the k likeliest (0: all).
     top_p: Keep the fewest that together have at least this probability (1: all).
     greedy: The article's rule: the largest score is the prediction.
+    exact: From the weights as they are, not from bytes where those are quicker (`kernels/products.h`).
     """
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
     greedy: bool = False
+    exact: bool = False
 
 
 def distribution(logits: Tensor, how: Sampling) -> Tensor:
@@ -137,7 +139,7 @@ def generate(
     """
     n = len(seeds)
     noise = Noise(seeds)
-    generator = native_generator(model, n)
+    generator = native_generator(model, n, "float32" if how.exact else "auto")
     if generator is None:
         yield from _drawn(model, *_read(model, prompt, n), noise, how)
         return
@@ -221,8 +223,13 @@ _kept: WeakKeyDictionary[Network, Generator] = WeakKeyDictionary()
 """The generator that last ran for a model and is free: short texts would take longer to pack for than to draw."""
 
 
-def native_generator(model: Network, n: int) -> Generator | None:
+def native_generator(model: Network, n: int, storage: str = "auto") -> Generator | None:
     """Pack a model whose kernel is the native one for n streams, or take the one kept if no weight has changed since.
+
+    Args:
+        model: In evaluation mode.
+        n: Streams.
+        storage: Of the weights; see `Generator`.
 
     Returns:
         A generator that nobody else has; None: the model has another kernel, or is several networks in one.
@@ -230,7 +237,7 @@ def native_generator(model: Network, n: int) -> Generator | None:
     stack = model.stack()
     if isinstance(model, Ensemble) or not isinstance(stack[0].kernel, NativeKernel) or stack[0].W.dtype != torch.float32:
         return None
-    key = (n, arguments.threads(), wished_storage(), fingerprint(stack[0].kernel, list(model.parameters())))
+    key = (n, arguments.threads(), storage, fingerprint(stack[0].kernel, list(model.parameters())))
     kept = _kept.pop(model, None)
     if kept is not None and kept.key == key:
         return kept
@@ -242,6 +249,7 @@ def native_generator(model: Network, n: int) -> Generator | None:
         None if model.readout is None else (model.readout.weight, model.readout.bias),
         n,
         residual=model.config.residual,
+        storage=storage,
     )
     generator.key = key
     return generator

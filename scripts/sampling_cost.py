@@ -4,7 +4,6 @@ The text is read character by character by the sampler's own generator, in 64 st
 """
 
 import argparse
-import os
 from pathlib import Path
 
 import torch
@@ -24,9 +23,8 @@ GREEDY = Choice(1.0, 0, 1.0, True)
 @torch.inference_mode()
 def nats(model: LanguageModel, ids: Tensor, storage: str) -> float:
     """Return the mean minus log probability of each id but the first one of every stream. ids: (T, n)"""
-    os.environ["LSTMLM_SAMPLE_WEIGHTS"] = storage
     T, n = ids.shape
-    generator = native_generator(model.network, n)
+    generator = native_generator(model.network, n, storage)
     if generator is None or generator.storage != storage:
         raise SystemExit(f"sampling_cost: the sampler keeps weights as {storage} with the native kernel only.")
     states = [(state.hidden, state.cell) for state in model.network.initial_state(n)]

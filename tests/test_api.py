@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -97,10 +98,19 @@ def test_sample(model: LanguageModel) -> None:
 
 def test_sample_nats(model: LanguageModel) -> None:
     """A sample's nats are those of its characters after the prompt, however it was cut and heated."""
-    sample = model.sample("ab", length=20, temperature=3.0, top_k=5)[0]
-    expected = model.score("ab" + sample.text).nats - model.score("ab").nats
+    for exact, apart in ((True, 1e-3), (False, 0.2)):
+        sample = model.sample("ab", length=20, temperature=3.0, top_k=5, exact=exact)[0]
+        expected = model.score("ab" + sample.text).nats - model.score("ab").nats
 
-    assert sample.nats == pytest.approx(expected, abs=1e-3)
+        assert sample.nats == pytest.approx(expected, abs=apart)
+
+
+def test_a_float32_model_is_sampled_in_float32(model: LanguageModel) -> None:
+    """Who trained without reduced precision draws without it, to the last digit of the nats."""
+    exact = model.sample("ab", length=20, exact=True)[0]
+    model.config = replace(model.config, train=replace(model.config.train, precision="float32"))
+
+    assert model.sample("ab", length=20)[0] == exact
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])

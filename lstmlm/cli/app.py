@@ -187,6 +187,9 @@ def sample(
         float, typer.Option(metavar="P", min=0.0, max=1.0, help="Choose among the fewest with this probability.")
     ] = 1.0,
     greedy: Annotated[bool, typer.Option("--greedy", help="The largest score is the prediction, always.")] = False,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Round no weights: slower; rounding costs some 0.0003 nats a character.")
+    ] = False,
     seed: Annotated[
         int | None, typer.Option(metavar="N", min=0, max=2**62, help="Draws the same text again. [default: drawn, and said]")
     ] = None,
@@ -215,7 +218,7 @@ def sample(
     door.run(
         door.Request(
             model=model, prompt=prompt, prompt_file=prompt_file, length=length, temperature=temperature, top_k=top_k,
-            top_p=top_p, greedy=greedy, seed=seed, stop=stop or [], count=count, on_unknown=on_unknown,
+            top_p=top_p, greedy=greedy, exact=exact, seed=seed, stop=stop or [], count=count, on_unknown=on_unknown,
             echo=not no_echo, threads=threads, device=device, json=json, quiet=quiet,
         )
     )  # fmt: skip

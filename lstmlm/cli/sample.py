@@ -36,6 +36,7 @@ class Request:
     top_k: int
     top_p: float
     greedy: bool
+    exact: bool
     seed: int | None
     stop: list[str]
     count: int
@@ -89,7 +90,7 @@ def run(request: Request) -> None:
         console.say(f"model {printable(str(model.path))}")
     if request.seed is None and not request.greedy:
         console.say(f"seed {seed}")
-    how = Sampling(request.temperature, request.top_k, request.top_p, request.greedy)
+    how = Sampling(request.temperature, request.top_k, request.top_p, request.greedy, request.exact)
 
     together = TOGETHER[model.device.type]
 

@@ -6,7 +6,6 @@ ids stand for.
 
 import ctypes
 import math
-import os
 import time
 import weakref
 from collections.abc import Sequence
@@ -15,7 +14,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lstmlm.errors import UsageError, printable
 from lstmlm.kernels import arguments
 from lstmlm.kernels.native import NativeKernel
 
@@ -108,7 +106,7 @@ class Generator:
         residual: Whether a layer's output is added to its input, from the second layer on.
         eps: Of the normalisation.
         storage: float32; int8: each column of weights and each row of activations as integers up to 127 with one scale, summed
-            exactly; or auto: int8 where the CPU has instructions for it. Empty: as `wished_storage` says.
+            exactly; or auto: int8 where the CPU has instructions for it.
 
     Attributes:
         key: Whatever its owner knows it by.
@@ -125,7 +123,7 @@ class Generator:
         *,
         residual: bool,
         eps: float = 1e-5,
-        storage: str = "",
+        storage: str = "auto",
     ) -> None:
         library = _library(kernel)
         every = [t for layer in layers for t in layer if t is not None] + list(readout or ())
@@ -133,7 +131,7 @@ class Generator:
             raise TypeError("weights: expected contiguous float32 on the cpu.")
         self.n, self.V = n, len(layers[0].U)
         self._widths = [len(layer.W) for layer in layers]
-        self.storage = _storage(storage or wished_storage(), every, bool(library.lstmlm_generator_bytes()))
+        self.storage = _storage(storage, every, bool(library.lstmlm_generator_bytes()))
         threads = arguments.threads()
         self._pace = Pace(threads)
         self._fresh = True
@@ -227,18 +225,6 @@ class Generator:
         for index, (H, C) in enumerate(states):
             self._library.lstmlm_generator_state(self._handle, index, True, _pointer(H), _pointer(C))
         return states
-
-
-def wished_storage() -> str:
-    """Return what LSTMLM_SAMPLE_WEIGHTS says: float32, int8, or auto, which it is without it.
-
-    Raises:
-        UsageError: It says something else.
-    """
-    wish = os.environ.get("LSTMLM_SAMPLE_WEIGHTS", "") or "auto"
-    if wish not in ("auto", "float32", "int8"):
-        raise UsageError(f"LSTMLM_SAMPLE_WEIGHTS {printable(wish)!r}: expected auto, float32 or int8.")
-    return wish
 
 
 def _storage(wish: str, weights: list[Tensor], quick: bool) -> str:

@@ -51,9 +51,7 @@ def in_bytes(model: CharLM, kernel: NativeKernel, n: int) -> Generator:
     """Return the model's generator in its beginning, its weights kept as bytes."""
     twin = CharLM(model.config, len(model.get_parameter("layers.0.U")), kernel).eval()
     twin.load_state_dict(model.state_dict())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LSTMLM_SAMPLE_WEIGHTS", "int8")
-        generator = sampler.native_generator(twin, n)
+    generator = sampler.native_generator(twin, n, "int8")
     assert generator is not None
     assert generator.storage == "int8"
     generator.begin(torch.zeros(n, generator.V), [(s.hidden, s.cell) for s in model.initial_state(n)])
@@ -172,9 +170,7 @@ def test_extremes_are_held(kernel: NativeKernel) -> None:
     W[0, 0] = torch.nan
     twin = CharLM(model.config, 11, kernel).eval()
     twin.load_state_dict(model.state_dict())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LSTMLM_SAMPLE_WEIGHTS", "int8")
-        refused = sampler.native_generator(twin, 1)
+    refused = sampler.native_generator(twin, 1, "int8")
     assert refused is not None
     assert refused.storage == "float32"
 
@@ -195,14 +191,20 @@ def test_the_largest_sum_is_exact(kernel: NativeKernel) -> None:
     assert torch.allclose(generator.logits(), expected, rtol=1e-6)
 
 
-def test_the_sampler_draws_from_bytes_where_they_are_quick(kernel: NativeKernel) -> None:
-    """Left to itself, the sampler keeps weights as bytes where the CPU multiplies them quickly; a wish decides otherwise."""
+def test_the_sampler_draws_from_bytes_where_they_are_quick(kernel: NativeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left to itself, the sampler keeps weights as bytes where the CPU multiplies them quickly; asked to be exact, never."""
     model = CharLM(small_model(dtype=torch.float32).config, 11, kernel).eval()
+    made: list[str] = []
+    pack = sampler.native_generator
+
+    def noted(model: CharLM, n: int, storage: str) -> Generator | None:
+        generator = pack(model, n, storage)
+        assert generator is not None
+        made.append(generator.storage)
+        return generator
+
+    monkeypatch.setattr(sampler, "native_generator", noted)
+    for exact in (False, True):
+        assert len(list(islice(sampler.generate(model, [1], [5], Sampling(exact=exact)), 30))) == 30
     quick = bool(kernel._library.lstmlm_generator_bytes())
-    for wish, expected in (("auto", "int8" if quick else "float32"), ("float32", "float32"), ("int8", "int8")):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("LSTMLM_SAMPLE_WEIGHTS", wish)
-            generator = sampler.native_generator(model, 1)
-            assert generator is not None
-            assert generator.storage == expected
-            assert len(list(islice(sampler.generate(model, [1], [5], Sampling()), 30))) == 30
+    assert made == ["int8" if quick else "float32", "float32"]
