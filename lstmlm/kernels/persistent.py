@@ -48,24 +48,25 @@ CAPABILITY = (8, 0)
 class PersistentKernel:
     """See `Kernel`. float32 tensors; a product is of bfloat16 factors, or of float32 ones, with float32 sums.
 
-    Ids are trusted to lie in the table: to look at them would be to wait for the device.
+    `strict` is the same with float32 factors. Ids are trusted to lie in the table: to look at them is to wait for the device.
     """
 
     pointwise = TorchPointwise()
 
-    def __init__(self, factors: torch.dtype, chip: Chip, *, interpreted: bool = False) -> None:
+    def __init__(
+        self, factors: torch.dtype, chip: Chip, strict: "PersistentKernel | None" = None, *, interpreted: bool = False
+    ) -> None:
         from lstmlm.kernels import persistent_steps
 
         self._steps = persistent_steps
+        self._strict = strict
         self._factors, self._chip, self._interpreted = factors, chip, interpreted
         self.name = f"triton {str(factors).removeprefix('torch.')}" + (" (interpreted)" if interpreted else "")
 
     @property
     def strict(self) -> "PersistentKernel":
         """See `Kernel.strict`."""
-        return (
-            self if self._factors == torch.float32 else PersistentKernel(torch.float32, self._chip, interpreted=self._interpreted)
-        )
+        return self._strict or self
 
     def forward(
         self,
@@ -195,24 +196,26 @@ def load(precision: str = "auto") -> PersistentKernel:
     """
     if precision not in PRODUCTS:
         raise Unavailable(f"it has no {precision} products")
-    factors, interpreted = PRODUCTS[precision], os.environ.get("TRITON_INTERPRET") == "1"
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if not interpreted and not torch.cuda.is_available():
         raise Unavailable("there is no CUDA device")
     if not interpreted and torch.cuda.get_device_capability() < CAPABILITY:
         raise Unavailable("the CUDA device is older than bfloat16 products")
+    factors = PRODUCTS[precision]
+    strict = None if factors == torch.float32 else load("float32")
     try:
         if interpreted:
-            return PersistentKernel(factors, INTERPRETER, interpreted=True)
+            return PersistentKernel(factors, INTERPRETER, strict, interpreted=True)
         properties = torch.cuda.get_device_properties()
         memory = getattr(properties, "shared_memory_per_block_optin", properties.shared_memory_per_block)
         chip = Chip(properties.multi_processor_count, memory)
         reason = ""
         for one in (chip, chip._replace(programs=0)):  # then without waiting, where the device refuses that
-            kernel = PersistentKernel(factors, one)
+            kernel = PersistentKernel(factors, one, strict)
             try:
                 error = disagreement(kernel, "cuda")
-            except RuntimeError as refusal:
-                reason = str(refusal).partition("\n")[0]
+            except Exception as refusal:  # of the compiler, the driver or the device: eager does without all of them
+                reason = str(refusal).partition("\n")[0] or type(refusal).__name__
                 continue
             if error < WITHIN[factors]:
                 return kernel

@@ -14,82 +14,7 @@ split otherwise without every warp holding the same weights.
 import triton
 import triton.language as tl
 
-GATES = tl.constexpr(4)
-
-
-@triton.jit
-def _tanh(x):
-    """Return tanh, to some 1e-7."""
-    e = tl.exp(-2.0 * tl.abs(x))
-    y = (1.0 - e) / (1.0 + e)
-    return tl.where(x < 0, -y, y)
-
-
-@triton.jit
-def _arrive(counter, OTHERS: tl.constexpr):
-    """Say that everything this program wrote before is there."""
-    tl.debug_barrier()  # all of its threads have come here
-    if OTHERS:
-        tl.atomic_add(counter, 1, sem="release", scope="gpu")
-
-
-@triton.jit
-def _wait(counter, arrivals, OTHERS: tl.constexpr):
-    """Go on when so many have arrived, and see what they wrote."""
-    if OTHERS:
-        while tl.atomic_add(counter, 0, sem="acquire", scope="gpu") < arrivals:
-            pass
-    tl.debug_barrier()  # none of its threads goes on before
-
-
-@triton.jit
-def _inner(chunk, WARPS: tl.constexpr, DEPTH: tl.constexpr):
-    """Return the numbers along the inner dimension of a chunk of a product. (WARPS, DEPTH)"""
-    return (chunk * WARPS + tl.arange(0, WARPS))[:, None] * DEPTH + tl.arange(0, DEPTH)[None, :]
-
-
-@triton.jit
-def _factor(X, b, k, B, K):
-    """Read rows b of X, (B, K), as the left factor, past the first level of cache: others wrote them. (WARPS, ROWS, DEPTH)"""
-    inside = (b < B)[None, :, None] & (k < K)[:, None, :]
-    return tl.load(X + b[None, :, None] * K + k[:, None, :], mask=inside, other=0.0, cache_modifier=".cg")
-
-
-@triton.jit
-def _weights(W, k, u, K, S, along_k, along_u):
-    """Read units u of weights with given strides as the right factor. (WARPS, DEPTH, UNITS)"""
-    inside = (k < K)[:, :, None] & (u < S)[None, None, :]
-    return tl.load(W + k[:, :, None] * along_k + u[None, None, :] * along_u, mask=inside, other=0.0)
-
-
-@triton.jit
-def _dot(x, w, total, EMULATE: tl.constexpr):
-    """Return total + x w, with float32 sums; the interpreter has no products of bfloat16."""
-    if EMULATE:
-        return tl.dot(x.to(tl.float32), w.to(tl.float32), total)
-    return tl.dot(x, w, total, input_precision="ieee")
-
-
-@triton.jit
-def _given(gates, ids, table, bias, t, b, u, B, S, TABLE: tl.constexpr, BIAS: tl.constexpr):
-    """Read what is added to the product of step t before the activation. Four of (ROWS, UNITS)"""
-    inside = (b < B)[:, None] & (u < S)[None, :]
-    row = tl.cast(t, tl.int64) * B + b
-    source = gates
-    if TABLE:
-        row = tl.load(ids + row, mask=b < B, other=0)
-        source = table
-    source += row[:, None] * (GATES * S) + u[None, :]
-    f = tl.load(source, mask=inside, other=0.0)
-    i = tl.load(source + S, mask=inside, other=0.0)
-    o = tl.load(source + 2 * S, mask=inside, other=0.0)
-    N = tl.load(source + 3 * S, mask=inside, other=0.0)
-    if BIAS:
-        f += tl.load(bias + u, mask=u < S, other=0.0)[None, :]
-        i += tl.load(bias + S + u, mask=u < S, other=0.0)[None, :]
-        o += tl.load(bias + 2 * S + u, mask=u < S, other=0.0)[None, :]
-        N += tl.load(bias + 3 * S + u, mask=u < S, other=0.0)[None, :]
-    return f, i, o, N
+from lstmlm.kernels.persistent_parts import GATES, above, arrive, dot, factor, given, inner, tanh, wait, weights
 
 
 @triton.jit(do_not_specialize=["begin", "end", "B"])
@@ -131,12 +56,12 @@ def forward(
     held = ()
     if KEPT:
         for chunk in tl.static_range(CHUNKS):
-            k = _inner(chunk, WARPS, DEPTH)
+            k = inner(chunk, WARPS, DEPTH)
             for gate in tl.static_range(GATES):
-                held = held + (_weights(W + gate * S, k, u, S, S, GATES * S, 1),)
+                held = held + (weights(W + gate * S, k, u, S, S, GATES * S, 1),)
     block = tl.program_id(1) * TURNS
     b = block * ROWS + tl.arange(0, ROWS)
-    a_f, a_i, a_o, a_N = _given(gates, ids, table, bias, begin, b, u, B, S, TABLE, BIAS)
+    a_f, a_i, a_o, a_N = given(gates, ids, table, bias, begin, b, u, B, S, TABLE, BIAS)
     # Loads of a step must not be moved before the stores of the step before: one stage.
     for turn in tl.range(begin * TURNS, end * TURNS, num_stages=1):
         t = turn // TURNS
@@ -148,7 +73,7 @@ def forward(
         here = b[:, None] * S + u[None, :]
         there = gates + (step + b)[:, None] * (GATES * S) + u[None, :]
         if turn % TURNS == 0:
-            _wait(counter, t * tl.num_programs(0), OTHERS)
+            wait(counter, t * tl.num_programs(0), OTHERS)
         c = tl.load(C_0 + here, mask=inside & (t == 0), other=0.0)
         c += tl.load(C + (step - B) * S + here, mask=inside & (t > 0), other=0.0)
         total_f = tl.zeros((WARPS, ROWS, UNITS), tl.float32)
@@ -159,38 +84,38 @@ def forward(
             xs = ()
             for chunk in tl.static_range(CHUNKS + AHEAD):
                 if chunk < CHUNKS:
-                    xs = xs + (_factor(before, b, _inner(chunk, WARPS, DEPTH), B, S),)
+                    xs = xs + (factor(before, b, inner(chunk, WARPS, DEPTH), B, S),)
                 if chunk >= AHEAD:
                     x = xs[chunk - AHEAD]
-                    total_f = _dot(x, held[GATES * (chunk - AHEAD)], total_f, EMULATE)
-                    total_i = _dot(x, held[GATES * (chunk - AHEAD) + 1], total_i, EMULATE)
-                    total_o = _dot(x, held[GATES * (chunk - AHEAD) + 2], total_o, EMULATE)
-                    total_N = _dot(x, held[GATES * (chunk - AHEAD) + 3], total_N, EMULATE)
+                    total_f = dot(x, held[GATES * (chunk - AHEAD)], total_f, EMULATE)
+                    total_i = dot(x, held[GATES * (chunk - AHEAD) + 1], total_i, EMULATE)
+                    total_o = dot(x, held[GATES * (chunk - AHEAD) + 2], total_o, EMULATE)
+                    total_N = dot(x, held[GATES * (chunk - AHEAD) + 3], total_N, EMULATE)
         else:
             for chunk in range(CHUNKS):
-                k = _inner(chunk, WARPS, DEPTH)
-                x = _factor(before, b, k, B, S)
-                total_f = _dot(x, _weights(W, k, u, S, S, GATES * S, 1), total_f, EMULATE)
-                total_i = _dot(x, _weights(W + S, k, u, S, S, GATES * S, 1), total_i, EMULATE)
-                total_o = _dot(x, _weights(W + 2 * S, k, u, S, S, GATES * S, 1), total_o, EMULATE)
-                total_N = _dot(x, _weights(W + 3 * S, k, u, S, S, GATES * S, 1), total_N, EMULATE)
+                k = inner(chunk, WARPS, DEPTH)
+                x = factor(before, b, k, B, S)
+                total_f = dot(x, weights(W, k, u, S, S, GATES * S, 1), total_f, EMULATE)
+                total_i = dot(x, weights(W + S, k, u, S, S, GATES * S, 1), total_i, EMULATE)
+                total_o = dot(x, weights(W + 2 * S, k, u, S, S, GATES * S, 1), total_o, EMULATE)
+                total_N = dot(x, weights(W + 3 * S, k, u, S, S, GATES * S, 1), total_N, EMULATE)
         f, i, o, N = a_f, a_i, a_o, a_N
         # The next ones are under way while this turn ends. Here, after the products: the compiler lets the layout of the last
         # thing read decide, and that of a sum over warps would have every warp compute the same.
         following = turn + 1
         if following < end * TURNS:
-            b = (block + following % TURNS) * ROWS + tl.arange(0, ROWS)
-            a_f, a_i, a_o, a_N = _given(gates, ids, table, bias, following // TURNS, b, u, B, S, TABLE, BIAS)
+            b_next = (block + following % TURNS) * ROWS + tl.arange(0, ROWS)
+            a_f, a_i, a_o, a_N = given(gates, ids, table, bias, following // TURNS, b_next, u, B, S, TABLE, BIAS)
         f = tl.sigmoid(f + tl.sum(total_f, 0))
         i = tl.sigmoid(i + tl.sum(total_i, 0))
         o = tl.sigmoid(o + tl.sum(total_o, 0))
-        N = _tanh(N + tl.sum(total_N, 0))
+        N = tanh(N + tl.sum(total_N, 0))
         c = f * c + i * N
-        h = o * _tanh(c)
+        h = o * tanh(c)
         tl.store(after + here, h.to(X.dtype.element_ty), mask=inside)
         tl.store(C + step * S + here, c, mask=inside)
         if turn % TURNS == TURNS - 1:
-            _arrive(counter, OTHERS)
+            arrive(counter, OTHERS)
         # Nobody waits for these.
         tl.store(there, f, mask=inside)
         tl.store(there + S, i, mask=inside)
@@ -236,7 +161,10 @@ def backward(
     held = ()
     if KEPT:
         for chunk in tl.static_range(CHUNKS):
-            held = held + (_weights(W, _inner(chunk, WARPS, DEPTH), u, K, S, 1, K),)
+            held = held + (weights(W, inner(chunk, WARPS, DEPTH), u, K, S, 1, K),)
+    block = tl.program_id(1) * TURNS
+    b = block * ROWS + tl.arange(0, ROWS)
+    from_above = above(dH, T - 1 - begin, b, u, B, S)
     # One stage: see `forward`.
     for turn in tl.range(begin * TURNS, end * TURNS, num_stages=1):
         n = turn // TURNS
@@ -244,7 +172,7 @@ def backward(
         step = tl.cast(t, tl.int64) * B
         behind = X + (n % 2) * B * K
         after = X + ((n + 1) % 2) * B * K
-        b = (tl.program_id(1) * TURNS + turn % TURNS) * ROWS + tl.arange(0, ROWS)
+        b = (block + turn % TURNS) * ROWS + tl.arange(0, ROWS)
         inside = (b < B)[:, None] & (u < S)[None, :]
         live = inside & (t >= 0)
         here = b[:, None] * S + u[None, :]
@@ -256,24 +184,29 @@ def backward(
         c = tl.load(C + step * S + here, mask=live, other=0.0)
         c_before = tl.load(C + (step - B) * S + here, mask=inside & (t > 0), other=0.0)
         c_before += tl.load(C_0 + here, mask=inside & (t == 0), other=0.0)
-        dh = tl.load(dH + step * S + here, mask=live, other=0.0)
         if turn % TURNS == 0:
-            _wait(counter, n * tl.num_programs(0), OTHERS)
+            wait(counter, n * tl.num_programs(0), OTHERS)
         dc = tl.load(dC + here, mask=live, other=0.0)
         total = tl.zeros((WARPS, ROWS, UNITS), tl.float32)
         if KEPT:
             xs = ()
             for chunk in tl.static_range(CHUNKS + AHEAD):
                 if chunk < CHUNKS:
-                    xs = xs + (_factor(behind, b, _inner(chunk, WARPS, DEPTH), B, K),)
+                    xs = xs + (factor(behind, b, inner(chunk, WARPS, DEPTH), B, K),)
                 if chunk >= AHEAD:
-                    total = _dot(xs[chunk - AHEAD], held[chunk - AHEAD], total, EMULATE)
+                    total = dot(xs[chunk - AHEAD], held[chunk - AHEAD], total, EMULATE)
         else:
             for chunk in range(CHUNKS):
-                k = _inner(chunk, WARPS, DEPTH)
-                total = _dot(_factor(behind, b, k, B, K), _weights(W, k, u, K, S, 1, K), total, EMULATE)
+                k = inner(chunk, WARPS, DEPTH)
+                total = dot(factor(behind, b, k, B, K), weights(W, k, u, K, S, 1, K), total, EMULATE)
+        dh = from_above
+        # As in `forward`.
+        following = turn + 1
+        if following < end * TURNS:
+            b_next = (block + following % TURNS) * ROWS + tl.arange(0, ROWS)
+            from_above = above(dH, T - 1 - following // TURNS, b_next, u, B, S)
         dh += tl.sum(total, 0)
-        tanh_c = _tanh(c)
+        tanh_c = tanh(c)
         dc += dh * o * (1.0 - tanh_c * tanh_c)
         df = dc * c_before * f * (1.0 - f)
         di = dc * N * i * (1.0 - i)
@@ -286,7 +219,7 @@ def backward(
         tl.store(own + 3 * S, dN.to(X.dtype.element_ty), mask=live)
         tl.store(dC + here, dc * f, mask=live)
         if turn % TURNS == TURNS - 1:
-            _arrive(counter, OTHERS)
+            arrive(counter, OTHERS)
         # Nobody waits for these.
         tl.store(there, df, mask=live)
         tl.store(there + S, di, mask=live)

@@ -1,53 +1,91 @@
 """Compile the kernel for an H200 without one: `python -m tests.kernels.compile_persistent` prints what came out as JSON."""
 
 import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from triton.compiler import compile as translate
 
-from lstmlm.kernels import persistent_steps
-from lstmlm.kernels.persistent_tiles import Chip, tiles
+from lstmlm.kernels import Rows, persistent_steps
+from lstmlm.kernels.persistent import PersistentKernel
+from lstmlm.kernels.persistent_tiles import Chip
 
-CASES = [("forward", 64, 512, torch.bfloat16), ("backward", 64, 1024, torch.bfloat16), ("forward", 3, 37, torch.float32)]
 H200 = Chip(132, 232_448)
-TYPES = {"ids": "*i64", "counters": "*i32", **dict.fromkeys(("begin", "end", "T", "B", "S"), "i32")}
-FREE = ("begin", "end", "T", "B")
+CASES = {"forward": (64, 512, torch.bfloat16), "backward": (64, 1024, torch.bfloat16), "strict": (3, 37, torch.float32)}
 
 
-def compiled(name: str, B: int, S: int, dtype: torch.dtype) -> dict[str, Any]:
-    """Compile a pass as `persistent` launches it for these sizes."""
-    function: Any = getattr(persistent_steps, name)
-    cut = tiles(B, S, S if name == "forward" else 4 * S, dtype.itemsize, H200)
-    others = cut.together and cut.units < S
-    constants = {"KEPT": cut.kept, "OTHERS": others, "EMULATE": False, "TABLE": True, "BIAS": True}
-    constants |= {field.upper(): value for field, value in cut._asdict().items()}
-    constants = {key: value for key, value in constants.items() if key in function.arg_names}
-    factor = {torch.bfloat16: "*bf16", torch.float32: "*fp32"}[dtype]
-    signature = {n: "constexpr" if n in constants else factor if n in "WX" else TYPES.get(n, "*fp32") for n in function.arg_names}
-    aligned = [n for n in function.arg_names if n not in constants and n not in FREE and (n != "S" or S % 16 == 0)]
-    place = function.arg_names.index
-    source = ASTSource(
-        function,
-        signature,
-        constexprs={(place(n),): value for n, value in constants.items()},
-        attrs={(place(n),): [["tt.divisibility", 16]] for n in aligned},
-    )
-    options = {"num_warps": cut.warps, "num_stages": 1 if cut.kept else 2, "launch_cooperative_grid": others}
-    kernel: Any = translate(source, target=GPUTarget("cuda", 90, 32), options=options)
-    return {
-        "pass": name,
-        "B": B,
-        "S": S,
-        "precision": str(dtype).removeprefix("torch."),
-        "kept": cut.kept,
-        "ptx": kernel.asm["ptx"],
-        "shared": kernel.metadata.shared,
-        "cooperative": kernel.metadata.launch_cooperative_grid,
-    }
+class Absent:
+    """A device of compute capability 9.0 that can only be asked for its name."""
+
+    def get_current_target(self) -> Any:
+        """Return what is compiled for."""
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        """Return the first."""
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        """Return the default one."""
+        return 0
+
+
+class Compiled:
+    """A function of the device code that is compiled where it would be launched."""
+
+    def __init__(self, function: Any) -> None:
+        self.function, self.results = function, []  # type: tuple[Any, list[dict[str, Any]]]
+
+    def __getitem__(self, grid: tuple[int, int]) -> Any:
+        """Return what takes the arguments of a launch on this grid."""
+
+        def compile_it(*given: Any, **options: Any) -> None:
+            kernel = self.function.warmup(*given, grid=grid, **options)
+            self.results.append(
+                {
+                    "grid": grid,
+                    "kept": options["KEPT"],
+                    "shared": kernel.metadata.shared,
+                    "cooperative": kernel.metadata.launch_cooperative_grid,
+                    "stack": stack(kernel.asm["cubin"]),
+                    "ptx": kernel.asm["ptx"],
+                }
+            )
+
+        return compile_it
+
+
+def stack(cubin: bytes) -> int:
+    """Return the bytes of memory that each thread needs beside its registers."""
+    program = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "cubin").write_bytes(cubin)
+        told = subprocess.run([program, "-res-usage", f"{folder}/cubin"], capture_output=True, text=True, check=True).stdout
+    return int(re.findall(r"STACK:(\d+)", told)[0])
+
+
+def compiled(name: str, B: int, S: int, factors: torch.dtype) -> dict[str, Any]:
+    """Compile a pass by calling it, with tensors that have no memory."""
+    kernel: Any = PersistentKernel(factors, H200)
+    functions = {"forward": Compiled(persistent_steps.forward), "backward": Compiled(persistent_steps.backward)}
+    kernel._steps = type("Steps", (), functions)
+    T, V = 2, 65
+    shapes = [(V, 4 * S), (S, 4 * S), (B, S), (4 * S,), (T, B, S), (T, B, 4 * S)]
+    table, W, state, bias, states, gates = (torch.empty(shape, device="meta") for shape in shapes)
+    if name == "backward":
+        kernel.backward(states, state, gates, states, state, W)
+    else:
+        kernel.forward(Rows(torch.empty(T, B, dtype=torch.int64, device="meta"), table), W, state, state, bias=bias)
+    (result,) = (result for function in functions.values() for result in function.results)
+    return {"case": name, **result}
 
 
 if __name__ == "__main__":
-    print(json.dumps([compiled(*case) for case in CASES]))
+    triton.runtime.driver.set_active(Absent())
+    json.dump([compiled(name, *sizes) for name, sizes in CASES.items()], sys.stdout)
