@@ -130,6 +130,8 @@ class Trainer:
                 moments = {k.removeprefix(own): v for k, v in tensors.items() if k.startswith(own)}
                 member.optimizer.restore(moments, self.progress.step)
             whole = self._carried(tensors) if self.progress.step else None
+        except torch.OutOfMemoryError:  # of the device, and no fault of the checkpoint
+            raise
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(f"checkpoint: its training state is not whole: {error}.") from None
         self.states = [

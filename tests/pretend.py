@@ -4,7 +4,7 @@ Its tensors hold numbers, unlike torch's fake ones, so that whole runs go throug
 operation takes tensors of one device (numbers without dimensions may come from the CPU), and only copying crosses over.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+
+WAITING = ("_local_scalar_dense", "aten.item", "nonzero", "masked_select", "unique")  # what asks the device for a number
+_alone = False
 
 DEVICE = torch.device("meta")  # torch without CUDA lets no tensor that says `cuda` be indexed
 CROSSING = ("aten.copy_", "aten._to_copy")
@@ -49,6 +52,9 @@ def compute(func: Any, args: Any, kwargs: Any) -> Any:
         with _Operations():  # type: ignore[no-untyped-call]  # torch does not annotate it
             return func.decompose(*args, **kwargs)
     given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+    counts = "aten.index" in str(func) and any(x.dtype == torch.bool for x in given[1:])  # how many are to be taken
+    if _alone and (counts or any(word in str(func) for word in WAITING)):
+        raise AssertionError(f"{func} waits for the device")
     cards = [x for x in given if isinstance(x, Card)]
     crosses = str(func).startswith(CROSSING)
     strangers = [x for x in given if not isinstance(x, Card) and x.dim()]
@@ -56,6 +62,8 @@ def compute(func: Any, args: Any, kwargs: Any) -> Any:
         raise AssertionError(f"{func}: tensors of two devices: {[tuple(x.shape) for x in strangers]} on the CPU")
     device = kwargs.get("device")
     there = bool(cards) if device is None else torch.device(device) == DEVICE
+    if _alone and (len(cards) < len(given) or not there):
+        raise AssertionError(f"{func}: expected tensors of the device alone, as a graph cannot ask the CPU")
     if device is not None and there:
         kwargs = {**kwargs, "device": torch.device("cpu")}
     owners = {id(card.held): card for card in cards}
@@ -97,6 +105,23 @@ class _Data(TorchFunctionMode):
         if func == Tensor.data.__set__ and isinstance(args[0], Card):  # type: ignore[attr-defined]  # a descriptor
             args[0].held = args[1].held
         return done
+
+
+def alone(run: Callable[[], object]) -> Callable[[], None]:
+    """Return a function that does its work on the device without a word from the CPU: what can be recorded as a graph.
+
+    Nothing comes from the CPU or goes there, not even a tensor without dimensions, and nothing waits.
+    """
+
+    def strictly() -> None:
+        global _alone
+        _alone = True
+        try:
+            run()
+        finally:
+            _alone = False
+
+    return strictly
 
 
 @contextmanager

@@ -11,13 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from lstmlm import dynamic
+import lstmlm.step
+from lstmlm import dynamic, sampler
 from lstmlm.distributed import Shards, Team
 from lstmlm.dropout import Dropout
 from lstmlm.ensemble import Network
 from lstmlm.evaluate import Scored, Scorer, cold, warm
 from lstmlm.fill import Filler, Question
 from lstmlm.gates import Forgetting
+from lstmlm.graph import Graph
 from lstmlm.kernels.pointwise import TorchPointwise
 from lstmlm.lines import LineScorer
 from lstmlm.sampler import Sampling, generate
@@ -56,6 +58,43 @@ def test_a_run(bench: Callable[..., Bench], train: dict[str, Any]) -> None:
     """Training, validating, sampling and saving on a device leave the CPU's bits."""
     expected = bench(test_trainer.configured(weight_dropout=0.2, **train)).run().end()
     run = bench(test_trainer.configured(weight_dropout=0.2, **train))
+    with pretend.device() as run.device:
+        run.run()
+
+    assert run.end() == expected
+
+
+def test_what_may_be_recorded() -> None:
+    """In work that a graph is to hold, crossing over and waiting are errors, for tensors without dimensions too."""
+    with pretend.device() as device:
+        a, number = torch.ones(3, device=device), torch.tensor(2.0)
+
+        def adds() -> None:
+            a.add_(torch.arange(3, device=device) * 2.5)
+
+        mistakes: list[Callable[[], object]] = [
+            lambda: a.mul_(number),
+            lambda: a.add_(a.new_tensor(2.0)),
+            lambda: a.copy_(torch.ones(3)),
+            lambda: a.cpu(),
+            lambda: float(a.sum()),
+            lambda: a[a > 0],
+        ]
+        pretend.alone(adds)()
+        assert a.tolist() == [1.0, 3.5, 6.0]
+        for mistake in mistakes:
+            with pytest.raises(AssertionError, match="the device"):
+                pretend.alone(mistake)()
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate": 3}, {"segment": 2, "clip": 0.0, "average": 0.3}])
+def test_a_step_is_left_to_the_device(
+    bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    """Between what is written before it and the one read-back after it, a training step asks nothing of the CPU."""
+    expected = bench(test_trainer.configured(weight_dropout=0.2, state_dropout=0.3, **options)).run().end()
+    monkeypatch.setattr(lstmlm.step, "Graph", lambda run, device, record: Graph(run, device, pretend.alone))
+    run = bench(test_trainer.configured(weight_dropout=0.2, state_dropout=0.3, **options))
     with pretend.device() as run.device:
         run.run()
 
@@ -154,9 +193,10 @@ def test_shards_are_added_up_where_they_are() -> None:
 
 
 @pytest.mark.parametrize("how", [Sampling(), Sampling(0.7, 5, 0.8), Sampling(greedy=True)])
-def test_samples(how: Sampling) -> None:
-    """The same characters and nats, and none of the characters of a block waits for the device."""
+def test_samples(how: Sampling, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same characters and nats, and none of the characters of a block asks anything of the CPU."""
     with pretend.device() as device:
+        monkeypatch.setattr(sampler, "Graph", lambda run, where: Graph(run, where, pretend.alone if where == device else None))
         one, other = (list(islice(generate(m, [1, 2, 3], [4, 5, 6], how), 40)) for m in moved(device))
 
     assert one == other
