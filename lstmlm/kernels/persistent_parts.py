@@ -87,5 +87,6 @@ def given(gates, ids, table, bias, t, b, u, B, S, TABLE: tl.constexpr, BIAS: tl.
 @triton.jit
 def above(dH, t, b, u, B, S):
     """Read the gradient that reaches H_t from outside; zero where t is -1. (ROWS, UNITS)"""
-    inside = (b < B)[:, None] & (u < S)[None, :] & (t >= 0)
-    return tl.load(dH + (tl.cast(t, tl.int64) * B + b)[:, None] * S + u[None, :], mask=inside, other=0.0)
+    row = tl.cast(t, tl.int64) * B + b
+    inside = ((b < B) & (row >= 0))[:, None] & (u < S)[None, :]
+    return tl.load(dH + row[:, None] * S + u[None, :], mask=inside, other=0.0)

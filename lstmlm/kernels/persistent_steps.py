@@ -65,17 +65,18 @@ def forward(
     # Loads of a step must not be moved before the stores of the step before: one stage.
     for turn in tl.range(begin * TURNS, end * TURNS, num_stages=1):
         t = turn // TURNS
-        step = tl.cast(t, tl.int64) * B
         before = X + (t % 2) * B * S
         after = X + ((t + 1) % 2) * B * S
         b = (block + turn % TURNS) * ROWS + tl.arange(0, ROWS)
+        row = tl.cast(t, tl.int64) * B + b
         inside = (b < B)[:, None] & (u < S)[None, :]
         here = b[:, None] * S + u[None, :]
-        there = gates + (step + b)[:, None] * (GATES * S) + u[None, :]
+        now = row[:, None] * S + u[None, :]
+        there = gates + row[:, None] * (GATES * S) + u[None, :]
         if turn % TURNS == 0:
             wait(counter, t * tl.num_programs(0), OTHERS)
-        c = tl.load(C_0 + here, mask=inside & (t == 0), other=0.0)
-        c += tl.load(C + (step - B) * S + here, mask=inside & (t > 0), other=0.0)
+        c = tl.load(C_0 + here, mask=inside & (row < B)[:, None], other=0.0)
+        c += tl.load(C + now - B * S, mask=inside & (row >= B)[:, None], other=0.0)
         total_f = tl.zeros((WARPS, ROWS, UNITS), tl.float32)
         total_i = tl.zeros((WARPS, ROWS, UNITS), tl.float32)
         total_o = tl.zeros((WARPS, ROWS, UNITS), tl.float32)
@@ -113,7 +114,7 @@ def forward(
         c = f * c + i * N
         h = o * tanh(c)
         tl.store(after + here, h.to(X.dtype.element_ty), mask=inside)
-        tl.store(C + step * S + here, c, mask=inside)
+        tl.store(C + now, c, mask=inside)
         if turn % TURNS == TURNS - 1:
             arrive(counter, OTHERS)
         # Nobody waits for these.
@@ -121,7 +122,7 @@ def forward(
         tl.store(there + S, i, mask=inside)
         tl.store(there + 2 * S, o, mask=inside)
         tl.store(there + 3 * S, N, mask=inside)
-        tl.store(H + step * S + here, h, mask=inside)
+        tl.store(H + now, h, mask=inside)
 
 
 @triton.jit(do_not_specialize=["begin", "end", "T", "B"])
@@ -169,21 +170,22 @@ def backward(
     for turn in tl.range(begin * TURNS, end * TURNS, num_stages=1):
         n = turn // TURNS
         t = T - 1 - n
-        step = tl.cast(t, tl.int64) * B
         behind = X + (n % 2) * B * K
         after = X + ((n + 1) % 2) * B * K
         b = (block + turn % TURNS) * ROWS + tl.arange(0, ROWS)
+        row = tl.cast(t, tl.int64) * B + b
         inside = (b < B)[:, None] & (u < S)[None, :]
-        live = inside & (t >= 0)
+        live = inside & (row >= 0)[:, None]
         here = b[:, None] * S + u[None, :]
-        there = gates + (step + b)[:, None] * K + u[None, :]
+        now = row[:, None] * S + u[None, :]
+        there = gates + row[:, None] * K + u[None, :]
         f = tl.load(there, mask=live, other=0.0)
         i = tl.load(there + S, mask=live, other=0.0)
         o = tl.load(there + 2 * S, mask=live, other=0.0)
         N = tl.load(there + 3 * S, mask=live, other=0.0)
-        c = tl.load(C + step * S + here, mask=live, other=0.0)
-        c_before = tl.load(C + (step - B) * S + here, mask=inside & (t > 0), other=0.0)
-        c_before += tl.load(C_0 + here, mask=inside & (t == 0), other=0.0)
+        c = tl.load(C + now, mask=live, other=0.0)
+        c_before = tl.load(C + now - B * S, mask=inside & (row >= B)[:, None], other=0.0)
+        c_before += tl.load(C_0 + here, mask=live & (row < B)[:, None], other=0.0)
         if turn % TURNS == 0:
             wait(counter, n * tl.num_programs(0), OTHERS)
         dc = tl.load(dC + here, mask=live, other=0.0)
@@ -225,4 +227,4 @@ def backward(
         tl.store(there + S, di, mask=live)
         tl.store(there + 2 * S, do, mask=live)
         tl.store(there + 3 * S, dN, mask=live)
-        tl.store(dH_0 + here, dh, mask=inside & (t < 0))
+        tl.store(dH_0 + here, dh, mask=inside & (row < 0)[:, None])

@@ -366,7 +366,7 @@ def test_compiles_for_an_h200(tmp_path: Path) -> None:
         assert found["shared"] <= H200.memory, found
         assert 1 < found["grid"][0] * found["grid"][1] <= H200.programs, found
         assert found["cooperative"], found
-        assert all(word in ptx for word in ("ld.global.gpu.acquire", "atom.global.gpu.release")), found
+        assert all(word in ptx for word in ("ld.global.gpu.acquire", "global.gpu.release")), found
         assert found["kept"] == half
         assert ("mma.sync" in ptx) == half, found
         assert found["stack"] == 0 or not half, found
