@@ -238,7 +238,7 @@ def disagreement(kernel: PersistentKernel, device: str) -> float:
         kept = gates.clone()
         back = run.backward(dH.to(like, copy=True), dC_T.to(like), gates, C, C_0.to(like), W.to(like))
         results.append([part.cpu() for part in (kept, C, H, *back)])
-    return float(torch.stack([(x - y).abs().max() / x.abs().max() for x, y in zip(*results, strict=True)]).max())  # NaN too
+    return float(torch.stack([(x - y).abs().max() / x.abs().max() for x, y in zip(*results, strict=True)]).max())  # or NaN
 
 
 def _checked(name: str, tensor: Tensor, *shape: int) -> Tensor:

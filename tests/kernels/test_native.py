@@ -418,3 +418,17 @@ def test_strict_is_float32(kernel: native.NativeKernel) -> None:
     """Whatever a kernel's precision, its strict twin computes in float32, and a float32 kernel is its own."""
     assert kernel.strict is kernel
     assert "float32" in native.load("auto").strict.name
+
+
+def test_the_self_check_sees_a_nan(kernel: native.NativeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One NaN in the last of the results is a disagreement, though it is not larger than any number."""
+    right = kernel.backward
+
+    def spoiled(*given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        da, dH_0, dC_0 = right(*given)
+        dC_0[3, 4] = float("nan")
+        return da, dH_0, dC_0
+
+    assert native.disagreement(kernel) < native.WITHIN[native.FLOAT32]
+    monkeypatch.setattr(kernel, "backward", spoiled)
+    assert not native.disagreement(kernel) < native.WITHIN[native.FLOAT32]
