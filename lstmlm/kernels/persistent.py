@@ -119,13 +119,15 @@ class PersistentKernel:
     def product(self, A: Tensor, B: Tensor, out: Tensor | None = None, *, add: bool = False) -> Tensor:
         """Compute A B, or out + A B, in the kernel's precision with float32 sums; see `Kernel.product`."""
         A, B = A.to(self._factors), B.to(self._factors)
+        how: dict[str, Any] = {}
         if A.is_cuda and self._factors != torch.float32:
-            C = torch.mm(A, B, out_dtype=torch.float32)
+            how = {"out_dtype": torch.float32}
         else:
-            C = torch.mm(A.float(), B.float())
-        if out is None:
-            return C
-        return out.add_(C) if add else out.copy_(C)
+            A, B = A.float(), B.float()
+        if out is not None and not add:
+            return torch.mm(A, B, out=out, **how)
+        C: Tensor = torch.mm(A, B, **how)
+        return C if out is None else out.add_(C)
 
     def _exchange(self, B: int, width: int, like: Tensor) -> Tensor:
         """Return memory for what programs need of each other: one half is read while the other is written."""

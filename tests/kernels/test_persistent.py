@@ -5,13 +5,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 from torch.nn import functional
 
 import lstmlm
@@ -28,6 +29,8 @@ from tests.kernels import one_program
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
+if not CUDA:
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton asks when it is imported, whoever does that first, and again when it is used
 ROOT = Path(lstmlm.__file__).parents[1]
 H200 = Chip(132, 232_448)
 ROUNDING = {"float32": 2.0**-24, "bfloat16": 2.0**-9}
@@ -38,16 +41,12 @@ with_cuda = pytest.mark.skipif(not CUDA, reason="no CUDA device")
 
 
 @pytest.fixture(name="loaded", scope="module")
-def _loaded() -> Iterator[dict[str, PersistentKernel]]:
-    """Return the kernel in both precisions. Triton decides whether to interpret when it is imported and when it is first used."""
-    with pytest.MonkeyPatch.context() as patch:
-        if not CUDA:
-            assert "triton" not in sys.modules, "somebody imported Triton before the interpreter was asked for"
-            patch.setenv("TRITON_INTERPRET", "1")
-        persistent.load.cache_clear()
-        kernels = {precision: persistent.load(precision) for precision in ROUNDING}
-        persistent.load.cache_clear()
-        yield kernels
+def _loaded() -> dict[str, PersistentKernel]:
+    """Return the kernel in both precisions."""
+    persistent.load.cache_clear()
+    kernels = {precision: persistent.load(precision) for precision in ROUNDING}
+    persistent.load.cache_clear()
+    return kernels
 
 
 @pytest.fixture(name="kernel", params=ROUNDING)
@@ -265,6 +264,18 @@ def test_product(kernel: PersistentKernel) -> None:
     assert kernel.product(A, B, out) is out
     assert torch.equal(out, plain)
     assert torch.allclose(kernel.product(A, B, out, add=True), 2 * plain)
+
+
+@with_triton
+@pytest.mark.parametrize("add", [True, False])
+def test_product_on_a_device(kernel: PersistentKernel, add: bool) -> None:
+    """On CUDA, as far as shapes and types show without one, the product of rounded factors is float32 and stays where it is."""
+    with FakeTensorMode():
+        A, B, out = torch.empty(9, 5, device="cuda").t(), torch.empty(9, 3, device="cuda"), torch.empty(5, 3, device="cuda")
+
+        assert kernel.product(A, B, out, add=add) is out
+        new = kernel.product(A, B)
+        assert (new.dtype, new.device.type, new.shape) == (torch.float32, "cuda", (5, 3))
 
 
 @with_triton
