@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import lstmlm.step
-from lstmlm import dynamic, sampler
+from lstmlm import dynamic, kernels, sampler
 from lstmlm.distributed import Shards, Team
 from lstmlm.dropout import Dropout
 from lstmlm.ensemble import Network
@@ -20,6 +20,7 @@ from lstmlm.evaluate import Scored, Scorer, cold, warm
 from lstmlm.fill import Filler, Question
 from lstmlm.gates import Forgetting
 from lstmlm.graph import Graph
+from lstmlm.kernels.eager import EagerKernel
 from lstmlm.kernels.pointwise import TorchPointwise
 from lstmlm.lines import LineScorer
 from lstmlm.sampler import Sampling, generate
@@ -236,6 +237,15 @@ def test_dropout_is_made_where_it_is_used() -> None:
 
         assert {mask.device for mask in found} == {device}
         assert all(torch.equal(mask.cpu(), wanted) for mask, wanted in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("name", ["cpu", "device"])
+def test_the_speed_of_a_recurrence(name: str) -> None:
+    """What a device computes in a second is measured there, and lies between an abacus and the fastest machine there is."""
+    with pretend.device() as device:
+        found = kernels.speed_of(EagerKernel(), device if name == "device" else torch.device("cpu"), 4, 2, 8, 1)
+
+    assert 1e3 < found < 1e18
 
 
 @CUDA

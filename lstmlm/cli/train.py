@@ -137,13 +137,14 @@ def _lead(request: Request, team: Team) -> None:
 
         memory.keep()
         torch.set_num_threads(threads(config, team))
-        config, chosen = recipe.choose(config, len(corpus.train), kernels.speed() * team.size)
         if wish == "auto" and kernels.wished(config.train.kernel) == "native":
             wish = "cpu"
         device = devices.choose(wish, console.say if request.verbose else None, team.local_rank, team.local_size)
+        kernel, why = kernels.choose(config.train.kernel, config.train.precision, device.type)
+        speed = kernels.speed() if device.type == "cpu" else kernels.speed_of(kernel, device)
+        config, chosen = recipe.choose(config, len(corpus.train), speed * team.size)
         if chosen:
             console.say(chosen)
-        kernel, why = kernels.choose(config.train.kernel, config.train.precision, device.type)
         if why:
             console.say(why)
         if request.dry_run:
