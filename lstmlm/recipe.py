@@ -146,7 +146,7 @@ def share_out(step: int, left: float, per_step: float, per_eval: float, train: T
     Returns:
         The number of steps of the whole run, and how many lie between two validations.
     """
-    left -= min(LEAVING_SECONDS, 0.3 + 0.025 * max(0.0, left))
+    left -= _leaving(left)
     if train.eval_every:
         per_step += per_eval / train.eval_every
         steps = step + max(1, int((left - per_eval) / per_step))
@@ -154,6 +154,21 @@ def share_out(step: int, left: float, per_step: float, per_eval: float, train: T
     count = max(1, min(EVALUATIONS, int(EVALUATION_SHARE * left / max(per_eval, 1e-9))))
     steps = step + max(1, int((left - count * per_eval) / per_step))
     return steps, max(1, math.ceil(steps / count))
+
+
+def time_to_adjust(step: int, steps: int, train: TrainConfig) -> bool:
+    """Say whether the last eighth of a run begins, its number of steps was found from minutes, and no rate depends on it."""
+    return train.minutes is not None and train.final_lr == 1 and steps // 8 >= 8 and step == steps - steps // 8
+
+
+def steps_in(left: float, per_step: float, per_eval: float) -> int:
+    """Return how many steps fit into the seconds that are left before the last validation, at least one."""
+    return max(1, int((left - _leaving(left) - per_eval) / per_step))
+
+
+def _leaving(left: float) -> float:
+    """Return the seconds to keep for the end of the process."""
+    return min(LEAVING_SECONDS, 0.3 + 0.025 * max(0.0, left))
 
 
 def plan(config: RunConfig, chars: int, vocabulary: int, parameters: int) -> dict[str, int | float | str]:

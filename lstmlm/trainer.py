@@ -103,6 +103,8 @@ class Trainer:
         self.validation = corpus.val.tensor(0, min(len(corpus.val), recipe.eval_chars(config)))
         self.train_seconds = 0.0
         self._step_seconds: list[float] = []  # of this process, until the budget in minutes is turned into steps
+        self._decided: tuple[int, float] | None = None  # the step at which this process did so, and its seconds of training
+        self._eval_seconds = 0.0  # of the last validation, or what one is expected to take
         self._saved_at = 0.0
         self._signal: int | None = None  # that came to any process, as of the last step
         self._wanted = False  # a checkpoint, by the leader's clock, as of the last step
@@ -186,7 +188,9 @@ class Trainer:
             if not self._owes_validation() and not self._advance():
                 continue
             if self._owes_validation() and self._stopping() is None:
+                began = time.perf_counter()
                 self._validate()
+                self._eval_seconds = time.perf_counter() - began
             signal = self._stopping()
             if not (self._save_due() or self._ended() or signal is not None):
                 continue
@@ -233,6 +237,8 @@ class Trainer:
         if self.progress.steps is None:
             self._step_seconds.append(seconds)
             self._decide()
+        elif recipe.time_to_adjust(self.progress.step, self.progress.steps, self.config.train):
+            self._adjust()
         return True
 
     def _step(self) -> StepDone | None:
@@ -289,7 +295,7 @@ class Trainer:
         self.save()
 
     def _decide(self) -> None:
-        """Turn the minutes into a number of steps, once, from the speed of the first steps."""
+        """Turn the minutes into a number of steps, from the speed of the first steps."""
         p, minutes = self.progress, self.config.train.minutes
         assert minutes is not None
         found = 0.0, 0.0, 0.0
@@ -299,8 +305,24 @@ class Trainer:
         steps, eval_every, speed = self.team.agree(*found)
         if steps:
             p.steps, p.eval_every = int(steps), int(eval_every)
+            self._decided = p.step, self.train_seconds
             self.report(Decided(p.steps, speed))
             self.save()
+
+    def _adjust(self) -> None:
+        """Near the end, fit the number of steps to the time that is left, where nothing done so far depends on it.
+
+        A run that was resumed keeps the number that it was given: its clock is another one.
+        """
+        p, minutes = self.progress, self.config.train.minutes
+        if minutes is None or self._decided is None or p.step == self._decided[0]:
+            return
+        since, seconds = self._decided
+        per_step = (self.train_seconds - seconds) / (p.step - since)
+        steps = recipe.steps_in(minutes * 60 - self.clock.seconds(), per_step, self._eval_seconds)
+        p.steps = p.step + int(self.team.agree(steps)[0])
+        p.eval_every = self.config.train.eval_every or p.steps
+        self.save()
 
     def _share_out(self, minutes: float) -> tuple[float, float, float]:
         """Return steps, steps between validations and characters a second; 0 steps as long as that is not known."""
@@ -311,7 +333,7 @@ class Trainer:
         per_step = sum(later) / len(later)
         began = time.perf_counter()
         self._score(self.validation[: max(2, min(len(self.validation), self.batch_chars * 8))])
-        per_eval = (time.perf_counter() - began) * len(self.validation) / (self.batch_chars * 8)
+        per_eval = self._eval_seconds = (time.perf_counter() - began) * len(self.validation) / (self.batch_chars * 8)
         left = minutes * 60 - self.clock.seconds()
         return *recipe.share_out(self.progress.step, left, per_step, per_eval, self.config.train), self.batch_chars / per_step
 

@@ -63,6 +63,30 @@ def test_share_out(left: float, per_eval: float, every: int | None) -> None:
         assert left - fixed < 0.021 + 10 * per_eval
 
 
+@pytest.mark.parametrize(
+    ("step", "steps", "train", "expected"),
+    [
+        (175, 200, TrainConfig(minutes=1.0, final_lr=1.0), True),
+        (174, 200, TrainConfig(minutes=1.0, final_lr=1.0), False),
+        (176, 200, TrainConfig(minutes=1.0, final_lr=1.0), False),
+        (175, 200, TrainConfig(minutes=1.0, final_lr=0.1), False),
+        (175, 200, TrainConfig(steps=200, final_lr=1.0), False),
+        (53, 60, TrainConfig(minutes=1.0, final_lr=1.0), False),
+    ],
+)
+def test_time_to_adjust(step: int, steps: int, train: TrainConfig, expected: bool) -> None:
+    """The number of steps is looked at again once, near the end, and only where minutes made it and no rate hangs on it."""
+    assert recipe.time_to_adjust(step, steps, train) is expected
+
+
+@pytest.mark.parametrize("left", [-3.0, 0.0, 0.5, 8.0, 500.0])
+def test_steps_in(left: float) -> None:
+    """The steps, the last validation and the end of the process fit into what is left; there is always one more step."""
+    steps = recipe.steps_in(left, 0.01, 0.2)
+
+    assert steps == 1 or left - 2.5 < steps * 0.01 + 0.2 < left
+
+
 def test_speed_is_known() -> None:
     """The speed is measured on a share of the budget; where the rate falls, before the end of the warm-up in any case."""
     falls, stays = TrainConfig(final_lr=0.0, warmup=100), TrainConfig(final_lr=1.0, warmup=100)

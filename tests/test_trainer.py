@@ -441,6 +441,36 @@ def test_minutes(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -
     assert halves.last().meta["training"]["steps"] == STEPS
 
 
+def test_minutes_are_fitted_again_near_the_end(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last eighth becomes as long as the time left, and the run is one of so many steps; resumed, it stays as it is."""
+    asked = []
+
+    def fits(left: float, per_step: float, per_eval: float) -> int:
+        assert left < 60
+        assert 0 < per_step < 10
+        assert per_eval > 0
+        asked.append(left)
+        return 30 if len(asked) == 1 else 2
+
+    monkeypatch.setattr(recipe, "speed_is_known", lambda step, *_: step >= 3)
+    monkeypatch.setattr(recipe, "share_out", lambda *_: (80, 40))
+    monkeypatch.setattr(recipe, "steps_in", fits)
+    config = configured()
+    config = replace(config, train=replace(config.train, steps=None, minutes=1.0, eval_every=None, final_lr=1.0))
+    run = bench(config).run()
+    steps = 70 + 30  # from 80 - 80 // 8 on
+    steps = steps - steps // 8 + 2  # and once more where the last eighth of those begins
+    fixed = bench(replace(config, train=replace(config.train, steps=steps, minutes=None, eval_every=steps))).run()
+
+    assert len(asked) == 2
+    assert run.last().meta["training"]["steps"] == run.last().meta["step"] == steps
+    assert [r.step for r in run.records if isinstance(r, Validated)] == [40, steps]
+    assert run.weights() == fixed.weights()
+
+    bench(config).stop_at(50).run(resume=True)
+    assert len(asked) == 2
+
+
 def test_minutes_after_an_early_stop(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
     """A run stopped before its speed was known measures only the steps of the process that decides."""
     asked = []
