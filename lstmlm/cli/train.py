@@ -113,7 +113,7 @@ def _lead(request: Request, team: Team) -> None:
             config, sources = _resumed(settings.resolve([(name, begun)]).config, request)
         known = saved or parent
         wish = config.train.device
-        if wish == "cuda":  # what cannot be is said before a text is read
+        if makes and wish == "cuda":  # what cannot be is said before a text is read
             devices.choose(wish, None, team.local_rank, team.local_size)
         symbols = known.meta["tokenizer"].get("symbols") if known else None
         team.tell(json.dumps({"config": settings.to_dict(config), "symbols": symbols} if makes else None).encode())
