@@ -130,8 +130,8 @@ def configs(draw: st.DrawFn) -> RunConfig:
     values = {key: draw(good_values(setting)) for key, setting in KEYS.items()}
     kept = draw(st.sampled_from(BUDGETS))
     values |= {key: None for key in BUDGETS if key != kept}
-    if values["train.kernel"] == "native":
-        values["train.device"] = "cpu"
+    if values["train.kernel"] in ("native", "triton"):
+        values["train.device"] = "auto"
     if int(values["model.members"] or 1) * int(values["model.layers"] or 1) > MAX_LAYERS:
         values["model.members"] = 1
     return resolve([("drawn", values)]).config
