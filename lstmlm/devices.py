@@ -35,7 +35,7 @@ def choose(wish: str = "auto", report: Callable[[str], None] | None = None, plac
     import torch
 
     if wish not in WISHES:
-        raise UsageError(f"--device {printable(wish)}: expected auto, cpu or cuda.")
+        raise UsageError(f"--device: expected auto, cpu or cuda, found {printable(wish[:40])}.")
     if wish == "cpu":
         return torch.device("cpu")
     # cuBLAS adds in a fixed order if its workspace is fixed; it reads this once, when it starts.
