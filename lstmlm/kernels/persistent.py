@@ -4,7 +4,8 @@ It knows tensors, tiles and launches. The device code is `persistent_steps`; wha
 
 The grid is blocks of units x blocks of rows of the batch. All programs of a block of rows wait for each other after every step,
 so they must all be running: as many as there are multiprocessors at most, launched cooperatively. Where they would be more, every
-step is a launch of its own; so it is in Triton's interpreter, which runs one program after another and would wait for ever.
+step is a launch of its own; so it is in Triton's interpreter, which runs one program after another and would wait for ever. Layers
+follow one another: each is a launch.
 
 What a step cannot be faster than, worked out beforehand for an H200 (790e12 operations/s in bfloat16, 4.8e12 bytes/s, 132
 multiprocessors), B 64 and T 128. Nothing of this was measured; that a barrier takes 1 to 2 us is an assumption.
@@ -12,8 +13,8 @@ multiprocessors), B 64 and T 128. Nothing of this was measured; that a barrier t
     S               512                     1024
     products        2 B S 4S = 134e6        537e6 operations a step and pass: 0.17 and 0.68 us
     weights         2 MB                    8 MB in bfloat16: 16 and 64 KB a multiprocessor if split evenly, so read once a launch
-    activations     4 B (4S + 4S + 2S)      read and written once a step, 1.3 and 2.6 MB: 0.27 and 0.55 us, beside the products
-    exchange        2 B S read by all of a block's programs: from the second level of cache, 16 to 64 KB a program
+    activations     1.3 MB                  2.6 MB: 4 bytes x B x 10S read or written a step, 0.27 and 0.55 us beside the products
+    exchange        2 bytes x B x S (4S backward), read by all programs of a block of rows from the second level of cache
     barrier         1 to 2 us, assumed: the largest part
 
     2 x 512:  2 x 128 x (0.27 + 1 to 2) = 0.33 to 0.58 ms forward, at least twice that backward and forward together

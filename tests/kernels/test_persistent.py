@@ -347,8 +347,8 @@ def _but(exact: dict[str, Tensor]) -> dict[str, Tensor]:
 @with_cuda
 def test_many_programs_equal_one(kernel: PersistentKernel, cut: Cut) -> None:
     """On the device, a grid that waits, a launch for each step, and a single program agree; 200 launches have the same bits."""
-    inputs = problem(20, 40, 60)
-    cut(rows=64, units=64, together=True)
+    inputs = problem(20, 40, 30)
+    cut(units=32, turns=3, together=True)
     alone = both_passes(kernel, inputs)
     cut(together=False)
     apart = both_passes(kernel, inputs)
@@ -511,7 +511,7 @@ def test_scores_are_checked_too(loaded: dict[str, PersistentKernel], monkeypatch
 @with_triton
 def test_the_self_check_sees_what_is_wrong(strict: PersistentKernel, cut: Cut, monkeypatch: pytest.MonkeyPatch) -> None:
     """It passes the kernel, and sees a wrong number or a NaN wherever they are."""
-    cut(rows=32, units=64, warps=4, together=True)
+    cut(units=64, turns=2, warps=4, together=True)
     assert persistent.disagreement(strict, DEVICE) < persistent.WITHIN[torch.float32]
 
     right = strict.backward
