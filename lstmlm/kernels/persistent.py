@@ -4,8 +4,8 @@ It knows tensors, tiles and launches. The device code is `persistent_steps`; wha
 
 The grid is blocks of units x blocks of rows of the batch. All programs of a block of rows wait for each other after every step,
 so they must all be running: as many as there are multiprocessors at most, launched cooperatively. Where they would be more, every
-step is a launch of its own; so it is in Triton's interpreter, which runs one program after another and would wait for ever. Layers
-follow one another: each is a launch.
+step is a launch of its own; so it is in Triton's interpreter, which runs one program after another and would wait for ever.
+Layers follow one another: each is a launch.
 
 What a step cannot be faster than, worked out beforehand for an H200 (790e12 operations/s in bfloat16, 4.8e12 bytes/s, 132
 multiprocessors), B 64 and T 128. Nothing of this was measured; that a barrier takes 1 to 2 us is an assumption.
