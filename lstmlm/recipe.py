@@ -48,7 +48,7 @@ def choose(config: RunConfig, chars: int, speed: float) -> tuple[RunConfig, str]
     values, weights = next((values, weights) for most, values, weights in DROPOUTS if passes < most)
     dropout = model.dropout if model.dropout is not None else values
     weight_dropout = model.weight_dropout if model.weight_dropout is not None else weights
-    lr = train.lr if train.lr is not None else 8e-3 * math.sqrt(256 / hidden)
+    lr = train.lr if train.lr is not None else 1.1e-2 * math.sqrt(256 / hidden)
     chosen_model = replace(model, hidden=hidden, layers=layers, dropout=dropout, weight_dropout=weight_dropout)
     warmup = train.warmup if train.warmup is not None else (min(100, steps // 10) if steps is not None else 100)
     weight_decay = train.weight_decay if train.weight_decay is not None else 0.01
