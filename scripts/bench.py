@@ -206,7 +206,7 @@ def sample(rounds: int) -> list[Row]:
         check = model(torch.zeros(3, 1, dtype=torch.int64))[0] - rival(torch.zeros(3, 1, dtype=torch.int64))[0]
         if float(check.abs().max()) > 1e-4:
             raise SystemExit("bench: the samplers' networks differ: nothing to compare")
-        long = max(200, 2000 * 512**2 // (layers * width**2))
+        long = max(1000, 2000 * 512**2 // (layers * width**2))
         sides: dict[str, tuple[Callable[[], object], int]] = {
             "lstmlm": (partial(by_us, count=long), long),
             "nn.LSTM": (by_lstm, 200),

@@ -93,7 +93,7 @@ static void pack_gates(void *argument, int rank, int threads) {
     const size S = p->columns, count = blocks(S, VECTOR);
     for (size block = count * rank / threads; block < count * (rank + 1) / threads; block++)
         for (int part = 0; part < 2; part++) {
-            const size lanes = least(VECTOR, S - block * VECTOR), each[GATES] = {lanes, lanes, lanes, lanes};
+            const int lanes = (int)least(VECTOR, S - block * VECTOR), each[GATES] = {lanes, lanes, lanes, lanes};
             pack(p->in_bytes, p->from[part] + block * VECTOR, p->rows[part], GATES * S, S, 1, GATES, each, p->panels[2 * block + part]);
         }
 }
@@ -104,8 +104,8 @@ static void pack_readout(void *argument, int rank, int threads) {
     const size V = p->columns, S = p->rows[0], count = blocks(V, SIDE * VECTOR);
     for (size index = count * rank / threads; index < count * (rank + 1) / threads; index++) {
         const size first = index * SIDE * VECTOR, vecs = least(SIDE, blocks(V - first, VECTOR));
-        size lanes[SIDE];
-        for (size v = 0; v < vecs; v++) lanes[v] = least(VECTOR, V - first - v * VECTOR);
+        int lanes[SIDE];
+        for (size v = 0; v < vecs; v++) lanes[v] = (int)least(VECTOR, V - first - v * VECTOR);
         pack(p->in_bytes, p->from[0] + first * S, S, 1, VECTOR * S, S, (int)vecs, lanes, p->panels[index]);
     }
 }

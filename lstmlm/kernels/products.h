@@ -31,6 +31,13 @@ typedef int16_t act;
 #define AHEAD 4096 /* bytes that are asked for before they are needed, where each is used but once */
 
 typedef int8_t quartet __attribute__((vector_size(VECTOR)));
+#if GROUP == 4
+typedef ivec group; /* GROUP bytes in each lane */
+#elif GROUP == 2
+typedef int16_t group __attribute__((vector_size(VECTOR * 2)));
+#else
+typedef quartet group;
+#endif
 typedef act avec __attribute__((vector_size(VECTOR * sizeof(act))));
 typedef avec avec_any __attribute__((aligned(1), may_alias));
 
@@ -168,33 +175,45 @@ static Tile *const tiles[2][TILE_ROWS][SIDE] = {ALL_NAMES(float), ALL_NAMES(byte
 /* Bytes of memory for a panel's weights. */
 INLINE size panel_size(int in_bytes, size K, size vecs) { return in_bytes ? padded(K) * vecs * VECTOR : K * vecs * VECTOR * 4; }
 
+INLINE vec fetch(const float *from, size right, int lanes) {
+    if (right == 1) return load(from, lanes);
+    vec x = (vec){0};
+    for (int l = 0; l < lanes; l++) x[l] = from[l * right];
+    return x;
+}
+
 /* A panel of `vecs` vectors from K rows: lane l of vector v in row k is from[k * down + v * aside + l * right], and 0 where
    `lanes` says that there is no such lane. */
-static void pack(int in_bytes, const float *from, size K, size down, size aside, size right, int vecs, const size *lanes, Panel to) {
+static void pack(int in_bytes, const float *from, size K, size down, size aside, size right, int vecs, const int *lanes, Panel to) {
     const size width = (size)vecs * VECTOR;
     memset(to.weights, 0, panel_size(in_bytes, K, vecs));
     for (int v = 0; v < vecs; v++) {
-        float top[VECTOR] = {0}, scale[VECTOR];
-        int32_t total[VECTOR] = {0};
         const float *part = from + v * aside;
         if (!in_bytes) {
-            for (size k = 0; k < K; k++)
-                for (size l = 0; l < lanes[v]; l++) ((float *)to.weights)[k * width + v * VECTOR + l] = part[k * down + l * right];
+            float *at = (float *)to.weights + v * VECTOR;
+            for (size k = 0; k < K; k++, at += width) store(at, fetch(part + k * down, right, lanes[v]), VECTOR);
             continue;
         }
-        for (size k = 0; k < K; k++)
-            for (size l = 0; l < lanes[v]; l++) {
-                float each = fabsf(part[k * down + l * right]);
-                top[l] = each > top[l] ? each : top[l];
-            }
-        for (size l = 0; l < VECTOR; l++) scale[l] = top[l] > 1e-30f ? 127.f / top[l] : 0.f;
+        vec top = {0}, scale = {0};
+        ivec total = {0};
         for (size k = 0; k < K; k++) {
-            vec x = (vec){0};
-            for (size l = 0; l < lanes[v]; l++) x[l] = part[k * down + l * right] * scale[l];
-            ivec q = nearest(x);
-            int8_t *line = (int8_t *)to.weights + (k / GROUP * width + v * VECTOR) * GROUP + k % GROUP;
-            for (size l = 0; l < VECTOR; l++) line[l * GROUP] = (int8_t)q[l], total[l] += q[l];
+            vec x = fetch(part + k * down, right, lanes[v]), magnitude = (vec)((ivec)x & 0x7fffffff);
+            ivec larger = magnitude > top;
+            top = (vec)((larger & (ivec)magnitude) | (~larger & (ivec)top));
         }
-        for (size l = 0; l < VECTOR; l++) to.worth[v * VECTOR + l] = top[l] / 127.f, to.shift[v * VECTOR + l] = -OFFSET * total[l];
+        for (int l = 0; l < VECTOR; l++) scale[l] = top[l] > 1e-30f ? 127.f / top[l] : 0.f;
+        int8_t *at = (int8_t *)to.weights + v * VECTOR * GROUP;
+        for (size k = 0; k < K; at += width * GROUP) {
+            ivec side_by_side = {0};
+            for (int g = 0; g < GROUP && k < K; g++, k++) {
+                ivec q = nearest(fetch(part + k * down, right, lanes[v]) * scale);
+                side_by_side |= (q & 255) << 8 * g;
+                total += q;
+            }
+            group bytes = __builtin_convertvector(side_by_side, group);
+            memcpy(at, &bytes, sizeof bytes);
+        }
+        store(to.worth + v * VECTOR, top / 127.f, VECTOR);
+        *(ivec *)(to.shift + v * VECTOR) = total * -OFFSET;
     }
 }
