@@ -17,8 +17,14 @@ EVALUATION_CHARS = 1 << 18  # of the validation text, its beginning; `lstmlm eva
 WIDTHS = (128, 192, 256, 384, 512, 768, 1024)
 ENOUGH_CHARS = 1.2e6  # for 256 units: fewer, and a narrower network that sees more is better
 WIDEST = ((50_000, 128), (300_000, 384), (600_000, 512), (3_000_000, 768), (math.inf, 1024))  # for texts below so many characters
-# Below so many passes, this much dropout of values and of recurrent weights.
-DROPOUTS = ((1.5, 0.0, 0.0), (4.0, 0.1, 0.0), (7.0, 0.2, 0.1), (14.0, 0.3, 0.2), (math.inf, 0.4, 0.2))
+# Below so many passes, this rate for 256 units, and this much dropout of values and of recurrent weights.
+PASSES = (
+    (1.5, 1.1e-2, 0.0, 0.0),
+    (4.0, 1.1e-2, 0.1, 0.0),
+    (7.0, 8e-3, 0.2, 0.1),
+    (14.0, 8e-3, 0.3, 0.2),
+    (math.inf, 8e-3, 0.4, 0.2),
+)
 PATIENCE = 3  # validations in a row that are worse than the best ...
 HOPELESS = 1.05  # ... and, the last of them, by this factor: what follows is known by heart, and no smaller rate mends it
 SHARE_OF_SPEED = 0.95  # of a float32 matrix product's speed that a whole training step reaches: scripts/bench.py train
@@ -45,10 +51,10 @@ def choose(config: RunConfig, chars: int, speed: float) -> tuple[RunConfig, str]
     layers = model.layers or 1
     hidden = model.hidden or _hidden(chars, layers, train.minutes, steps, speed)
     passes = (_chars_in(train.minutes, hidden, layers, speed) if steps is None else steps * batch * window) / chars
-    values, weights = next((values, weights) for most, values, weights in DROPOUTS if passes < most)
+    rate, values, weights = next(row for most, *row in PASSES if passes < most)
     dropout = model.dropout if model.dropout is not None else values
     weight_dropout = model.weight_dropout if model.weight_dropout is not None else weights
-    lr = train.lr if train.lr is not None else 1.1e-2 * math.sqrt(256 / hidden)
+    lr = train.lr if train.lr is not None else rate * math.sqrt(256 / hidden)
     chosen_model = replace(model, hidden=hidden, layers=layers, dropout=dropout, weight_dropout=weight_dropout)
     warmup = train.warmup if train.warmup is not None else (min(100, steps // 10) if steps is not None else 100)
     weight_decay = train.weight_decay if train.weight_decay is not None else 0.01
