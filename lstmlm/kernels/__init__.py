@@ -19,6 +19,9 @@ from lstmlm.kernels.pointwise import Pointwise
 KERNELS = ("auto", "eager", "native", "triton")
 """What may be wished for."""
 
+MANY = 64
+"""As many recurrences as this run in one call at most."""
+
 
 class Activations(NamedTuple):
     """What the forward pass keeps for the backward pass, and nothing else: 6 TBS values.
@@ -57,7 +60,12 @@ class Kernel(Protocol):
         C_t = f_t * C_{t-1} + i_t * N_t
         H_t = o_t * tanh(C_t)
 
-    All tensors are contiguous and of one floating type.
+    All tensors are contiguous and of one floating type, W perhaps of `factors`' type.
+
+    Where `side_by_side` is more than 1, all tensors may have two more dimensions in front, (M, L): that many recurrences of one
+    size, with any non-negative strides along these two; what lies behind them is contiguous. Then `a` is a tensor, `into` is
+    given and its gates are `a`. No two of them write the same memory. Each gives what it gives in a call of its own, to the
+    rounding of its products.
     """
 
     @property
@@ -72,6 +80,13 @@ class Kernel(Protocol):
     def pointwise(self) -> Pointwise:
         """What lies around the recurrence, in this kernel's way."""
 
+    @property
+    def factors(self) -> torch.dtype | None:
+        """The type in which recurrent weights are best kept between calls; None: their own."""
+
+    def side_by_side(self, B: int, S: int) -> int:
+        """Return how many recurrences of B rows and S units are worth running in one call; 1: each in its own."""
+
     def forward(
         self,
         a: Tensor | Rows,
@@ -82,7 +97,7 @@ class Kernel(Protocol):
         bias: Tensor | None = None,
         into: Activations | None = None,
     ) -> Activations:
-        """Run T steps.
+        """Run T steps, of one recurrence or of (M, L).
 
         Args:
             a: Input part of the pre-activations, x U. Its memory becomes `gates` unless it is `Rows`. (T, B, 4S)
@@ -96,7 +111,7 @@ class Kernel(Protocol):
     def backward(
         self, dH: Tensor, dC_T: Tensor, gates: Tensor, C: Tensor, C_0: Tensor, W: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Run the T steps back.
+        """Run the T steps back, of one recurrence or of (M, L).
 
         Args:
             dH: Gradient that reaches each H_t from outside the recurrence; that of the last state is in dH[-1].
@@ -110,8 +125,8 @@ class Kernel(Protocol):
         Returns:
             da: Gradient of the pre-activations; with x, H and ones it gives dU, dW and db in one product each.
                 (T, B, 4S)
-            dH_0: Gradient of the first hidden state. (B, S)
-            dC_0: Gradient of the first cell state. (B, S)
+            dH_0: Gradient of the first hidden state, in new memory. (B, S)
+            dC_0: Gradient of the first cell state, likewise. (B, S)
         """
 
     def product(self, A: Tensor, B: Tensor, out: Tensor | None = None, *, add: bool = False) -> Tensor:
@@ -146,7 +161,8 @@ def choose(wish: str = "auto", precision: str = "auto", device: str = "cpu") -> 
         raise UsageError(
             f"kernel {printable(wish)!r}: expected auto, eager, native or triton. Check --set train.kernel and LSTMLM_KERNEL."
         )
-    eager = EagerKernel(fast=device != "cpu" and precision != "float32")
+    # On the CPU a recurrence has the bits of a run of its own, and waits for nothing.
+    eager = EagerKernel(fast=device != "cpu" and precision != "float32", side_by_side=1 if device == "cpu" else MANY)
     if wish == "eager":
         return eager, ""
     best = "native" if device == "cpu" else "triton"

@@ -52,6 +52,8 @@ class NativeKernel:
     The kinds other than FLOAT32 round the factors of the products with W; sums, states, activations and gradients stay float32.
     """
 
+    factors = None
+
     def __init__(self, library: ctypes.CDLL, kind: int = FLOAT32) -> None:
         _declare(library)
         self._library = library
@@ -65,6 +67,10 @@ class NativeKernel:
     def strict(self) -> "NativeKernel":
         """See `Kernel.strict`."""
         return self if self._kind == FLOAT32 else load("float32")
+
+    def side_by_side(self, B: int, S: int) -> int:
+        """See `Kernel.side_by_side`: each in its own call, on all threads."""
+        return 1
 
     def pack(self, W: Tensor) -> Packed:
         """Return W packed; `forward` and `backward` take it in place of W and then need not pack it again."""

@@ -53,6 +53,7 @@ class PersistentKernel:
     """
 
     pointwise = TorchPointwise()
+    factors = None
 
     def __init__(
         self, factors: torch.dtype, chip: Chip, strict: "PersistentKernel | None" = None, *, interpreted: bool = False
@@ -68,6 +69,10 @@ class PersistentKernel:
     def strict(self) -> "PersistentKernel":
         """See `Kernel.strict`."""
         return self._strict or self
+
+    def side_by_side(self, B: int, S: int) -> int:
+        """See `Kernel.side_by_side`."""
+        return 1
 
     def forward(
         self,
