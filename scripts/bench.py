@@ -12,23 +12,20 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
+import torch
+from torch import Tensor, nn
 
-import torch  # noqa: E402  # after the filter: torch warns as it is imported
-from torch import Tensor, nn  # noqa: E402  # as above
-
-from lstmlm import kernels  # noqa: E402  # as above
-from lstmlm.backprop import Backprop  # noqa: E402  # as above
-from lstmlm.config import ModelConfig, TrainConfig  # noqa: E402  # as above
-from lstmlm.lstm import LSTMLayer, load_torch  # noqa: E402  # as above
-from lstmlm.model import CharLM, StackState, nats  # noqa: E402  # as above
-from lstmlm.optim import Optimizer  # noqa: E402  # as above
+from lstmlm import kernels
+from lstmlm.backprop import Backprop
+from lstmlm.config import ModelConfig, TrainConfig
+from lstmlm.lstm import LSTMLayer, load_torch
+from lstmlm.model import CharLM, StackState, nats
+from lstmlm.optim import Optimizer
 
 VOCABULARY = 65
 SHAPES = [(1, 128, 50, 50), (1, 256, 32, 128), (2, 256, 64, 64), (2, 512, 64, 128), (3, 1024, 64, 64)]  # L, S, B, T

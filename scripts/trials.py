@@ -14,25 +14,22 @@ import statistics
 import sys
 import tempfile
 import time
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-warnings.filterwarnings("ignore", message="Failed to initialize NumPy")  # torch says so as it is imported
+import torch
 
-import torch  # noqa: E402  # after the filter
-
-from lstmlm import evaluate, memory  # noqa: E402  # as above
-from lstmlm.backprop import Backprop  # noqa: E402  # as above
-from lstmlm.cell import LSTMState  # noqa: E402  # as above
-from lstmlm.config import ModelConfig, TrainConfig  # noqa: E402  # as above
-from lstmlm.corpus import open_corpus  # noqa: E402  # as above
-from lstmlm.dropout import Dropout  # noqa: E402  # as above
-from lstmlm.kernels import choose  # noqa: E402  # as above
-from lstmlm.model import CharLM  # noqa: E402  # as above
-from lstmlm.optim import Optimizer, learning_rate  # noqa: E402  # as above
-from lstmlm.streams import Streams  # noqa: E402  # as above
+from lstmlm import evaluate, memory
+from lstmlm.backprop import Backprop
+from lstmlm.cell import LSTMState
+from lstmlm.config import ModelConfig, TrainConfig
+from lstmlm.corpus import open_corpus
+from lstmlm.dropout import Dropout
+from lstmlm.kernels import choose
+from lstmlm.model import CharLM
+from lstmlm.optim import Optimizer, learning_rate
+from lstmlm.streams import Streams
 
 RECORD = Path(__file__).parent / "results" / "trials.jsonl"
 SHARES = (0.02, 0.04, 0.08, 0.15, 0.25)
