@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from lstmlm.corpus import Corpus, open_corpus
+from tests.helpers import TEXT
+
 
 @pytest.fixture(autouse=True)
 def _steady(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
@@ -18,3 +21,17 @@ def _steady(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Corpus:
+    """Open a text with accents and line ends."""
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    return open_corpus([str(path)], cache_dir=tmp_path / "cache")
+
+
+@pytest.fixture
+def short_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the samples between steps be short: what they do does not depend on their length."""
+    monkeypatch.setattr("lstmlm.trainer.SAMPLE_LENGTH", 5)

@@ -1,4 +1,4 @@
-"""What several test files share: comparing tensors, drawing weights, and the recurrence by the reference."""
+"""What several test files share: a text, comparing tensors, drawing weights, and the recurrence by the reference."""
 
 from typing import Any
 
@@ -13,6 +13,7 @@ from lstmlm.kernels.eager import EagerKernel
 from lstmlm.lstm import LSTMLayer
 from lstmlm.model import CharLM
 
+TEXT = "Où est Bob? Bob est là; Ann le voit.\n" * 5  # 185 characters
 EXACT = 1e-10  # float64: a few hundred roundings of 1e-16 in a chain, with room
 
 

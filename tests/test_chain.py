@@ -29,7 +29,8 @@ from tests import pretend, test_trainer
 from tests.helpers import small_model, some_ids
 from tests.test_trainer import Bench
 
-bench, corpus, _short_samples = test_trainer.bench, test_trainer.corpus, test_trainer._short_samples
+pytestmark = pytest.mark.usefixtures("short_samples")
+bench = test_trainer.bench
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 

@@ -11,30 +11,23 @@ import pytest
 import torch
 
 import lstmlm
-from lstmlm import checkpoint, kernels, trainer
+from lstmlm import checkpoint, kernels
 from lstmlm.config import RunConfig
-from lstmlm.corpus import Corpus, open_corpus
+from lstmlm.corpus import Corpus
 from lstmlm.errors import CheckpointError, UsageError
 from lstmlm.evaluate import score_ids
 from lstmlm.progress import SteppedBack, Validated
 from tests import test_trainer
-from tests.test_trainer import STEPS, TEXT, Bench, configured, spoil_once
+from tests.helpers import TEXT
+from tests.test_trainer import STEPS, Bench, configured, spoil_once
 
+pytestmark = pytest.mark.usefixtures("short_samples")
 SEED, N = 5, 3
 
 
 @pytest.fixture(autouse=True)
-def _short_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "SAMPLE_LENGTH", 5)
+def _one_core(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 1)  # `lstmlm.load` takes all cores
-
-
-@pytest.fixture
-def corpus(tmp_path: Path) -> Corpus:
-    """Open a text with accents and a line end."""
-    path = tmp_path / "corpus.txt"
-    path.write_text(TEXT, encoding="utf-8")
-    return open_corpus([str(path)], cache_dir=tmp_path / "cache")
 
 
 @pytest.fixture

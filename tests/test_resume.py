@@ -7,26 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from lstmlm import trainer
-from lstmlm.corpus import Corpus, open_corpus
+from lstmlm.corpus import Corpus
 from lstmlm.errors import CheckpointError
 from lstmlm.progress import SteppedBack
-from tests.test_trainer import STEPS, TEXT, Bench, configured, spoil_once
+from tests.test_trainer import STEPS, Bench, configured, spoil_once
 
+pytestmark = pytest.mark.usefixtures("short_samples")
 LONG = 200
-
-
-@pytest.fixture(autouse=True)
-def _short_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "SAMPLE_LENGTH", 5)
-
-
-@pytest.fixture
-def corpus(tmp_path: Path) -> Corpus:
-    """Open a text with accents and a line end."""
-    path = tmp_path / "corpus.txt"
-    path.write_text(TEXT, encoding="utf-8")
-    return open_corpus([str(path)], cache_dir=tmp_path / "cache")
 
 
 @pytest.fixture

@@ -23,22 +23,8 @@ from lstmlm.model import StackState
 from lstmlm.progress import Clock, Decided, Progress, Record, StepDone, SteppedBack, Validated
 from lstmlm.trainer import Trainer
 
-TEXT = "Où est Bob? Bob est là; Ann le voit.\n" * 5  # 185 characters: a pass of 11 steps, so that 20 steps cross its border
-STEPS = 20
-
-
-@pytest.fixture(autouse=True)
-def _short_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the samples between steps be short: what they do does not depend on their length."""
-    monkeypatch.setattr(trainer, "SAMPLE_LENGTH", 5)
-
-
-@pytest.fixture
-def corpus(tmp_path: Path) -> Corpus:
-    """Open a text with accents and a line end."""
-    path = tmp_path / "text.txt"
-    path.write_text(TEXT, encoding="utf-8")
-    return open_corpus([str(path)], cache_dir=tmp_path / "cache")
+pytestmark = pytest.mark.usefixtures("short_samples")
+STEPS = 20  # a pass of the text has 11: so many cross its border
 
 
 def configured(layers: int = 2, dropout: float = 0.3, weight_dropout: float = 0.0, **train: Any) -> RunConfig:
@@ -504,11 +490,10 @@ def test_signal_while_validating(bench: Callable[..., Bench], monkeypatch: pytes
             came.append(signal.SIGHUP)
         return score(*args, **kwargs)
 
-    monkeypatch.setattr(trainer, "side_by_side", interrupted)
-    with pytest.raises(Stopped) as stopped:
-        made.run()
-    monkeypatch.undo()
-    monkeypatch.setattr(trainer, "SAMPLE_LENGTH", 5)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "side_by_side", interrupted)
+        with pytest.raises(Stopped) as stopped:
+            made.run()
 
     assert stopped.value.exit_code == 129
     assert run.last().meta["training"]["validated"] == 7

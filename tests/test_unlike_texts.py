@@ -24,11 +24,11 @@ unlike_texts: Any = load()
 CHARS = 12_000  # of each text: enough for eleven windows of every stream
 
 
+@pytest.mark.usefixtures("short_samples")
 @pytest.mark.parametrize("name", list(unlike_texts.TEXTS))
 def test_beats_frequencies(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Within 60 steps every kind of text is predicted better than by the frequencies of its characters."""
     monkeypatch.setattr("os.cpu_count", lambda: 1)
-    monkeypatch.setattr("lstmlm.trainer.SAMPLE_LENGTH", 5)
     monkeypatch.setenv("LSTMLM_CACHE", str(tmp_path / "cache"))
     text = unlike_texts.TEXTS[name]()[:CHARS]
     Path("text.txt").write_text(text, encoding="utf-8", newline="")
