@@ -5,6 +5,7 @@ import gzip
 import lzma
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from lstmlm.corpus import Corpus, open_corpus
 
@@ -32,9 +33,9 @@ class Reader:
         path.write_bytes(data.encode() if isinstance(data, str) else data)
         return str(path)
 
-    def __call__(self, *names: str, **options: object) -> Corpus:
+    def __call__(self, *names: str, **options: Any) -> Corpus:
         """Open these sources."""
-        return open_corpus(names, cache_dir=self.cache, **options)  # type: ignore[arg-type]  # the options are those of open_corpus
+        return open_corpus(names, cache_dir=self.cache, **options)
 
 
 def text_of(read: Corpus) -> str:

@@ -37,7 +37,7 @@ class Card(Tensor):
         return card
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]  # torch's own is switched off in C
         """Compute."""
         return compute(func, args, kwargs or {})
 

@@ -5,6 +5,7 @@ import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -85,13 +86,13 @@ def stop_at(step: int) -> Callable[[], None]:
         honest = Shards.gradient
         steps = [0]
 
-        def gradient(self: Shards, *args: object, **kwargs: object) -> object:
+        def gradient(self: Shards, *args: Any, **kwargs: Any) -> Any:
             steps[0] += 1
             if steps[0] == step:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return honest(self, *args, **kwargs)  # type: ignore[arg-type]  # whatever they are
+            return honest(self, *args, **kwargs)
 
-        Shards.gradient = gradient  # type: ignore[method-assign,assignment]  # in a process of its own
+        Shards.gradient = gradient  # type: ignore[method-assign]  # in a process of its own
 
     return prepare
 

@@ -16,16 +16,17 @@ from tests.helpers import assert_close, small_model, some_ids
 
 V = 11
 COUNTS = [7, 0, 3, 1, 9, 2, 5, 11, 0, 6, 8]
+RATES = Rates(rate=0.03)
 STILL = Rates(rate=0.0, decay=0.0)
 OWN = 2 * SEGMENT + 9
 
 
-def learner(model: CharLM, rates: Rates = Rates(rate=0.03)) -> Learner:  # noqa: B008  # it is frozen: no call can change it for the next
+def learner(model: CharLM, rates: Rates = RATES) -> Learner:
     """Return a learner whose own text is short."""
     return Learner(model, 3, rates, OWN)
 
 
-def read(model: CharLM, ids: Tensor, rates: Rates = Rates(rate=0.03)) -> Scored:  # noqa: B008  # it is frozen: no call can change it for the next
+def read(model: CharLM, ids: Tensor, rates: Rates = RATES) -> Scored:
     """Score a text with a new learner."""
     return learner(model, rates).read(ids)
 
