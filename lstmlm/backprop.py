@@ -1,32 +1,45 @@
 """The loss of a window and its gradient, by hand from the logits back to the input rows, in memory that is allocated once.
 
-It knows the model's layers, the kernel and dropout. It does not know optimizers, texts or files. `CharLM.forward` and
-autograd compute the same, more slowly.
+It knows networks' layers, what is between them, and dropout. It does not know in which order recurrences run (`wavefront`),
+nor optimizers, texts or files. `CharLM.forward` and autograd compute the same, more slowly.
 """
+
+from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
+from lstmlm import ensemble
 from lstmlm.cell import LSTMState
 from lstmlm.dropout import Dropout
-from lstmlm.kernels import Activations
+from lstmlm.ensemble import Network
+from lstmlm.kernels import Rows
 from lstmlm.kernels.pointwise import Norm, Number
 from lstmlm.lstm import LSTMLayer, StackState, input_part
 from lstmlm.model import CharLM
+from lstmlm.wavefront import Band, Part, depth
 
 
 class _Layer:
-    """A layer and what is kept of T steps: gates, C, H with H_0 before them, and x, its output after norm and dropout."""
+    """A layer of one network and what is kept of T steps: its part of a band, and x, its output after norm and dropout."""
 
     def __init__(self, layer: LSTMLayer, norm: Norm | None, T: int, B: int, *, dressed: bool, thinned: bool) -> None:
         S, like = layer.width, layer.W.data
         self.U, self.W, self.b = layer.U, layer.W, layer.b
         self.width, self.norm, self.dressed = S, norm, dressed
-        self.H = like.new_zeros(T + 1, B, S)
-        self.kept = Activations(like.new_empty(T, B, 4 * S), like.new_empty(T, B, S), self.H[1:])
-        self.x = like.new_empty(T, B, S) if dressed else self.kept.H
+        self._x = like.new_empty(T, B, S) if dressed else None
         self.stats = like.new_empty(T, B, 2) if norm is not None else like.new_empty(0)
         self.thinned = like.new_empty(2, *self.W.shape) if thinned else None  # W with its dropout, and that one's gradient
+
+    def place(self, band: Band, network: int, number: int) -> None:
+        """Say where its recurrence is."""
+        self.gates, self.H = band.gates[network, number], band.H[network, number]
+
+    @property
+    def x(self) -> Tensor:
+        """Return what the layer above reads. (T, B, S)"""
+        return self.H[1:] if self._x is None else self._x
 
     @property
     def recurrent(self) -> Tensor:
@@ -38,196 +51,252 @@ class _Layer:
         """Return where their gradient is added up. (S, 4S)"""
         return _grad(self.W) if self.thinned is None else self.thinned[1]
 
-    def activations(self, T: int) -> Activations:
-        """Return the memory of the first T steps."""
-        return Activations(*(part[:T] for part in self.kept))
-
 
 class Backprop:
-    """Backpropagation through a window of T steps and B rows.
+    """Backpropagation through a window of T steps and B rows, for one network or several that read the same ids.
 
     Args:
-        model: Every parameter has a gradient, which is added to.
+        network: Every parameter has a gradient, which is added to.
         batch: B.
         window: T.
         segment: Steps whose activations are kept at a time; 0 keeps all T. Of the others only the state before each segment is
             kept, and the forward pass is run again when their turn comes (Chen et al. 2016).
     """
 
-    def __init__(self, model: CharLM, batch: int, window: int, segment: int = 0) -> None:
-        config = model.config
-        self._model, self._batch = model, batch
+    def __init__(self, network: Network, batch: int, window: int, segment: int = 0) -> None:
+        self._models = ensemble.members(network)
+        self._batch = batch
         steps = min(segment, window) or window
         self._segments = [slice(start, min(start + steps, window)) for start in range(0, window, steps)]
-        stack = model.stack()
-        self._kernel = stack[0].kernel
-        hidden = len(stack) if model.readout is not None else len(stack) - 1
-        self._layers = []
-        for index, layer in enumerate(stack):
-            norm = _norm(model, index) if model.norms is not None and index < hidden else None
-            residual = config.residual and index > 0
-            dressed = index < hidden and (norm is not None or residual or bool(config.dropout))
-            self._layers.append(_Layer(layer, norm, steps, batch, dressed=dressed, thinned=bool(config.weight_dropout)))
-        last = self._layers[-1]
-        like = last.W.data
-        vocabulary = last.width if model.readout is None else model.readout.out_features
-        self._logits = like.new_empty(steps * batch, vocabulary)
-        widest = max(layer.width for layer in self._layers)
-        self._gradients = [like.new_empty(steps * batch * widest) for _ in range(2)]
-        self._nothing = tuple(LSTMState(*like.new_zeros(2, batch, layer.width)) for layer in self._layers)
+        self._layers = [_layers(model, steps, batch) for model in self._models]
+        self._kernel, like = self._models[0].stack()[0].kernel, self._models[0].stack()[0].W.data
+        self._bands: list[tuple[range, Band]] = []
+        widths, count = [layer.width for layer in self._layers[0]], len(self._models)
+        bounds = _bounds(widths, [depth(self._kernel, count, len(widths), batch, width) for width in widths])
+        for low, high in pairwise(bounds):
+            band = Band(self._kernel, count, high - low, steps, batch, widths[low], like)
+            self._bands.append((range(low, high), band))
+            for network_, layers in enumerate(self._layers):
+                for number, layer in enumerate(layers[low:high]):
+                    layer.place(band, network_, number)
+        readout = self._models[0].readout
+        self._logits = like.new_empty(steps * batch, widths[-1] if readout is None else readout.out_features)
+        self._dx = like.new_empty(count, steps * batch * max(widths))
+        self._dH = like.new_empty(max(count * (high - low) * widths[low] for low, high in pairwise(bounds)) * steps * batch)
 
     @torch.no_grad()
     def __call__(
-        self, ids: Tensor, targets: Tensor, state: StackState, scale: float, drop: Dropout | None = None
+        self, ids: Tensor, targets: Tensor, state: StackState, scale: float, *drops: Dropout | None
     ) -> tuple[Number, StackState]:
         """Read a window and add the gradient of scale x the summed nats to every parameter's.
 
         Args:
             ids: (T, B)
             targets: The id after each. (T, B)
-            state: Before the first step; no gradient goes further back.
+            state: Before the first step; no gradient goes further back. Of several networks, those of all of them.
             scale: One over the number of predictions of the whole batch, for their mean.
-            drop: The step's dropout.
+            drops: The step's dropout, of each network.
 
         Returns:
-            nats: Minus log probability, summed over the T x B targets.
+            nats: Minus log probability, summed over the T x B targets and the networks.
             last: State after step T, in memory of its own.
         """
-        self._thin(drop)
+        drops = drops or (None,) * len(self._models)
+        self._thin(drops)
         before = [state]
         for steps in self._segments[:-1]:
-            self._read(ids[steps], before[-1], _since(drop, steps))
+            self._read(ids[steps], before[-1], _since(drops, steps))
             before.append(self._state())
         nats: Number = 0.0
-        last, dstate = state, self._nothing
+        last = state
+        for _, band in self._bands:
+            band.dhidden.zero_()
+            band.dcell.zero_()
         for steps, start in zip(reversed(self._segments), reversed(before), strict=True):
-            there = _since(drop, steps)
-            x = self._read(ids[steps], start, there)
+            there = _since(drops, steps)
+            self._read(ids[steps], start, there)
             if steps is self._segments[-1]:
                 last = self._state()
-            more, d = self._loss(x, targets[steps].reshape(-1).contiguous(), scale)
-            nats = nats + more
-            dstate = self._backward(ids[steps], start, d, dstate, there)
-        self._thicken(drop)
+            for network in range(len(self._models)):
+                nats = nats + self._loss(network, targets[steps].reshape(-1).contiguous(), scale)
+            self._backward(ids[steps], there)
+        self._thicken(drops)
         return nats, last
 
-    def _thin(self, drop: Dropout | None) -> None:
-        """Drop recurrent weights."""
-        for index, layer in enumerate(self._layers):
-            if layer.thinned is None:
-                continue
-            thin, dW = layer.thinned.unsqueeze(2)
-            weights = layer.W.data.unsqueeze(1)
-            if drop is None:
-                thin.copy_(weights)
-            else:
-                self._kernel.pointwise.dress(weights, None, None, drop.of_weights(), index, thin, thin[0])
-            dW.zero_()
+    def _thin(self, drops: Sequence[Dropout | None]) -> None:
+        """Drop recurrent weights, and say which ones are left."""
+        for layers, drop in zip(self._layers, drops, strict=True):
+            for index, layer in enumerate(layers):
+                if layer.thinned is None:
+                    continue
+                thin, dW = layer.thinned.unsqueeze(2)
+                weights = layer.W.data.unsqueeze(1)
+                if drop is None:
+                    thin.copy_(weights)
+                else:
+                    self._kernel.pointwise.dress(weights, None, None, drop.of_weights(), index, thin, thin[0])
+                dW.zero_()
+        for here, band in self._bands:
+            own = [[layers[index] for index in here] for layers in self._layers]
+            band.load(
+                [[layer.recurrent for layer in some] for some in own],
+                [[None if layer.b is None else layer.b.data for layer in some] for some in own],
+            )
 
-    def _thicken(self, drop: Dropout | None) -> None:
+    def _thicken(self, drops: Sequence[Dropout | None]) -> None:
         """Add the gradient of the weights that were left."""
-        for index, layer in enumerate(self._layers):
-            if layer.thinned is None:
-                continue
-            room, dW = layer.thinned.unsqueeze(2)
-            if drop is not None:
-                self._kernel.pointwise.undress(dW, dW, None, drop.of_weights(), index, room, room[0])
-                dW = room
-            _grad(layer.W).add_(dW.squeeze(1))
+        for layers, drop in zip(self._layers, drops, strict=True):
+            for index, layer in enumerate(layers):
+                if layer.thinned is None:
+                    continue
+                room, dW = layer.thinned.unsqueeze(2)
+                if drop is not None:
+                    self._kernel.pointwise.undress(dW, dW, None, drop.of_weights(), index, room, room[0])
+                    dW = room
+                _grad(layer.W).add_(dW.squeeze(1))
 
-    def _read(self, ids: Tensor, state: StackState, drop: Dropout | None) -> Tensor:
-        """Run a segment forward and return what the readout reads. (T, B, S)"""
-        kernel, T = self._kernel, len(ids)
-        self._steps = T
-        x = ids
-        for index, (layer, before) in enumerate(zip(self._layers, state, strict=True)):
-            layer.H[0] = before.hidden
-            kept = layer.activations(T)
-            part = input_part(kernel, x, layer.U.data, kept.gates)
-            bias = None if layer.b is None else layer.b.data
-            kernel.forward(part, layer.recurrent, layer.H[0], before.cell, bias=bias, into=kept)
-            if layer.dressed:
-                residual = self._residual(index, x)
-                kernel.pointwise.dress(kept.H, residual, layer.norm, drop, index, layer.x[:T], layer.stats[:T])
-            x = layer.x[:T]
-        return x
+    def _read(self, ids: Tensor, state: StackState, drops: Sequence[Dropout | None]) -> None:
+        """Run a segment forward."""
+        self._steps = len(ids)
+        states = ensemble.parted(state, len(self._models))
+        for here, band in self._bands:
+            for network, own in enumerate(states):
+                for number, index in enumerate(here):
+                    band.H[network, number, 0], band.C[network, number, 0] = own[index]
+            for wave in band.waves(len(ids)):
+                networks = range(len(states))
+                band.forward(
+                    wave, [[self._input(network, here[part.layer], ids, band, part) for part in wave] for network in networks]
+                )
+                for network, drop in enumerate(drops):
+                    for part in wave:
+                        self._dress(network, here[part.layer], part, drop)
+
+    def _input(self, network: int, index: int, ids: Tensor, band: Band, part: Part) -> Tensor | Rows:
+        """Return what a layer's input adds before the activation."""
+        layers, steps = self._layers[network], slice(part.start, part.end)
+        x = layers[index - 1].x if index else ids
+        return input_part(self._kernel, x[steps], layers[index].U.data, band.room(network, part))
+
+    def _dress(self, network: int, index: int, part: Part, drop: Dropout | None) -> None:
+        """Make what the layer above reads from a layer's output."""
+        layers, steps = self._layers[network], slice(part.start, part.end)
+        layer, below = layers[index], layers[index - 1]
+        if layer.dressed:
+            residual = below.x[steps] if self._residual(index) else None
+            drop = drop and drop.since(part.start)
+            H = layer.H[part.start + 1 : part.end + 1]
+            self._kernel.pointwise.dress(H, residual, layer.norm, drop, index, layer.x[steps], layer.stats[steps])
 
     def _state(self) -> StackState:
         """Return a copy of the state after the segment that was read."""
         T = self._steps
-        return tuple(LSTMState(layer.H[T].clone(), layer.kept.C[T - 1].clone()) for layer in self._layers)
+        return ensemble.joined(
+            tuple(
+                LSTMState(band.H[network, number, T].clone(), band.C[network, number, T].clone())
+                for here, band in self._bands
+                for number in range(len(here))
+            )
+            for network in range(len(self._models))
+        )
 
-    def _loss(self, x: Tensor, targets: Tensor, scale: float) -> tuple[Number, Tensor]:
-        """Return the summed nats, and the gradient of the logits. (T B, V)"""
-        readout, pointwise = self._model.readout, self._kernel.pointwise
-        rows = x.view(len(targets), -1)
-        logits = self._logits[: len(targets)]
+    def _loss(self, network: int, targets: Tensor, scale: float) -> Number:
+        """Return the summed nats of one network; leave the gradient of what its readout read."""
+        readout, pointwise, last = self._models[network].readout, self._kernel.pointwise, self._layers[network][-1]
+        N = len(targets)
+        rows, logits, dx = last.x[: self._steps].view(N, -1), self._logits[:N], self._gradient(network, last.width).view(N, -1)
         if readout is None:
             logits.copy_(rows)
-            return pointwise.loss(logits, None, targets, scale, None), logits
+            nats = pointwise.loss(logits, None, targets, scale, None)
+            dx.copy_(logits)
+            return nats
         torch.mm(rows, readout.weight.data.t(), out=logits)
-        return pointwise.loss(logits, readout.bias.data, targets, scale, _grad(readout.bias)), logits
+        nats = pointwise.loss(logits, readout.bias.data, targets, scale, _grad(readout.bias))
+        _grad(readout.weight).addmm_(logits.t(), rows)
+        torch.mm(logits, readout.weight.data, out=dx)
+        return nats
 
-    def _backward(self, ids: Tensor, state: StackState, d: Tensor, dstate: StackState, drop: Dropout | None) -> StackState:
-        """Run the segment back that was read last.
+    def _backward(self, ids: Tensor, drops: Sequence[Dropout | None]) -> None:
+        """Run the segment back that was read last; its bands hold the gradient of the state behind it, then of the one before."""
+        for here, band in reversed(self._bands):
+            for wave in reversed(band.waves(len(ids))):
+                t, S = wave[0].end - wave[0].start, self._layers[0][here[0]].width
+                size = len(self._layers), len(here), t, self._batch, S
+                dH = self._dH[: torch.Size(size).numel()].view(size)
+                for network, drop in enumerate(drops):
+                    for part in wave:
+                        self._undress(network, here[part.layer], part, drop, dH[network, part.layer])
+                        dH[network, part.layer, -1] += band.dhidden[network, part.layer]
+                band.backward(wave, dH)
+                for network in range(len(self._layers)):
+                    for part in reversed(wave):
+                        self._add(network, here[part.layer], ids, part)
 
-        Args:
-            ids: (T, B)
-            state: Before the segment.
-            d: Gradient of the logits. (T B, V)
-            dstate: Gradient of the state after the segment, from the segments behind it.
-            drop: Of the segment.
-
-        Returns:
-            Gradient of the state before the segment.
-        """
-        kernel, readout = self._kernel, self._model.readout
-        T, N = len(ids), len(d)
-        dx = self._room(0, T, self._layers[-1].width)
-        if readout is None:
-            dx.view_as(d).copy_(d)
+    def _undress(self, network: int, index: int, part: Part, drop: Dropout | None, dH: Tensor) -> None:
+        """Work out the gradient that reaches a layer's output from above."""
+        layer, steps = self._layers[network][index], slice(part.start, part.end)
+        dx = self._gradient(network, layer.width)[steps]
+        drop = drop and drop.since(part.start)
+        if layer.norm is not None or (drop is not None and layer.dressed):
+            H = layer.H[part.start + 1 : part.end + 1]
+            self._kernel.pointwise.undress(dx, H, layer.norm, drop, index, dH, layer.stats[steps])
         else:
-            _grad(readout.weight).addmm_(d.t(), self._layers[-1].x[:T].view(N, -1))
-            torch.mm(d, readout.weight.data, out=dx.view(N, -1))
-        before = []
-        for index in range(len(self._layers) - 1, -1, -1):
-            layer = self._layers[index]
-            kept = layer.activations(T)
-            dH = self._room(1, T, layer.width)
-            if layer.norm is not None or (drop is not None and layer.dressed):
-                kernel.pointwise.undress(dx, kept.H, layer.norm, drop, index, dH, layer.stats[:T])
-            else:
-                dH.copy_(dx)
-            dH[-1] += dstate[index].hidden
-            da, *first = kernel.backward(dH, dstate[index].cell, kept.gates, kept.C, state[index].cell, layer.recurrent)
-            before.append(LSTMState(*first))
-            rows = da.view(N, -1)
-            kernel.product(layer.H[:T].view(N, -1).t(), rows, layer.drecurrent, add=True)
+            dH.copy_(dx)
+
+    def _add(self, network: int, index: int, ids: Tensor, part: Part) -> None:
+        """Add a layer's part to the gradients: of its weights when all its steps are done, of the output below at once."""
+        kernel, layers, T = self._kernel, self._layers[network], self._steps
+        layer, below = layers[index], layers[index - 1]
+        if part.start == 0:
+            rows = layer.gates[:T].view(T * self._batch, -1)
+            kernel.product(layer.H[:T].view(len(rows), -1).t(), rows, layer.drecurrent, add=True)
             db = None if layer.b is None else _grad(layer.b)
             if index == 0:
                 kernel.pointwise.scatter(ids.reshape(-1).contiguous(), rows, _grad(layer.U), db)
-                break
-            kernel.pointwise.scatter(None, rows, None, db)
-            below = self._layers[index - 1]
-            kernel.product(below.x[:T].view(N, -1).t(), rows, _grad(layer.U), add=True)
-            residual = self._residual(index, below.x) is not None
-            dx = dx if residual else self._room(0, T, below.width)
-            kernel.product(rows, layer.U.data.t(), dx.view(N, -1), add=residual)
-        return tuple(reversed(before))
+            else:
+                kernel.pointwise.scatter(None, rows, None, db)
+                kernel.product(below.x[:T].view(len(rows), -1).t(), rows, _grad(layer.U), add=True)
+        if index:
+            steps = slice(part.start, part.end)
+            rows = layer.gates[steps].view((part.end - part.start) * self._batch, -1)
+            # Added to where it is read: a chunk's gradient is needed by nobody else any more.
+            dx = self._gradient(network, below.width)[steps].view(len(rows), -1)
+            kernel.product(rows, layer.U.data.t(), dx, add=self._residual(index))
 
-    def _residual(self, index: int, x: Tensor) -> Tensor | None:
-        """Return what is added to a layer's output, if anything."""
-        direct = self._model.readout is None and index == len(self._layers) - 1
-        return x if self._model.config.residual and index and not direct else None
+    def _residual(self, index: int) -> bool:
+        """Say whether a layer's input is added to its output."""
+        model = self._models[0]
+        return model.config.residual and index > 0 and (model.readout is not None or index < len(self._layers[0]) - 1)
 
-    def _room(self, which: int, T: int, width: int) -> Tensor:
-        """Return memory for a gradient. (T, B, width)"""
-        return self._gradients[which][: T * self._batch * width].view(T, self._batch, width)
+    def _gradient(self, network: int, width: int) -> Tensor:
+        """Return the gradient of what the layer above reads, or the readout. (T, B, width)"""
+        return self._dx[network, : self._steps * self._batch * width].view(self._steps, self._batch, width)
 
 
-def _since(drop: Dropout | None, steps: slice) -> Dropout | None:
+def _layers(model: CharLM, T: int, B: int) -> list[_Layer]:
+    """Return the layers of a network."""
+    config, stack = model.config, model.stack()
+    hidden = len(stack) if model.readout is not None else len(stack) - 1
+    found = []
+    for index, layer in enumerate(stack):
+        norm = _norm(model, index) if model.norms is not None and index < hidden else None
+        dressed = index < hidden and (norm is not None or (config.residual and index > 0) or bool(config.dropout))
+        found.append(_Layer(layer, norm, T, B, dressed=dressed, thinned=bool(config.weight_dropout)))
+    return found
+
+
+def _bounds(widths: Sequence[int], depths: Sequence[int]) -> list[int]:
+    """Return where bands begin, and where the last one ends: as deep as may be, of one width."""
+    bounds = [0]
+    for index in range(1, len(widths)):
+        if widths[index] != widths[index - 1] or index - bounds[-1] == depths[index]:
+            bounds.append(index)
+    return [*bounds, len(widths)]
+
+
+def _since(drops: Sequence[Dropout | None], steps: slice) -> list[Dropout | None]:
     """Return the dropout of a segment's values, if any are dropped."""
-    return drop.since(steps.start) if drop is not None and drop.rate else None
+    return [drop.since(steps.start) if drop is not None and drop.rate else None for drop in drops]
 
 
 def _norm(model: CharLM, index: int) -> Norm:

@@ -1,7 +1,7 @@
-"""One of the networks that a run trains: its weights, its optimizer, and its way through a window.
+"""The networks that a run trains: their weights, their optimizers, and their way through a window.
 
-A run has one of them or several (`model.members`), each as a run of its own seed would have it. It knows a network and the ids
-of a step. It does not know the other members, processes, texts or files.
+A run has one of them or several (`model.members`), each as a run of its own seed would have it. It knows networks and the ids
+of a step. It does not know processes, texts or files.
 """
 
 import math
@@ -44,63 +44,101 @@ class Member:
         torch.manual_seed(self._seed)
         self.model = CharLM(config.model, vocabulary, kernel).to(device)
         self.optimizer = Optimizer(self.model, config.train, kernel.pointwise)
+
+    def dropout(self, step: int, streams: int, first: int) -> Dropout:
+        """Return the dropout of a step of the run, counted from 0, for the streams of the global batch from `first` on."""
+        model = self._config.model
+        return Dropout(model.dropout or 0.0, self._seed, step, streams, first, model.weight_dropout or 0.0)
+
+
+class Members:
+    """All networks of a run.
+
+    Args:
+        config: See `Member`.
+        vocabulary: V.
+        kernel: What runs the recurrence.
+        device: Where they are trained.
+
+    Attributes:
+        each: One after another.
+        network: All of them as one, which reads.
+    """
+
+    def __init__(self, config: RunConfig, vocabulary: int, kernel: Kernel, device: torch.device) -> None:
+        self._config = config
+        self.each = [Member(config, vocabulary, kernel, number, device) for number in range(config.model.members)]
+        self.network = ensemble.of([member.model for member in self.each])
         self._deferred = kernel.pointwise.deferred
-        self.backprop: dict[int, Backprop] = {}
+        self._backprop: dict[int, Backprop] = {}
         self._steps: dict[int, Step] = {}
         self._whole: Step | None = None
+
+    @property
+    def gradients(self) -> list[Tensor]:
+        """Return the flat gradients of all."""
+        return [gradient for member in self.each for gradient in member.optimizer.gradients]
 
     def prepare(self, counts: Iterable[int], window: int, streams: int) -> None:
         """Take the memory for windows of so many streams each, of so many in the whole batch."""
         for count in counts:
-            self.backprop[count] = backprop = Backprop(self.model, count, window, self._config.train.segment)
+            self._backprop[count] = backprop = Backprop(self.network, count, window, self._config.train.segment)
             if self._deferred:
-                taken = self.optimizer if count == streams else None
-                self._steps[count] = Step(self.model, backprop, taken, window, count, 1 / (streams * window))
+                taken = [member.optimizer for member in self.each] if count == streams else []
+                self._steps[count] = Step(self.network, backprop, taken, window, count, 1 / (streams * window))
         self._whole = self._steps.get(streams)
+
+    def begin(self, rate: float) -> None:
+        """Set the learning rate of the next step; `learn` and `finish` follow."""
+        for member in self.each:
+            member.optimizer.prepare(rate)
 
     def learn(
         self, ids: Tensor, targets: Tensor, state: StackState | None, step: int, streams: int, first: int
     ) -> tuple[Number, StackState]:
-        """Read a window of some streams and add the gradient of their part of the mean nats; `Optimizer.prepare` came first.
+        """Read a window of some streams and add the gradient of their part of the mean nats.
 
         Args:
             ids: (T, B)
             targets: The id after each. (T, B)
-            state: Before the window; None: the empty one.
+            state: Of all networks before the window; None: the empty one.
             step: Of the run, counted from 0.
             streams: Of the global batch.
             first: The first of them that is here.
 
         Returns:
-            Their part of the mean, and their state after the window.
+            Their part of the mean over the networks, and their state after the window.
         """
         T, count = ids.shape
-        model, train = self._config.model, self._config.train
-        drop = Dropout(model.dropout or 0.0, self._seed, step, streams, first, model.weight_dropout or 0.0)
-        emptied = drop.emptied(train.state_dropout, count) if state is not None and train.state_dropout else None
+        share = self._config.train.state_dropout
+        drops = [member.dropout(step, streams, first) for member in self.each]
+        emptied = torch.stack([drop.emptied(share, count) for drop in drops]) if state is not None and share else None
         if self._deferred:
-            return self._steps[count](ids, targets, state, drop, emptied)
+            return self._steps[count](ids, targets, state, drops, emptied)
         if state is None:
-            state = self.model.initial_state(count)
+            state = self.network.initial_state(count)
         elif emptied is not None:
-            kept = ~emptied[:, None]
-            state = tuple(LSTMState(layer.hidden * kept, layer.cell * kept) for layer in state)
+            kept = (~emptied[..., None]).repeat_interleave(len(state) // len(drops), dim=0)
+            state = tuple(LSTMState(layer.hidden * own, layer.cell * own) for layer, own in zip(state, kept, strict=True))
         scale = 1 / (streams * T)
-        summed, after = self.backprop[count](ids, targets, state, scale, drop)
-        return summed * scale, after
+        summed, after = self._backprop[count](ids, targets, state, scale, *drops)
+        return summed * (scale / len(drops)), after
 
-    def finish(self, loss: Number) -> tuple[Number, Number]:
-        """Take the optimizer's step by the gradient that all streams have left, unless it or the loss is not finite.
+    def finish(self, loss: Number) -> list[tuple[Number, Number]]:
+        """Take the optimizers' step by the gradient that all streams have left, unless it or the loss is not finite.
 
         Args:
             loss: Mean nats over the whole batch.
 
         Returns:
-            The norm of the gradient, and whether all weights are finite.
+            Of each network the norm of the gradient, and whether all weights are finite.
         """
         if self._whole is not None:  # that was part of it
-            return self._whole.found
-        norm = self.optimizer.gradient_norm()
+            return list(self._whole.found)
+        return [self._finish(member.optimizer, loss) for member in self.each]
+
+    def _finish(self, optimizer: Optimizer, loss: Number) -> tuple[Number, Number]:
+        norm = optimizer.gradient_norm()
         if not (self._deferred or math.isfinite(norm + loss)):
             return norm, True
-        return norm, self.optimizer.step(norm, loss)
+        return norm, optimizer.step(norm, loss)

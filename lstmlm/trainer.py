@@ -10,13 +10,14 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lstmlm import checkpoint, ensemble, recipe
+from lstmlm import checkpoint, recipe
 from lstmlm.cell import LSTMState
 from lstmlm.checkpoint import Checkpoint, Journal
 from lstmlm.config import RunConfig, to_dict
@@ -28,7 +29,7 @@ from lstmlm.graph import read_back
 from lstmlm.kernels import Kernel
 from lstmlm.kernels.pointwise import Number
 from lstmlm.lstm import StackState
-from lstmlm.members import Member
+from lstmlm.members import Members
 from lstmlm.model import load_weights
 from lstmlm.optim import learning_rate
 from lstmlm.progress import Clock, Decided, Progress, Record, Sampled, Saved, StepDone, SteppedBack, Validated
@@ -86,16 +87,15 @@ class Trainer:
         self.stop = stop
         self.team = team or Team()
         device = device or torch.device("cpu")
-        self.members = [Member(config, len(corpus.tokenizer), kernel, number, device) for number in range(config.model.members)]
-        self.model = ensemble.of([member.model for member in self.members])
+        self.members = Members(config, len(corpus.tokenizer), kernel, device)
+        self.model = self.members.network
         self.streams = Streams(corpus.train, train.batch, train.window)
         B, T = self.streams.batch_size, self.streams.window
         shards = shards_for(train.accumulate, self.team.size, B)
         # The run keeps them: with fewer processes it goes on to the same bits.
         self.config = replace(config, train=replace(train, accumulate=shards))
-        self.shards = Shards(self.team, [g for member in self.members for g in member.optimizer.gradients], B, shards)
-        for member in self.members:
-            member.prepare({count for _, count in self.shards.own}, T, B)
+        self.shards = Shards(self.team, self.members.gradients, B, shards)
+        self.members.prepare({count for _, count in self.shards.own}, T, B)
         self.states: list[StackState | None] = [None] * len(self.shards.own)
         self.progress = Progress(steps=recipe.steps_of(config, self.streams.steps_per_epoch))
         if self.progress.steps is not None:
@@ -127,7 +127,7 @@ class Trainer:
         self.load_model({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
         self.progress = Progress.from_meta(saved.meta["training"])
         try:
-            for member in self.members:
+            for member in self.members.each:
                 own = f"optimizer.{member.prefix}"
                 moments = {k.removeprefix(own): v for k, v in tensors.items() if k.startswith(own)}
                 member.optimizer.restore(moments, self.progress.step)
@@ -245,11 +245,10 @@ class Trainer:
         """Take one step; None where it was not finite and the run was stepped back."""
         p, config = self.progress, self.config.train
         rate = learning_rate(config, p.step, p.steps or 2**62) * p.rate_scale
-        for member in self.members:
-            member.optimizer.prepare(rate)
+        self.members.begin(rate)
         found = self.shards.gradient(self._shard, self.states, save=self._late(), signal=self.stop())
         self._wanted, self._signal = found.save, found.signal
-        value, *rest = read_back(found.loss, *(number for member in self.members for number in member.finish(found.loss)))
+        value, *rest = read_back(found.loss, *chain.from_iterable(self.members.finish(found.loss)))
         norms, finite = rest[::2], rest[1::2]
         if not all(map(math.isfinite, (value, *norms))):
             self._step_back("loss" if not math.isfinite(value) else "gradient")
@@ -268,15 +267,9 @@ class Trainer:
         return StepDone(p.step, p.steps, value, rate, p.step * self.batch_chars)
 
     def _shard(self, first: int, count: int, state: StackState | None) -> tuple[Number, StackState]:
-        """Let every member learn from some streams; return their part of the mean nats, and their state after the window."""
-        p, count_of = self.progress, len(self.members)
-        inputs, targets, fresh = self.streams.batch(p.step, first, count)
-        before = [None] * count_of if fresh or state is None else ensemble.parted(state, count_of)
-        found = [
-            member.learn(inputs, targets, own, p.step, self.streams.batch_size, first)
-            for member, own in zip(self.members, before, strict=True)
-        ]
-        return sum(nats for nats, _ in found) / count_of, ensemble.joined(after for _, after in found)
+        """Let the members learn from some streams; return their part of the mean nats, and their state after the window."""
+        inputs, targets, fresh = self.streams.batch(self.progress.step, first, count)
+        return self.members.learn(inputs, targets, None if fresh else state, self.progress.step, self.streams.batch_size, first)
 
     def _step_back(self, what: str) -> None:
         """Go back to the last checkpoint, or to the start, with half the rate."""
@@ -346,7 +339,7 @@ class Trainer:
                 raise _Interrupted
 
         with contextlib.ExitStack() as until:
-            for member in self.members:
+            for member in self.members.each:
                 until.callback(member.model.register_forward_pre_hook(leave).remove)
                 until.enter_context(member.optimizer.averaged())
             yield
@@ -359,7 +352,7 @@ class Trainer:
             layer.kernel = layer.kernel.strict
         try:
             with self._reading():
-                return side_by_side([member.model for member in self.members], ids, self.corpus.counts)
+                return side_by_side([member.model for member in self.members.each], ids, self.corpus.counts)
         finally:
             for layer, kernel in zip(stack, own, strict=True):
                 layer.kernel = kernel
@@ -460,7 +453,7 @@ class Trainer:
     def _checkpoint(self, kind: str, whole: StackState | None) -> Checkpoint:
         p = self.progress
         with contextlib.ExitStack() as until:
-            for member in self.members:
+            for member in self.members.each:
                 until.enter_context(member.optimizer.averaged())
             blobs = checkpoint.to_blobs({f"model.{k}": v for k, v in self.model.state_dict().items()})
         meta = {
@@ -474,7 +467,8 @@ class Trainer:
             "training": {},
         }
         if kind == "last":
-            tensors = {f"optimizer.{member.prefix}{k}": v for member in self.members for k, v in member.optimizer.state().items()}
+            moments = {member.prefix: member.optimizer.state() for member in self.members.each}
+            tensors = {f"optimizer.{prefix}{name}": tensor for prefix, own in moments.items() for name, tensor in own.items()}
             for index, state in enumerate(whole or ()):
                 tensors |= {f"state.{index}.hidden": state.hidden, f"state.{index}.cell": state.cell}
             meta["training"] = p.to_meta()

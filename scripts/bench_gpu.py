@@ -80,12 +80,12 @@ def ours(rival: Rival, kernel: Kernel, ids: Tensor, targets: Tensor) -> tuple[fl
     (T, B), width, layers = ids.shape, rival.lstm.hidden_size, rival.lstm.num_layers
     model = ours_like(rival, layers, width, kernel).to(ids.device)
     optimizer = Optimizer(model, TrainConfig(lr=1e-3, weight_decay=0.01, average=0.0), kernel.pointwise)
-    step = Step(model, Backprop(model, B, T), optimizer, T, B, 1 / ids.numel())
+    step = Step(model, Backprop(model, B, T), [optimizer], T, B, 1 / ids.numel())
     drop = Dropout(0.0, 0, 0, B)
 
     def take() -> Tensor:
         optimizer.prepare(1e-4)
-        return step(ids, targets, None, drop)[0]
+        return step(ids, targets, None, [drop])[0]
 
     with torch.no_grad():
         loss = float(nats(model(ids)[0], targets).mean())

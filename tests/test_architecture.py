@@ -35,10 +35,11 @@ ALLOWED: dict[str, set[str]] = {
     "graph": {"kernels"},
     "lstm": {"cell", "kernels"},
     "model": {"config", "dropout", "errors", "kernels", "lstm"},
-    "backprop": {"cell", "dropout", "kernels", "lstm", "model"},
-    "optim": {"config", "kernels"},
-    "step": {"backprop", "cell", "dropout", "graph", "lstm", "model", "optim"},
     "ensemble": {"config", "kernels", "lstm", "model"},
+    "wavefront": {"kernels"},
+    "backprop": {"cell", "dropout", "ensemble", "kernels", "lstm", "model", "wavefront"},
+    "optim": {"config", "kernels"},
+    "step": {"backprop", "cell", "dropout", "ensemble", "graph", "lstm", "optim"},
     "members": {"backprop", "cell", "config", "dropout", "ensemble", "kernels", "lstm", "model", "optim", "step"},
     "evaluate": {"cell", "ensemble", "lstm", "model", "units"},
     "sampler": {"cell", "ensemble", "graph", "kernels", "lstm"},
@@ -60,7 +61,7 @@ ALLOWED: dict[str, set[str]] = {
     "progress": {"errors"},
     "distributed": {"checkpoint", "errors"},
     "trainer": {
-        *("cell", "checkpoint", "config", "corpus", "distributed", "ensemble", "errors", "evaluate", "graph"),
+        *("cell", "checkpoint", "config", "corpus", "distributed", "errors", "evaluate", "graph"),
         *("kernels", "lstm", "members", "model", "optim", "progress", "recipe", "sampler", "streams", "times"),
     },
     "api": {

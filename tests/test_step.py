@@ -67,13 +67,13 @@ class Run:
 
     def together(self, how: Record | None) -> Take:
         """Return a function that takes a step as a whole."""
-        whole = Step(self.model, self.backprop, self.optimizer, T, B, 1 / (T * B), how)
+        whole = Step(self.model, self.backprop, [self.optimizer], T, B, 1 / (T * B), how)
 
         def take(step: int) -> tuple[float, float, float]:
             ids, targets, drop, emptied = self.given(step)
             self.optimizer.prepare(learning_rate(self.config, step, STEPS))
-            loss, self.state = whole(ids, targets, self.state, drop, emptied)
-            loss_, norm, finite = read_back(loss, *whole.found)
+            loss, self.state = whole(ids, targets, self.state, [drop], emptied[None])
+            loss_, norm, finite = read_back(loss, *whole.found[0])
             return loss_, norm, finite
 
         return take
@@ -178,7 +178,7 @@ def test_a_weight_that_is_not_finite_is_told() -> None:
 def test_a_part_of_the_batch_leaves_its_gradient() -> None:
     """Without an optimizer two parts add up what the whole batch gives, each with a state of its own."""
     one, other = Run(SHAPES[0]), Run(SHAPES[0])
-    parts = Step(other.model, Backprop(other.model, 1, T), None, T, 1, 1 / (T * B), record)
+    parts = Step(other.model, Backprop(other.model, 1, T), [], T, 1, 1 / (T * B), record)
     states: list[StackState | None] = [None] * B
     state: StackState | None = None
     for step in range(6):
@@ -192,7 +192,7 @@ def test_a_part_of_the_batch_leaves_its_gradient() -> None:
         for row in range(B):
             here = slice(row, row + 1)
             own = Dropout(drop.rate, drop.seed, step, B, row, drop.weights)
-            loss, states[row] = parts(ids[:, here], targets[:, here], states[row], own, emptied[here])
+            loss, states[row] = parts(ids[:, here], targets[:, here], states[row], [own], emptied[None, here])
             losses.append(float(loss))
 
         assert sum(losses) == pytest.approx(float(nats) / (T * B), rel=1e-5)

@@ -229,7 +229,7 @@ def test_averages_are_the_model(bench: Callable[..., Bench]) -> None:
     made.run()
     best, last = (checkpoint.read(made.folder / f"{kind}.safetensors") for kind in ("best", "last"))
     own = checkpoint.to_blobs({f"model.{k}": v for k, v in made.model.state_dict().items()})
-    with made.members[0].optimizer.averaged():
+    with made.members.each[0].optimizer.averaged():
         averaged = checkpoint.to_blobs({f"model.{k}": v for k, v in made.model.state_dict().items()})
 
     assert own != averaged
@@ -304,7 +304,7 @@ def test_patience(bench: Callable[..., Bench]) -> None:
 def spoil_once(made: Trainer, monkeypatch: pytest.MonkeyPatch, what: str, at: int, value: float, times: int = 1) -> None:
     """Put a value that is not finite into one part of training, at a step, so many times."""
     left = [times]
-    member = made.members[-1]
+    member = made.members.each[-1]
 
     def due() -> bool:
         if made.progress.step != at or not left[0]:
@@ -313,11 +313,11 @@ def spoil_once(made: Trainer, monkeypatch: pytest.MonkeyPatch, what: str, at: in
         return True
 
     if what in ("loss", "gradient"):
-        [own], call = member.backprop.values(), Backprop.__call__
+        call = Backprop.__call__
 
         def spoiled_gradient(backprop: Backprop, *args: Any) -> tuple[Number, StackState]:
             nats, state = call(backprop, *args)
-            if backprop is own and due():
+            if due():
                 if what == "loss":
                     return nats * value, state
                 member.optimizer.gradients[0][0] = value

@@ -495,7 +495,7 @@ def _announce(
 
 def _parameters(trainer: "Trainer") -> str:
     """Return how many numbers are trained, in words."""
-    one, count = trainer.members[0].model.parameter_count(), len(trainer.members)
+    one, count = trainer.members.each[0].model.parameter_count(), len(trainer.members.each)
     return f"{one:,} parameters" if count == 1 else f"{count} members of {one:,} parameters"
 
 

@@ -58,7 +58,7 @@ class EagerKernel:
             gates = H_0.new_empty(T * B, S4) if into is None else into.gates.view(T * B, S4)
             a = torch.index_select(a.table, 0, a.ids.reshape(-1), out=gates).view(T, B, S4)
         if bias is not None:
-            a.add_(bias[..., None, None, :])
+            a.add_(bias if bias.dim() == 1 else bias[:, :, None, None])
         _, C, H = into or Activations(a, a.new_empty(*many, T, B, S), a.new_empty(*many, T, B, S))
         steps = a.movedim(-3, 0)
         W = W.contiguous()  # once: `@` would do so in every step
