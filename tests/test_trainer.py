@@ -43,6 +43,7 @@ class Bench:
     def __init__(self, corpus: Corpus, folder: Path, config: RunConfig) -> None:
         self.corpus, self.folder, self.config = corpus, folder, config
         self.device: torch.device | None = None
+        self.kernel = EagerKernel()
         self.records: list[Record] = []
         folder.mkdir(exist_ok=True)
 
@@ -54,7 +55,7 @@ class Bench:
             "versions": {},
             "command": ["lstmlm"],
         }
-        known = (self.config, self.corpus, EagerKernel(), self.folder, identity, self.records.append, Clock(0.0))
+        known = (self.config, self.corpus, self.kernel, self.folder, identity, self.records.append, Clock(0.0))
         made = Trainer(*known, stop, device=self.device)
         if resume:
             made.restore(self.last())
