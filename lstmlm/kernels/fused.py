@@ -1,0 +1,207 @@
+"""Norm, dropout and residual in Triton for CUDA: each way one launch that reads and writes every value once.
+
+It knows tensors, tiles and launches. The device code is `fused_rows`; what the numbers are for, it does not know. Loss, table
+rows and AdamW stay torch's.
+
+What is moved for every value of (T, B, S), worked out and not measured, at 4.8e12 bytes/s for 128 x 64 x 512 of them:
+
+                torch                                                   here
+    dress       278 bytes for the mask, in int64, and 32: 0.27 ms       4 each for y, x and out: 0.01 ms
+    undress     278 and 40: 0.28 ms                                     4 each for dx, y and dy, and 1 for the parts: 0.01 ms
+"""
+
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lstmlm.dropout import Dropout
+from lstmlm.kernels.pointwise import EPS, Norm, TorchPointwise
+
+__all__ = ["TritonPointwise", "disagreement", "load"]
+
+TILE = 2048
+"""Values that a program has in registers at a time, 16 in each of its threads, unless a row has more."""
+
+WIDEST = 8192
+"""The longest row that is normed here: all of it is in one program's registers."""
+
+PARTS = 512
+"""Programs that share the rows of `undress`, at most: four for each of an H200's multiprocessors, all of which run at once."""
+
+REGISTERS = 128
+"""Those of a thread of `undress` at most, so that they do; where rows are not of whole 16 it would spill, and is not held to it."""
+
+GATHERED = (128, 16)
+"""Parts and columns that a program which adds them up has in registers at a time."""
+
+WITHIN = 1e-5
+"""What the self-check allows, relative to the largest value."""
+
+
+class Tile(NamedTuple):
+    """How a launch is cut up: rows and columns of a program, and its warps."""
+
+    rows: int
+    columns: int
+    warps: int
+
+
+def tile(S: int, *, whole: bool) -> Tile:
+    """Return the tile for rows of S values, which has whole rows or need not."""
+    columns = 1 << (S - 1).bit_length()
+    if not whole:
+        columns = min(columns, TILE)
+    rows = max(1, TILE // columns)
+    return Tile(rows, columns, max(1, rows * columns // 512))
+
+
+class TritonPointwise(TorchPointwise):
+    """See `Pointwise`. What is not float32, or not on its kind of device, is torch's affair.
+
+    Args:
+        device: The kind of device that it is for: cuda; cpu in Triton's interpreter.
+    """
+
+    def __init__(self, device: str) -> None:
+        from lstmlm.kernels import fused_rows
+
+        self._device, self._rows = device, fused_rows
+
+    def dress(
+        self, y: Tensor, x: Tensor | None, norm: Norm | None, drop: Dropout | None, layer: int, out: Tensor, stats: Tensor
+    ) -> None:
+        """See `Pointwise.dress`."""
+        if not self._takes(y, norm, drop):
+            super().dress(y, x, norm, drop, layer, out, stats)
+            return
+        shape = T, B, S = _checked("y", y, *y.shape).shape
+        # A pointer that is not followed still has a type: any will do.
+        gamma = beta = told = y
+        if norm is not None:
+            gamma, beta = _checked("gamma", norm.gamma, S), _checked("beta", norm.beta, S)
+            told = _checked("stats", stats, T, B, 2)
+        cut = tile(S, whole=norm is not None)
+        numbers, options = _drop(drop, layer, B)
+        self._rows.dress[-(-T * B // cut.rows), -(-S // cut.columns)](
+            *(y, y if x is None else _checked("x", x, *shape), gamma, beta, _checked("out", out, *shape), told),
+            *(T * B, B, S, *numbers),
+            NORM=norm is not None,
+            EPS=EPS,
+            RESIDUAL=x is not None,
+            **options,
+            ROWS=cut.rows,
+            COLUMNS=cut.columns,
+            num_warps=cut.warps,
+        )
+
+    def undress(
+        self, dx: Tensor, y: Tensor, norm: Norm | None, drop: Dropout | None, layer: int, dy: Tensor, stats: Tensor
+    ) -> None:
+        """See `Pointwise.undress`."""
+        if not self._takes(y, norm, drop):
+            super().undress(dx, y, norm, drop, layer, dy, stats)
+            return
+        if norm is None:  # dropout is its own gradient
+            self.dress(dx, None, None, drop, layer, dy, stats)
+            return
+        shape = T, B, S = _checked("y", y, *y.shape).shape
+        gamma, dgamma, dbeta = (_checked(name, getattr(norm, name), S) for name in ("gamma", "dgamma", "dbeta"))
+        cut = tile(S, whole=True)
+        parts = min(PARTS, -(-T * B // cut.rows))
+        partial = y.new_empty(parts, 2, S)
+        numbers, options = _drop(drop, layer, B)
+        self._rows.undress[parts, 1](
+            *(_checked("dx", dx, *shape), y, gamma, _checked("stats", stats, T, B, 2), _checked("dy", dy, *shape), partial),
+            *(T * B, B, S, *numbers),
+            **options,
+            ROWS=cut.rows,
+            COLUMNS=cut.columns,
+            num_warps=cut.warps,
+            maxnreg=REGISTERS if S % 16 == 0 else None,
+        )
+        some, columns = GATHERED
+        self._rows.gather[-(-S // columns), 1](partial, dgamma, dbeta, parts, S, PARTS=some, COLUMNS=columns, num_warps=4)
+
+    def _takes(self, y: Tensor, norm: Norm | None, drop: Dropout | None) -> bool:
+        """Say whether the device code can do it."""
+        where = {y.device, *(word.device for word in _pointed(drop))}
+        here = len(where) == 1 and y.device.type == self._device
+        S = y.shape[-1]
+        return here and y.dtype == torch.float32 and 0 < y.numel() < (2**31 - TILE) * S and (norm is None or S <= WIDEST)
+
+
+@cache
+def load(interpreted: bool) -> TorchPointwise:
+    """Return what is done by Triton on the current CUDA device, after a check on a small case; torch's where that fails.
+
+    Args:
+        interpreted: Triton's interpreter runs it, on the CPU: a check of the program, and no more.
+    """
+    if interpreted:
+        return TritonPointwise("cpu")
+    try:
+        pointwise = TritonPointwise("cuda")
+        if disagreement(pointwise, "cuda") < WITHIN:
+            return pointwise
+    except Exception:  # of the compiler, the driver or the device: torch does without all of them
+        return TorchPointwise()
+    return TorchPointwise()
+
+
+def disagreement(pointwise: TorchPointwise, device: str) -> float:
+    """Return the largest relative difference from torch's functions in float64, on the same device, over two cases.
+
+    The first has all there is, and several programs; the second is the dropout of a matrix.
+    """
+    generator = torch.Generator().manual_seed(0)
+    drop = Dropout(0.3, 1, 2, streams=41, first=7, weights=0.6)
+    pointed = drop.reading(torch.tensor(drop.words(2), device=device))
+    differences = []
+    for (T, B, S), normed, case in (((4, 17, 37), True, pointed), ((37, 1, 148), False, drop.of_weights())):
+        given = [torch.randn(*size, generator=generator) for size in [(T, B, S)] * 3 + [(S,)] * 4]
+        results = []
+        for way, dtype in ((TorchPointwise(), torch.float64), (pointwise, torch.float32)):
+            y, x, dx, *weights = (part.to(device, dtype, copy=True) for part in given)
+            norm = Norm(*weights) if normed else None
+            out, dy, stats = torch.empty_like(y), torch.empty_like(y), y.new_zeros(T, B, 2)
+            way.dress(y, x if normed else None, norm, case, 1, out, stats)
+            way.undress(dx, y, norm, case, 1, dy, stats)
+            results.append([part.double() for part in (out, dy, *([stats, norm.dgamma, norm.dbeta] if norm else []))])
+        differences += [(one - other).abs().max() / one.abs().max() for one, other in zip(*results, strict=True)]
+    return float(torch.stack(differences).max())  # or NaN
+
+
+def _drop(drop: Dropout | None, layer: int, B: int) -> tuple[tuple[Any, ...], dict[str, bool]]:
+    """Return skip, first, key, threshold and scale, and which of them is where a number is found."""
+    if drop is None:
+        return (0, 0, 0, 0, 1.0), {"DROP": False, "FIRST": False, "KEY": False}
+    first = drop.first if isinstance(drop.first, Tensor) else _signed(drop.first)
+    key = _signed(drop.key(layer)) if drop.keys is None else drop.keys[0][layer]
+    options = {"DROP": True, "FIRST": isinstance(first, Tensor), "KEY": isinstance(key, Tensor)}
+    return (_signed(drop.streams - B), first, key, _signed(drop.threshold), drop.scale), options
+
+
+def _pointed(drop: Dropout | None) -> list[Tensor]:
+    """Return the words of a dropout that are tensors."""
+    if drop is None:
+        return []
+    return [word for word in (drop.first, *(drop.keys or ())) if isinstance(word, Tensor)]
+
+
+def _signed(word: int) -> int:
+    """Return the same 32 bits as a number that is always of the same type to Triton."""
+    return (word + 2**31) % 2**32 - 2**31
+
+
+def _checked(name: str, tensor: Tensor, *shape: int) -> Tensor:
+    """Return the tensor; the device code trusts what has passed here.
+
+    Raises:
+        ValueError: It is not contiguous, float32 and of this shape.
+    """
+    if tensor.shape != shape or tensor.dtype != torch.float32 or not tensor.is_contiguous():
+        found = f"{tuple(tensor.shape)} of {tensor.dtype} with strides {tensor.stride()}"
+        raise ValueError(f"{name}: expected contiguous {shape} of float32, found {found}.")
+    return tensor
