@@ -31,7 +31,7 @@ PARTS = 512
 """Programs that share the rows of `undress`, at most: four for each of an H200's multiprocessors, all of which run at once."""
 
 REGISTERS = 128
-"""Those of a thread of `undress` at most, so that they do; where rows are not of whole 16 it would spill, and is not held to it."""
+"""Those of a thread of `undress` at most, so that they do; not where rows are not of whole 16: there it would spill."""
 
 GATHERED = (128, 16)
 """Parts and columns that a program which adds them up has in registers at a time."""
