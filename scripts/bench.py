@@ -335,7 +335,7 @@ def main() -> None:
     if asked.what == "gpu":  # no part of all: most machines have none
         import bench_gpu
 
-        tables = iter(zip(("gpu train", "gpu sample"), bench_gpu.measure(asked.rounds), strict=True))
+        tables = iter(zip(("gpu train", "gpu members", "gpu sample"), bench_gpu.measure(asked.rounds), strict=True))
     else:
         tables = ((name, measure()) for name, measure in every.items() if asked.what in (name, "all"))
     for name, rows in tables:

@@ -10,7 +10,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ import torch
 from bench import VOCABULARY, Rival, Row, ours_like
 from torch import Tensor, nn
 
-from lstmlm import devices, kernels
+from lstmlm import devices, ensemble, kernels
 from lstmlm.backprop import Backprop
 from lstmlm.config import TrainConfig
 from lstmlm.dropout import Dropout
@@ -31,6 +31,8 @@ from lstmlm.sampler import Sampling, generate
 from lstmlm.step import Step
 
 SHAPES = [(1, 512, 64, 128), (2, 512, 64, 128), (2, 512, 256, 128), (3, 1024, 64, 128), (3, 1024, 256, 128)]  # L, S, B, T
+MEMBERS = [(1, 512, 64, 128), (2, 512, 64, 128)]
+COUNTS = (1, 2, 4, 8)
 SAMPLED = [(2, 512, 1), (2, 512, 4096), (3, 1024, 1)]  # L, S, streams
 DTYPES = {"TF32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WITHIN = {torch.float32: 5e-3, torch.bfloat16: 2e-2, torch.float16: 5e-3}  # relative, of the loss; TF32 keeps 10 bits
@@ -55,7 +57,7 @@ class Floor(NamedTuple):
     operations: Two for each weight and character forward, four backward, of all products.
     bytes: Weights, gradients and moments once in and once out, and the activations that the backward pass needs likewise, all
         float32; what stays on the chip in between is not counted.
-    meetings: Steps that wait for the one before, forward and back, with the layers side by side: T + L - 1 each.
+    meetings: Steps that wait for the one before, forward and back, were the layers one step apart: T + L - 1 each.
     """
 
     operations: float
@@ -75,20 +77,31 @@ def floor(L: int, S: int, B: int, T: int) -> Floor:
     return Floor(6 * products * B * T, 4 * (8 * parameters + 2 * kept), 2 * (T + L - 1))
 
 
-def ours(rival: Rival, kernel: Kernel, ids: Tensor, targets: Tensor) -> tuple[float, Callable[[], object]]:
-    """Return the loss before the first step, and a function that takes one; the rival's weights are on the CPU."""
+def ours(rival: Rival, kernel: Kernel, ids: Tensor, targets: Tensor, count: int = 1) -> tuple[float, Callable[[], object]]:
+    """Return the loss before the first step, and a function that takes one; the rival's weights are on the CPU.
+
+    Args:
+        rival: Its weights are ours.
+        kernel: What runs the recurrence.
+        ids: (T, B)
+        targets: Likewise.
+        count: Networks that learn side by side, all with the same weights.
+    """
     (T, B), width, layers = ids.shape, rival.lstm.hidden_size, rival.lstm.num_layers
-    model = ours_like(rival, layers, width, kernel).to(ids.device)
-    optimizer = Optimizer(model, TrainConfig(lr=1e-3, weight_decay=0.01, average=0.0), kernel.pointwise)
-    step = Step(model, Backprop(model, B, T), [optimizer], T, B, 1 / ids.numel())
-    drop = Dropout(0.0, 0, 0, B)
+    models = [ours_like(rival, layers, width, kernel).to(ids.device) for _ in range(count)]
+    config = TrainConfig(lr=1e-3, weight_decay=0.01, average=0.0)
+    optimizers = [Optimizer(model, config, kernel.pointwise) for model in models]
+    network = ensemble.of(models)
+    step = Step(network, Backprop(network, B, T), optimizers, T, B, 1 / ids.numel())
+    drops = [Dropout(0.0, 0, 0, B)] * count
 
     def take() -> Tensor:
-        optimizer.prepare(1e-4)
-        return step(ids, targets, None, [drop])[0]
+        for optimizer in optimizers:
+            optimizer.prepare(1e-4)
+        return step(ids, targets, None, drops)[0]
 
     with torch.no_grad():
-        loss = float(nats(model(ids)[0], targets).mean())
+        loss = float(nats(models[0](ids)[0], targets).mean())
     first = float(take())
     if not math.isclose(first, loss, rel_tol=WITHIN[torch.bfloat16]):
         raise SystemExit(f"bench: a step of {kernel.name} computes {first}, the model {loss}: nothing to compare")
@@ -203,6 +216,22 @@ def train(
     return row
 
 
+def members(
+    shape: tuple[int, int, int, int], device: torch.device, rounds: int, kernel: Kernel, counts: Sequence[int] = COUNTS
+) -> list[Row]:
+    """Compare training steps of some networks side by side with that of the first number of them."""
+    L, S, B, T = shape
+    torch.manual_seed(0)
+    ids, targets = torch.randint(VOCABULARY, (2, T, B)).to(device)
+    sides = {str(count): ours(Rival(L, S), kernel, ids, targets, count)[1] for count in counts}
+    median = alternate(sides, rounds, STEPS if device.type == "cuda" else 1, device)
+    least = median[str(counts[0])]
+    return [
+        {"shape": f"{L}x{S} B{B} T{T}", "members": int(count), "us/step": seconds / T * 1e6, f"vs {counts[0]}": seconds / least}
+        for count, seconds in median.items()
+    ]
+
+
 def sample(shape: tuple[int, int, int], device: torch.device, rounds: int, kernel: Kernel, chars: int = 256) -> Row:
     """Compare sampling at temperature 1: characters a second of so many streams, against a loop over nn.LSTM."""
     L, S, n = shape
@@ -234,8 +263,8 @@ def _agree(name: str, loss: float, expected: float, within: float) -> None:
         raise SystemExit(f"bench: {name} computes {loss}, nn.LSTM {expected}: nothing to compare")
 
 
-def measure(rounds: int) -> tuple[list[Row], list[Row]]:
-    """Print what is expected at best, then measure: training steps, and sampling.
+def measure(rounds: int) -> tuple[list[Row], ...]:
+    """Print what is expected at best, then measure: training steps, those of members side by side, and sampling.
 
     Raises:
         SystemExit: There is no GPU, which is said in a line (exit 2), or the two sides do not compute the same.
@@ -261,4 +290,6 @@ def measure(rounds: int) -> tuple[list[Row], list[Row]]:
         own[eager.name] = eager
     trained = [train(shape, device, rounds, own, DTYPES, card) for shape in SHAPES]
     strict = kernels.choose("auto", "float32", "cuda")[0]
-    return trained, [sample(shape, device, rounds, strict) for shape in SAMPLED]
+    fastest = kernels.choose("auto", "auto", "cuda")[0]
+    together = [row for shape in MEMBERS for row in members(shape, device, rounds, fastest)]
+    return trained, together, [sample(shape, device, rounds, strict) for shape in SAMPLED]

@@ -74,6 +74,15 @@ def test_what_differs_is_not_compared(bench: ModuleType, monkeypatch: pytest.Mon
         bench.train((1, 8, 4, 5), torch.device("cpu"), 1, {"eager": own}, {}, times=1)
 
 
+def test_members(bench: ModuleType) -> None:
+    """One network and two side by side are timed, and compared with the first."""
+    rows = bench.members((2, 8, 4, 5), torch.device("cpu"), 1, EagerKernel(side_by_side=4), counts=(1, 2))
+
+    assert [row["members"] for row in rows] == [1, 2]
+    assert rows[0]["vs 1"] == 1
+    assert rows[1]["vs 1"] == pytest.approx(rows[1]["us/step"] / rows[0]["us/step"])
+
+
 def test_samplers(bench: ModuleType) -> None:
     """Both write so many characters, and their speeds come out."""
     row = bench.sample((1, 8, 3), torch.device("cpu"), 1, EagerKernel(), chars=4)
