@@ -2,10 +2,12 @@
 
 It knows tensors, tiles and launches. The device code is `persistent_steps`; what the numbers are for, it does not know.
 
-The grid is blocks of units x blocks of rows of the batch. All programs of a block of rows wait for each other after every step,
-so they must all be running: as many as there are multiprocessors at most, launched cooperatively. Where they would be more, every
-step is a launch of its own; so it is in Triton's interpreter, which runs one program after another and would wait for ever.
-Layers follow one another: each is a launch.
+The grid is blocks of units x blocks of rows of the batch x recurrences. All programs of a block of rows of a recurrence wait for
+each other after every step, so they must all be running: as many as there are multiprocessors at most, launched cooperatively.
+Where they would be more, every step is a launch of its own; so it is in Triton's interpreter, which runs one program after
+another and would wait for ever.
+
+A launch runs one recurrence, or several of one size side by side: what one of them waits for, the others wait for meanwhile.
 
 What a step cannot be faster than, worked out beforehand for an H200 (790e12 operations/s in bfloat16, 4.8e12 bytes/s, 132
 multiprocessors), B 64 and T 128. Nothing of this was measured; that a barrier takes 1 to 2 us is an assumption.
@@ -19,8 +21,14 @@ multiprocessors), B 64 and T 128. Nothing of this was measured; that a barrier t
 
     2 x 512:  2 x 128 x (0.27 + 1 to 2) = 0.33 to 0.58 ms forward, at least twice that backward and forward together
     3 x 1024: 3 x 128 x (0.68 + 1 to 2) = 0.65 to 1.03 ms forward, likewise
+
+That is one layer after another, with T L barriers. L layers side by side, each c steps behind the one below, are T + c (L - 1)
+barriers and the same work: 2 x 512 with c 16 waits 144 times and not 256, 0.21 to 0.36 ms forward. Members of an ensemble side by
+side wait as often as one of them. 8 x 512 or 2 x 1024 run at once with their weights on chip. The more there are, the more rows
+a program goes through in a step, one block after another; what that costs is not in these numbers.
 """
 
+import math
 import os
 from functools import cache
 from typing import Any
@@ -28,9 +36,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lstmlm.kernels import Activations, Rows
+from lstmlm.kernels import MANY, Activations, Rows
 from lstmlm.kernels.build import Unavailable
 from lstmlm.kernels.eager import EagerKernel
+from lstmlm.kernels.persistent_memory import checked, diagonal, strides_of
 from lstmlm.kernels.persistent_tiles import INTERPRETER, Chip, tiles
 from lstmlm.kernels.pointwise import TorchPointwise
 
@@ -53,7 +62,6 @@ class PersistentKernel:
     """
 
     pointwise = TorchPointwise()
-    factors = None
 
     def __init__(
         self, factors: torch.dtype, chip: Chip, strict: "PersistentKernel | None" = None, *, interpreted: bool = False
@@ -70,8 +78,18 @@ class PersistentKernel:
         """See `Kernel.strict`."""
         return self._strict or self
 
+    @property
+    def factors(self) -> torch.dtype | None:
+        """See `Kernel.factors`."""
+        return None if self._factors == torch.float32 else self._factors
+
     def side_by_side(self, B: int, S: int) -> int:
-        """See `Kernel.side_by_side`."""
+        """See `Kernel.side_by_side`: as many as one launch a pass can run, with their weights on chip if one's would be."""
+        size = self._factors.itemsize
+        for count in range(MANY, 1, -1):
+            cuts = [tiles(B, S, K, size, self._chip, count) for K in (S, 4 * S)]
+            if all(cut.together and (cut.kept or size > 2) for cut in cuts):
+                return count
         return 1
 
     def forward(
@@ -85,41 +103,44 @@ class PersistentKernel:
         into: Activations | None = None,
     ) -> Activations:
         """Run T steps; see `Kernel.forward`."""
-        T, B, S4 = a.shape
+        *many, T, B, S4 = a.shape
         S = S4 // 4
         if into is None:
             gates = H_0.new_empty(T, B, 4 * S) if isinstance(a, Rows) else a
-            into = Activations(gates, H_0.new_empty(T, B, S), H_0.new_empty(T, B, S))
-        gates, C, H = _checked("gates", into.gates, T, B, 4 * S), _checked("C", into.C, T, B, S), _checked("H", into.H, T, B, S)
+            into = Activations(gates, H_0.new_empty(*many, T, B, S), H_0.new_empty(*many, T, B, S))
+        gates, C = checked("gates", into.gates, many, T, B, 4 * S), checked("C", into.C, many, T, B, S)
+        H, C_0 = checked("H", into.H, many, T, B, S), checked("C_0", C_0 if many else C_0.contiguous(), many, B, S)
         ids = table = None
         if isinstance(a, Rows):
-            ids, table = a.ids.contiguous(), _checked("table", a.table, len(a.table), 4 * S)
-        elif a.data_ptr() != gates.data_ptr():
+            ids, table = a.ids.contiguous(), checked("table", a.table, [], len(a.table), 4 * S)
+        elif a.data_ptr() != gates.data_ptr() or strides_of(many, a) != strides_of(many, gates):
             raise ValueError("gates: expected the memory of a, found other memory.")
-        if bias is not None:
-            _checked("bias", bias, 4 * S)
-        X = self._exchange(B, S, H_0)
-        X[0] = H_0
         # A pointer that is not read still has a type: any will do.
-        pointers = (
-            *(gates, gates if ids is None else ids, gates if table is None else table, gates if bias is None else bias),
-            *(_checked("W", W, S, 4 * S).to(self._factors), X, _checked("C_0", C_0.contiguous(), B, S), C, H),
-        )
-        self._launch(self._steps.forward, pointers, (), T, B, S, S, TABLE=table is not None, BIAS=bias is not None)
+        added = gates if bias is None else checked("bias", bias, many, 4 * S)
+        W = self._weights(W, many, S)
+        X = self._exchange(math.prod(many), B, S, H_0)
+        X[0].view(*many, B, S).copy_(H_0)
+        pointers = gates, gates if ids is None else ids, gates if table is None else table, added, W, X, C_0, C, H
+        strides = strides_of(many, gates, added, W, C_0, C, H)
+        options = {"TABLE": table is not None, "BIAS": bias is not None}
+        self._launch(self._steps.forward, pointers, strides, (), T, (*many, B, S, S), **options)
         return into
 
     def backward(
         self, dH: Tensor, dC_T: Tensor, gates: Tensor, C: Tensor, C_0: Tensor, W: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run the T steps back; see `Kernel.backward`. tanh(C_t) is computed again rather than kept."""
-        T, B, S = C.shape
-        dH, C, C_0 = _checked("dH", dH.contiguous(), T, B, S), C.contiguous(), _checked("C_0", C_0.contiguous(), B, S)
-        dC_0, dH_0 = _checked("dC_T", dC_T, B, S).clone(memory_format=torch.contiguous_format), C.new_empty(B, S)
-        X = self._exchange(B, 4 * S, C)
+        *many, T, B, S = C.shape
+        if not many:
+            dH, C, C_0 = dH.contiguous(), C.contiguous(), C_0.contiguous()
+        dH, gates = checked("dH", dH, many, T, B, S), checked("gates", gates, many, T, B, 4 * S)
+        C, C_0 = checked("C", C, many, T, B, S), checked("C_0", C_0, many, B, S)
+        dC_0 = checked("dC_T", dC_T, many, B, S).clone(memory_format=torch.contiguous_format)
+        dH_0, W = torch.empty_like(dC_0), self._weights(W, many, S)
+        X = self._exchange(math.prod(many), B, 4 * S, C)
         X[0] = 0
-        factors = _checked("W", W, S, 4 * S).to(self._factors)
-        pointers = dH, _checked("gates", gates, T, B, 4 * S), C, C_0, factors, X, dC_0, dH_0
-        self._launch(self._steps.backward, pointers, (T,), T + 1, B, S, 4 * S)
+        pointers = dH, gates, C, C_0, W, X, dC_0, dH_0
+        self._launch(self._steps.backward, pointers, strides_of(many, *pointers[:5]), (T,), T + 1, (*many, B, S, 4 * S))
         return gates, dH_0, dC_0
 
     def product(self, A: Tensor, B: Tensor, out: Tensor | None = None, *, add: bool = False) -> Tensor:
@@ -135,23 +156,26 @@ class PersistentKernel:
         C: Tensor = torch.mm(A, B, **how)
         return C if out is None else out.add_(C)
 
-    def _exchange(self, B: int, width: int, like: Tensor) -> Tensor:
+    def _weights(self, W: Tensor, many: list[int], S: int) -> Tensor:
+        """Return recurrent weights in the type of the products."""
+        return checked("W", W, many, S, 4 * S, also=self._factors).to(self._factors)
+
+    def _exchange(self, count: int, B: int, width: int, like: Tensor) -> Tensor:
         """Return memory for what programs need of each other: one half is read while the other is written."""
-        return like.new_empty(2, B, width, dtype=self._factors)
+        return like.new_empty(2, count, B, width, dtype=self._factors)
 
     def _counters(self, count: int, device: torch.device) -> Tensor:
-        """Return a counter of arrivals for each block of rows."""
+        """Return a counter of arrivals for each block of rows of each recurrence."""
         return torch.zeros(count, dtype=torch.int32, device=device)
 
     def _launch(
         self,
         kernel: Any,
         pointers: tuple[Tensor, ...],
+        strides: tuple[tuple[int, int], ...],
         numbers: tuple[int, ...],
         rounds: int,
-        B: int,
-        S: int,
-        K: int,
+        sizes: tuple[int, ...],
         **options: bool,
     ) -> None:
         """Run the rounds: in one launch, or each in its own.
@@ -159,20 +183,21 @@ class PersistentKernel:
         Args:
             kernel: Of `persistent_steps`.
             pointers: Its first arguments.
+            strides: Of those that need not lie one recurrence after another.
             numbers: What it takes between the rounds and B.
             rounds: How many.
-            B: Rows.
-            S: Units.
-            K: Inner dimension of its product.
+            sizes: M and L if there are several recurrences; rows, units, and the inner dimension of a step's product.
             options: What else it takes.
         """
-        cut = tiles(B, S, K, self._factors.itemsize, self._chip)
-        grid = cut.grid(B, S)
+        *many, B, S, K = sizes
+        count, L = math.prod(many), many[-1] if many else 1
+        cut = tiles(B, S, K, self._factors.itemsize, self._chip, count)
+        grid = *cut.grid(B, S), count
         others = cut.together and grid[0] > 1
-        counters = self._counters(grid[1], pointers[0].device)
+        counters = self._counters(grid[1] * count, pointers[0].device)
         for begin, end in [(0, rounds)] if cut.together else [(n, n + 1) for n in range(rounds)]:
             kernel[grid](
-                *(*pointers, counters, begin, end, *numbers, B, S),
+                *(*pointers, counters, strides, L, begin, end, *numbers, B, S),
                 **options,
                 KEPT=cut.kept,
                 OTHERS=others,
@@ -234,28 +259,21 @@ def load(precision: str = "auto") -> PersistentKernel:
 
 
 def disagreement(kernel: PersistentKernel, device: str) -> float:
-    """Return the largest relative difference between the kernel and eager in float64, over a case of several programs."""
+    """Return the largest relative difference between the kernel and eager in float64, over cases of several programs."""
     T, B, S = 3, 17, 37
     generator = torch.Generator().manual_seed(0)
-    shapes = [(T, B, 4 * S), (S, 4 * S), (B, S), (B, S), (T, B, S), (B, S)]
-    a, W, H_0, C_0, dH, dC_T = (torch.randn(*shape, generator=generator) for shape in shapes)
-    W *= S**-0.5
-    results = []
-    for run, like in ((EagerKernel(), a.double()), (kernel, a.to(device))):
-        gates, C, H = run.forward(a.to(like, copy=True), W.to(like), H_0.to(like), C_0.to(like))
-        kept = gates.clone()
-        back = run.backward(dH.to(like, copy=True), dC_T.to(like), gates, C, C_0.to(like), W.to(like))
-        results.append([part.cpu() for part in (kept, C, H, *back)])
-    return float(torch.stack([(x - y).abs().max() / x.abs().max() for x, y in zip(*results, strict=True)]).max())  # or NaN
-
-
-def _checked(name: str, tensor: Tensor, *shape: int) -> Tensor:
-    """Return the tensor; the device code trusts what has passed here.
-
-    Raises:
-        ValueError: It is not contiguous, float32 and of this shape.
-    """
-    if tensor.shape != shape or tensor.dtype != torch.float32 or not tensor.is_contiguous():
-        found = f"{tuple(tensor.shape)} of {tensor.dtype} with strides {tensor.stride()}"
-        raise ValueError(f"{name}: expected contiguous {shape} of float32, found {found}.")
-    return tensor
+    differences = []
+    for many in ([], [2, 2]):
+        shapes = [(T, B, 4 * S), (T, B, S), (T, B, S), (S, 4 * S), (B, S), (B, S), (T, B, S), (B, S)]
+        given = [torch.randn(*many, *shape, generator=generator) for shape in shapes]
+        given[3] *= S**-0.5
+        results = []
+        for run, like in ((EagerKernel(), given[0].double()), (kernel, given[0].to(device))):
+            a, C, H, W, H_0, C_0, dH, dC_T = (part.to(like, copy=True) for part in given)
+            into = Activations(*(map(diagonal, (a, C, H)) if many else (a, C, H)))
+            run.forward(into.gates, W, H_0, C_0, into=into)
+            kept = into.gates.clone()
+            back = run.backward(diagonal(dH) if many else dH, dC_T, into.gates, into.C, C_0, W)
+            results.append([part.cpu() for part in (kept, into.C, into.H, *back)])
+        differences += [(x - y).abs().max() / x.abs().max() for x, y in zip(*results, strict=True)]
+    return float(torch.stack(differences).max())  # or NaN

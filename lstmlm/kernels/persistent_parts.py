@@ -18,6 +18,13 @@ def tanh(x):
 
 
 @triton.jit
+def place(pointer, strides, L):
+    """Return where the program's recurrence lies in memory, of M x L that lie `strides` apart along M and along L."""
+    r = tl.cast(tl.program_id(2), tl.int64)
+    return pointer + r // L * strides[0] + r % L * strides[1]
+
+
+@triton.jit
 def arrive(counter, OTHERS: tl.constexpr):
     """Say that everything this program wrote before is there."""
     tl.debug_barrier()  # all of its threads have come here

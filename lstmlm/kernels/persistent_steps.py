@@ -5,7 +5,8 @@ It knows pointers, sizes and tiles. It does not know tensors, devices, or how th
 A program owns `UNITS` units, all four gates of them, of `TURNS` times `ROWS` rows of the batch, which it goes through one after
 another with the same weights. What another program needs of it, H_t or da_t, it puts into `X` in the type of the products, which
 has two halves: a step reads one and writes the other, so one barrier per step is enough. Programs of other rows never need
-anything of it: those of the same rows have a barrier of their own. From step to step it keeps nothing but weights.
+anything of it: those of the same rows have a barrier of their own. Nor do those of another recurrence: several of one size run
+side by side, M x L of them. From step to step it keeps nothing but weights.
 
 A product is split over its inner dimension, `WARPS` ways, one warp each: the tile that a program computes is too small to be
 split otherwise without every warp holding the same weights.
@@ -14,10 +15,10 @@ split otherwise without every warp holding the same weights.
 import triton
 import triton.language as tl
 
-from lstmlm.kernels.persistent_parts import GATES, above, arrive, dot, factor, given, inner, tanh, wait, weights
+from lstmlm.kernels.persistent_parts import GATES, above, arrive, dot, factor, given, inner, place, tanh, wait, weights
 
 
-@triton.jit(do_not_specialize=["begin", "end", "B"])
+@triton.jit(do_not_specialize=["L", "begin", "end", "B"])
 def forward(
     gates,
     ids,
@@ -29,6 +30,8 @@ def forward(
     C,
     H,
     counters,
+    strides,
+    L,
     begin,
     end,
     B,
@@ -49,10 +52,16 @@ def forward(
     """Run steps `begin` to `end`.
 
     `gates` holds what is added before the activation unless that is in `table`, X[begin % 2] the hidden state before, and C the
-    cell states before, the first of which is in C_0.
+    cell states before, the first of which is in C_0. The `strides` are of gates, bias, W, C_0, C and H; X holds one recurrence
+    after another, and ids and a table are those of a single one.
     """
+    gates, bias, W = place(gates, strides[0], L), place(bias, strides[1], L), place(W, strides[2], L)
+    C_0, C, H = place(C_0, strides[3], L), place(C, strides[4], L), place(H, strides[5], L)
+    r = tl.cast(tl.program_id(2), tl.int64)
+    X += r * B * S
+    half = tl.cast(tl.num_programs(2), tl.int64) * B * S
     u = tl.program_id(0) * UNITS + tl.arange(0, UNITS)
-    counter = counters + tl.program_id(1)
+    counter = counters + r * tl.num_programs(1) + tl.program_id(1)
     held = ()
     if KEPT:
         for chunk in tl.static_range(CHUNKS):
@@ -65,8 +74,8 @@ def forward(
     # Loads of a step must not be moved before the stores of the step before: one stage.
     for turn in tl.range(begin * TURNS, end * TURNS, num_stages=1):
         t = turn // TURNS
-        before = X + (t % 2) * B * S
-        after = X + ((t + 1) % 2) * B * S
+        before = X + (t % 2) * half
+        after = X + ((t + 1) % 2) * half
         b = (block + turn % TURNS) * ROWS + tl.arange(0, ROWS)
         row = tl.cast(t, tl.int64) * B + b
         inside = (b < B)[:, None] & (u < S)[None, :]
@@ -125,7 +134,7 @@ def forward(
         tl.store(H + now, h, mask=inside)
 
 
-@triton.jit(do_not_specialize=["begin", "end", "T", "B"])
+@triton.jit(do_not_specialize=["L", "begin", "end", "T", "B"])
 def backward(
     dH,
     gates,
@@ -136,6 +145,8 @@ def backward(
     dC,
     dH_0,
     counters,
+    strides,
+    L,
     begin,
     end,
     T,
@@ -154,11 +165,19 @@ def backward(
 ):
     """Run rounds `begin` to `end` of T + 1: round n is step T - 1 - n, and in the last one only dH_0 is left.
 
-    X[begin % 2] holds da of the step behind, and `dC` the cell's gradient from there: zero and dC_T in round 0.
+    X[begin % 2] holds da of the step behind, and `dC` the cell's gradient from there: zero and dC_T in round 0. The `strides` are
+    of dH, gates, C, C_0 and W; X, dC and dH_0 hold one recurrence after another.
     """
-    u = tl.program_id(0) * UNITS + tl.arange(0, UNITS)
-    counter = counters + tl.program_id(1)
+    dH, gates, C = place(dH, strides[0], L), place(gates, strides[1], L), place(C, strides[2], L)
+    C_0, W = place(C_0, strides[3], L), place(W, strides[4], L)
     K = GATES * S
+    r = tl.cast(tl.program_id(2), tl.int64)
+    X += r * B * K
+    dC += r * B * S
+    dH_0 += r * B * S
+    half = tl.cast(tl.num_programs(2), tl.int64) * B * K
+    u = tl.program_id(0) * UNITS + tl.arange(0, UNITS)
+    counter = counters + r * tl.num_programs(1) + tl.program_id(1)
     held = ()
     if KEPT:
         for chunk in tl.static_range(CHUNKS):
@@ -170,8 +189,8 @@ def backward(
     for turn in tl.range(begin * TURNS, end * TURNS, num_stages=1):
         n = turn // TURNS
         t = T - 1 - n
-        behind = X + (n % 2) * B * K
-        after = X + ((n + 1) % 2) * B * K
+        behind = X + (n % 2) * half
+        after = X + ((n + 1) % 2) * half
         b = (block + turn % TURNS) * ROWS + tl.arange(0, ROWS)
         row = tl.cast(t, tl.int64) * B + b
         inside = (b < B)[:, None] & (u < S)[None, :]

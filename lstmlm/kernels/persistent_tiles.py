@@ -46,7 +46,7 @@ class Tiles(NamedTuple):
     together: bool
 
     def grid(self, B: int, S: int) -> tuple[int, int]:
-        """Return the number of programs: along the units, along the rows."""
+        """Return the number of programs of a recurrence: along the units, along the rows."""
         return -(-S // self.units), -(-B // (self.rows * self.turns))
 
 
@@ -56,7 +56,7 @@ SHAPES = [(16, 1, 16), (32, 1, 16), (32, 2, 16), (32, 4, 16), (32, 8, 16), (16, 
 WARPS = 8
 
 
-def tiles(B: int, S: int, K: int, size: int, chip: Chip) -> Tiles:
+def tiles(B: int, S: int, K: int, size: int, chip: Chip, count: int = 1) -> Tiles:
     """Choose.
 
     Args:
@@ -65,6 +65,7 @@ def tiles(B: int, S: int, K: int, size: int, chip: Chip) -> Tiles:
         K: Inner dimension of the product of a step: S forward, 4S backward.
         size: Bytes of a factor of the products.
         chip: What it runs on.
+        count: Recurrences of this size that run side by side.
     """
     half = size == 2  # sums of float32 factors are made without matrix units, from registers: weights are not kept for them
     # The longest of those that fill up with the fewest zeros.
@@ -74,7 +75,7 @@ def tiles(B: int, S: int, K: int, size: int, chip: Chip) -> Tiles:
     for rows, turns, units in SHAPES:
         wider = cut._replace(rows=rows, turns=min(turns, -(-B // rows)), units=units)
         across, along = wider.grid(B, S)
-        if across * along <= chip.programs:
+        if across * along * count <= chip.programs:
             cut = wider._replace(together=True)
             break
     weights = chunks * depth * WARPS * cut.units * (4 * S // K) * size

@@ -14,10 +14,17 @@ from triton.backends.compiler import GPUTarget
 
 from lstmlm.kernels import Rows, persistent_steps
 from lstmlm.kernels.persistent import PersistentKernel
+from lstmlm.kernels.persistent_memory import diagonal
 from lstmlm.kernels.persistent_tiles import Chip
 
 H200 = Chip(132, 232_448)
-CASES = {"forward": (64, 512, torch.bfloat16), "backward": (64, 1024, torch.bfloat16), "strict": (3, 37, torch.float32)}
+CASES = {
+    "forward": ((), 64, 512, torch.bfloat16),
+    "backward": ((), 64, 1024, torch.bfloat16),
+    "strict": ((), 3, 37, torch.float32),
+    "forward of 8": ((4, 2), 64, 512, torch.bfloat16),
+    "backward of 3": ((1, 3), 64, 512, torch.bfloat16),
+}
 
 
 class Absent:
@@ -42,7 +49,7 @@ class Compiled:
     def __init__(self, function: Any) -> None:
         self.function, self.results = function, []  # type: tuple[Any, list[dict[str, Any]]]
 
-    def __getitem__(self, grid: tuple[int, int]) -> Any:
+    def __getitem__(self, grid: tuple[int, int, int]) -> Any:
         """Return what takes the arguments of a launch on this grid."""
 
         def compile_it(*given: Any, **options: Any) -> None:
@@ -70,18 +77,21 @@ def stack(cubin: bytes) -> int:
     return int(re.findall(r"STACK:(\d+)", told)[0])
 
 
-def compiled(name: str, B: int, S: int, factors: torch.dtype) -> dict[str, Any]:
+def compiled(name: str, many: tuple[int, ...], B: int, S: int, factors: torch.dtype) -> dict[str, Any]:
     """Compile a pass by calling it, with tensors that have no memory."""
     kernel: Any = PersistentKernel(factors, H200)
     functions = {"forward": Compiled(persistent_steps.forward), "backward": Compiled(persistent_steps.backward)}
     kernel._steps = type("Steps", (), functions)
     T, V = 2, 65
-    shapes = [(V, 4 * S), (S, 4 * S), (B, S), (4 * S,), (T, B, S), (T, B, 4 * S)]
-    table, W, state, bias, states, gates = (torch.empty(shape, device="meta") for shape in shapes)
-    if name == "backward":
+    shapes = [(S, 4 * S), (B, S), (4 * S,), (T, B, S), (T, B, 4 * S)]
+    W, state, bias, states, gates = (torch.empty(*many, *shape, device="meta") for shape in shapes)
+    if many:
+        states, gates = diagonal(states), diagonal(gates)
+    if name.startswith("backward"):
         kernel.backward(states, state, gates, states, state, W)
     else:
-        kernel.forward(Rows(torch.empty(T, B, dtype=torch.int64, device="meta"), table), W, state, state, bias=bias)
+        rows = Rows(torch.empty(T, B, dtype=torch.int64, device="meta"), torch.empty(V, 4 * S, device="meta"))
+        kernel.forward(gates if many else rows, W, state, state, bias=bias)
     (result,) = (result for function in functions.values() for result in function.results)
     return {"case": name, **result}
 

@@ -22,15 +22,13 @@ from lstmlm.cell import LSTMState
 from lstmlm.kernels import Activations, Kernel, Rows, persistent
 from lstmlm.kernels.eager import EagerKernel
 from lstmlm.kernels.persistent import PersistentKernel, Unavailable
-from lstmlm.kernels.persistent_tiles import Chip, Tiles, tiles
+from lstmlm.kernels.persistent_tiles import Chip, tiles
 from lstmlm.model import CharLM
 from tests.helpers import small_model
 from tests.kernels import one_program
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
-if not CUDA:
-    os.environ["TRITON_INTERPRET"] = "1"  # Triton asks when it is imported, whoever does that first, and again when it is used
 ROOT = Path(lstmlm.__file__).parents[1]
 H200 = Chip(132, 232_448)
 ROUNDING = {"float32": 2.0**-24, "bfloat16": 2.0**-9}
@@ -38,15 +36,6 @@ Cut = Callable[..., None]
 
 with_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no Triton: it is made for Linux on x86-64")
 with_cuda = pytest.mark.skipif(not CUDA, reason="no CUDA device")
-
-
-@pytest.fixture(name="loaded", scope="module")
-def _loaded() -> dict[str, PersistentKernel]:
-    """Return the kernel in both precisions."""
-    persistent.load.cache_clear()
-    kernels = {precision: persistent.load(precision) for precision in ROUNDING}
-    persistent.load.cache_clear()
-    return kernels
 
 
 @pytest.fixture(name="kernel", params=ROUNDING)
@@ -59,29 +48,14 @@ def _strict(loaded: dict[str, PersistentKernel]) -> PersistentKernel:
     return loaded["float32"]
 
 
-@pytest.fixture(name="cut")
-def _cut(monkeypatch: pytest.MonkeyPatch) -> Cut:
-    """Return what makes all passes be cut up in a way that is asked for."""
-
-    def ask(**wish: Any) -> None:
-        def chosen(B: int, S: int, K: int, size: int, chip: Chip) -> Tiles:
-            cut = Tiles(16, 1, 16, 16, 2, 0, 0, True, False)._replace(**wish)
-            chunks = -(-K // (cut.depth * cut.warps))
-            return cut._replace(chunks=chunks, ahead=min(cut.ahead, chunks - 1))
-
-        monkeypatch.setattr(persistent, "tiles", chosen)
-
-    return ask
-
-
 def precision_of(kernel: PersistentKernel) -> str:
     """Return what its factors are rounded to."""
     return str(kernel._factors).removeprefix("torch.")
 
 
-def problem(T: int, B: int, S: int) -> dict[str, Tensor]:
+def problem(T: int, B: int, S: int, seed: int = 0) -> dict[str, Tensor]:
     """Return random inputs of both passes, with weights as large as those of a trained model."""
-    generator = torch.Generator().manual_seed(T * 10_000 + B * 100 + S)
+    generator = torch.Generator().manual_seed(seed * 1_000_000 + T * 10_000 + B * 100 + S)
     shapes = {"a": (T, B, 4 * S), "W": (S, 4 * S), "H_0": (B, S), "C_0": (B, S), "dH": (T, B, S), "dC_T": (B, S)}
     inputs = {name: torch.randn(*shape, generator=generator) for name, shape in shapes.items()}
     inputs["W"] *= 1.5 * S**-0.5
@@ -320,22 +294,30 @@ def test_a_whole_step_equals_eager(kernel: PersistentKernel, options: dict[str, 
 
 @with_triton
 @pytest.mark.skipif(CUDA, reason="on a CUDA device the grid itself is tested")
-def test_programs_wait_for_each_other(tmp_path: Path) -> None:
-    """Four programs that run at the same time, each in a process, give eager's results: nobody reads before it is written."""
-    inputs = problem(one_program.T, one_program.B, one_program.S)
-    memory = one_program.shared(tmp_path)
-    for name, tensor in inputs.items():
-        memory["gates" if name == "a" else name].copy_(tensor)
+@pytest.mark.parametrize("name", one_program.CASES)
+def test_programs_wait_for_each_other(name: str, tmp_path: Path) -> None:
+    """Programs that run at the same time, each in a process, give eager's results: nobody reads before it is written.
+
+    Those of some rows of a recurrence wait for each other and for no others.
+    """
+    case = one_program.CASES[name]
+    width, height, count = case.grid
+    inputs = [problem(case.T, case.B, one_program.S, seed=r) for r in range(count)]
+    memory = one_program.shared(tmp_path, case)
+    for r, one in enumerate(inputs):
+        for part, tensor in one.items():
+            memory["gates" if part == "a" else part].view(count, *tensor.shape)[r].copy_(tensor)
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
-    command = [sys.executable, "-W", "ignore", "-m", one_program.__name__, str(tmp_path)]
+    command = [sys.executable, "-W", "ignore", "-m", one_program.__name__, str(tmp_path), name]
     subprocess.run(command, env=environment, check=True, timeout=120)
 
-    width, height = one_program.GRID
-    exact = both_passes(EagerKernel(), inputs, torch.float64)
-    assert_agrees({name: memory["gates" if name == "da" else name] for name in exact if name != "gates"}, _but(exact), "float32")
-    assert memory["forward_counters"].tolist() == [width * one_program.T] * height
-    assert memory["backward_counters"].tolist() == [width * (one_program.T + 1)] * height
+    for r, one in enumerate(inputs):
+        exact = _but(both_passes(EagerKernel(), one, torch.float64))
+        found = {part: memory["gates" if part == "da" else part].view(count, *value.shape)[r] for part, value in exact.items()}
+        assert_agrees(found, exact, "float32")
+    assert memory["forward_counters"].tolist() == [width * case.T] * height * count
+    assert memory["backward_counters"].tolist() == [width * (case.T + 1)] * height * count
 
 
 def _but(exact: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -386,27 +368,32 @@ def test_compiles_for_an_h200(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("chip", [H200, Chip(108, 166_912), Chip(20, 101_376), Chip(1, 1 << 17), Chip(0, 232_448)])
 def test_tiles_cover_and_fit(chip: Chip, size: int) -> None:
-    """Whatever the sizes: all of the inner dimension is covered, what is kept has room, and what waits runs at the same time."""
+    """Whatever the sizes, for one recurrence and several: all is covered, what is kept has room, what waits runs together."""
     for B in (1, 3, 16, 17, 64, 100, 256, 4096):
         for S in (1, 7, 16, 37, 128, 512, 640, 1000, 1024, 4096):
             for K in (S, 4 * S):
-                cut = tiles(B, S, K, size, chip)
-                assert K <= cut.depth * cut.warps * cut.chunks < K + cut.depth * cut.warps
-                across, along = cut.grid(B, S)
-                assert (across * along <= chip.programs) == cut.together
-                assert across * cut.units >= S
-                assert along * cut.turns * cut.rows >= B
-                weights = 4 * S // K * cut.units * cut.depth * cut.warps * cut.chunks
-                left = cut.rows * cut.depth * cut.warps * (cut.ahead + 1)
-                assert not cut.kept or size * (weights + left) <= chip.memory
-                assert 0 <= cut.ahead < cut.chunks
+                assert tiles(B, S, K, size, chip) == tiles(B, S, K, size, chip, 1)
+                for count in (1, 2, 3, 24):
+                    cut = tiles(B, S, K, size, chip, count)
+                    assert K <= cut.depth * cut.warps * cut.chunks < K + cut.depth * cut.warps
+                    across, along = cut.grid(B, S)
+                    assert (across * along * count <= chip.programs) == cut.together
+                    assert across * cut.units >= S
+                    assert along * cut.turns * cut.rows >= B
+                    weights = 4 * S // K * cut.units * cut.depth * cut.warps * cut.chunks
+                    left = cut.rows * cut.depth * cut.warps * (cut.ahead + 1)
+                    assert not cut.kept or size * (weights + left) <= chip.memory
+                    assert 0 <= cut.ahead < cut.chunks
 
 
-@pytest.mark.parametrize(("B", "S"), [(64, 512), (256, 512), (64, 1024), (256, 1024)])
-def test_usual_networks_stay_on_an_h200(B: int, S: int) -> None:
-    """Networks of 512 and 1,024 units run in one launch a pass, their weights on chip."""
+@pytest.mark.parametrize(
+    ("B", "S", "count"),
+    [(64, 512, 1), (256, 512, 1), (64, 1024, 1), (256, 1024, 1), (64, 512, 2), (64, 512, 3), (256, 512, 8), (64, 1024, 2)],
+)
+def test_usual_networks_stay_on_an_h200(B: int, S: int, count: int) -> None:
+    """Networks of 512 and 1,024 units run in one launch a pass, their weights on chip; so do layers of theirs, side by side."""
     for K in (S, 4 * S):
-        cut = tiles(B, S, K, 2, H200)
+        cut = tiles(B, S, K, 2, H200, count)
 
         assert cut.together
         assert cut.kept
@@ -510,16 +497,17 @@ def test_scores_are_checked_too(loaded: dict[str, PersistentKernel], monkeypatch
 
 @with_triton
 def test_the_self_check_sees_what_is_wrong(strict: PersistentKernel, cut: Cut, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It passes the kernel, and sees a wrong number or a NaN wherever they are."""
+    """It passes the kernel, and sees a wrong number or a NaN wherever they are, in one recurrence or in one of several."""
     cut(units=64, turns=2, warps=4, together=True)
     assert persistent.disagreement(strict, DEVICE) < persistent.WITHIN[torch.float32]
 
     right = strict.backward
-    for wrong in (1.0, float("nan")):
+    for wrong, dims in ((1.0, 2), (float("nan"), 4)):
 
-        def spoiled(*given: Any, wrong: float = wrong) -> tuple[Tensor, Tensor, Tensor]:
+        def spoiled(*given: Any, wrong: float = wrong, dims: int = dims) -> tuple[Tensor, Tensor, Tensor]:
             da, dH_0, dC_0 = right(*given)
-            dC_0[3, 4] += wrong
+            if dC_0.dim() == dims:
+                dC_0.view(-1, *dC_0.shape[-2:])[-1, 3, 4] += wrong
             return da, dH_0, dC_0
 
         with monkeypatch.context() as patch:

@@ -9,6 +9,9 @@ from torch import Tensor
 from lstmlm import kernels
 from lstmlm.kernels import MANY, Activations, Kernel
 from lstmlm.kernels.eager import EagerKernel
+from lstmlm.kernels.persistent import PersistentKernel
+from lstmlm.kernels.persistent_tiles import Chip, tiles
+from tests.kernels.test_persistent import CUDA, DEVICE, H200, Cut, with_triton
 
 UNTOUCHED = 7.0
 
@@ -38,17 +41,17 @@ def diagonal(room: Tensor, c: int, before: int) -> Tensor:
     return room.as_strided((M, L, c, B, width), strides, (before + c * (L - 1)) * step)
 
 
-def chunks(M: int, L: int, c: int, B: int, S: int, dtype: torch.dtype, *, bias: bool) -> Chunks:
+def chunks(M: int, L: int, c: int, B: int, S: int, *, bias: bool, dtype: torch.dtype, device: str = "cpu") -> Chunks:
     """Draw a problem."""
     generator = torch.Generator().manual_seed(M * 1000 + L * 100 + c * 10 + S)
     T = c * L
 
     def drawn(*shape: int) -> Tensor:
-        return torch.randn(*shape, dtype=torch.float64, generator=generator).to(dtype)
+        return torch.randn(*shape, dtype=torch.float64, generator=generator).to(device, dtype)
 
     rooms, views = {}, {}
     for name, before, width in (("gates", 0, 4 * S), ("C", 1, S), ("H", 1, S), ("dH", 0, S)):
-        rooms[name] = torch.full((M, L, before + T, B, width), UNTOUCHED, dtype=dtype)
+        rooms[name] = torch.full((M, L, before + T, B, width), UNTOUCHED, dtype=dtype, device=device)
         views[name] = diagonal(rooms[name], c, before)
         views[name].copy_(drawn(M, L, c, B, width))
     for name, what in (("C", "C_0"), ("H", "H_0")):
@@ -64,9 +67,9 @@ def chunks(M: int, L: int, c: int, B: int, S: int, dtype: torch.dtype, *, bias: 
     return Chunks(rooms, views)
 
 
-def together(kernel: Kernel, x: dict[str, Tensor], factors: torch.dtype | None = None) -> dict[str, Tensor]:
+def together(kernel: Kernel, x: dict[str, Tensor]) -> dict[str, Tensor]:
     """Run both passes of all recurrences in one call each, in the memory of the views."""
-    W = x["W"] if factors is None else x["W"].to(factors)
+    W = x["W"].to(kernel.factors or x["W"].dtype)
     into = Activations(x["gates"], x["C"], x["H"])
     assert kernel.forward(x["gates"], W, x["H_0"], x["C_0"], bias=x.get("bias"), into=into) is not None
     found = {name: x[name].clone() for name in ("gates", "C", "H")}
@@ -104,7 +107,7 @@ def assert_only_the_diagonal_is_written(problem: Chunks, before: Chunks) -> None
 @pytest.mark.parametrize(("M", "L"), [(2, 3), (1, 3), (3, 1), (1, 1)])
 def test_eager_equals_calls_of_their_own(M: int, L: int, bias: bool) -> None:
     """Both passes of M x L recurrences on a diagonal of chunks are those of single calls, and write nothing but the diagonal."""
-    before, problem = (chunks(M, L, 3, 4, 5, torch.float64, bias=bias) for _ in range(2))
+    before, problem = (chunks(M, L, 3, 4, 5, bias=bias, dtype=torch.float64) for _ in range(2))
     kernel = EagerKernel(side_by_side=MANY)
 
     found = together(kernel, problem.views)
@@ -116,7 +119,7 @@ def test_eager_equals_calls_of_their_own(M: int, L: int, bias: bool) -> None:
 
 def test_eager_gives_new_memory_for_the_first_state() -> None:
     """The gradients of the first states lie side by side, and not where those of the last ones came in, however these lay."""
-    x = chunks(2, 2, 2, 3, 4, torch.float64, bias=False).views
+    x = chunks(2, 2, 2, 3, 4, bias=False, dtype=torch.float64).views
     for dC_T in (x["dC_T"], torch.zeros((), dtype=torch.float64).expand(2, 2, 3, 4)):
         copy = dC_T.clone()
 
@@ -136,3 +139,92 @@ def test_what_eager_is_worth(device: str, count: int, monkeypatch: pytest.Monkey
 
         assert kernel.side_by_side(64, 512) == kernel.strict.side_by_side(64, 512) == count
         assert kernel.factors is kernel.strict.factors is None
+
+
+@with_triton
+@pytest.mark.parametrize(
+    ("precision", "M", "L", "B", "bias"),
+    [("float32", 2, 2, 17, True), ("bfloat16", 2, 2, 3, True), ("float32", 1, 2, 3, False), ("bfloat16", 2, 1, 17, False)],
+)
+def test_triton_equals_calls_of_their_own(
+    precision: str, M: int, L: int, B: int, bias: bool, loaded: dict[str, PersistentKernel], cut: Cut
+) -> None:
+    """Cut up alike, M x L recurrences have the bits of single calls, and nothing but the diagonal is written."""
+    cut(together=CUDA)
+    before, problem = (chunks(M, L, 2, B, 18, bias=bias, dtype=torch.float32, device=DEVICE) for _ in range(2))
+    kernel = loaded[precision]
+
+    found = together(kernel, problem.views)
+
+    for name, value in apart(kernel, before.views).items():
+        assert torch.equal(found[name], value), name
+    assert_only_the_diagonal_is_written(problem, before)
+
+
+@with_triton
+def test_triton_as_it_cuts_itself(loaded: dict[str, PersistentKernel]) -> None:
+    """With tiles chosen for so many on this machine, the results are eager's to float32's rounding."""
+    before, problem = (chunks(1, 3, 2, 3, 7, bias=True, dtype=torch.float32, device=DEVICE) for _ in range(2))
+
+    found = together(loaded["float32"], problem.views)
+
+    exact = apart(EagerKernel(), {name: view.double() for name, view in before.views.items()})
+    for name, value in exact.items():
+        assert torch.allclose(found[name].double(), value, rtol=0, atol=1e-5), name
+
+
+@with_triton
+def test_triton_refuses_what_is_not_contiguous_behind(loaded: dict[str, PersistentKernel]) -> None:
+    """What the device code would misread is refused in a line; so is another number of dimensions in front."""
+    kernel, x = loaded["float32"], chunks(2, 2, 2, 3, 4, bias=True, dtype=torch.float32, device=DEVICE).views
+
+    def forward(**changes: Tensor) -> None:
+        y = {**x, **changes}
+        kernel.forward(y["gates"], y["W"], y["H_0"], y["C_0"], bias=y["bias"], into=Activations(y["gates"], y["C"], y["H"]))
+
+    def backward(**changes: Tensor) -> None:
+        y = {**x, **changes}
+        kernel.backward(y["dH"], y["dC_T"], y["gates"], y["C"], y["C_0"], y["W"])
+
+    for name in ("gates", "C", "H", "C_0", "W", "bias"):
+        wide = torch.stack([x[name]] * 2, dim=-1)[..., 0]
+        with pytest.raises(ValueError, match=rf"^{name}: expected contiguous \(.*\) of float32, 2 x 2 of them, found [^\n]*$"):
+            forward(**{name: wide})
+    for name in ("dH", "dC_T", "gates", "C", "C_0", "W"):
+        wide = torch.stack([x[name]] * 2, dim=-1)[..., 0]
+        with pytest.raises(ValueError, match=rf"^{name}: expected contiguous \(.*\) of float32, 2 x 2 of them, found [^\n]*$"):
+            backward(**{name: wide})
+    with pytest.raises(ValueError, match=r"^C: expected"):
+        forward(C=x["C"][:, :1])
+    with pytest.raises(ValueError, match=r"^W: expected"):
+        forward(W=x["W"].bfloat16())
+    with pytest.raises(ValueError, match=r"^gates: .* one or M x L of them"):
+        kernel.forward(x["gates"][0], x["W"][0], x["H_0"][0], x["C_0"][0])
+    into = Activations(x["gates"].transpose(0, 1), x["C"], x["H"])
+    with pytest.raises(ValueError, match=r"^gates: expected the memory of a"):
+        kernel.forward(x["gates"], x["W"], x["H_0"], x["C_0"], into=into)
+
+
+@with_triton
+@pytest.mark.parametrize(
+    ("chip", "B", "S", "count"),
+    [(H200, 64, 512, 8), (H200, 64, 1024, 2), (H200, 64, 4096, 1), (Chip(0, 232_448), 64, 512, 1)],
+    ids=str,
+)
+def test_what_triton_is_worth(chip: Chip, B: int, S: int, count: int) -> None:
+    """As many as run at once with their weights on chip, and no more."""
+    kernel = PersistentKernel(torch.bfloat16, chip)
+
+    assert kernel.side_by_side(B, S) == count
+    for more in range(count + 1, MANY + 1):
+        assert not all(cut.together and cut.kept for cut in (tiles(B, S, K, 2, chip, more) for K in (S, 4 * S)))
+
+
+@with_triton
+def test_what_triton_keeps(loaded: dict[str, PersistentKernel]) -> None:
+    """Weights are best kept as rounded products take them; where programs cannot wait, one recurrence is worth a call."""
+    assert loaded["bfloat16"].factors == torch.bfloat16
+    assert loaded["float32"].factors is None
+    assert CUDA or loaded["bfloat16"].side_by_side(64, 512) == 1
+    assert PersistentKernel(torch.bfloat16, Chip(10**6, 232_448)).side_by_side(1, 16) == MANY
+    assert PersistentKernel(torch.float32, H200).side_by_side(64, 512) > 1
