@@ -5,6 +5,7 @@ from typing import Any
 
 from lstmlm import checkpoint, runs
 from lstmlm import config as settings
+from lstmlm.cli import drawn
 from lstmlm.console import Console
 from lstmlm.errors import CheckpointError, ConfigError, printable
 from lstmlm.units import bits
@@ -17,6 +18,7 @@ def run(model: str | None, *, verify: bool, json: bool, svg: str | None = None) 
         CheckpointError: It is missing or damaged; with `verify`, any checkpoint of the run is.
     """
     console = Console()
+    drawn.refuse_other("--svg", svg)
     if verify:
         verified = [str(path) for path in runs.candidates(model) if checkpoint.read(path)]  # read checks every byte
         if json:

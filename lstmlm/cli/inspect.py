@@ -2,10 +2,9 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lstmlm import disk
+from lstmlm.cli import drawn
 from lstmlm.cli.texts import read_text, unknown_rule
 from lstmlm.console import Console, colour_allowed, columns, unicode_allowed
 from lstmlm.errors import TextError, UsageError, printable
@@ -75,6 +74,8 @@ def run(request: Request) -> None:
         raise UsageError(f"inspect: expected one of --at, --find and --reach, found {' and '.join(statistics)}.")
     if statistics and (request.svg or request.html):
         raise UsageError(f"{statistics[0]}: expected no picture, found --svg or --html. Leave it out; --json gives the numbers.")
+    drawn.refuse_other("--svg", request.svg)
+    drawn.refuse_other("--html", request.html)
     text = request.text if request.file is None else read_text(request.file)
     if text == "":
         raise TextError("text to inspect: expected at least one character, found none.")
@@ -132,7 +133,8 @@ def run(request: Request) -> None:
         if request.html:
             from lstmlm.gate_page import page
 
-            _write(request.html, page(as_lists(whole), str(model.path)), console)
+            drawn.write("--html", request.html, page(as_lists(whole), str(model.path)))
+            console.say(f"wrote {printable(request.html)}")
     rows: list[Row] = []
     if request.svg or not (request.json or request.html):
         cells = len(ids) * len(shows) * max(len(widths), len(units) + request.top)
@@ -145,7 +147,8 @@ def run(request: Request) -> None:
     if request.svg:
         from lstmlm.gate_pictures import gates_svg
 
-        _write(request.svg, gates_svg(characters(model, ids), rows, "What the gates do"), console)
+        drawn.write("--svg", request.svg, gates_svg(characters(model, ids), rows, "What the gates do"))
+        console.say(f"wrote {printable(request.svg)}")
     if not (request.json or request.html or request.svg):
         from lstmlm.gate_pictures import view
 
@@ -295,12 +298,3 @@ def _units(given: str | None) -> list[tuple[int, int]]:
             raise UsageError(f"--units: expected LAYER:UNIT,... such as 2:17,2:40, found {printable(part[:40])}.")
         found.append((int(layer[:9]), int(unit[:9])))
     return list(dict.fromkeys(found))
-
-
-def _write(name: str, text: str, console: Console) -> None:
-    path = Path(name)
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise disk.problem(error, f"cannot write {name}") from error
-    console.say(f"wrote {printable(name)}")

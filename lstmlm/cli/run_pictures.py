@@ -3,7 +3,8 @@
 import re
 from pathlib import Path
 
-from lstmlm import disk, times
+from lstmlm import times
+from lstmlm.cli import drawn
 from lstmlm.console import Console, is_terminal, unicode_allowed
 from lstmlm.drawings import curve
 from lstmlm.errors import CheckpointError, printable
@@ -22,6 +23,7 @@ def write(folder: Path, out: str) -> None:
 
     Raises:
         CheckpointError: There are no records in the folder.
+        UsageError: A file of another kind is in the way.
         SystemProblem: The picture cannot be written.
     """
     train, validation, rate = _points(folder)
@@ -30,10 +32,7 @@ def write(folder: Path, out: str) -> None:
             f"run {printable(str(folder))}: expected scores in metrics.jsonl, found none. Name the folder of a run."
         )
     picture = run_svg(train, validation, rate, _samples(folder / "samples.txt"), str(folder), times.read(folder))
-    try:
-        Path(out).write_text(picture, encoding="utf-8")
-    except OSError as error:
-        raise disk.problem(error, f"cannot write {out}") from error
+    drawn.write("--svg", out, picture)
 
 
 def say_curve(console: Console, folder: Path) -> None:
