@@ -137,7 +137,7 @@ def test_dress_and_back(
 @pytest.mark.parametrize("kind", ["numbers", "tensors"])
 @pytest.mark.parametrize("rate", [0.0, 0.3, 0.999])
 @pytest.mark.parametrize(
-    ("size", "streams", "first", "layer"), [((4, 5, 7), 5, 0, 0), ((3, 2, 130), 2**31 - 9, 2**31, 1), ((35, 1, 13), 2**27, 5, 0)]
+    ("size", "streams", "first", "layer"), [((4, 5, 7), 5, 0, 0), ((3, 2, 131), 2**31 - 9, 2**31, 1), ((35, 1, 13), 2**27, 5, 0)]
 )
 def test_the_mask_has_the_same_bits(
     ours: TritonPointwise,
@@ -151,7 +151,7 @@ def test_the_mask_has_the_same_bits(
 ) -> None:
     """What is dropped is what `Dropout.mask` says, to the last bit, forward and back, also where positions pass 2^32."""
     cut((64, 3, 2))
-    drop = Dropout(rate, seed=2**63, step=5, streams=streams, first=first)
+    drop = Dropout(rate, seed=2**62 + 4, step=5, streams=streams, first=first)  # layer 1 has a key beyond 2^31
     ones = torch.ones(size, device=DEVICE)
     expected = drop.mask(layer, ones)
     drop = pointed(drop) if kind == "tensors" else drop
@@ -167,6 +167,23 @@ def test_the_mask_has_the_same_bits(
         row, there = ones[:1, :1].contiguous(), replace(drop, first=drop.first + t * streams + b)
         ours.undress(row, row, norm, there, layer, torch.empty_like(row), torch.zeros(1, 1, 2, device=DEVICE))
         assert torch.equal(norm.dbeta, expected[t, b])
+
+
+def test_what_is_dropped_ends_below_the_threshold(ours: TritonPointwise) -> None:
+    """A value whose hash is the threshold stays, and one whose hash is the next lower number is dropped."""
+    one = torch.ones(1, 1, 1, device=DEVICE)
+    for seed in range(4):
+        drop = Dropout(0.5, seed, step=0, streams=1)
+        low, high = 0, 2**32  # the hash is at least the one, and below the other
+        while high - low > 1:
+            middle = (low + high) // 2
+            stays = bool((replace(drop, rate=middle / 2**32).mask(0, one) > 0).all())
+            low, high = (middle, high) if stays else (low, middle)
+        for threshold in (low, low + 1):
+            out, exact = torch.empty_like(one), replace(drop, rate=threshold / 2**32)
+            ours.dress(one, None, None, exact, 0, out, one)
+            assert torch.equal(out, exact.mask(0, one))
+            assert bool((out > 0).all()) == (threshold == low)
 
 
 @pytest.mark.parametrize("kind", ["numbers", "tensors"])
