@@ -1,17 +1,20 @@
 """Several recurrences in one call: each gives what it gives in a call of its own, wherever in memory it lies."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from lstmlm import kernels
+from lstmlm.backprop import Backprop
 from lstmlm.kernels import MANY, Activations, Kernel
 from lstmlm.kernels.eager import EagerKernel
 from lstmlm.kernels.persistent import PersistentKernel
 from lstmlm.kernels.persistent_tiles import Chip, tiles
-from tests.kernels.test_persistent import CUDA, DEVICE, H200, Cut, with_triton
+from tests.helpers import small_model
+from tests.kernels.test_persistent import CUDA, DEVICE, H200, Cut, prepared, with_triton
 
 UNTOUCHED = 7.0
 
@@ -171,6 +174,35 @@ def test_triton_as_it_cuts_itself(loaded: dict[str, PersistentKernel]) -> None:
     exact = apart(EagerKernel(), {name: view.double() for name, view in before.views.items()})
     for name, value in exact.items():
         assert torch.allclose(found[name].double(), value, rtol=0, atol=1e-5), name
+
+
+@with_triton
+@pytest.mark.parametrize(("precision", "within", "cosine"), [("float32", 1e-5, 1 - 1e-9), ("bfloat16", 3e-2, 0.999)])
+def test_triton_runs_layers_as_a_wavefront(
+    precision: str, within: float, cosine: float, loaded: dict[str, PersistentKernel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole step with two layers side by side has eager's loss and gradients, to the rounding of the products."""
+    calls, kernel, model, T, B = [], loaded[precision], small_model(hidden=9), 16, 2
+    forward = kernel.forward
+
+    def noted(a: Tensor, W: Tensor, *given: Any, **options: Any) -> Activations:
+        calls.append((*W.shape[:-2], W.dtype))
+        return forward(a, W, *given, **options)
+
+    monkeypatch.setattr(PersistentKernel, "side_by_side", lambda *_: 2)
+    monkeypatch.setattr(kernel, "forward", noted)
+    slow, fast = prepared(model, EagerKernel(), torch.float64, "cpu"), prepared(model, kernel, torch.float32, DEVICE)
+    ids = torch.randint(11, (T + 1, B))
+
+    expected, _ = Backprop(slow, B, T)(ids[:-1], ids[1:], slow.initial_state(B), 1.0)
+    found, _ = Backprop(fast, B, T)(ids[:-1].to(DEVICE), ids[1:].to(DEVICE), fast.initial_state(B), 1.0)
+
+    assert (1, 2, kernel.factors or torch.float32) in calls
+    assert float(found) == pytest.approx(float(expected), rel=within)
+    for (name, p), q in zip(slow.named_parameters(), fast.parameters(), strict=True):
+        assert p.grad is not None
+        assert q.grad is not None
+        assert functional.cosine_similarity(p.grad.flatten(), q.grad.double().cpu().flatten(), dim=0) > cosine, name
 
 
 @with_triton
