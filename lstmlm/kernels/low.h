@@ -97,6 +97,7 @@ static void half_product(size batch, size rows, size K, const uint32_t *A, size 
 #if HAVE_TILES
 #if defined(LSTMLM_EMULATE_AMX)
 static _Thread_local float emulated[8][16][16]; /* what a tile register holds: 16 rows of 64 bytes */
+static _Thread_local int begun;                 /* the machine traps without; here it shows as NaN */
 
 static void emulated_load(int tile, const void *from, size stride) {
     for (int r = 0; r < 16; r++) memcpy(emulated[tile][r], (const char *)from + r * stride, 64);
@@ -114,14 +115,14 @@ static void emulated_product(int sum, int left, int right) {
     const uint16_t(*a)[32] = (const void *)emulated[left], (*b)[32] = (const void *)emulated[right];
     for (int m = 0; m < 16; m++)
         for (int k = 0; k < 32; k++)
-            for (int n = 0; n < 16; n++) emulated[sum][m][n] += widened(&a[m][k]) * widened(&b[k / 2][2 * n + k % 2]);
+            for (int n = 0; n < 16; n++) emulated[sum][m][n] += widened(&a[m][k]) * widened(&b[k / 2][2 * n + k % 2]) + (begun ? 0 : NAN);
 }
 #define tile_zero(t) memset(emulated[t], 0, sizeof emulated[t])
 #define tile_load emulated_load
 #define tile_store emulated_store
 #define tile_multiply emulated_product
-static void tiles_begin(void) {}
-static void tiles_end(void) {}
+static void tiles_begin(void) { begun = 1; }
+static void tiles_end(void) { begun = 0; }
 static int tiles_allowed(void) { return 1; }
 #else
 #include <sys/syscall.h>
@@ -131,14 +132,13 @@ static int tiles_allowed(void) { return 1; }
 #define tile_store(t, to, stride) _tile_stored(t, to, stride)
 #define tile_multiply _tile_dpbf16ps
 
-/* All eight tiles are whole: 16 rows of 64 bytes. */
+/* All eight tiles are whole: 16 rows of 64 bytes. Static: compilers have been told of the first 8 bytes only that are read. */
 static void tiles_begin(void) {
-    struct {
+    static const struct {
         uint8_t palette, start, reserved[14];
         uint16_t bytes[16];
         uint8_t rows[16];
-    } config = {.palette = 1};
-    for (int t = 0; t < 8; t++) config.bytes[t] = 64, config.rows[t] = 16;
+    } config = {.palette = 1, .bytes = {64, 64, 64, 64, 64, 64, 64, 64}, .rows = {16, 16, 16, 16, 16, 16, 16, 16}};
     _tile_loadconfig(&config);
 }
 static void tiles_end(void) { _tile_release(); }

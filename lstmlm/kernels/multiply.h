@@ -41,6 +41,7 @@ INLINE void multiply(const int kind, Multiplication *job, int rank, int threads)
     char *const own = job->scratch + strips * PANEL_BYTES + (size)rank * SHARE_BYTES;
     float *const scales = (float *)(own + (CHUNK + SPARE_ROWS) * (K_PIECE + APART) * 4);
     _Alignas(64) float square[64][64], sums[CHUNK * COLUMNS];
+    if (kind == TILES) tiles_begin();
     for (size start = 0; start < job->K; start += K_PIECE) {
         const size K = blocks(least(K_PIECE, job->K - start), 64) * 64;
         for (size strip = strips * rank / threads; strip < strips * (rank + 1) / threads; strip++) {
@@ -89,6 +90,7 @@ INLINE void multiply(const int kind, Multiplication *job, int rank, int threads)
         }
         meet(&job->barrier, threads);
     }
+    if (kind == TILES) tiles_end();
 }
 
 #define MULTIPLY(kind)                                                                                                     \
