@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from lstmlm.cell import LSTMState
-from lstmlm.ensemble import Ensemble, Network
+from lstmlm.ensemble import Network, members
 from lstmlm.graph import Graph
 from lstmlm.kernels import arguments
 from lstmlm.kernels.generate import Choice, Generator, LayerWeights, fingerprint
 from lstmlm.kernels.native import NativeKernel
 from lstmlm.lstm import StackState
+from lstmlm.model import CharLM
 
 NOISE_BLOCK = 256  # steps of noise drawn at once; the stream of a seed does not depend on it
 PROMPT_BLOCK = 4096  # characters of a prompt read at once: bounds memory, whatever its length
@@ -232,18 +233,29 @@ def native_generator(model: Network, n: int, storage: str = "auto") -> Generator
         storage: Of the weights; see `Generator`.
 
     Returns:
-        A generator that nobody else has; None: the model has another kernel, or is several networks in one.
+        A generator that nobody else has; None: the model has another kernel.
     """
-    stack = model.stack()
-    if isinstance(model, Ensemble) or not isinstance(stack[0].kernel, NativeKernel) or stack[0].W.dtype != torch.float32:
+    stack, models = model.stack(), members(model)
+    if not isinstance(stack[0].kernel, NativeKernel) or stack[0].W.dtype != torch.float32:
         return None
     key = (n, arguments.threads(), storage, fingerprint(stack[0].kernel, list(model.parameters())))
     kept = _kept.pop(model, None)
     if kept is not None and kept.key == key:
         return kept
+    generator, *others = (_packed(one, n, storage) for one in models)
+    for other in others:
+        generator.join(other)
+    generator.key = key
+    return generator
+
+
+def _packed(model: CharLM, n: int, storage: str) -> Generator:
+    """Pack one network, whose kernel is the native one."""
+    stack = model.stack()
+    assert isinstance(stack[0].kernel, NativeKernel)
     norms = list(model.norms or ())
     scales = [(norm.weight, norm.bias) for norm in norms] + [(None, None)] * (len(stack) - len(norms))
-    generator = Generator(
+    return Generator(
         stack[0].kernel,
         [LayerWeights(layer.U, layer.W, layer.b, *scale) for layer, scale in zip(stack, scales, strict=True)],
         None if model.readout is None else (model.readout.weight, model.readout.bias),
@@ -251,5 +263,3 @@ def native_generator(model: Network, n: int, storage: str = "auto") -> Generator
         residual=model.config.residual,
         storage=storage,
     )
-    generator.key = key
-    return generator

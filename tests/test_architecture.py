@@ -42,7 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     "step": {"backprop", "cell", "dropout", "ensemble", "graph", "lstm", "optim"},
     "members": {"backprop", "cell", "config", "dropout", "ensemble", "kernels", "lstm", "model", "optim", "step"},
     "evaluate": {"cell", "ensemble", "lstm", "model", "units"},
-    "sampler": {"cell", "ensemble", "graph", "kernels", "lstm"},
+    "sampler": {"cell", "ensemble", "graph", "kernels", "lstm", "model"},
     "dynamic": {"ensemble", "evaluate", "lstm", "model", "sampler"},
     "baselines": set(),
     "gates": {"cell", "ensemble", "lstm", "model"},

@@ -17,7 +17,7 @@ from lstmlm.gates import Forgetting
 from lstmlm.kernels.eager import EagerKernel
 from lstmlm.lines import LineScorer
 from lstmlm.model import CharLM
-from lstmlm.sampler import Sampling, generate, native_generator
+from lstmlm.sampler import Sampling, generate
 from lstmlm.tokenizer import CharTokenizer
 from tests.helpers import assert_close, small_model, some_ids
 
@@ -132,11 +132,6 @@ def test_samples(models: list[CharLM], how: Sampling) -> None:
         assert [cost[column] for _, cost in steps] == pytest.approx(costs.tolist(), abs=1e-9)
         if how.greedy:
             assert ids[2:].tolist() == logits[1:, 0].argmax(-1).tolist()
-
-
-def test_no_generator_of_one_network(models: list[CharLM]) -> None:
-    """The generator in C knows one network: several are drawn from by torch."""
-    assert native_generator(Ensemble(models), 1) is None
 
 
 def test_each_learns_by_itself(models: list[CharLM]) -> None:

@@ -93,6 +93,34 @@ INLINE size largest(const float *logits, size V, float *top) {
     return 0;
 }
 
+/* The logits of a block less the largest one; -inf behind the last. */
+INLINE dvec below(const float *logits, size V, size block, float top) {
+    const size left = V - block * DOUBLES;
+    if (left >= DOUBLES) return __builtin_convertvector(*(const half_any *)(logits + block * DOUBLES), dvec) - (double)top;
+    dvec x = all_doubles(-INFINITY);
+    for (size lane = 0; lane < left; lane++) x[lane] = (double)logits[block * DOUBLES + lane] - top;
+    return x;
+}
+
+/* What several networks say together: the logarithm of the mean of the probabilities that row `r` of their logits stands for.
+   `p` is room as for `draw`, `mean` for V. */
+static const float *average(const float *const *logits, int networks, size r, size V, double *p, float *mean) {
+    const size whole = blocks(V, DOUBLES);
+    memset(p, 0, whole * sizeof(dvec));
+    for (int network = 0; network < networks; network++) {
+        const float *own = logits[network] + r * V;
+        float top;
+        largest(own, V, &top);
+        dvec sums = (dvec){0};
+        for (size block = 0; block < whole; block++) sums += exp_double(below(own, V, block, top));
+        const double share = 1 / (sum_of(sums) * networks);
+        for (size block = 0; block < whole; block++)
+            *(dvec_any *)(p + block * DOUBLES) += share * exp_double(below(own, V, block, top));
+    }
+    for (size v = 0; v < V; v++) mean[v] = (float)log(p[v]);
+    return mean;
+}
+
 /* Returns the id that the noise in [0, 1) falls on. `p` and `heap` are room for V each, a vector more for p; `nats` is set to minus
    the log probability of the id under the uncut distribution. */
 static long long draw(const Choice *how, const float *logits, size V, double noise, double *p, int32_t *heap, float *nats) {
@@ -103,10 +131,7 @@ static long long draw(const Choice *how, const float *logits, size V, double noi
         const size whole = blocks(V, DOUBLES);
         dvec sums = (dvec){0};
         for (size block = 0; block < whole; block++) {
-            dvec x = all_doubles(-INFINITY);
-            const size left = V - block * DOUBLES;
-            if (left >= DOUBLES) x = __builtin_convertvector(*(const half_any *)(logits + block * DOUBLES), dvec) - (double)top;
-            else for (size lane = 0; lane < left; lane++) x[lane] = (double)logits[block * DOUBLES + lane] - top;
+            dvec x = below(logits, V, block, top);
             x = exp_double(how->divisor == 1 ? x : x / how->divisor);
             *(dvec_any *)(p + block * DOUBLES) = x;
             sums += x;

@@ -4,7 +4,8 @@
    (`products.h`). The bits of a stream depend neither on n nor on the number of threads.
 
    Threads share the units of a layer. Around the layers, `wide` teams share the streams; where there are too few of them, each
-   thread does all of that work for itself, which is quicker than to wait for one.
+   thread does all of that work for itself, which is quicker than to wait for one. Several networks that are read as one are
+   generators in a chain: each takes the step, and the first one draws from the mean of their probabilities.
 
    Letters as everywhere: n streams, V vocabulary, E and S widths of a layer's input and state. Gates lie side by side as f, i, o, N,
    each S wide. */
@@ -18,6 +19,7 @@
 #endif
 
 #define GATES 4
+#define NETWORKS_MAX 64
 #define SMALL_READOUT (1 << 17) /* bytes of weights that each thread rather reads alone than wait for the others */
 
 typedef long long size;
@@ -49,7 +51,7 @@ typedef struct {
     long long *ids; /* chosen last */
 } Streams;
 
-typedef struct {
+typedef struct Generator {
     size n, V, layers, widest;
     int in_bytes, residual, direct, threads, fresh;
     int turn; /* which H is the last */
@@ -62,6 +64,7 @@ typedef struct {
     size scratch_size;
     Barrier barrier;
     Piece *pieces;
+    struct Generator *next; /* of several networks that are read as one */
 } Generator;
 
 /* Memory that goes with the generator. Whole large pages where there are some: a sweep over all weights then misses no address
@@ -128,6 +131,7 @@ typedef struct {
     size first, last;
     double *p;
     int32_t *heap;
+    float *mean;
     int turn; /* as in the generator, which is told at the end */
 } Own;
 
@@ -248,6 +252,7 @@ static Own own_of(const Generator *g, int rank, int threads) {
     Own own = {.wide = threads == 1 || g->n >= 2 * threads, .last = g->n, .turn = g->turn};
     own.p = (double *)room, room += blocks(g->V + VECTOR, 8) * 64;
     own.heap = (int32_t *)room, room += blocks(g->V, 16) * 64;
+    own.mean = (float *)room, room += blocks(g->V, 16) * 64;
     if (own.wide) {
         own.at = g->all;
         own.first = g->n * rank / threads, own.last = g->n * (rank + 1) / threads;
@@ -266,24 +271,33 @@ static void generate(void *argument, int rank, int threads) {
     const Wish *wish = argument;
     Generator *g = wish->g;
     const size n = g->n, V = g->V;
-    Own own = own_of(g, rank, threads);
+    Own each[NETWORKS_MAX], *own = each;
+    const float *logits[NETWORKS_MAX];
+    int networks = 0;
+    for (const Generator *one = g; one; one = one->next, networks++)
+        each[networks] = own_of(one, rank, threads), logits[networks] = one->all.logits;
     const int fresh = g->fresh;
-    const float *logits = g->all.logits;
     meet(&g->barrier, threads); /* nobody changes what another one is still copying */
     for (size k = 0; k < wish->K; k++) {
-        if (k || !fresh) logits = step(g, own.at.ids, &own, rank, threads);
-        for (size r = own.first; r < own.last; r++) {
+        int network = 0;
+        for (Generator *one = g; one && (k || !fresh); one = one->next, network++)
+            logits[network] = step(one, own->at.ids, each + network, rank, threads);
+        for (size r = own->first; r < own->last; r++) {
+            const float *row = networks > 1 ? average(logits, networks, r, V, own->p, own->mean) : logits[0] + r * V;
             float nats;
-            long long id = own.at.ids[r] = draw(&wish->how, logits + r * V, V, wish->noise[k * n + r], own.p, own.heap, &nats);
-            if (own.wide || rank == 0) wish->ids[k * n + r] = id, wish->nats[k * n + r] = nats;
+            long long id = own->at.ids[r] = draw(&wish->how, row, V, wish->noise[k * n + r], own->p, own->heap, &nats);
+            if (own->wide || rank == 0) wish->ids[k * n + r] = id, wish->nats[k * n + r] = nats;
         }
-        if (own.wide) meet(&g->barrier, threads);
+        if (own->wide) meet(&g->barrier, threads);
     }
     meet(&g->barrier, threads);
     if (rank == 0) {
-        g->fresh = 0, g->turn = own.turn;
-        if (logits != g->all.logits) memcpy(g->all.logits, logits, n * V * 4);
-        if (own.at.ids != g->all.ids) memcpy(g->all.ids, own.at.ids, n * sizeof *own.at.ids);
+        int network = 0;
+        for (Generator *one = g; one; one = one->next, network++) {
+            one->fresh = 0, one->turn = each[network].turn;
+            if (logits[network] != one->all.logits) memcpy(one->all.logits, logits[network], n * V * 4);
+        }
+        if (own->at.ids != g->all.ids) memcpy(g->all.ids, own->at.ids, n * sizeof *own->at.ids);
     }
 }
 
@@ -384,7 +398,7 @@ EXPORT Generator *lstmlm_generator_new(int in_bytes, int threads, size n, size V
         whole = reserve_layer(g, layer);
     }
     const size few = least(n, 2 * g->threads); /* that a thread has for itself */
-    g->scratch_size = blocks(V + VECTOR, 8) * 64 + blocks(V, 16) * 64 + blocks(few * g->widest, 16) * 64 +
+    g->scratch_size = blocks(V + VECTOR, 8) * 64 + 2 * blocks(V, 16) * 64 + blocks(few * g->widest, 16) * 64 +
                       few * padded(g->widest) * sizeof(act) + blocks(few, 16) * 64 + blocks(few * V, 16) * 64 + few * sizeof(long long);
     g->scratch_size = blocks(g->scratch_size, 4096) * 4096;
     g->scratch = reserve(g, g->threads * g->scratch_size);
@@ -420,6 +434,14 @@ EXPORT int lstmlm_generator_readout(Generator *g, const float *R, const float *r
     Packing p = {g->in_bytes, {S}, V, {R}, g->readout};
     run_team(pack_readout, &p, g->threads);
     return 1;
+}
+
+/* Puts another generator, of as many streams, ids and threads, behind the last one of a chain. Returns whether there was room. */
+EXPORT int lstmlm_generator_join(Generator *g, Generator *other) {
+    int networks = 2;
+    for (; g->next; g = g->next) networks++;
+    if (networks <= NETWORKS_MAX) g->next = other;
+    return networks <= NETWORKS_MAX;
 }
 
 /* Copies the state of a layer, (n, S) each, in (`out` 0) or out. */

@@ -16,49 +16,13 @@ from torch import Tensor
 
 from lstmlm.kernels import arguments
 from lstmlm.kernels.native import NativeKernel
+from lstmlm.kernels.pace import Pace
 
 LARGEST = 1e30
 """A weight beyond this, or NaN, keeps all of them float32: what a diverged run draws shall not look sound."""
 
 SMALL = 8 << 20
 """Bytes that one thread has read before a team has gathered on a busy machine."""
-
-TRIAL = 8
-"""Steps after which it is judged how long one takes."""
-
-SECONDS = 0.5
-"""After so long it is tried again whether another number of threads is quicker."""
-
-
-class Pace:
-    """How many threads to take: all of them or one, whichever was quicker when last tried.
-
-    Threads meet for every layer of every character. Where another process takes a processor away, each of these meetings waits
-    for the system to give it back, and one thread alone is many times as fast.
-    """
-
-    def __init__(self, most: int) -> None:
-        self._seconds: dict[int, list[float]] = {count: [] for count in (1, most)}
-        self._tried = 0.0
-
-    def plan(self, now: float) -> tuple[int, int]:
-        """Return the number of threads to take, and for how many steps at most."""
-        best = min(self._seconds, key=lambda count: min(self._seconds[count], default=0.0))
-        if len(self._seconds) == 1:
-            return best, 64
-        for count, seconds in self._seconds.items():
-            hopeless = seconds and seconds[-1] > 3 * min(self._seconds[best], default=seconds[-1])
-            if len(seconds) < 3 and not hopeless:
-                self._tried = now
-                return count, TRIAL
-        if now - self._tried < SECONDS:
-            return best, 64
-        self._tried = now
-        return next(count for count in self._seconds if count != best), TRIAL
-
-    def note(self, count: int, seconds: float) -> None:
-        """Remember how long a step took."""
-        self._seconds[count] = [*self._seconds[count][-2:], seconds]
 
 
 class LayerWeights(NamedTuple):
@@ -135,6 +99,7 @@ class Generator:
         threads = arguments.threads()
         self._pace = Pace(threads)
         self._fresh = True
+        self._others: list[Generator] = []
         self._library = library
         handle = library.lstmlm_generator_new(
             self.storage == "int8",
@@ -159,6 +124,18 @@ class Generator:
         if not whole:
             raise MemoryError
 
+    def join(self, other: "Generator") -> None:
+        """Read another network beside this one from now on: what is drawn from is the mean of their probabilities.
+
+        Args:
+            other: Of as many streams and ids; it is no generator of its own any more.
+        """
+        if (other.n, other.V) != (self.n, self.V):
+            raise ValueError(f"generators: expected {self.n} streams of {self.V} ids, found {other.n} of {other.V}.")
+        if not self._library.lstmlm_generator_join(self._handle, other._handle):
+            raise ValueError("generators: expected at most 64 in one.")
+        self._others.append(other)
+
     def read(self, ids: Sequence[int]) -> None:
         """Let all streams read the same ids, one at a time, from the empty state; the first draw is from what comes then."""
         if not ids or not all(0 <= id_ < self.V for id_ in ids):
@@ -166,9 +143,20 @@ class Generator:
         if not self._library.lstmlm_generator_read(self._handle, len(ids), (ctypes.c_longlong * len(ids))(*ids)):
             raise MemoryError
         self._fresh = True
+        for other in self._others:
+            other.read(ids)
 
     def begin(self, logits: Tensor, states: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Set from what the first draw is made, (n, V), and the state before the step after it: H and C (n, S) a layer."""
+        """Set from what the first draw is made, and the state before the step after it.
+
+        Args:
+            logits: Of all networks together. (n, V)
+            states: H and C of each layer, (n, S) each, of each network that has joined after those of the one before.
+        """
+        own = len(self._widths)
+        for number, other in enumerate(self._others, start=1):
+            other.begin(logits, states[number * own : (number + 1) * own])
+        states = states[:own]
         logits = _check("logits", logits, self.n, self.V)
         self._library.lstmlm_generator_logits(self._handle, False, _pointer(logits))
         for index, (S, (H, C)) in enumerate(zip(self._widths, states, strict=True)):
@@ -214,13 +202,13 @@ class Generator:
         return ids, nats
 
     def logits(self) -> Tensor:
-        """Return what the last draw was made from. (n, V)"""
+        """Return what the last draw was made from, of the first network's. (n, V)"""
         logits = torch.empty(self.n, self.V)
         self._library.lstmlm_generator_logits(self._handle, True, _pointer(logits))
         return logits
 
     def states(self) -> list[tuple[Tensor, Tensor]]:
-        """Return H and C of each layer as the last draw found them. (n, S) each"""
+        """Return H and C of each layer of the first network as the last draw found them. (n, S) each"""
         states = [(torch.empty(self.n, S), torch.empty(self.n, S)) for S in self._widths]
         for index, (H, C) in enumerate(states):
             self._library.lstmlm_generator_state(self._handle, index, True, _pointer(H), _pointer(C))
@@ -275,6 +263,7 @@ def _declare(library: ctypes.CDLL) -> None:
     library.lstmlm_generator_layer.argtypes = [pointer, size, *[pointer] * 5]
     library.lstmlm_generator_readout.argtypes = [pointer] * 3
     library.lstmlm_generator_state.argtypes = [pointer, size, number, pointer, pointer]
+    library.lstmlm_generator_join.argtypes = [pointer, pointer]
     library.lstmlm_generator_logits.argtypes = [pointer, number, pointer]
     library.lstmlm_generator_run.argtypes = [pointer, number, size, pointer, real, size, real, number, pointer, pointer]
     library.lstmlm_generator_team.argtypes = [pointer] * 3

@@ -12,8 +12,9 @@ from torch import Tensor
 from lstmlm import sampler
 from lstmlm.kernels import arguments, native
 from lstmlm.kernels import generate as generating
-from lstmlm.kernels.generate import Choice, Generator, LayerWeights, Pace
+from lstmlm.kernels.generate import Choice, Generator, LayerWeights
 from lstmlm.kernels.native import NativeKernel
+from lstmlm.kernels.pace import Pace
 from lstmlm.model import CharLM
 from lstmlm.sampler import Noise, Sampling, distribution, draw
 from tests.helpers import assert_close, normal, small_model
@@ -203,27 +204,6 @@ def test_weights_are_copied(kernel: NativeKernel) -> None:
     found += [ids for ids, _ in islice(stream, 49)]
 
     assert found == expected
-
-
-def test_a_team_that_has_to_wait_is_given_up_and_tried_again() -> None:
-    """Both numbers of threads are tried, the quicker one is taken, and the other one gets a chance every half second."""
-    pace = Pace(4)
-    slow = {4: 0.01, 1: 0.002}
-
-    def taken(seconds: int) -> list[int]:
-        counts = []
-        for hundredth in range(100 * seconds):
-            count, most = pace.plan(clock + hundredth / 100)
-            assert most == generating.TRIAL or count == min(slow, key=slow.__getitem__)
-            pace.note(count, slow[count])
-            counts.append(count)
-        return counts
-
-    clock = 100.0
-    assert taken(5).count(1) > 480
-    clock, slow = 200.0, {4: 0.001, 1: 0.002}
-    assert taken(5).count(4) > 300
-    assert Pace(1).plan(0.0)[0] == 1
 
 
 def stream_of(model: CharLM, seed: int, count: int) -> list[tuple[list[int], list[float]]]:
