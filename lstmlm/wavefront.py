@@ -67,20 +67,19 @@ class Band:
         self.dhidden, self.dcell = (like.new_zeros(networks, layers, B, S) for _ in range(2))
         self._W: Sequence[Sequence[Tensor]] = ()
         self._b: Sequence[Sequence[Tensor | None]] = ()
-        together = networks * layers > 1 and kernel.side_by_side(B, S) > 1
-        self._packed_W = like.new_empty(networks, layers, S, 4 * S, dtype=kernel.factors or like.dtype) if together else None
-        self._packed_b = like.new_empty(networks, layers, 4 * S) if together else None
+        self._together = networks * layers > 1 and kernel.side_by_side(B, S) > 1
+        packed = self._together or kernel.factors is not None  # once a step, not in every call
+        self._packed_W = like.new_empty(networks, layers, S, 4 * S, dtype=kernel.factors or like.dtype) if packed else None
+        self._packed_b = like.new_empty(networks, layers, 4 * S) if self._together else None
 
     def load(self, W: Sequence[Sequence[Tensor]], b: Sequence[Sequence[Tensor | None]]) -> None:
         """Take the weights of a step: recurrent ones and biases of each network's layers. (S, 4S) and (4S) each"""
         self._W, self._b = W, b
-        if self._packed_W is None or self._packed_b is None:
-            return
-        for network, (weights, biases) in enumerate(zip(W, b, strict=True)):
-            for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-                self._packed_W[network, layer].copy_(weight)
-                if bias is not None:
-                    self._packed_b[network, layer].copy_(bias)
+        if self._packed_W is not None:
+            _pack(W, self._packed_W)
+            self._W = [list(weights) for weights in self._packed_W]
+        if self._packed_b is not None:
+            _pack(b, self._packed_b)
 
     def waves(self, T: int) -> list[list[Part]]:
         """Return what runs side by side, wave after wave; backward it is the other way round."""
@@ -153,7 +152,7 @@ class Band:
 
     def _alone(self, wave: Sequence[Part]) -> bool:
         """Say whether each recurrence has a call of its own."""
-        return self._packed_W is None or len(self.gates) * len(wave) == 1
+        return not self._together or len(self.gates) * len(wave) == 1
 
     def _some(self) -> list[slice]:
         """Return the networks, as many at a time as run side by side."""
@@ -164,6 +163,13 @@ class Band:
         assert self._packed_W is not None
         assert self._packed_b is not None
         return self._packed_W[some, layers], None if self._b[0][0] is None else self._packed_b[some, layers]
+
+
+def _pack(parts: Sequence[Sequence[Tensor | None]], into: Tensor) -> None:
+    for network, layers in enumerate(parts):
+        for layer, part in enumerate(layers):
+            if part is not None:
+                into[network, layer].copy_(part)
 
 
 def diagonal(whole: Tensor, wave: Sequence[Part], later: int = 0) -> Tensor:
