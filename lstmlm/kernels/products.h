@@ -95,15 +95,17 @@ INLINE void put_bytes(act *to, vec x, float scale, int lanes) {
     else memcpy(to, &q, lanes * sizeof(act));
 }
 
-/* A row whose largest is not known before; returns what one of its integers is worth. */
+/* A row whose largest is not known before; returns what one of its integers is worth: NaN if there is one in the row. As integers
+   the magnitudes of floats are in the same order, and NaN is above all of them. */
 static float quantise(const float *x, size n, act *to) {
-    vec most = (vec){0};
+    ivec most = (ivec){0};
     for (size k = 0; k < n; k += VECTOR) {
-        ivec size_only = (ivec)load(x + k, (int)least(VECTOR, n - k)) & 0x7fffffff;
-        ivec larger = (vec)size_only > most;
-        most = (vec)((larger & size_only) | (~larger & (ivec)most));
+        ivec magnitude = (ivec)load(x + k, (int)least(VECTOR, n - k)) & 0x7fffffff, larger = magnitude > most;
+        most = (larger & magnitude) | (~larger & most);
     }
-    const float top = largest_lane(most), scale = top > 1e-30f ? 127.f / top : 0.f;
+    float top;
+    memcpy(&top, &(int32_t){largest_integer(most)}, sizeof top);
+    const float scale = top > 1e-30f ? 127.f / top : 0.f;
     for (size k = 0; k < n; k += VECTOR) {
         int lanes = (int)least(VECTOR, n - k);
         put_bytes(to + k, load(x + k, lanes), scale, lanes);

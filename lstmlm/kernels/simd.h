@@ -101,6 +101,16 @@ INLINE float largest_lane(vec x) {
 #endif
 }
 
+INLINE int32_t largest_integer(ivec x) {
+#if VECTOR == 16
+    return _mm512_reduce_max_epi32((__m512i)x);
+#else
+    int32_t most = x[0];
+    for (int lane = 1; lane < VECTOR; lane++) most = x[lane] > most ? x[lane] : most;
+    return most;
+#endif
+}
+
 /* e^x = 2^n (1 + p): returns p = e^r - 1 with |r| <= ln 2 / 2 and sets 2^n. |x| <= 87.
    p = r + r^2 q(r); q interpolates (e^r - 1 - r) / r^2 at the five Chebyshev points of |r| <= 0.3466 (relative error of p 2.5e-8). */
 INLINE vec exp_parts(vec x, vec *two_n) {

@@ -14,14 +14,14 @@ static int (*team_size)(void);
 
 typedef struct {
     _Alignas(64) atomic_int arrived;
-    _Alignas(64) atomic_int turn;
+    _Alignas(64) atomic_uint turn; /* wraps around after hours of text */
 } Barrier;
 
 /* Waits for all `members`. Spins for some microseconds, then gives the processor away: on a busy machine the thread that is
    waited for may need it. */
 static void meet(Barrier *barrier, int members) {
     if (members == 1) return;
-    int turn = atomic_load_explicit(&barrier->turn, memory_order_relaxed);
+    unsigned turn = atomic_load_explicit(&barrier->turn, memory_order_relaxed);
     if (atomic_fetch_add_explicit(&barrier->arrived, 1, memory_order_acq_rel) == members - 1) {
         atomic_store_explicit(&barrier->arrived, 0, memory_order_relaxed);
         atomic_store_explicit(&barrier->turn, turn + 1, memory_order_release);

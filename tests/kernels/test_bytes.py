@@ -175,6 +175,21 @@ def test_extremes_are_held(kernel: NativeKernel) -> None:
     assert refused.storage == "float32"
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("layer_norm", [True, False])
+def test_what_is_no_number_stays_none(kernel: NativeKernel, layer_norm: bool) -> None:
+    """A unit whose state is NaN is seen in the logits of its stream and of no other, as it is with floats."""
+    model = sensible(layers=2, hidden=20, layer_norm=layer_norm)
+    generator = in_bytes(model, kernel, 2)
+    states = [(torch.zeros(2, 20), torch.zeros(2, 20)) for _ in range(2)]
+    states[0][1][1, 3] = torch.nan
+    generator.begin(torch.zeros(2, generator.V), states)
+    generator.run(torch.rand(2, 2), PLAIN)
+
+    assert generator.logits()[0].isfinite().all()
+    assert generator.logits()[1].isnan().all()
+
+
 def test_the_largest_sum_is_exact(kernel: NativeKernel) -> None:
     """Five hundred products of the largest integers, all of one sign, are summed without overflow or saturation."""
     wide = 512
