@@ -65,9 +65,10 @@ def choose(config: RunConfig, chars: int, speed: float) -> tuple[RunConfig, str]
     if opened:
         several = f"{model.members} members of " if model.members > 1 else ""
         budget = counted(steps, "step") if steps is not None else counted(train.minutes or DEFAULT_MINUTES, "minute")
+        often = f"{passes:.2g}" if passes < 99.5 else f"{passes:,.0f}"
         line = (
             f"{several}{layers} x {hidden} units, batch {batch}, window {window}, rate {lr:.2g}, dropout {dropout:g} "
-            f"(weights {weight_dropout:g}): chosen for {budget} on {chars:,} characters, about {passes:.2g} passes"
+            f"(weights {weight_dropout:g}): chosen for {budget} on {chars:,} characters, about {often} passes"
         )
     return chosen, line
 

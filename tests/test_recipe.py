@@ -155,6 +155,14 @@ def test_sizes_follow_the_time_and_the_machine() -> None:
     assert dropouts[0] == 0.0
 
 
+@pytest.mark.parametrize(("chars", "often"), [(10**6, "0.031"), (1000, "31"), (99, "310"), (2, "15,360")])
+def test_passes_are_said_in_digits(chars: int, often: str) -> None:
+    """How often the text is read is said as people write it, however short the text."""
+    train = TrainConfig(steps=30, batch=16, window=64)
+
+    assert recipe.choose(RunConfig(train=train), chars, SPEED)[1].endswith(f"about {often} passes")
+
+
 @pytest.mark.parametrize(
     ("patience", "worse", "last", "ends"),
     [

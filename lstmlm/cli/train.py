@@ -48,6 +48,10 @@ OURS = (JOB, "config.yaml", "metrics.jsonl", "samples.txt", "best.safetensors", 
 """Files of a run: what --overwrite deletes."""
 
 
+PROMPT = "Bob is"
+"""What is offered to go on from, where the model knows its characters."""
+
+
 @dataclass(frozen=True)
 class Request:
     """What the command line asked for."""
@@ -87,6 +91,9 @@ def run(request: Request) -> None:
 def _lead(request: Request, team: Team) -> None:
     """Train as the one process, or as the one that speaks and writes."""
     console = Console(quiet=request.quiet, verbose=request.verbose)
+    for flag, given in (("--out", request.out), ("--val", request.val), ("--from", request.start)):
+        if given == "":  # of a variable that is not set: what stands for no flag at all may be another run
+            raise UsageError(f"{flag}: expected a name, found nothing. Give one, or leave {flag} out.")
     if request.resume and (request.overwrite or request.start):
         raise UsageError("--resume goes on with a run as it is; leave out --overwrite and --from.")
     if request.tensorboard:
@@ -515,7 +522,8 @@ def _finish(console: Console, request: Request, trainer: "Trainer", folder: Path
             )
         reached = f"{bits(p.best_nats):.4f} bits/char ({p.best_nats:.4f} nats)"
         console.say(f"best {reached} on the validation text, at step {p.best_step}")
-    console.say(f"saved {printable(out)}/best.safetensors. Next:  lstmlm sample -m {printable(out)} --prompt 'Bob is'")
+    prompt = "" if trainer.corpus.tokenizer.unknown(PROMPT) else f" --prompt {shlex.quote(PROMPT)}"
+    console.say(f"saved {printable(out)}/best.safetensors. Next:  lstmlm sample -m {printable(out)}{prompt}")
     if request.json:
         console.as_json(
             {

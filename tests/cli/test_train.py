@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -252,6 +253,16 @@ def test_resume_finished(lstmlm: Lstmlm, run: Path, text: Path) -> None:
 
     assert told["steps"] == 12
     assert digest(run) == before
+
+
+@pytest.mark.parametrize("words", ["Bob is here. ", "0123456789\n"])
+def test_what_is_offered_next_works(lstmlm: Lstmlm, words: str) -> None:
+    """The last line is a command that works, whatever characters the text has."""
+    Path("new.txt").write_text(words * 100)
+    offered = lstmlm("train", "new.txt", *TINY).err.splitlines()[-1].split("Next:  lstmlm ")[1]
+
+    assert ("Bob" in offered) == ("Bob" in words)
+    assert lstmlm(*shlex.split(offered), "--length", "3").code == 0
 
 
 def test_resume_same_flags(lstmlm: Lstmlm, run: Path, text: Path) -> None:
