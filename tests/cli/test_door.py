@@ -68,6 +68,22 @@ def test_help(lstmlm: Lstmlm, command: tuple[str, ...]) -> None:
     assert not any(odd in short.out for odd in ("<=x", "<str", "<int", "<float", "<list", "{", "...]]", "\x1b"))
 
 
+@pytest.mark.parametrize(
+    ("command", "form"), [("sample", ""), ("eval", " [TEXT...]"), ("inspect", " [TEXT]"), ("train", " CORPUS...")]
+)
+def test_usage(lstmlm: Lstmlm, command: str, form: str) -> None:
+    """The first line of help shows what may be typed, and no argument that is there to be refused."""
+    assert lstmlm(command, "-h").out.splitlines()[0] == f"Usage: lstmlm {command} [OPTIONS]{form}"
+
+
+def test_interrupted_at_the_door(tmp_path: Path) -> None:
+    """Ctrl-C while the command's own imports run is exit 130 in silence."""
+    (tmp_path / "typer.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    done = process("info", env={"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"})
+
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
 FLAGS = {
     "train": """--out --val --val-fraction --config --set --minutes --steps --epochs --hidden --layers
         --dropout --lr --batch --window
