@@ -12,6 +12,7 @@ Rules, also in the help of `fill`:
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -45,13 +46,20 @@ class Question:
 
     def __post_init__(self) -> None:
         blanks = self.text.count(BLANK)
+        if odd := next((run for run in re.findall("_{5,}", self.text) if len(run) % len(BLANK)), ""):
+            raise TextError(
+                f"text '{printable(self.text[-60:])}': expected {BLANK} where something is missing, "
+                f"found {len(odd)} underscores. Put four of them there."
+            )
         if not blanks:
             raise TextError(
                 f"text '{printable(self.text[-60:])}': expected {BLANK} where something is missing, found none. "
                 "Put four underscores there."
             )
         if len(set(self.candidates)) < 2:
-            raise UsageError(f"candidates: expected two or more that differ, found {len(set(self.candidates))}.")
+            raise UsageError(
+                f"candidates: expected two or more that differ, found {len(set(self.candidates))}. Give a --choice for each."
+            )
         if len(self.candidates) ** blanks > COMBINATIONS:
             raise UsageError(
                 f"candidates: expected at most {COMBINATIONS:,} combinations, found {len(self.candidates)} in each of "

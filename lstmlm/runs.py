@@ -233,9 +233,12 @@ def _advice(path: Path, root: Path) -> str:
     if not names:
         return f"There is no run below {printable(str(root))}/ either: train one (lstmlm train stories)."
     wanted = str(path)
-    near = difflib.get_close_matches(wanted, [*map(str, _files(path.parent)), *names], 1) or [
-        name for name in names if difflib.get_close_matches(path.name, [Path(name).name], 1)
-    ]
+    same = [name for name in names if Path(name).name.lower() == path.name.lower()]
+    near = (
+        same
+        or difflib.get_close_matches(wanted, [*map(str, _files(path.parent)), *names], 1)
+        or [name for name in names if difflib.get_close_matches(path.name, [Path(name).name], 1)]
+    )
     if near:
         return f"Did you mean {printable(near[0])}?"
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""

@@ -231,6 +231,10 @@ def _missing(name: str, bundled: Path | None) -> TextError:
     hints = [f"Did you mean {' or '.join(printable(repr(offers[c])) for c in close)}?"] if close else []
     if own:
         hints.append(f"Corpora that come along: {', '.join(own)}.")
+    if "://" in name:
+        return TextError(
+            f"corpus {printable(repr(name))}: expected a file or folder, found an address. Fetch it into a file first."
+        )
     found = "nothing there" if path.parent.is_dir() else f"no folder '{printable(str(path.parent))}'"
     return TextError(
         f"corpus {printable(repr(name))}: expected a file or folder, found {found}. " + (" ".join(hints) or "Check the name.")

@@ -85,6 +85,14 @@ def test_a_text_without_a_blank_is_refused(text: str) -> None:
         Question(text, ("a", "b"))
 
 
+def test_a_blank_has_four_underscores() -> None:
+    """One too many is said, and not read as a blank beside a character; eight are two blanks."""
+    with pytest.raises(TextError, match="found 5 underscores"):
+        Question("a_____b", ("a", "b"))
+
+    assert len(Question("________", ("a", "b")).fillings()) == 4
+
+
 def test_too_few_or_too_many_candidates_are_refused() -> None:
     """One candidate twice is one, and combinations are bounded before anything is read."""
     with pytest.raises(UsageError, match="two or more"):

@@ -120,6 +120,15 @@ def test_a_mistaken_name_gets_help(home: Path, wrong: str, meant: str) -> None:
         assert runs.find(text.rpartition("Did you mean ")[2].rstrip("?")).exists()
 
 
+@pytest.mark.parametrize("wrong", ["t", "T", "runs/T", "run/t", "elsewhere/t"])
+def test_the_same_name_elsewhere_comes_first(home: Path, wrong: str) -> None:
+    """A run of that very name is offered before one that is merely spelled like what was typed."""
+    for name in ("tt", "x", "t"):
+        make(f"runs/{name}", "best")
+
+    assert refusal(wrong).endswith("Did you mean runs/t?")
+
+
 def test_a_name_like_no_other_gets_a_list(home: Path) -> None:
     """Where nothing is similar the runs that exist are listed, the newest first, and not without end."""
     for number in range(9):

@@ -188,6 +188,8 @@ def test_a_mistyped_name_gets_help(read: Reader, tmp_path: Path) -> None:
     read.file("abc", "bundled/stories.txt")
     with pytest.raises(TextError, match=r"Did you mean '.*shakespeare\.txt'\?"):
         read(str(read.folder / "shakespear.txt"))
+    with pytest.raises(TextError, match="found an address"):
+        read("https://example.com/text.txt")
     with pytest.raises(TextError, match=r"Did you mean 'stories'\? .*come along: stories"):
         read("storys", bundled=bundled)
 

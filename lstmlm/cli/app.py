@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperArgument, TyperGroup
 
-from lstmlm import __version__
+from lstmlm import __version__, devices
 from lstmlm.errors import UsageError, printable
 
 OTHER_WORDS = {
@@ -27,9 +27,9 @@ class _Group(TyperGroup):
                 own = vars(param)
                 own["_get_number_range_help_str"] = lambda: None
                 if isinstance(param, TyperArgument):
-                    shown = param.metavar or str(param.name).upper()
+                    shown = str(param.name).upper() if param.metavar is None else param.metavar
                     # typer would write `{CORPUS...}...` and `<list[str]>`.
-                    own["get_usage_pieces"] = lambda ctx, shown=shown: [shown]
+                    own["get_usage_pieces"] = lambda ctx, shown=shown: [shown] if shown else []
                     own["make_metavar"] = lambda ctx=None, shown=shown: shown
                     own["_rich_display_name"] = lambda shown=shown: shown
                     own["display_type_rich"] = lambda ctx=None: ""
@@ -66,7 +66,20 @@ Model = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors on stderr.")]
 Threads = Annotated[int, typer.Option(metavar="N", min=0, max=4096, help="CPU threads; 0: all cores.")]
-Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to compute; auto: on a GPU that works.")]
+
+
+def _device(given: str) -> str:
+    """Refuse what is no device, before torch is imported, with the word that was probably meant."""
+    if given not in devices.WISHES:
+        from lstmlm import config
+
+        config.keys()["train.device"].parse(given, "--device")
+    return given
+
+
+Device = Annotated[
+    str, typer.Option(metavar="auto|cpu|cuda", callback=_device, help="Where to compute; auto: on a GPU that works.")
+]
 
 
 def _version(asked: bool) -> None:
@@ -290,7 +303,7 @@ def eval_(
 
 @app.command(short_help="Fill the blanks of a text.")
 def fill(
-    text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="With ____ where something is missing.")] = None,
+    typed: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]", help="With ____ where something is missing.")] = None,
     model: Model = None,
     choice: Annotated[list[str] | None, typer.Option(metavar="WORD", help="A candidate; repeatable.")] = None,
     choices: Annotated[str | None, typer.Option(metavar="FILE|-", help="Candidates, separated by spaces or line ends.")] = None,
@@ -316,18 +329,19 @@ def fill(
     lstmlm fill --file data/blanks.tsv
     """
     from lstmlm.cli import fill as door
+    from lstmlm.cli.texts import one_text
 
     door.run(
         door.Request(
-            text=text, choices=choice or [], choices_file=choices, words=words, file=file, forget_at=forget_at, model=model,
-            on_unknown=on_unknown, threads=threads, device=device, json=json, quiet=quiet,
+            text=one_text("fill", typed or []), choices=choice or [], choices_file=choices, words=words, file=file,
+            forget_at=forget_at, model=model, on_unknown=on_unknown, threads=threads, device=device, json=json, quiet=quiet,
         )
     )  # fmt: skip
 
 
 @app.command(short_help="Show what the gates do along a text.")
 def inspect(
-    text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="The text itself.")] = None,
+    typed: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]", help="The text itself.")] = None,
     model: Model = None,
     file: Annotated[str | None, typer.Option(metavar="FILE|-", help="Read the text from a file or stdin.")] = None,
     show: Annotated[
@@ -384,12 +398,13 @@ def inspect(
     lstmlm inspect --at . --swap Bob,Dan
     """
     from lstmlm.cli import inspect as door
+    from lstmlm.cli.texts import one_text
 
     door.run(
         door.Request(
-            text=text, file=file, model=model, show=show or [], units=units, top=top, svg=svg, html=html,
-            member=member, at=at, swap=swap, find=find, reach=reach, everything=all_, on_unknown=on_unknown, threads=threads,
-            json=json, quiet=quiet,
+            text=one_text("inspect", typed or []), file=file, model=model, show=show or [], units=units, top=top, svg=svg,
+            html=html, member=member, at=at, swap=swap, find=find, reach=reach, everything=all_, on_unknown=on_unknown,
+            threads=threads, json=json, quiet=quiet,
         )
     )  # fmt: skip
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from lstmlm.cli import scores
 from lstmlm.cli.scores import Scores
+from lstmlm.cli.texts import one_of
 from lstmlm.console import Console
 from lstmlm.errors import CheckFailed, TextError, UsageError, printable
 
@@ -56,8 +57,7 @@ def run(request: Request) -> None:
     by_line = request.lines or request.chars
     if request.lines and request.chars:
         raise UsageError("eval: expected --lines or --chars, found both.")
-    if request.state not in ("reset", "carried"):
-        raise UsageError(f"--state: expected reset or carried, found {printable(request.state)}.")
+    one_of("--state", request.state, ("reset", "carried"))
     beside = request.dynamic or bool(request.baselines)
     if by_line and (request.max_bpc is not None or request.protocol != "warm" or beside):
         raise UsageError("--lines and --chars: expected no --max-bpc, --protocol cold, --dynamic or --baselines, found one.")
@@ -65,11 +65,12 @@ def run(request: Request) -> None:
         raise UsageError("--sort: expected --lines too, found it alone.")
     if request.json and request.chars:
         raise UsageError("--chars: expected no --json. `inspect --json` gives the surprise of every character.")
-    if request.protocol not in ("warm", "cold"):
-        raise UsageError(f"--protocol: expected warm or cold, found {printable(request.protocol)}.")
+    one_of("--protocol", request.protocol, ("warm", "cold"))
     if request.max_bpc is not None and not math.isfinite(request.max_bpc):
         raise UsageError(f"--max-bpc: expected a number of bits, found {request.max_bpc}.")  # NaN would pass every text
 
+    if request.files_from == "":
+        raise UsageError("--files-from: expected the name of a list, or - for stdin, found nothing.")
     if request.files_from and (by_line or request.texts or beside):
         raise UsageError("--files-from: expected no texts, --lines, --chars, --dynamic or --baselines beside it, found one.")
 

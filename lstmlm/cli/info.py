@@ -1,5 +1,6 @@
 """The door of `lstmlm info`."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -83,14 +84,15 @@ def _as_text(facts: dict[str, Any]) -> str:
         rows.append(
             ("validation", f"{scores['validation_bits_per_char']:.4f} bits/char at step {scores.get('step')}, the best so far")
         )
+    chars = f"{corpus['chars']:,}" if isinstance(corpus.get("chars"), int) else "?"
     vocabulary = f"{facts['vocabulary_size']} {'bytes' if facts['tokenizer'] == 'byte' else 'characters'}"
     if facts["vocabulary"]:
         vocabulary += f": {facts['vocabulary'][:100]}{'...' if len(facts['vocabulary']) > 100 else ''}"
     rows += [
         ("vocabulary", vocabulary),
-        ("corpus", f"{corpus.get('name')}, {corpus.get('chars')} characters, fingerprint {str(corpus.get('fingerprint'))[:16]}"),
+        ("corpus", f"{corpus.get('name')}, {chars} characters, fingerprint {str(corpus.get('fingerprint'))[:16]}"),
         ("versions", ", ".join(f"{k} {v}" for k, v in facts["versions"].items())),
-        ("command", " ".join(map(str, facts["command_line"]))),
+        ("command", shlex.join(map(str, facts["command_line"]))),
     ]
     rows += [
         (key, str(value).lower() if isinstance(value, bool) else str(value)) for key, value in values.items() if value is not None

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lstmlm.cli import drawn
-from lstmlm.cli.texts import read_text, unknown_rule
+from lstmlm.cli.texts import one_of, read_text, unknown_rule
 from lstmlm.console import Console, colour_allowed, columns, unicode_allowed
 from lstmlm.errors import TextError, UsageError, printable
+from lstmlm.units import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -117,8 +118,8 @@ def run(request: Request) -> None:
     widths = [layer.width for layer in model.alone.stack()]
     for layer, unit in units:
         if not (1 <= layer <= len(widths) and 1 <= unit <= widths[layer - 1]):
-            sizes = ", ".join(map(str, widths))
-            raise UsageError(f"--units {layer}:{unit}: expected LAYER:UNIT counted from 1, in layers of {sizes} units.")
+            sizes = f"{counted(len(widths), 'layer')} of {', '.join(map(str, widths))} units"
+            raise UsageError(f"--units {layer}:{unit}: expected LAYER:UNIT counted from 1, in {sizes}.")
     if request.json or request.html:
         kept = [name for name in shows if name != "surprise"] if request.show else list(SHOWS[:-1])
         size = len(ids) * (sum(widths) * len(kept) + 1)
@@ -284,10 +285,7 @@ def busiest(model: "LanguageModel", ids: list[int], name: str, count: int) -> li
 
 def _shows(given: list[str]) -> list[str]:
     names = [name.strip() for value in given for name in value.split(",")] or ["forget", "surprise"]
-    for name in names:
-        if name not in SHOWS:
-            raise UsageError(f"--show: expected {', '.join(SHOWS)}, found {printable(name[:40])}.")
-    return list(dict.fromkeys(names))
+    return list(dict.fromkeys(one_of("--show", name, SHOWS) for name in names))
 
 
 def _units(given: str | None) -> list[tuple[int, int]]:

@@ -7,8 +7,9 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
+from lstmlm.cli.texts import unknown_rule
 from lstmlm.console import Console, is_terminal
 from lstmlm.errors import TextError, UsageError, printable
 from lstmlm.memory import all_stays
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from lstmlm.api import Sample
-    from lstmlm.tokenizer import OnUnknown
 
 TOGETHER = {"cpu": 64, "cuda": 4096}  # samples drawn as one batch and then written: memory does not grow with their number
 
@@ -72,8 +72,7 @@ def run(request: Request) -> None:
         LstmlmError: With the exit code of what went wrong.
     """
     console = Console(quiet=request.quiet)
-    if request.on_unknown not in ("error", "skip", "replace"):
-        raise UsageError(f"--on-unknown: expected error, skip or replace, found {printable(request.on_unknown)}.")
+    on_unknown = unknown_rule(request.on_unknown)
     if request.length == 0 and not request.stop and (request.json or request.count > 1):
         raise UsageError(
             "--length 0 writes without end: expected one plain sample, found --json or -n. Give a --length or a --stop."
@@ -88,20 +87,19 @@ def run(request: Request) -> None:
     seed = request.seed if request.seed is not None else secrets.randbelow(2**31)
     if request.model is None:
         console.say(f"model {printable(str(model.path))}")
-    if request.seed is None and not request.greedy:
-        console.say(f"seed {seed}")
     how = Sampling(request.temperature, request.top_k, request.top_p, request.greedy, request.exact)
 
     together = TOGETHER[model.device.type]
 
     def drawn(first: int) -> "Iterator[tuple[int, str, Sample | None]]":
         n = min(together, request.count - first)
-        on_unknown = cast("OnUnknown", request.on_unknown)
         return model.stream(
             prompt, length=request.length, n=n, seed=seed + first, how=how, stop=request.stop, on_unknown=on_unknown
         )
 
     pieces = drawn(0)  # what is wrong with the prompt is said before anything is written
+    if request.seed is None and not request.greedy:
+        console.say(f"seed {seed}")
     echo = prompt if request.echo else ""
     live = is_terminal(sys.stdout)
     if request.count == 1 and not request.json:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from lstmlm.drawings import table
-from lstmlm.units import bits
+from lstmlm.units import bits, counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,7 +92,7 @@ def as_text(scores: Scores, protocol: str, window: int) -> str:
     text = (
         f"{score.bits_per_char:.4f} bits/char   {score.nats_per_char:.4f} nats/char   perplexity {score.perplexity:.2f}   "
         f"first guess right {score.accuracy:.1%}\n"
-        f"{score.chars:,} characters{unknown}, {score.bits_per_byte:.4f} bits/byte, {protocol}: {how}\n"
+        f"{counted(score.chars, 'character')}{unknown}, {score.bits_per_byte:.4f} bits/byte, {protocol}: {how}\n"
     )
     if not dynamic and not scores.baselines:
         return text + f"by the frequencies of single characters alone it would take {score.order0_bits_per_char:.4f} bits/char\n"

@@ -1,6 +1,10 @@
-"""What several commands ask of texts: a small file as a whole, and what becomes of characters that the model lacks."""
+"""What several commands ask of what was typed: a word among a few, a text or a small file, characters that the model lacks."""
 
+import difflib
+import os
+import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,9 +41,37 @@ def unknown_rule(given: str) -> OnUnknown:
         UsageError: There is no such rule.
     """
     rules: dict[str, OnUnknown] = {"error": "error", "skip": "skip", "replace": "replace"}
-    if given in rules:
-        return rules[given]
-    raise UsageError(f"--on-unknown: expected error, skip or replace, found {printable(given[:40])}.")
+    return rules[one_of("--on-unknown", given, list(rules))]
+
+
+def one_of(flag: str, given: str, words: Sequence[str]) -> str:
+    """Return a word that a flag may be.
+
+    Raises:
+        UsageError: It is none of them; with the one that was probably meant.
+    """
+    if given in words:
+        return given
+    near = difflib.get_close_matches(given.lower(), words, 1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise UsageError(f"{flag}: expected {', '.join(words[:-1])} or {words[-1]}, found {_quoted(given)}.{hint}")
+
+
+def one_text(command: str, words: Sequence[str]) -> str | None:
+    """Return the text on the command line, if there is one.
+
+    Raises:
+        UsageError: There are several words without quotes, or the text is the name of a file.
+    """
+    if len(words) > 1:
+        whole = printable(shlex.quote(" ".join(words)))
+        raise UsageError(f"{command}: expected one text, found {len(words)} words without quotes. Did you mean {whole}?")
+    text = words[0] if words else None
+    # A file of one word may be called like a text; one with an ending or a folder is hardly meant as text.
+    if text and (os.sep in text or os.path.splitext(text)[1]) and os.path.isfile(text):
+        name = printable(shlex.quote(text))
+        raise UsageError(f"{command}: expected the text itself, found the name of a file. Did you mean --file {name}?")
+    return text
 
 
 def one_symbol(flag: str, given: str, model: "LanguageModel") -> int:
@@ -51,7 +83,7 @@ def one_symbol(flag: str, given: str, model: "LanguageModel") -> int:
     """
     ids = model.tokenizer.encode(given)
     if len(ids) != 1:
-        raise UsageError(f"{flag}: expected one character, found {printable(given[:40]) or 'none'}.")
+        raise UsageError(f"{flag}: expected one character, found {_quoted(given)}.")
     return ids[0]
 
 
@@ -74,3 +106,8 @@ def statistics_text(
         raise TextError(f"corpus: expected a validation part in this run, found none. {advice}")
     end = len(corpus.val) if most is None else min(most, len(corpus.val))
     return model.tokenizer.decode(corpus.val.tensor(0, end).tolist())
+
+
+def _quoted(given: str) -> str:
+    """Return what was typed, fit for a message; spaces at its ends can be seen."""
+    return f"'{printable(given[:40])}'" if given else "nothing"

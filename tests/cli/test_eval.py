@@ -198,6 +198,7 @@ def test_one_character(lstmlm: Lstmlm, run: Path) -> None:
     expected = -math.log((counts[symbols["symbols"].index("B")] + 1) / (sum(counts) + len(counts)))
 
     assert lstmlm("eval", "one", "--json").json["nats_per_char"] == pytest.approx(expected)
+    assert "\n1 character, " in lstmlm("eval", "one").out
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,10 @@
+import shlex
 from pathlib import Path
 
 import pytest
 
 from lstmlm import checkpoint
-from tests.cli.conftest import TEXT, Lstmlm
+from tests.cli.conftest import TEXT, TINY, Lstmlm
 
 
 def flip(path: Path, at: int) -> None:
@@ -36,6 +37,16 @@ def test_text(lstmlm: Lstmlm, run: Path, form: tuple[str, ...]) -> None:
     assert result.code == 0
     assert all(word in result.out for word in ("parameters", "vocabulary", "corpus", "command", "train.lr"))
     assert ("model runs/text" in result.err) == (not form)
+
+
+def test_text_can_be_typed_again(lstmlm: Lstmlm, text: Path) -> None:
+    """The command stands there as a shell reads it, and counts have their commas."""
+    Path("two words.txt").write_text("Bob is here. " * 100)
+    assert lstmlm("train", "two words.txt", *TINY, "--out", "new").code == 0
+    lines = dict(line.split(maxsplit=1) for line in lstmlm("info", "new").out.splitlines())
+
+    assert shlex.split(lines["command"])[:3] == ["lstmlm", "train", "two words.txt"]
+    assert "1,300 characters" in lines["corpus"]
 
 
 def test_two_models(lstmlm: Lstmlm, run: Path) -> None:

@@ -140,12 +140,22 @@ MISTAKES = """
 2 | sample --seed 1.5
 2 | sample -n 0
 2 | sample --on-unknown ignore --prompt a
+2 | sample --on-unknown skipp --prompt a | sample --on-unknown skip --prompt a
+2 | sample --device cpux | sample --device cpu
+2 | fill "B____b" --choice o --choice a --device Cpu | fill "B____b" --choice o --choice a --device cpu
 2 | eval text.txt --protocol luke
+2 | eval text.txt --protocol code | eval text.txt --protocol cold
+2 | eval text.txt --lines --state carry | eval text.txt --lines --state carried
+2 | eval text.txt --device CPU | eval text.txt --device cpu
+2 | eval --files-from ""
 2 | eval text.txt --window 0
 2 | eval text.txt --max-bpc abc
 2 | eval text.txt --lines --chars
-2 | inspect Bob --show forgot
+2 | inspect Bob --show forgot | inspect Bob --show forget
+2 | inspect Bob --show ""
+2 | inspect Bob --show Cell | inspect Bob --show cell
 2 | inspect Bob --units 1:99
+2 | inspect Bob --units 3:1
 2 | inspect Bob --top many
 2 | inspect --at ab
 2 | inspect --find captial --file text.txt
@@ -197,6 +207,9 @@ MISTAKES = """
 3 | train text.txt --val empty.txt --out a
 2 | train - --val -
 2 | train text.txt --out text.txt
+2 | train text.txt --overwrite --steps 1 --out ""
+2 | train text.txt --steps 1 --out a --val ""
+2 | train text.txt --steps 1 --out a --from ""
 5 | train text.txt --hidden 7 --out text.txt/run
 2 | train text.txt --resume --overwrite
 2 | train text.txt --resume --hidden 9 --out runs/text
@@ -213,6 +226,7 @@ MISTAKES = """
 4 | sample -m text | sample -m runs/text
 4 | sample -m runs | sample -m runs/text
 4 | sample -m RUNS/text | sample -m runs/text
+4 | sample -m runs/TEXT | sample -m runs/text
 4 | sample -m runs/text/best | sample -m runs/text
 4 | sample -m runs/text/best.safetensor | sample -m runs/text/best.safetensors
 4 | sample -m runs/text/config.yaml
@@ -254,9 +268,15 @@ MISTAKES = """
 2 | fill "B____b" --choice o
 3 | fill "Bob" --choice o --choice a
 3 | fill "B___b" --choice o --choice a
+3 | fill "B_____b" --choice o --choice a
+2 | fill Bob ____ l --choice o --choice a | fill "Bob ____ l" --choice o --choice a
+2 | fill blanks.tsv | fill --file blanks.tsv
 2 | fill "B____b" --file text.txt
 2 | inspect
 2 | inspect Bob --file text.txt
+2 | inspect Bob est l | inspect "Bob est l"
+2 | inspect text.txt | inspect --file text.txt
+2 | inspect --reach ./text.txt | inspect --reach --file ./text.txt
 3 | inspect Zebra
 3 | inspect ""
 """
@@ -280,6 +300,7 @@ def _here(run: Path, text: Path) -> None:
     Path("folder").mkdir()
     Path("bad.yaml").write_text("train:\n  lrr: 0.01\n")
     Path("my.yaml").write_text("train:\n  lr: 0.01\n")
+    Path("blanks.tsv").write_text("text\tcandidates\tanswer\nBob ____ l\to|a\to\n")
 
 
 def offers(message: str) -> list[str]:

@@ -173,6 +173,7 @@ def test_unknown(lstmlm: Lstmlm, run: Path) -> None:
     assert result.code == 3
     assert result.out == ""
     assert all(part in result.err for part in ("Ħ", "U+0126", "4", "--on-unknown"))
+    assert "seed" not in lstmlm("sample", "--prompt", "Ħ").err  # nothing was drawn
     assert b"\x1b" not in result.stderr
 
 
