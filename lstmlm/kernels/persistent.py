@@ -23,7 +23,7 @@ multiprocessors), B 64 and T 128. Nothing of this was measured; that a barrier t
     3 x 1024: 3 x 128 x (0.68 + 1 to 2) = 0.65 to 1.03 ms forward, likewise
 
 That is one layer after another, with T L barriers. L layers side by side, each c steps behind the one below, are T + c (L - 1)
-barriers and the same work: 2 x 512 with c 16 waits 144 times and not 256, 0.21 to 0.36 ms forward. Members of an ensemble side by
+barriers and the same work: 2 x 512 with c 32 waits 160 times and not 256, 0.25 to 0.41 ms forward. Members of an ensemble side by
 side wait as often as one of them. 8 x 512 or 2 x 1024 run at once with their weights on chip. The more there are, the more rows
 a program goes through in a step, one block after another; what that costs is not in these numbers.
 """
@@ -39,9 +39,8 @@ from torch import Tensor
 from lstmlm.kernels import MANY, Activations, Rows
 from lstmlm.kernels.build import Unavailable
 from lstmlm.kernels.eager import EagerKernel
-from lstmlm.kernels.persistent_memory import checked, diagonal, strides_of
+from lstmlm.kernels.persistent_memory import checked, staggered, strides_of
 from lstmlm.kernels.persistent_tiles import INTERPRETER, Chip, tiles
-from lstmlm.kernels.pointwise import TorchPointwise
 
 __all__ = ["PersistentKernel", "Unavailable", "load"]
 
@@ -61,16 +60,15 @@ class PersistentKernel:
     `strict` is the same with float32 factors. Ids are trusted to lie in the table: to look at them is to wait for the device.
     """
 
-    pointwise = TorchPointwise()
-
     def __init__(
         self, factors: torch.dtype, chip: Chip, strict: "PersistentKernel | None" = None, *, interpreted: bool = False
     ) -> None:
-        from lstmlm.kernels import persistent_steps
+        from lstmlm.kernels import fused, persistent_steps
 
         self._steps = persistent_steps
         self._strict = strict
         self._factors, self._chip, self._interpreted = factors, chip, interpreted
+        self.pointwise = fused.load(interpreted)
         self.name = f"triton {str(factors).removeprefix('torch.')}" + (" (interpreted)" if interpreted else "")
 
     @property
@@ -270,10 +268,10 @@ def disagreement(kernel: PersistentKernel, device: str) -> float:
         results = []
         for run, like in ((EagerKernel(), given[0].double()), (kernel, given[0].to(device))):
             a, C, H, W, H_0, C_0, dH, dC_T = (part.to(like, copy=True) for part in given)
-            into = Activations(*(map(diagonal, (a, C, H)) if many else (a, C, H)))
+            into = Activations(*(map(staggered, (a, C, H)) if many else (a, C, H)))
             run.forward(into.gates, W, H_0, C_0, into=into)
             kept = into.gates.clone()
-            back = run.backward(diagonal(dH) if many else dH, dC_T, into.gates, into.C, C_0, W)
+            back = run.backward(staggered(dH) if many else dH, dC_T, into.gates, into.C, C_0, W)
             results.append([part.cpu() for part in (kept, into.C, into.H, *back)])
         differences += [(x - y).abs().max() / x.abs().max() for x, y in zip(*results, strict=True)]
     return float(torch.stack(differences).max())  # or NaN

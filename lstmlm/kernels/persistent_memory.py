@@ -37,7 +37,7 @@ def strides_of(many: list[int], *tensors: Tensor) -> tuple[tuple[int, int], ...]
     return tuple((x.stride(0) if many[0] > 1 else 0, x.stride(1) if many[1] > 1 else 0) if many else (0, 0) for x in tensors)
 
 
-def diagonal(x: Tensor) -> Tensor:
+def staggered(x: Tensor) -> Tensor:
     """Return (M, L, T, ...) as it lies where each of L layers has L T steps, and is T steps behind the one below."""
     M, L, T = x.shape[:3]
     room = x.new_zeros(M, L, L * T, *x.shape[3:])

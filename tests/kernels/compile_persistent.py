@@ -14,7 +14,7 @@ from triton.backends.compiler import GPUTarget
 
 from lstmlm.kernels import Rows, persistent_steps
 from lstmlm.kernels.persistent import PersistentKernel
-from lstmlm.kernels.persistent_memory import diagonal
+from lstmlm.kernels.persistent_memory import staggered
 from lstmlm.kernels.persistent_tiles import Chip
 
 H200 = Chip(132, 232_448)
@@ -86,7 +86,7 @@ def compiled(name: str, many: tuple[int, ...], B: int, S: int, factors: torch.dt
     shapes = [(S, 4 * S), (B, S), (4 * S,), (T, B, S), (T, B, 4 * S)]
     W, state, bias, states, gates = (torch.empty(*many, *shape, device="meta") for shape in shapes)
     if many:
-        states, gates = diagonal(states), diagonal(gates)
+        states, gates = staggered(states), staggered(gates)
     if name.startswith("backward"):
         kernel.backward(states, state, gates, states, state, W)
     else:

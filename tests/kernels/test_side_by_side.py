@@ -30,7 +30,7 @@ class Chunks(NamedTuple):
     views: dict[str, Tensor]
 
 
-def diagonal(room: Tensor, c: int, before: int) -> Tensor:
+def staggered(room: Tensor, c: int, before: int) -> Tensor:
     """Return c steps of every layer, those of layer l beginning c steps before those of layer l - 1. (M, L, c, B, width)
 
     Args:
@@ -55,10 +55,10 @@ def chunks(M: int, L: int, c: int, B: int, S: int, *, bias: bool, dtype: torch.d
     rooms, views = {}, {}
     for name, before, width in (("gates", 0, 4 * S), ("C", 1, S), ("H", 1, S), ("dH", 0, S)):
         rooms[name] = torch.full((M, L, before + T, B, width), UNTOUCHED, dtype=dtype, device=device)
-        views[name] = diagonal(rooms[name], c, before)
+        views[name] = staggered(rooms[name], c, before)
         views[name].copy_(drawn(M, L, c, B, width))
     for name, what in (("C", "C_0"), ("H", "H_0")):
-        row = diagonal(rooms[name], c, 0)[:, :, 0]
+        row = staggered(rooms[name], c, 0)[:, :, 0]
         views[what] = row.copy_(drawn(M, L, B, S).tanh())
     rooms["W"] = views["W"] = drawn(M, L, S, 4 * S) * 1.5 * S**-0.5
     # Gradients of a state lie layer by layer, members behind one another in each.
