@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lstmlm.kernels import arguments
+from lstmlm.kernels.arguments import checked
 from lstmlm.kernels.native import NativeKernel
 from lstmlm.kernels.pace import Pace
 
@@ -90,11 +91,9 @@ class Generator:
         storage: str = "auto",
     ) -> None:
         library = _library(kernel)
-        every = [t for layer in layers for t in layer if t is not None] + list(readout or ())
-        if any(t.dtype != torch.float32 or t.device.type != "cpu" or not t.is_contiguous() for t in every):
-            raise TypeError("weights: expected contiguous float32 on the cpu.")
         self.n, self.V = n, len(layers[0].U)
         self._widths = [len(layer.W) for layer in layers]
+        every = _weights(layers, readout, self.V)
         self.storage = _storage(storage, every, bool(library.lstmlm_generator_bytes()))
         threads = arguments.threads()
         self._pace = Pace(threads)
@@ -213,6 +212,20 @@ class Generator:
         for index, (H, C) in enumerate(states):
             self._library.lstmlm_generator_state(self._handle, index, True, _pointer(H), _pointer(C))
         return states
+
+
+def _weights(layers: Sequence[LayerWeights], readout: tuple[Tensor, Tensor] | None, V: int) -> list[Tensor]:
+    """Return all weights that there are; the C code trusts what has passed here."""
+    every, width = [], V
+    for layer in layers:
+        S = len(layer.W)
+        shapes = (width, 4 * S), (S, 4 * S), (4 * S,), (S,), (S,)
+        named = zip(LayerWeights._fields, layer, shapes, strict=True)
+        every += [checked(name, weight, *shape) for name, weight, shape in named if weight is not None]
+        width = S
+    if readout is None and width != V:
+        raise ValueError(f"readout: expected one from {width} units to {V} ids, found none.")
+    return every if readout is None else [*every, checked("R", readout[0], V, width), checked("r", readout[1], V)]
 
 
 def _storage(wish: str, weights: list[Tensor], quick: bool) -> str:

@@ -302,3 +302,23 @@ def test_wrong_shapes_are_refused(kernel: NativeKernel) -> None:
     with pytest.raises(TypeError):
         Generator(kernel, [LayerWeights(double, double, None, None, None)], None, 1, residual=False)
     assert sampler.native_generator(with_kernel(small_model(), kernel).double(), 1) is None
+
+
+def test_weights_that_do_not_fit_are_refused(kernel: NativeKernel) -> None:
+    """One row or column less, of any weight: the C code would read beyond its end."""
+    V, S = 5, 3
+    shapes = [(V, 4 * S), (S, 4 * S), (4 * S,), (S,), (S,), (S, 4 * S), (S, 4 * S), (4 * S,), (S,), (S,), (V, S), (V,)]
+
+    def made(*weights: Tensor) -> Generator:
+        layers = [LayerWeights(*weights[:5]), LayerWeights(*weights[5:10])]
+        return Generator(kernel, layers, (weights[10], weights[11]), 1, residual=False)
+
+    made(*(torch.zeros(shape) for shape in shapes)).read([1])
+    for index, shape in enumerate(shapes):
+        for axis in range(len(shape)):
+            weights = [torch.zeros(shape) for shape in shapes]
+            weights[index] = weights[index].narrow(axis, 0, shape[axis] - 1).contiguous()
+            with pytest.raises(ValueError, match="expected contiguous"):
+                made(*weights)
+    with pytest.raises(ValueError, match="readout: expected"):
+        Generator(kernel, [LayerWeights(torch.zeros(V, 4 * S), torch.zeros(S, 4 * S), None, None, None)], None, 1, residual=False)
