@@ -233,9 +233,13 @@ def from_dict(data: object) -> Tokenizer:
     return tokenizer
 
 
+CONTROLS = {"\t": "tab", "\n": "line feed", "\r": "carriage return"}
+"""Names of characters that Unicode gives none."""
+
+
 def describe(char: str) -> str:
     """Name a character for a message: itself where it can be shown, its code point, its Unicode name."""
-    name = unicodedata.name(char, "")
+    name = unicodedata.name(char, CONTROLS.get(char, ""))
     shown = f"'{char}' " if char.isprintable() and not unicodedata.combining(char) else ""
     return f"{shown}U+{ord(char):04X}{f' ({name.lower()})' if name else ''}"
 

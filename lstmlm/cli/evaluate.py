@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,6 +14,8 @@ from lstmlm.cli.scores import Scores
 from lstmlm.cli.texts import one_of
 from lstmlm.console import Console
 from lstmlm.errors import CheckFailed, TextError, UsageError, printable
+from lstmlm.tokenizer import describe
+from lstmlm.units import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,6 +23,9 @@ if TYPE_CHECKING:
     from lstmlm.api import LanguageModel
     from lstmlm.corpus import Corpus
     from lstmlm.dynamic import Learner, Rates
+
+
+SHOWN = 5  # characters that the model does not know, by name
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,10 @@ def run(request: Request) -> None:
     if request.files_from:
         _each(request, model, console)
         return
-    found = _score(request, model, request.texts)
+    missing: Counter[str] = Counter()
+    found = _score(request, model, request.texts, missing)
+    if missing:
+        console.say(_not_known(missing))
     if request.json:
         console.as_json(scores.as_dict(found, request.protocol, request.window))
     else:
@@ -106,7 +115,7 @@ def _each(request: Request, model: "LanguageModel", console: Console) -> None:
     """Score the files of a list one after another, and write each result before the next file is opened."""
     above = []
     for name in _listed(request.files_from or ""):
-        found = _score(request, model, [name])
+        found = _score(request, model, [name], Counter())
         score = found.score
         if request.json:
             console.as_json({"file": name, **scores.as_dict(found, request.protocol, request.window)}, flush=True)
@@ -134,8 +143,17 @@ def _listed(name: str) -> Iterator[str]:
         raise TextError(f"--files-from {printable(name)}: expected a list to read, found: {error.strerror}.") from None
 
 
-def _score(request: Request, model: "LanguageModel", texts: list[str]) -> Scores:
+def _not_known(missing: Counter[str]) -> str:
+    """Say which characters the model lacks, the commonest first: a CRLF for a line end looks like any other text."""
+    shown = [f"{describe(char)} {counted(count, 'time')}" for char, count in missing.most_common(SHOWN)]
+    more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
+    return f"not known to the model, 20.09 bits each: {', '.join(shown)}{more}"
+
+
+def _score(request: Request, model: "LanguageModel", texts: list[str], missing: Counter[str]) -> Scores:
     """Score texts as one, or, where none is named, the run's validation part, in all the ways asked for.
+
+    What the model does not know is counted in `missing`.
 
     Raises:
         TextError: There is nothing to score.
@@ -153,7 +171,7 @@ def _score(request: Request, model: "LanguageModel", texts: list[str]) -> Scores
         learner, rates = _learner(model, corpus)
         scorers.append(Scorer(model.network, model.counts, window=dynamic.SEGMENT, read=learner.read))
     kept: list[Tensor] = []
-    for ids, chars, size in _pieces(request, model, texts, corpus):
+    for ids, chars, size in _pieces(request, model, texts, corpus, missing):
         for scorer in scorers:
             scorer.add(ids, chars, size)
         if plain and sum(map(len, kept)) < baselines.MOST:
@@ -187,7 +205,7 @@ def _corpus(model: "LanguageModel", texts: list[str]) -> "Corpus":
 
 
 def _pieces(
-    request: Request, model: "LanguageModel", texts: list[str], corpus: "Corpus | None"
+    request: Request, model: "LanguageModel", texts: list[str], corpus: "Corpus | None", missing: Counter[str]
 ) -> "Iterator[tuple[Tensor, int, int]]":
     """Give the text piece by piece: known ids, characters, bytes in UTF-8."""
     import torch
@@ -208,6 +226,8 @@ def _pieces(
         return
     for text in decode(raw, find_encoding(request.encoding), Tally()):
         ids = torch.tensor(model.tokenizer.encode(text, on_unknown="skip"), dtype=torch.int64)
+        if len(ids) < len(text):
+            missing.update(char for _, char in model.tokenizer.unknown(text))
         yield ids, len(text), len(text.encode("utf-8", "surrogatepass"))
 
 

@@ -191,6 +191,19 @@ def test_unknown(lstmlm: Lstmlm, run: Path) -> None:
     assert "2 of them unknown" in lstmlm("eval", "odd").out
 
 
+def test_what_is_unknown_is_named(lstmlm: Lstmlm, run: Path, text: Path) -> None:
+    """Which characters the model lacks is said on stderr, the commonest first: CRLF is found out."""
+    Path("odd").write_bytes(b"Bob est l\r\n" * 9 + "ĦĦ#%&*@".encode())
+    result = lstmlm("eval", "odd", "-m", "runs/text")
+
+    assert result.err.startswith("not known to the model, 20.09 bits each: U+000D (carriage return) 9 times, 'Ħ' U+0126 (")
+    assert result.err.endswith(
+        ") 2 times, '#' U+0023 (number sign) 1 time, '%' U+0025 (percent sign) 1 time, '&' U+0026 (ampersand) 1 time and 2 more\n"
+    )
+    assert lstmlm("eval", "odd", "-q").err == ""
+    assert lstmlm("eval", "text.txt", "-m", "runs/text").err == ""
+
+
 def test_one_character(lstmlm: Lstmlm, run: Path) -> None:
     """A single character is scored too, by its frequency in the training text."""
     Path("one").write_text("B")
