@@ -39,13 +39,13 @@ def library() -> ctypes.CDLL:
         Unavailable: There is no compiler, or none of them can compile the sources.
     """
     compiler, version = find_compiler()
-    key = _digest(_source_bytes(), version.encode(), "\0".join(FLAGS).encode(), cpu().encode())
+    key = _digest(_source_bytes(), version.encode(), repr((FLAGS, FOR_THIS_CPU)).encode(), cpu().encode())
     kept = cache_folder()
     if kept is not None:
-        for path in sorted(kept.glob(f"native-{key}-*.so")):
-            if path.stem.rpartition("-")[2] == _content_digest(path):
-                return _open(path)
         try:
+            for path in sorted(kept.glob(f"native-{key}-*.so")):
+                if path.stem.rpartition("-")[2] == _content_digest(path):
+                    return _open(path)
             kept.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".native-", dir=kept) as folder:
                 made = _compile(compiler, Path(folder))
@@ -53,7 +53,7 @@ def library() -> ctypes.CDLL:
                 os.replace(made, target)
                 return _open(target)
         except (OSError, Unavailable):
-            pass  # read-only, full or not executable: try without the cache, whose error is then the one to report
+            pass  # read-only, full, not executable: try without the cache, whose error is then the one to report
     try:
         with tempfile.TemporaryDirectory(prefix="lstmlm-") as folder:
             return _open(_compile(compiler, Path(folder)))
@@ -73,7 +73,7 @@ def passed(shared: ctypes.CDLL, examination: str, *, now: bool = False) -> bool:
     """
     path = Path(f"{shared._name}.{examination}.passed")
     with contextlib.suppress(OSError):
-        if now and path.with_name(Path(shared._name).name).exists():
+        if now and os.path.exists(shared._name):
             path.touch()
         return path.exists()
     return False
@@ -92,22 +92,25 @@ def cache_folder() -> Path | None:
         return None
 
 
-def find_compiler() -> tuple[str, str]:
-    """Return the path of the first compiler that answers, $CC before all others, and what it calls itself.
+def find_compiler() -> tuple[list[str], str]:
+    """Return the command of the first compiler that answers, $CC before all others, and what it calls itself.
+
+    $CC may be several words, such as `ccache gcc`.
 
     Raises:
         Unavailable: None does.
     """
-    wanted = os.environ.get("CC", "").split()[:1]
-    for name in (*wanted, *COMPILERS):
-        path = shutil.which(name)
+    wanted = os.environ.get("CC", "").split()
+    for words in (wanted, *([name] for name in COMPILERS)):
+        path = shutil.which(words[0]) if words else None
         if path is None:
             continue
+        command = [path, *words[1:]]
         try:
-            answer = subprocess.run([path, "--version"], capture_output=True, timeout=SECONDS, check=True, text=True)
+            answer = subprocess.run([*command, "--version"], capture_output=True, timeout=SECONDS, check=True, text=True)
         except (OSError, subprocess.SubprocessError, UnicodeError):
             continue
-        return path, f"{path}\n{answer.stdout}"
+        return command, f"{command}\n{answer.stdout}"
     raise Unavailable(f"no C compiler: none of {', '.join(COMPILERS)} is on PATH")
 
 
@@ -123,29 +126,29 @@ def cpu() -> str:
     return "\n".join(lines)
 
 
-def _compile(compiler: str, folder: Path) -> Path:
+def _compile(compiler: list[str], folder: Path) -> Path:
     """Compile into the folder and return the shared object's path."""
     made = folder / "native.so"
     complaint = ""
     # The compiler's own temporary files go where the result goes: /tmp may be full or missing.
     environment = {**os.environ, "TMPDIR": str(folder)}
     for machine in FOR_THIS_CPU:
-        command = [compiler, *FLAGS, *machine, *map(str, sorted(SOURCES.glob("*.c"))), "-o", str(made), "-lm"]
+        command = [*compiler, *FLAGS, *machine, *map(str, sorted(SOURCES.glob("*.c"))), "-o", str(made), "-lm"]
         try:
             run = subprocess.run(command, capture_output=True, timeout=SECONDS, text=True, errors="replace", env=environment)
         except subprocess.TimeoutExpired:
-            raise Unavailable(f"{compiler} took longer than {SECONDS} s") from None
+            raise Unavailable(f"{compiler[0]} took longer than {SECONDS} s") from None
         if run.returncode == 0 and made.is_file():
             return made
         errors = [line for line in run.stderr.splitlines() if "error" in line]
         complaint = complaint or (errors or [f"exit status {run.returncode}"])[0]
-    raise Unavailable(f"{compiler} could not compile the kernel: {complaint.strip()}")
+    raise Unavailable(f"{compiler[0]} could not compile the kernel: {complaint.strip()}")
 
 
 def _open(path: Path) -> ctypes.CDLL:
     """Load a shared object; `CDLL` lets other Python threads run during its calls."""
     try:
-        return ctypes.CDLL(str(path))
+        return ctypes.CDLL(str(path.absolute()))  # a name without a slash would be looked for elsewhere
     except OSError as error:
         raise Unavailable(f"the compiled kernel cannot be loaded: {error}") from None
 

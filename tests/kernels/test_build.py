@@ -1,3 +1,4 @@
+import ctypes
 import os
 import stat
 import subprocess
@@ -37,7 +38,7 @@ def count_compilations(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     seen: list[Path] = []
     compile_now = build._compile
 
-    def counted(compiler: str, folder: Path) -> Path:
+    def counted(compiler: list[str], folder: Path) -> Path:
         seen.append(folder)
         return compile_now(compiler, folder)
 
@@ -57,7 +58,7 @@ def test_compiles_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_ingredient_has_its_own_file(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A change of a source, of a header, of the compiler's version or of the CPU is compiled anew."""
+    """A change of a source, of a header, of the compiler's version, of the CPU or of the flags is compiled anew."""
     build.library()
     (build.SOURCES / "answer.h").write_text("#define ANSWER 43\n")
     assert build.library().answer() == 43
@@ -71,6 +72,10 @@ def test_every_ingredient_has_its_own_file(cache: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(build, "find_compiler", lambda: (compiler, "another"))
     build.library()
     assert len(kept(cache)) == 4
+
+    monkeypatch.setattr(build, "FOR_THIS_CPU", ((),))
+    build.library()
+    assert len(kept(cache)) == 5
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "altered", "folder", "unreadable"])
@@ -117,6 +122,39 @@ def test_full_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert kept(cache) == []
 
 
+def test_cache_that_nothing_can_be_run_from(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache on a file system without execution costs a compilation each time, the second time too."""
+    load = ctypes.CDLL
+
+    def guarded(name: str) -> ctypes.CDLL:
+        if Path(name).parent == cache:
+            raise OSError(f"{name}: failed to map segment from shared object")
+        return load(name)
+
+    monkeypatch.setattr(ctypes, "CDLL", guarded)
+
+    assert [build.library().answer() for _ in range(2)] == [42, 42]
+    assert len(kept(cache)) == 1
+
+
+def test_cache_in_the_working_folder(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache that is the working folder itself is compiled into once, and found the second time."""
+    cache.mkdir()
+    monkeypatch.chdir(cache)
+    monkeypatch.setenv("LSTMLM_CACHE", ".")
+    compilations = count_compilations(monkeypatch)
+
+    assert [build.library().answer() for _ in range(2)] == [42, 42]
+    assert len(compilations) == 1
+
+
+def test_cache_with_an_impossible_name(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that the system does not take costs a compilation."""
+    monkeypatch.setenv("LSTMLM_CACHE", "x" * 5000)
+
+    assert build.library().answer() == 42
+
+
 def test_nowhere_to_write(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With neither cache nor temporary folder the reason says so."""
     cache.write_text("no folder")
@@ -141,6 +179,17 @@ def test_broken_compiler(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path:
     script.write_text("#!/bin/sh\nexit 1\n")
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("CC", str(script))
+
+    assert build.library().answer() == 42
+
+
+def test_compiler_of_two_words(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`CC="ccache gcc"`: the first word alone answers to --version too, but does not compile."""
+    script = tmp_path / "wrapper"
+    script.write_text('#!/bin/sh\ncase "$1" in --version) echo wrapper;; -*) exit 1;; *) exec "$@";; esac\n')
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    compiler, _ = build.find_compiler()
+    monkeypatch.setenv("CC", f"{script} {compiler[0]}")
 
     assert build.library().answer() == 42
 
@@ -218,7 +267,7 @@ def test_the_kernel_itself_compiles_without_a_warning(tmp_path: Path) -> None:
         pytest.skip(str(reason))
     for machine in build.FOR_THIS_CPU[0], ():
         flags = [flag for flag in build.FLAGS if flag != "-w"] + ["-O1", "-Wall", "-Wextra", *machine]
-        command = [compiler, *flags, str(build.SOURCES / "native.c"), "-o", str(tmp_path / "native.so"), "-lm"]
+        command = [*compiler, *flags, str(build.SOURCES / "native.c"), "-o", str(tmp_path / "native.so"), "-lm"]
         run = subprocess.run(command, capture_output=True, text=True)
 
         assert run.stderr == ""

@@ -356,11 +356,11 @@ def test_amx_instructions_compile(tmp_path: Path) -> None:
     except Unavailable as reason:
         pytest.skip(str(reason))
     machine = ["-march=sapphirerapids"]
-    known = subprocess.run([compiler, *machine, "-xc", "-E", "/dev/null"], capture_output=True).returncode == 0
+    known = subprocess.run([*compiler, *machine, "-xc", "-E", "/dev/null"], capture_output=True).returncode == 0
     if not known:
         pytest.skip("the compiler does not know AMX")
     source = str(build.SOURCES / "native.c")
-    command = [compiler, *build.FLAGS, "-O1", *machine, "-S", "-o", str(tmp_path / "native.s"), source]
+    command = [*compiler, *build.FLAGS, "-O1", *machine, "-S", "-o", str(tmp_path / "native.s"), source]
     subprocess.run(command, check=True)
 
     assert "tdpbf16ps" in (tmp_path / "native.s").read_text()
