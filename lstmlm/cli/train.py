@@ -93,7 +93,7 @@ def _lead(request: Request, team: Team) -> None:
     console = Console(quiet=request.quiet, verbose=request.verbose)
     for flag, given in (("--out", request.out), ("--val", request.val), ("--from", request.start)):
         if given == "":  # of a variable that is not set: what stands for no flag at all may be another run
-            raise UsageError(f"{flag}: expected a name, found nothing. Give one, or leave {flag} out.")
+            raise UsageError(f"{flag}: expected a name, found nothing. Give one, or do without {flag}.")
     if request.resume and (request.overwrite or request.start):
         raise UsageError("--resume goes on with a run as it is; leave out --overwrite and --from.")
     if request.tensorboard:
