@@ -37,13 +37,13 @@ def choose(config: RunConfig, chars: int, speed: float) -> tuple[RunConfig, str]
     Args:
         config: As the user left it.
         chars: Length of the training text.
-        speed: Of this machine's matrix products, FLOP/s.
+        speed: Of this machine's matrix products, FLOP/s, which the members share.
 
     Returns:
         The configuration with no size or rate open, and the line; the line is empty where nothing was open.
     """
     model, train = config.model, config.train
-    speed /= model.members  # each of them takes its step after the others
+    speed /= model.members
     if train.minutes is None and train.steps is None and train.epochs is None:
         train = replace(train, minutes=DEFAULT_MINUTES)
     batch, window = train.batch or 16, train.window or 64

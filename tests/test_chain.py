@@ -240,13 +240,31 @@ def test_dropout_is_made_where_it_is_used() -> None:
         assert all(torch.equal(mask.cpu(), wanted) for mask, wanted in zip(found, expected, strict=True))
 
 
+@pytest.mark.parametrize("networks", [1, 3])
 @pytest.mark.parametrize("name", ["cpu", "device"])
-def test_the_speed_of_a_recurrence(name: str) -> None:
+def test_the_speed_of_a_recurrence(name: str, networks: int) -> None:
     """What a device computes in a second is measured there, and lies between an abacus and the fastest machine there is."""
     with pretend.device() as device:
-        found = kernels.speed_of(EagerKernel(), device if name == "device" else torch.device("cpu"), 4, 2, 8, 1)
+        where = device if name == "device" else torch.device("cpu")
+        found = kernels.speed_of(EagerKernel(side_by_side=64), where, networks, 4, 2, 8, 1)
 
     assert 1e3 < found < 1e18
+
+
+@pytest.mark.parametrize(("networks", "abreast", "measured"), [(1, 64, ()), (3, 64, (3, 1)), (5, 2, (2, 1)), (3, 1, ())])
+def test_the_speed_of_several(networks: int, abreast: int, measured: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many networks as run side by side are measured in one call."""
+    seen: list[tuple[int, ...]] = []
+    forward = EagerKernel.forward
+
+    def watched(kernel: EagerKernel, a: Any, W: torch.Tensor, *rest: Any, **options: Any) -> Any:
+        seen.append(tuple(W.shape[:-2]))
+        return forward(kernel, a, W, *rest, **options)
+
+    monkeypatch.setattr(EagerKernel, "forward", watched)
+    kernels.speed_of(EagerKernel(side_by_side=abreast), torch.device("cpu"), networks, 4, 2, 8, 1)
+
+    assert seen == [measured] * 3
 
 
 @CUDA

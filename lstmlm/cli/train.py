@@ -148,7 +148,7 @@ def _lead(request: Request, team: Team) -> None:
             wish = "cpu"
         device = devices.choose(wish, console.say if request.verbose else None, team.local_rank, team.local_size)
         kernel, why = kernels.choose(config.train.kernel, config.train.precision, device.type)
-        speed = kernels.speed() if device.type == "cpu" else kernels.speed_of(kernel, device)
+        speed = kernels.speed() if device.type == "cpu" else kernels.speed_of(kernel, device, config.model.members)
         config, chosen = recipe.choose(config, len(corpus.train), speed * team.size)
         if chosen:
             console.say(chosen)

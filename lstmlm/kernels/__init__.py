@@ -196,7 +196,9 @@ def _load(name: str, precision: str) -> Kernel:
     return persistent.load(precision)
 
 
-def speed_of(kernel: Kernel, device: torch.device, T: int = 64, B: int = 16, S: int = 512, runs: int = 5) -> float:
+def speed_of(
+    kernel: Kernel, device: torch.device, networks: int = 1, T: int = 64, B: int = 16, S: int = 512, runs: int = 5
+) -> float:
     """Measure a recurrence of a middling size, forward and back, FLOP/s: where steps wait for each other, no product tells it.
 
     Narrower networks are hardly faster there and wider ones hardly slower: what is told of them by this number errs towards
@@ -205,21 +207,24 @@ def speed_of(kernel: Kernel, device: torch.device, T: int = 64, B: int = 16, S: 
     Args:
         kernel: What runs it.
         device: Where.
+        networks: How many are to learn; as many of them as run side by side are measured, and their speeds added.
         T: Time steps.
         B: Rows.
         S: Units.
         runs: How many are timed, after two that are not.
     """
-    W, H, C = torch.zeros(S, 4 * S, device=device), torch.zeros(B, S, device=device), torch.zeros(B, S, device=device)
-    a, dH = torch.zeros(T, B, 4 * S, device=device), torch.zeros(T, B, S, device=device)
+    count = max(1, min(networks, kernel.side_by_side(B, S)))
+    many = (count, 1) if count > 1 else ()
+    shapes = [(S, 4 * S), (B, S), (B, S), (T, B, 4 * S), (T, B, S), (T, B, S), (T, B, S)]
+    W, H_0, C_0, a, C, H, dH = (torch.zeros(*many, *shape, device=device) for shape in shapes)
     began = 0.0
     for run in range(2 + runs):
         if run == 2:
             began = time.perf_counter()
-        gates, cells, _ = kernel.forward(a, W, H, C)
-        found = kernel.backward(dH, C, gates, cells, C, W)
-        float(found[1][0, 0])  # wait for it
-    return 24 * T * B * S * S * runs / (time.perf_counter() - began)
+        kernel.forward(a, W, H_0, C_0, into=Activations(a, C, H))
+        _, dH_0, _ = kernel.backward(dH, C_0, a, C, C_0, W)
+        float(dH_0.sum())  # wait for it
+    return 24 * T * B * S * S * count * runs / (time.perf_counter() - began)
 
 
 def speed() -> float:
