@@ -24,6 +24,7 @@ MARKS = (  # the longer mark first: that of UTF-32 begins with that of UTF-16
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 MAGICS = ((b"\x1f\x8b", ".gz"), (b"\xfd7zX", ".xz"), (b"BZh", ".bz2"))
+HEAD = 1024  # bytes at the start of a file that tell what else it may be
 NOT_FOR_FILES = ("idna", "punycode", "raw_unicode_escape", "undefined", "unicode_escape")
 
 
@@ -100,7 +101,7 @@ def decode(pieces: Iterable[tuple[Source, bytes]], encoding: str, tally: Tally) 
         for raw, final in itertools.chain(((raw, False) for _, raw in raws), [(b"", True)]):
             start = offset == 0 and not final
             if start:
-                head = raw[:4]
+                head = raw[:HEAD]
                 _refuse_mark(source, encoding, raw)
             given = raw[3:] if start and encoding == "utf-8" and raw.startswith(codecs.BOM_UTF8) else raw
             offset += len(raw)
@@ -142,6 +143,11 @@ def _undecodable(source: Source, encoding: str, head: bytes, offset: int, byte: 
         return TextError(
             f"corpus {source.name} at byte {offset}: expected {encoding.upper()}, found {found}, in what looks like "
             f"compressed data. Give the file a name that ends in {suffix}, or use `--tokenizer byte`."
+        )
+    if b"\0" in head:  # no encoding of a byte a character has it in a text
+        return TextError(
+            f"corpus {source.name} at byte {offset}: expected {encoding.upper()}, found {found}, "
+            "in what does not look like text. Leave the file out, or use `--tokenizer byte` for bytes as they are."
         )
     other = "latin-1" if encoding == "utf-8" else "utf-8"
     return TextError(

@@ -102,7 +102,10 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "UTF-16": ("hello".encode("utf-16"), "byte order mark of UTF-16.*--encoding utf-16`"),
     "UTF-16, the other way": ("\ufeffhello".encode("utf-16-be"), "byte order mark of UTF-16.*--encoding utf-16`"),
     "UTF-32": ("hello".encode("utf-32"), "byte order mark of UTF-32.*--encoding utf-32`"),
-    "an ELF file": (b"\x7fELF\x02\x01\x01\0\0\0\x80\xff", "at byte 10: .*--tokenizer byte"),
+    "an ELF file": (
+        b"\x7fELF\x02\x01\x01\0\0\0\x80\xff",
+        "at byte 10: .*does not look like text.*Leave the file out.*--tokenizer byte",
+    ),
     "gzip under another name": (gzip.compress(b"abc"), "compressed data.*ends in .gz"),
     "xz under another name": (lzma.compress(b"abc"), "compressed data.*ends in .xz"),
 }
