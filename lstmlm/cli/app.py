@@ -268,7 +268,9 @@ def eval_(
     lines: Annotated[bool, typer.Option("--lines", help="A score for every line, as TSV or --json lines.")] = False,
     chars: Annotated[bool, typer.Option("--chars", help="The text, coloured by the surprise of every character.")] = False,
     state: Annotated[str, typer.Option(metavar="reset|carried", help="With --lines or --chars: between lines.")] = "reset",
-    sort: Annotated[str | None, typer.Option(metavar="surprise", help="With --lines: the most surprising one first.")] = None,
+    sort: Annotated[
+        str | None, typer.Option(metavar="surprise", help="With --lines: the most surprising first, empty ones last.")
+    ] = None,
     threads: Threads = 0,
     device: Device = "auto",
     json: Json = False,

@@ -52,7 +52,8 @@ def run(
         _coloured(console, model, every)
         return
     if sort:
-        every = iter(sorted(every, key=lambda line: (-line.bits_per_char, line.number)))
+        # An empty line is one character: were it ranked by that, those of a text with paragraphs would hide all others.
+        every = iter(sorted(every, key=lambda line: (not line.text.strip(), -line.bits_per_char, line.number)))
     if not json:
         console.result(HEADER, flush=live)
     for line in every:

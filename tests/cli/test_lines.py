@@ -54,6 +54,14 @@ def test_the_most_surprising_line_comes_first_when_asked(run: Path) -> None:
     assert sorted(line["line"] for line in found) == [1, 2, 3, 4]
 
 
+def test_empty_lines_come_last_when_sorted(run: Path) -> None:
+    """Lines without anything to read do not hide the surprising ones, however surprising their line end is."""
+    Path("gaps").write_text("Bob\n\nAnn ran\n \n\nDan\n")
+    found = evaluate(run, "--lines", "gaps", "--json", "--sort", "surprise").stdout.splitlines()
+
+    assert [bool(json.loads(line)["text"].strip()) for line in found] == [True] * 3 + [False] * 3
+
+
 def test_carried_lines_sum_to_the_score(run: Path) -> None:
     """--state carried: the lines sum to what eval says of the file, and the state is stated."""
     result = evaluate(run, "--lines", "text", "--json", "--state", "carried")
