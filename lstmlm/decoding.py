@@ -100,8 +100,8 @@ def decode(pieces: Iterable[tuple[Source, bytes]], encoding: str, tally: Tally) 
         offset = 0  # of the end of what the decoder was given, in bytes
         for raw, final in itertools.chain(((raw, False) for _, raw in raws), [(b"", True)]):
             start = offset == 0 and not final
+            head += raw[: HEAD - len(head)]
             if start:
-                head = raw[:HEAD]
                 _refuse_mark(source, encoding, raw)
             given = raw[3:] if start and encoding == "utf-8" and raw.startswith(codecs.BOM_UTF8) else raw
             offset += len(raw)
