@@ -38,7 +38,7 @@ class Dropout:
 
     def since(self, time: int) -> "Dropout":
         """Return the dropout of what begins so many time steps into the window."""
-        return replace(self, first=self.first + time * self.streams)
+        return replace(self, first=self.first + time * self.streams) if time else self
 
     def of_weights(self) -> "Dropout":
         """Return the dropout of a matrix, seen as (rows, 1, columns); its keys are no layer's."""

@@ -3,14 +3,11 @@
 It knows the equations and torch. It does not know threads, precisions or compilers.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor
 
 from lstmlm.kernels import Activations, Rows
-from lstmlm.kernels.pointwise import TorchPointwise
+from lstmlm.kernels.pointwise import TorchPointwise, tf32
 
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input  # grad * y * (1 - y), into a given tensor
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input  # grad * (1 - y * y), into a given tensor
@@ -25,11 +22,11 @@ class EagerKernel:
         side_by_side: As many recurrences as this are worth running in one call, whatever their size.
     """
 
-    pointwise = TorchPointwise()
     factors = None
 
     def __init__(self, *, fast: bool = False, side_by_side: int = 1) -> None:
         self._fast, self._side_by_side = fast, side_by_side
+        self.pointwise = TorchPointwise(fast=fast)
         self.name = "eager TF32" if fast else "eager"
 
     @property
@@ -63,7 +60,7 @@ class EagerKernel:
         steps = a.movedim(-3, 0)
         W = W.contiguous()  # once: `@` would do so in every step
         H_prev, C_prev = H_0, C_0
-        with _products(self._fast):
+        with tf32(self._fast):
             for a_t, sigmoids, N_t, f_t, i_t, o_t, C_t, H_t in zip(
                 *(steps.unbind(0), steps[..., : 3 * S].unbind(0), *_last_first(steps, S)),
                 *(C.movedim(-3, 0).unbind(0), H.movedim(-3, 0).unbind(0)),
@@ -95,7 +92,7 @@ class EagerKernel:
         steps, sigmoids, cells = over_time.unbind(0), over_time[..., : 3 * S].unbind(0), C.movedim(-3, 0).unbind(0)
         dH = dH.movedim(-3, 0)
         dH_t = dH[-1].clone()
-        with _products(self._fast):
+        with tf32(self._fast):
             for t in range(T - 1, -1, -1):
                 C_prev = cells[t - 1] if t else C_0
                 torch.tanh(cells[t], out=tanh_C)
@@ -121,26 +118,10 @@ class EagerKernel:
 
     def product(self, A: Tensor, B: Tensor, out: Tensor | None = None, *, add: bool = False) -> Tensor:
         """Compute A B, or out + A B; see `Kernel.product`."""
-        with _products(self._fast):
+        with tf32(self._fast):
             if out is None:
                 return A @ B
             return out.addmm_(A, B) if add else torch.mm(A, B, out=out)
-
-
-@contextmanager
-def _products(fast: bool) -> Iterator[None]:
-    """Let products round to TF32 meanwhile, or leave them as they are: torch knows no other way than one switch for all."""
-    if not fast:
-        yield
-        return
-    switch = torch.backends.cuda.matmul
-    name, on = ("fp32_precision", "tf32") if hasattr(switch, "fp32_precision") else ("allow_tf32", True)  # torch before 2.9
-    before = getattr(switch, name)
-    setattr(switch, name, on)
-    try:
-        yield
-    finally:
-        setattr(switch, name, before)
 
 
 def _last_first(gates: Tensor, S: int) -> tuple[tuple[Tensor, ...], ...]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lstmlm.dropout import Dropout
+from lstmlm.kernels.persistent_memory import checked
 from lstmlm.kernels.pointwise import EPS, Norm, TorchPointwise
 
 __all__ = ["TritonPointwise", "disagreement", "load"]
@@ -62,11 +63,13 @@ class TritonPointwise(TorchPointwise):
 
     Args:
         device: The kind of device that it is for: cuda; cpu in Triton's interpreter.
+        fast: See `TorchPointwise`.
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, *, fast: bool = False) -> None:
         from lstmlm.kernels import fused_rows
 
+        super().__init__(fast=fast)
         self._device, self._rows = device, fused_rows
 
     def dress(
@@ -76,16 +79,16 @@ class TritonPointwise(TorchPointwise):
         if not self._takes(y, norm, drop):
             super().dress(y, x, norm, drop, layer, out, stats)
             return
-        shape = T, B, S = _checked("y", y, *y.shape).shape
+        shape = T, B, S = checked("y", y, [], *y.shape).shape
         # A pointer that is not followed still has a type: any will do.
         gamma = beta = told = y
         if norm is not None:
-            gamma, beta = _checked("gamma", norm.gamma, S), _checked("beta", norm.beta, S)
-            told = _checked("stats", stats, T, B, 2)
+            gamma, beta = checked("gamma", norm.gamma, [], S), checked("beta", norm.beta, [], S)
+            told = checked("stats", stats, [], T, B, 2)
         cut = tile(S, whole=norm is not None)
         numbers, options = _drop(drop, layer, B)
         self._rows.dress[-(-T * B // cut.rows), -(-S // cut.columns)](
-            *(y, y if x is None else _checked("x", x, *shape), gamma, beta, _checked("out", out, *shape), told),
+            *(y, y if x is None else checked("x", x, [], *shape), gamma, beta, checked("out", out, [], *shape), told),
             *(T * B, B, S, *numbers),
             NORM=norm is not None,
             EPS=EPS,
@@ -106,14 +109,15 @@ class TritonPointwise(TorchPointwise):
         if norm is None:  # dropout is its own gradient
             self.dress(dx, None, None, drop, layer, dy, stats)
             return
-        shape = T, B, S = _checked("y", y, *y.shape).shape
-        gamma, dgamma, dbeta = (_checked(name, getattr(norm, name), S) for name in ("gamma", "dgamma", "dbeta"))
+        shape = T, B, S = checked("y", y, [], *y.shape).shape
+        gamma, dgamma, dbeta = (checked(name, getattr(norm, name), [], S) for name in ("gamma", "dgamma", "dbeta"))
         cut = tile(S, whole=True)
         parts = min(PARTS, -(-T * B // cut.rows))
         partial = y.new_empty(parts, 2, S)
         numbers, options = _drop(drop, layer, B)
         self._rows.undress[parts, 1](
-            *(_checked("dx", dx, *shape), y, gamma, _checked("stats", stats, T, B, 2), _checked("dy", dy, *shape), partial),
+            *(checked("dx", dx, [], *shape), y, gamma, checked("stats", stats, [], T, B, 2)),
+            *(checked("dy", dy, [], *shape), partial),
             *(T * B, B, S, *numbers),
             **options,
             ROWS=cut.rows,
@@ -133,21 +137,22 @@ class TritonPointwise(TorchPointwise):
 
 
 @cache
-def load(interpreted: bool) -> TorchPointwise:
+def load(interpreted: bool, *, fast: bool = False) -> TorchPointwise:
     """Return what is done by Triton on the current CUDA device, after a check on a small case; torch's where that fails.
 
     Args:
         interpreted: Triton's interpreter runs it, on the CPU: a check of the program, and no more.
+        fast: See `TorchPointwise`.
     """
     if interpreted:
-        return TritonPointwise("cpu")
+        return TritonPointwise("cpu", fast=fast)
     try:
-        pointwise = TritonPointwise("cuda")
+        pointwise = TritonPointwise("cuda", fast=fast)
         if disagreement(pointwise, "cuda") < WITHIN:
             return pointwise
     except Exception:  # of the compiler, the driver or the device: torch does without all of them
-        return TorchPointwise()
-    return TorchPointwise()
+        pass
+    return TorchPointwise(fast=fast)
 
 
 def disagreement(pointwise: TorchPointwise, device: str) -> float:
@@ -194,15 +199,3 @@ def _pointed(drop: Dropout | None) -> list[Tensor]:
 def _signed(word: int) -> int:
     """Return the same 32 bits as a number that is always of the same type to Triton."""
     return (word + 2**31) % 2**32 - 2**31
-
-
-def _checked(name: str, tensor: Tensor, *shape: int) -> Tensor:
-    """Return the tensor; the device code trusts what has passed here.
-
-    Raises:
-        ValueError: It is not contiguous, float32 and of this shape.
-    """
-    if tensor.shape != shape or tensor.dtype != torch.float32 or not tensor.is_contiguous():
-        found = f"{tuple(tensor.shape)} of {tensor.dtype} with strides {tensor.stride()}"
-        raise ValueError(f"{name}: expected contiguous {shape} of float32, found {found}.")
-    return tensor

@@ -1,4 +1,3 @@
-# mypy: ignore-errors
 """The device code of `fused`: layer norm, dropout and residual of whole rows, and their gradients.
 
 It knows pointers, sizes and tiles. It does not know tensors, devices, or how the tiles were chosen. Importing it needs Triton.

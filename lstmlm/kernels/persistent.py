@@ -68,7 +68,7 @@ class PersistentKernel:
         self._steps = persistent_steps
         self._strict = strict
         self._factors, self._chip, self._interpreted = factors, chip, interpreted
-        self.pointwise = fused.load(interpreted)
+        self.pointwise = fused.load(interpreted, fast=factors != torch.float32)
         self.name = f"triton {str(factors).removeprefix('torch.')}" + (" (interpreted)" if interpreted else "")
 
     @property

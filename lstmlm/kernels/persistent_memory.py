@@ -1,4 +1,4 @@
-"""Where `persistent` may be told that its recurrences lie: tensors of one, or of M x L with strides of their own.
+"""Where device code may be told that its numbers lie: tensors of one recurrence, or of M x L with strides of their own.
 
 It knows tensors. It does not know programs, nor what is in the tensors.
 """

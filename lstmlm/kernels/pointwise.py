@@ -3,6 +3,8 @@
 It knows tensors, each function one pass over them in the end. It does not know layers, models, schedules or texts.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple, Protocol, TypeAlias
 
 import torch
@@ -19,6 +21,22 @@ EPS = 1e-5
 
 
 _fused_adamw = torch.ops.aten._fused_adamw_.tensor_lr  # one pass; does nothing where found_inf is 1
+
+
+@contextmanager
+def tf32(fast: bool) -> Iterator[None]:
+    """Let products round to TF32 meanwhile, or leave them as they are: torch knows no other way than one switch for all."""
+    if not fast:
+        yield
+        return
+    switch = torch.backends.cuda.matmul
+    name, on = ("fp32_precision", "tf32") if hasattr(switch, "fp32_precision") else ("allow_tf32", True)  # torch before 2.9
+    before = getattr(switch, name)
+    setattr(switch, name, on)
+    try:
+        yield
+    finally:
+        setattr(switch, name, before)
 
 
 class Norm(NamedTuple):
@@ -129,9 +147,16 @@ class Pointwise(Protocol):
 
 
 class TorchPointwise:
-    """See `Pointwise`: by torch's own functions, on any device, none of which adds in an order of its own each time."""
+    """See `Pointwise`: by torch's own functions, on any device, none of which adds in an order of its own each time.
+
+    Args:
+        fast: Whether the product that adds table rows up may round its factors on a CUDA device; see `tf32`.
+    """
 
     deferred = True
+
+    def __init__(self, *, fast: bool = False) -> None:
+        self._fast = fast
 
     def dress(
         self, y: Tensor, x: Tensor | None, norm: Norm | None, drop: Dropout | None, layer: int, out: Tensor, stats: Tensor
@@ -178,7 +203,8 @@ class TorchPointwise:
         if ids is not None and dU is not None:
             # A product with one-hot rows, and not index_add_: that adds by atomics on CUDA, in no order.
             one_hot = ids[:, None] == torch.arange(len(dU), device=ids.device)
-            dU.addmm_(one_hot.to(da.dtype).t(), da)
+            with tf32(self._fast):
+                dU.addmm_(one_hot.to(da.dtype).t(), da)
         if db is not None:
             db.add_(da.sum(0))
 

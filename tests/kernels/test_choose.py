@@ -71,6 +71,7 @@ def test_products_are_rounded_only_where_that_was_allowed(
         gates, C_, _ = which.forward(normal(4, 3, 8), W, H, C)
         which.backward(normal(4, 3, 2), C, gates, C_, C, W)
         which.product(W, W.t())
+        which.pointwise.scatter(torch.tensor([1, 0, 1]), normal(3, 8), W, None)
         found = {precision == "tf32" for _, precision in seen}
         assert {name for name, _ in seen} == {"addmm_", "__matmul__"}
         assert found == {fast and which is kernel}
