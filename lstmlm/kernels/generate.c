@@ -436,9 +436,10 @@ EXPORT int lstmlm_generator_readout(Generator *g, const float *R, const float *r
     return 1;
 }
 
-/* Puts another generator, of as many streams, ids and threads, behind the last one of a chain. Returns whether there was room. */
+/* Puts another generator, of as many streams and ids, behind the last one of a chain. Returns whether there was room. */
 EXPORT int lstmlm_generator_join(Generator *g, Generator *other) {
     int networks = 2;
+    if (other->threads < g->threads) g->threads = other->threads; /* it has scratch for no more */
     for (; g->next; g = g->next) networks++;
     if (networks <= NETWORKS_MAX) g->next = other;
     return networks <= NETWORKS_MAX;

@@ -1,5 +1,6 @@
 """The native generator: the ids, nats and logits that the model and the sampler's own rules give."""
 
+import ctypes
 import math
 from dataclasses import replace
 from itertools import islice
@@ -189,6 +190,42 @@ def test_blocks_and_threads_do_not_matter(kernel: NativeKernel, n: int, monkeypa
         results.append([torch.cat(columns).tolist() for columns in zip(*parts, strict=True)])
 
     assert all(result == results[0] for result in results)
+
+
+@pytest.mark.parametrize("n", [1, 3, 9])
+def test_a_team_may_be_smaller_than_asked_for(kernel: NativeKernel, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One thread where four were asked for does the work of all, and a network made for three is never given to more."""
+    model, noise = with_kernel(small_model(dtype=torch.float32, layers=2), kernel), torch.rand(20, n)
+    library, asked, results = generating._library(kernel), [], []
+    Run = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+    Number = ctypes.CFUNCTYPE(ctypes.c_int)
+
+    def run(body: int, job: int, threads: int, _: int) -> None:
+        asked.append(threads)
+        ctypes.CFUNCTYPE(None, ctypes.c_void_p)(body)(job)
+
+    team = Run(run), Number(lambda: 0), Number(lambda: 1)
+    monkeypatch.setattr(Pace, "plan", lambda self, now: (max(self._seconds), 64))
+    try:
+        for own, others in ((1, 1), (4, 3)):
+            generators = []
+            for threads in (own, others):
+                monkeypatch.setattr(arguments, "threads", lambda threads=threads: threads)
+                generators.append(sampler.native_generator(model, n, "float32"))
+            first, second = generators
+            assert first is not None
+            assert second is not None
+            first.join(second)
+            first.read([1, 2])
+            library.lstmlm_generator_team(*[ctypes.cast(function, ctypes.c_void_p) for function in team])
+            asked.clear()
+            results.append([part.tolist() for part in first.run(noise, PLAIN)])
+    finally:
+        library.lstmlm_generator_team(None, None, None)
+        generating._declare(library)
+
+    assert asked == [3]
+    assert results[0] == results[1]
 
 
 def test_weights_are_copied(kernel: NativeKernel) -> None:
