@@ -3,7 +3,6 @@
 import contextlib
 import math
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from lstmlm.cli import scores
 from lstmlm.cli.scores import Scores
-from lstmlm.cli.texts import one_of
+from lstmlm.cli.texts import one_of, standard_input
 from lstmlm.console import Console
 from lstmlm.errors import CheckFailed, TextError, UsageError, printable
 from lstmlm.tokenizer import describe
@@ -132,15 +131,19 @@ def _listed(name: str) -> Iterator[str]:
     """Give the file names of a list, one a line, as they come; empty lines are none.
 
     Raises:
-        TextError: The list cannot be read.
+        TextError: The list cannot be read, or there is no name in it: a check of nothing would pass.
     """
+    listed = 0
     try:
-        with contextlib.nullcontext(sys.stdin.buffer) if name == "-" else open(name, "rb") as lines:
+        with contextlib.nullcontext(standard_input("--files-from -")) if name == "-" else open(name, "rb") as lines:
             for line in lines:
                 if file := os.fsdecode(line.rstrip(b"\r\n")):
+                    listed += 1
                     yield file
     except OSError as error:
         raise TextError(f"--files-from {printable(name)}: expected a list to read, found: {error.strerror}.") from None
+    if not listed:
+        raise TextError(f"--files-from {printable(name)}: expected the name of a file, found none. Put one in a line.")
 
 
 def _not_known(missing: Counter[str]) -> str:

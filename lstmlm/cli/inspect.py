@@ -77,7 +77,7 @@ def run(request: Request) -> None:
         raise UsageError(f"{statistics[0]}: expected no picture, found --svg or --html. Leave it out; --json gives the numbers.")
     drawn.refuse_other("--svg", request.svg)
     drawn.refuse_other("--html", request.html)
-    text = request.text if request.file is None else read_text(request.file)
+    text = request.text if request.file is None else read_text("--file", request.file)
     if text == "":
         raise TextError("text to inspect: expected at least one character, found none.")
 

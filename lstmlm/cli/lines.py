@@ -1,10 +1,10 @@
 """The door of `lstmlm eval --lines` and `--chars`: a score for every line, or for every character."""
 
 import itertools
-import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from lstmlm.cli.texts import standard_input, statistics_text
 from lstmlm.console import Console, colour_allowed, columns, unicode_allowed
 from lstmlm.errors import TextError, UsageError, printable
 
@@ -105,7 +105,7 @@ def _groups(lines: Iterable[str]) -> Iterator[list[str]]:
 
 def _standard_input() -> Iterator[str]:
     """Give each line of standard input as soon as it is there."""
-    for number, raw in enumerate(iter(sys.stdin.buffer.readline, b""), start=1):
+    for number, raw in enumerate(iter(standard_input("text -").readline, b""), start=1):
         try:
             yield raw.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -116,7 +116,6 @@ def _standard_input() -> Iterator[str]:
 def _lines(model: "LanguageModel", texts: list[str], encoding: str) -> Iterator[str]:
     """Give the lines of files, or of the run's validation part, each with its line end."""
     from lstmlm import config as settings
-    from lstmlm.cli.texts import statistics_text
     from lstmlm.decoding import Tally, decode, find_encoding
     from lstmlm.sources import find_sources
 

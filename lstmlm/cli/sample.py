@@ -6,12 +6,11 @@ import secrets
 import shlex
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lstmlm.cli.texts import unknown_rule
+from lstmlm.cli.texts import read_text, unknown_rule
 from lstmlm.console import Console, is_terminal
-from lstmlm.errors import TextError, UsageError, printable
+from lstmlm.errors import UsageError, printable
 from lstmlm.memory import all_stays
 
 if TYPE_CHECKING:
@@ -133,17 +132,4 @@ def _shown(text: str, terminal: bool) -> str:
 def _prompt(request: Request) -> str:
     if request.prompt is not None and request.prompt_file is not None:
         raise UsageError("--prompt and --prompt-file: expected one of them, found both.")
-    if request.prompt_file is None:
-        return request.prompt or ""
-    if request.prompt_file == "-" and sys.stdin is None:
-        raise TextError("--prompt-file -: expected a prompt on standard input, found it closed.")
-    name = request.prompt_file
-    try:
-        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
-    except OSError as error:
-        raise TextError(f"--prompt-file {printable(name)}: expected a file to read, found: {error.strerror}.") from None
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        found = f"byte {data[error.start]:#04x} at offset {error.start}"
-        raise TextError(f"--prompt-file {printable(name)}: expected UTF-8, found {found}.") from None
+    return read_text("--prompt-file", request.prompt_file) if request.prompt_file is not None else request.prompt or ""

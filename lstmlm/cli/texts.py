@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from lstmlm.errors import TextError, UsageError, printable
 from lstmlm.tokenizer import OnUnknown
@@ -15,15 +15,26 @@ if TYPE_CHECKING:
     from lstmlm.api import LanguageModel
 
 
-def read_text(name: str) -> str:
-    """Return a file's text, or that of standard input for `-`; UTF-8, a byte order mark left out.
+def standard_input(what: str) -> BinaryIO:
+    """Return the bytes of standard input.
+
+    Raises:
+        TextError: It is closed, as in a service; `what` asked for it.
+    """
+    if sys.stdin is None or sys.stdin.closed:
+        raise TextError(f"{what}: expected text on standard input, found it closed. Name a file, or pipe text in.")
+    return sys.stdin.buffer
+
+
+def read_text(flag: str, name: str) -> str:
+    """Return the text of the file that a flag names, or of standard input for `-`; UTF-8, a byte order mark left out.
 
     Raises:
         TextError: It cannot be read, or is not UTF-8.
     """
-    shown = printable(name[:200])
+    shown = f"{flag} {printable(name[:200])}"
     try:
-        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        data = standard_input(shown).read() if name == "-" else Path(name).read_bytes()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise TextError(f"{shown}: expected a file to read, found: {printable(reason)}.") from None

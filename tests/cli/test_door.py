@@ -76,6 +76,16 @@ def test_usage(lstmlm: Lstmlm, command: str, form: str) -> None:
     assert lstmlm(command, "-h").out.splitlines()[0] == f"Usage: lstmlm {command} [OPTIONS]{form}"
 
 
+@pytest.mark.parametrize("line", ["inspect --file -", "sample --prompt-file -", "eval --lines -", "eval --files-from -"])
+def test_a_closed_stdin(run: Path, line: str) -> None:
+    """Where a service has no standard input and one is asked for, that is exit 3 and said, not a traceback."""
+    done = process(shell=f"$LSTMLM {line} -q <&-")
+
+    assert (done.returncode, done.stdout) == (3, b"")
+    assert done.stderr.splitlines() == [done.stderr.strip()]
+    assert b"on standard input, found it closed" in done.stderr
+
+
 def test_interrupted_at_the_door(tmp_path: Path) -> None:
     """Ctrl-C while the command's own imports run is exit 130 in silence."""
     (tmp_path / "typer.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")

@@ -284,3 +284,11 @@ def test_files_from_alone(lstmlm: Lstmlm, run: Path, held_out: Path, tmp_path: P
 
     assert missing.code == 3
     assert "expected a list to read" in missing.err
+
+
+def test_files_from_nothing(lstmlm: Lstmlm, run: Path) -> None:
+    """A list without a name is exit 3: a check that looked at nothing has not passed."""
+    result = lstmlm("eval", "--files-from", "-", "--max-bpc", "9", stdin=b"\n\n")
+
+    assert (result.code, result.out) == (3, "")
+    assert "expected the name of a file, found none" in result.err
