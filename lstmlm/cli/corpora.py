@@ -9,6 +9,7 @@ from lstmlm import config as settings
 from lstmlm.config import RunConfig
 from lstmlm.corpus import Corpus, open_corpus
 from lstmlm.errors import TextError, printable
+from lstmlm.sources import find_sources
 
 
 def cache_folder() -> Path:
@@ -39,6 +40,13 @@ def open_named(
         progress=progress,
         bundled=settings.resource_dir("data"),
     )
+
+
+def seen_in_training(names: list[str], val: str) -> str | None:
+    """Return the name of a validation file that is in the corpus too, if there is one: its score would say nothing."""
+    bundled = settings.resource_dir("data")
+    trained = {source.identity for source in find_sources(names, bundled) if source.identity}
+    return next((source.name for source in find_sources([val], bundled) if source.identity in trained), None)
 
 
 def open_for(was: dict[str, Any], config: RunConfig, symbols: str | None, advice: str) -> Corpus:

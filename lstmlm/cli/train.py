@@ -14,7 +14,7 @@ from lstmlm import board, devices, disk, distributed, recipe, runs
 from lstmlm import config as settings
 from lstmlm.checkpoint import Checkpoint
 from lstmlm.cli import STARTED, run_pictures, signals
-from lstmlm.cli.corpora import open_named
+from lstmlm.cli.corpora import open_named, seen_in_training
 from lstmlm.config import Layer, RunConfig
 from lstmlm.console import Console
 from lstmlm.distributed import Team
@@ -135,6 +135,8 @@ def _lead(request: Request, team: Team) -> None:
             _refuse_other_text(corpus, saved, folder, request)
         for note in corpus.notes:
             console.say(note)
+        if request.val and "-" not in [*request.corpus, request.val] and (seen := seen_in_training(request.corpus, request.val)):
+            console.warn(f"--val: {seen} is trained on too: its score tells nothing of other texts.")
 
         import torch
 

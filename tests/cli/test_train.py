@@ -255,6 +255,16 @@ def test_resume_finished(lstmlm: Lstmlm, run: Path, text: Path) -> None:
     assert digest(run) == before
 
 
+def test_validation_on_the_training_text_is_said(lstmlm: Lstmlm, text: Path) -> None:
+    """A file that is both trained on and validated on, by whatever name, is a warning; another one is none."""
+    Path("folder").mkdir()
+    Path("folder/link.txt").symlink_to(text)
+    Path("other.txt").write_text(TEXT, encoding="utf-8")
+    told = [lstmlm("train", "text.txt", "--val", val, *TINY, "--out", val[:3]).err for val in ("folder", "other.txt")]
+
+    assert ["trained on too" in message for message in told] == [True, False]
+
+
 @pytest.mark.parametrize("words", ["Bob is here. ", "0123456789\n"])
 def test_what_is_offered_next_works(lstmlm: Lstmlm, words: str) -> None:
     """The last line is a command that works, whatever characters the text has."""
