@@ -12,6 +12,7 @@ Rules, also in the help of `inspect --find`:
   the unit that is best on the first half is measured on the second half, as the real one.
 """
 
+import difflib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -145,7 +146,9 @@ def feature(name: str, text: str) -> tuple[Tensor, str]:
         values = torch.tensor(count(text))
         true = values > values.median() if least is None else values >= least
     else:
-        raise UsageError(f"--find: expected {', '.join(FEATURES)} or re:EXPRESSION, found {printable(name[:40])}.")
+        near = difflib.get_close_matches(name.lower(), FEATURES, 1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise UsageError(f"--find: expected {', '.join(FEATURES)} or re:EXPRESSION, found '{printable(name[:40])}'.{hint}")
     half = len(text) // 2
     for part in (true[:half], true[half:]):
         if min(int(part.sum()), int((~part).sum())) < 10:

@@ -158,7 +158,7 @@ MISTAKES = """
 2 | inspect Bob --units 3:1
 2 | inspect Bob --top many
 2 | inspect --at ab
-2 | inspect --find captial --file text.txt
+2 | inspect --find captial --file text.txt | inspect --find capital --file text.txt
 2 | inspect --find re:[ --file text.txt
 2 | inspect --reach --find capital
 2 | inspect --swap Bob,Ann
