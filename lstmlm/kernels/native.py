@@ -213,7 +213,7 @@ def disagreement(kernel: NativeKernel) -> float:
         gates, C, H = run.forward(a.to(dtype, copy=True), W.to(dtype), H_0.to(dtype), C_0.to(dtype))
         kept = gates.clone()
         back = run.backward(dH.to(dtype, copy=True), dC_T.to(dtype), gates, C, C_0.to(dtype), W.to(dtype))
-        results.append([kept, C, H, *back])
+        results.append([kept, C, H, *back, run.product(H.view(-1, S).t(), gates.view(-1, 4 * S))])
     return float(torch.stack([(x - y).abs().max() / x.abs().max() for x, y in zip(*results, strict=True)]).max())  # or NaN
 
 

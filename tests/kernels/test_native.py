@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -420,15 +421,19 @@ def test_strict_is_float32(kernel: native.NativeKernel) -> None:
     assert "float32" in native.load("auto").strict.name
 
 
-def test_the_self_check_sees_a_nan(kernel: native.NativeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One NaN in the last of the results is a disagreement, though it is not larger than any number."""
-    right = kernel.backward
+@pytest.mark.parametrize("wrong", [0.1, float("nan")])
+@pytest.mark.parametrize("name", ["backward", "product"])
+def test_the_self_check_sees_what_is_wrong(
+    kernel: native.NativeKernel, monkeypatch: pytest.MonkeyPatch, name: str, wrong: float
+) -> None:
+    """One wrong number in the last of the results is a disagreement, and so is a NaN, though it is not larger than any number."""
+    right = getattr(kernel, name)
 
-    def spoiled(*given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        da, dH_0, dC_0 = right(*given)
-        dC_0[3, 4] = float("nan")
-        return da, dH_0, dC_0
+    def spoiled(*given: Tensor) -> Any:
+        found = right(*given)
+        (found[-1] if isinstance(found, tuple) else found)[3, 4] += wrong
+        return found
 
     assert native.disagreement(kernel) < native.WITHIN[native.FLOAT32]
-    monkeypatch.setattr(kernel, "backward", spoiled)
+    monkeypatch.setattr(kernel, name, spoiled)
     assert not native.disagreement(kernel) < native.WITHIN[native.FLOAT32]
