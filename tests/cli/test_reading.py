@@ -1,6 +1,6 @@
 import pytest
 
-from lstmlm.cli import train as door
+from lstmlm.cli.report import Reading
 from lstmlm.console import Console
 
 
@@ -8,7 +8,7 @@ def test_progress_of_a_pass(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     """While a large text is read a line comes every ten seconds: how far, how fast, and how long this pass will last."""
     now = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
-    reading = door._Reading(Console())
+    reading = Reading(Console())
     for doing, seconds in (("reading", 30), ("encoding", 30)):
         for second in range(seconds):
             reading(doing, second << 20, 60 << 20)
@@ -25,7 +25,7 @@ def test_progress_of_a_pipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     """What has no known size is told by what was read, without a guess."""
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
-    reading = door._Reading(Console())
+    reading = Reading(Console())
     now[0] = 11.0
     reading("reading", 5 << 20, 0)
 
