@@ -50,13 +50,15 @@ class NativeKernel:
     """See `Kernel`. float32 on the CPU. Sums run in a fixed order: the bits do not depend on the number of threads.
 
     The kinds other than FLOAT32 round the factors of the products with W; sums, states, activations and gradients stay float32.
+    `strict` is the same in float32.
     """
 
     factors = None
 
-    def __init__(self, library: ctypes.CDLL, kind: int = FLOAT32) -> None:
+    def __init__(self, library: ctypes.CDLL, kind: int = FLOAT32, strict: "NativeKernel | None" = None) -> None:
         _declare(library)
         self._library = library
+        self._strict = strict
         self._kind = kind
         self._scratch = threading.local()
         unit = {FLOAT32: VECTORS[library.lstmlm_vector()], FLOAT16: "AVX512-FP16", BFLOAT16: "AMX"}[kind]
@@ -66,7 +68,7 @@ class NativeKernel:
     @property
     def strict(self) -> "NativeKernel":
         """See `Kernel.strict`."""
-        return self if self._kind == FLOAT32 else load("float32")
+        return self._strict or self
 
     def side_by_side(self, B: int, S: int) -> int:
         """See `Kernel.side_by_side`: each in its own call, on all threads."""
@@ -184,9 +186,19 @@ def load(precision: str = "float32") -> NativeKernel:
     if precision not in kinds:
         raise Unavailable(f"it has no {precision} products")
     library = build.library()
+    strict = _sound(library, (FLOAT32,))  # scores need it, whatever trains: it is there, or none is
+    return strict if precision == "float32" else _sound(library, kinds[precision], strict)
+
+
+def _sound(library: ctypes.CDLL, kinds: tuple[int, ...], strict: NativeKernel | None = None) -> NativeKernel:
+    """Return the first of some kinds that this CPU has and that is right.
+
+    Raises:
+        Unavailable: All of them are wrong.
+    """
     reason = ""
-    for kind in kinds[precision]:
-        kernel = NativeKernel(library, kind)
+    for kind in kinds:
+        kernel = NativeKernel(library, kind, strict)
         if not library.lstmlm_has(kind):
             continue
         examination = f"{kind}-{torch.__version__}"

@@ -437,3 +437,13 @@ def test_the_self_check_sees_what_is_wrong(
     assert native.disagreement(kernel) < native.WITHIN[native.FLOAT32]
     monkeypatch.setattr(kernel, name, spoiled)
     assert not native.disagreement(kernel) < native.WITHIN[native.FLOAT32]
+
+
+def test_no_kernel_without_its_strict_twin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where float32 is found wrong there is no kernel of any precision: no run ends at its first validation for want of one."""
+    monkeypatch.setattr(build, "passed", lambda *ignored, **also: False)
+    monkeypatch.setattr(native, "disagreement", lambda kernel: float(kernel._kind == native.FLOAT32))
+
+    for precision in ("auto", "float32"):
+        with pytest.raises(Unavailable, match="disagrees with eager"):
+            native.load(precision)
