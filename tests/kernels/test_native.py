@@ -444,6 +444,7 @@ def test_no_kernel_without_its_strict_twin(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(build, "passed", lambda *ignored, **also: False)
     monkeypatch.setattr(native, "disagreement", lambda kernel: float(kernel._kind == native.FLOAT32))
 
+    native.load.cache_clear()
     for precision in ("auto", "float32"):
         with pytest.raises(Unavailable, match="disagrees with eager"):
             native.load(precision)
