@@ -68,21 +68,22 @@ class Backprop:
         self._batch = batch
         steps = min(segment, window) or window
         self._segments = [slice(start, min(start + steps, window)) for start in range(0, window, steps)]
-        self._layers = [_layers(model, steps, batch) for model in self._models]
-        self._kernel, like = self._models[0].stack()[0].kernel, self._models[0].stack()[0].W.data
-        self._bands: list[tuple[range, Band]] = []
+        self._layers = [_layers_of(model, steps, batch) for model in self._models]
+        first = self._models[0]
+        self._kernel, like = first.stack()[0].kernel, first.stack()[0].W.data
         widths, count = [layer.width for layer in self._layers[0]], len(self._models)
         bounds = _bounds(widths, [depth(self._kernel, count, len(widths), batch, width) for width in widths])
-        for low, high in pairwise(bounds):
-            band = Band(self._kernel, count, high - low, steps, batch, widths[low], like)
-            self._bands.append((range(low, high), band))
-            for network_, layers in enumerate(self._layers):
-                for number, layer in enumerate(layers[low:high]):
-                    layer.place(band, network_, number)
-        readout = self._models[0].readout
-        self._logits = like.new_empty(steps * batch, widths[-1] if readout is None else readout.out_features)
+        self._bands = [
+            (range(low, high), Band(self._kernel, count, high - low, steps, batch, widths[low], like))
+            for low, high in pairwise(bounds)
+        ]
+        for here, band in self._bands:
+            for number, layers in enumerate(self._layers):
+                for place, index in enumerate(here):
+                    layers[index].place(band, number, place)
+        self._logits = like.new_empty(steps * batch, widths[-1] if first.readout is None else first.readout.out_features)
         self._dx = like.new_empty(count, steps * batch * max(widths))
-        self._dH = like.new_empty(max(count * (high - low) * widths[low] for low, high in pairwise(bounds)) * steps * batch)
+        self._dH = like.new_empty(count * steps * batch * max(len(here) * widths[here[0]] for here, _ in self._bands))
 
     @torch.no_grad()
     def __call__(
@@ -273,7 +274,7 @@ class Backprop:
         return self._dx[network, : self._steps * self._batch * width].view(self._steps, self._batch, width)
 
 
-def _layers(model: CharLM, T: int, B: int) -> list[_Layer]:
+def _layers_of(model: CharLM, T: int, B: int) -> list[_Layer]:
     """Return the layers of a network."""
     config, stack = model.config, model.stack()
     hidden = len(stack) if model.readout is not None else len(stack) - 1
@@ -286,7 +287,10 @@ def _layers(model: CharLM, T: int, B: int) -> list[_Layer]:
 
 
 def _bounds(widths: Sequence[int], depths: Sequence[int]) -> list[int]:
-    """Return where bands begin, and where the last one ends: as deep as may be, of one width."""
+    """Return where bands begin, and where the last one ends: as deep as may be, of one width.
+
+    Only the last layer may have another width than the one below; so no chunk of one width is written among those of another.
+    """
     bounds = [0]
     for index in range(1, len(widths)):
         if widths[index] != widths[index - 1] or index - bounds[-1] == depths[index]:
