@@ -1,5 +1,6 @@
-"""Bring the generated parts of README.md up to date: the list of rooms and the table of settings. `--check` only compares."""
+"""Bring the generated parts of README.md up to date: the list of rooms and the table of settings."""
 
+import argparse
 import ast
 import sys
 from pathlib import Path
@@ -11,10 +12,11 @@ README = ROOT / "README.md"
 RIVER = (
     *("errors.py", "units.py", "memory.py", "settings.py", "settings_yaml.py", "schema.py", "config.py", "tokenizer.py"),
     *("sources.py", "digest.py", "decoding.py", "ids.py", "cache.py", "packing.py", "corpus.py", "streams.py", "cell.py"),
-    *("kernels/eager.py", "kernels/build.py", "kernels/native.py", "kernels/generate.py", "lstm.py", "model.py"),
-    *("optim.py", "ensemble.py", "evaluate.py", "sampler.py", "gates.py", "gate_pictures.py", "gate_page.py", "marks.py"),
+    *("dropout.py", "kernels/pointwise.py", "kernels/eager.py", "kernels/build.py", "kernels/native.py", "kernels/generate.py"),
+    *("graph.py", "lstm.py", "model.py", "ensemble.py", "wavefront.py", "backprop.py", "optim.py", "step.py", "members.py"),
+    *("evaluate.py", "sampler.py", "dynamic.py", "baselines.py", "gates.py", "gate_pictures.py", "gate_page.py", "marks.py"),
     *("features.py", "reach.py", "ragged.py", "fill.py", "lines.py", "recipe.py", "disk.py"),
-    *("header.py", "checkpoint.py", "runs.py", "times.py", "progress.py", "distributed.py", "members.py", "trainer.py", "api.py"),
+    *("header.py", "checkpoint.py", "runs.py", "times.py", "progress.py", "distributed.py", "trainer.py", "devices.py", "api.py"),
     *("console.py", "live.py", "board.py", "drawings.py", "pictures.py"),
 )
 
@@ -44,9 +46,12 @@ def updated(text: str) -> str:
 
 def main() -> None:
     """Write the README, or with --check say whether it is up to date."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if it is out of date")
+    check = parser.parse_args().check
     old = README.read_text(encoding="utf-8")
     new = updated(old)
-    if "--check" in sys.argv:
+    if check:
         sys.exit(0 if old == new else "README.md is out of date: run python scripts/readme.py")
     README.write_text(new, encoding="utf-8")
 
