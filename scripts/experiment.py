@@ -55,6 +55,7 @@ COMPARISONS: dict[str, dict[str, list[str]]] = {
     "precision": {p: ["--precision", p] for p in ("auto", "float32")},
     "members": {
         "one": [],
+        "3 members": ["--members", "3"],
         **{f"3 x 1x{hidden}": ["--members", "3", "--hidden", hidden] for hidden in ("384", "512")},
     },
 }
