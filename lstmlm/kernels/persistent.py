@@ -191,8 +191,9 @@ class PersistentKernel:
         count, L = math.prod(many), many[-1] if many else 1
         cut = tiles(B, S, K, self._factors.itemsize, self._chip, count)
         grid = *cut.grid(B, S), count
-        others = cut.together and grid[0] > 1
-        counters = self._counters(grid[1] * count, pointers[0].device)
+        others = cut.together and grid[0] > 1 and rounds > 1  # a single round has nobody to wait for
+        # A pointer that is not read: as in `forward`.
+        counters = self._counters(grid[1] * count, pointers[0].device) if others else pointers[0]
         for begin, end in [(0, rounds)] if cut.together else [(n, n + 1) for n in range(rounds)]:
             kernel[grid](
                 *(*pointers, counters, strides, L, begin, end, *numbers, B, S),

@@ -211,6 +211,44 @@ def test_one_piece_equals_two(strict: PersistentKernel, cut: Cut) -> None:
 
 
 @with_triton
+def test_one_step_waits_for_nobody(strict: PersistentKernel, cut: Cut, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass of one step, as a sampler takes it, needs no counters and no cooperative launch; of two steps it needs both."""
+    cut(together=True)
+    inputs = problem(1, 17, 37)
+    kernel, launches = strict._steps.forward, []  # type: Any, list[bool]
+
+    class Noted:
+        def __getitem__(self, grid: tuple[int, int, int]) -> Callable[..., None]:
+            def launch(*given: Any, **options: Any) -> None:
+                assert options["OTHERS"] == options["launch_cooperative_grid"]
+                launches.append(options["OTHERS"])
+                if not options["OTHERS"]:
+                    kernel[grid](*given, **options)
+
+            return launch
+
+    counted: list[int] = []
+
+    def counters(count: int, device: torch.device) -> Tensor:
+        counted.append(count)
+        return torch.zeros(count, dtype=torch.int32, device=device)
+
+    monkeypatch.setattr(strict, "_counters", counters)
+    monkeypatch.setattr(strict._steps, "forward", Noted())
+    device = {name: tensor.to(DEVICE) for name, tensor in inputs.items()}
+    a, W, H_0, C_0 = (device[name] for name in ("a", "W", "H_0", "C_0"))
+
+    found = strict.forward(a.clone(), W, H_0, C_0)
+
+    exact = EagerKernel().forward(*(inputs[name].double() for name in ("a", "W", "H_0", "C_0")))
+    for one, other in zip(found, exact, strict=True):
+        assert torch.allclose(one.cpu().double(), other, rtol=0, atol=3e-6)
+    assert (launches, counted) == ([False], [])
+    strict.forward(a.repeat(2, 1, 1), W, H_0, C_0)
+    assert (launches, counted) == ([False, True], [2])
+
+
+@with_triton
 def test_refuses_other_memory(strict: PersistentKernel) -> None:
     """Tensors that the device code would misread are refused before it runs."""
     x = {name: tensor.to(DEVICE) for name, tensor in problem(2, 3, 5).items()}
