@@ -14,9 +14,11 @@ from torch import Tensor
 from lstmlm.cell import LSTMState
 from lstmlm.ensemble import Network, members
 from lstmlm.graph import Graph
-from lstmlm.kernels import arguments
+from lstmlm.kernels import arguments, persistent_generate
 from lstmlm.kernels.generate import Choice, Generator, LayerWeights, fingerprint
 from lstmlm.kernels.native import NativeKernel
+from lstmlm.kernels.persistent import PersistentKernel
+from lstmlm.kernels.persistent_generate import PersistentGenerator
 from lstmlm.lstm import StackState
 from lstmlm.model import CharLM
 
@@ -34,7 +36,8 @@ class Sampling:
     top_k: Keep the k likeliest (0: all).
     top_p: Keep the fewest that together have at least this probability (1: all).
     greedy: The article's rule: the largest score is the prediction.
-    exact: From the weights as they are, not from bytes where those are quicker (`kernels/products.h`).
+    exact: From the weights as they are, not from bytes or bfloat16 where those are quicker (`kernels/products.h`,
+        `kernels/persistent_generate.py`).
     """
 
     temperature: float = 1.0
@@ -142,7 +145,13 @@ def generate(
     noise = Noise(seeds)
     generator = native_generator(model, n, "float32" if how.exact else "auto")
     if generator is None:
-        yield from _drawn(model, *_read(model, prompt, n), noise, how)
+        on_device = device_generator(model, n, how)
+        logits, state = _read(model, prompt, n)
+        if on_device is None:
+            yield from _drawn(model, logits, state, noise, how)
+        else:
+            on_device.begin(logits, state)
+            yield from _native(on_device, noise, how)
         return
     try:
         if len(prompt) <= SHORT:
@@ -198,7 +207,7 @@ def _drawn(
     return _blocks(noise, run)
 
 
-def _native(generator: Generator, noise: Noise, how: Sampling) -> Iterator[tuple[list[int], list[float]]]:
+def _native(generator: Generator | PersistentGenerator, noise: Noise, how: Sampling) -> Iterator[tuple[list[int], list[float]]]:
     """Let the generator draw and step, a block of characters in a call."""
     choice = Choice(how.temperature, how.top_k, how.top_p, how.greedy)
     return _blocks(noise, lambda block: generator.run(block, choice))
@@ -249,17 +258,28 @@ def native_generator(model: Network, n: int, storage: str = "auto") -> Generator
     return generator
 
 
+def device_generator(model: Network, n: int, how: Sampling) -> PersistentGenerator | None:
+    """Pack a model whose kernel is Triton's for n streams, if there is a generator for it that draws in this way.
+
+    The weights are copied for each text: that takes the device less time than to look whether they have changed.
+    """
+    one, *others = members(model)
+    kernel = one.stack()[0].kernel
+    if others or how.exact or how.top_k > 0 or how.top_p < 1 or not isinstance(kernel, PersistentKernel):
+        return None
+    return persistent_generate.load(kernel, *_weights(one), n, residual=one.config.residual)
+
+
 def _packed(model: CharLM, n: int, storage: str) -> Generator:
     """Pack one network, whose kernel is the native one."""
-    stack = model.stack()
-    assert isinstance(stack[0].kernel, NativeKernel)
-    norms = list(model.norms or ())
+    kernel = model.stack()[0].kernel
+    assert isinstance(kernel, NativeKernel)
+    return Generator(kernel, *_weights(model), n, residual=model.config.residual, storage=storage)
+
+
+def _weights(model: CharLM) -> tuple[list[LayerWeights], tuple[Tensor, Tensor] | None]:
+    """Return the layers with what their outputs are normed by, and the readout if there is one."""
+    stack, norms = model.stack(), list(model.norms or ())
     scales = [(norm.weight, norm.bias) for norm in norms] + [(None, None)] * (len(stack) - len(norms))
-    return Generator(
-        stack[0].kernel,
-        [LayerWeights(layer.U, layer.W, layer.b, *scale) for layer, scale in zip(stack, scales, strict=True)],
-        None if model.readout is None else (model.readout.weight, model.readout.bias),
-        n,
-        residual=model.config.residual,
-        storage=storage,
-    )
+    layers = [LayerWeights(layer.U, layer.W, layer.b, *scale) for layer, scale in zip(stack, scales, strict=True)]
+    return layers, None if model.readout is None else (model.readout.weight, model.readout.bias)

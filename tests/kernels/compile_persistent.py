@@ -57,7 +57,7 @@ class Compiled:
             self.results.append(
                 {
                     "grid": grid,
-                    "kept": options["KEPT"],
+                    "kept": options.get("KEPT"),
                     "shared": kernel.metadata.shared,
                     "cooperative": kernel.metadata.launch_cooperative_grid,
                     "stack": stack(kernel.asm["cubin"]),

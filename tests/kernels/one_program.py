@@ -84,30 +84,56 @@ def after(pause: float, function: Callable[..., Any]) -> Callable[..., Any]:
     return delayed
 
 
+def become(place: tuple[int, ...], grid: tuple[int, ...]) -> None:
+    """Make of this process one program of a grid: the interpreter, launched on a grid of one, runs it as that."""
+    from triton.runtime import interpreter
+
+    # It would go through the whole grid: it is told of one program, which has the place and the grid given here.
+    builder = interpreter.interpreter_builder
+    set_place, set_grid = builder.set_grid_idx, builder.set_grid_dim
+    builder.set_grid_idx = lambda *ignored: set_place(*place)
+    builder.set_grid_dim = lambda *ignored: set_grid(*grid)
+    # One program is behind all others whenever it reads or writes. And there are fewer processors than programs.
+    behind = 0.003 * (not any(place))
+    for name, pause in (("create_masked_load", behind), ("create_masked_store", behind), ("create_atomic_rmw", 0)):
+        setattr(builder, name, after(pause, getattr(builder, name)))
+    # It would copy every argument onto itself in the end, and with it what others write meanwhile.
+    interpreter.GridExecutor._restore_args_dev = lambda *ignored: None
+
+
+class Alone:
+    """A kernel that runs on a grid of one wherever it is launched on the whole one."""
+
+    def __init__(self, kernel: Any, *whole: int) -> None:
+        self.kernel, self.whole = kernel, whole
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        """Return what takes the arguments of the launch."""
+        assert grid == self.whole
+        return self.kernel[1, 1]
+
+
+def together(program: Callable[[tuple[int, ...]], object], grid: tuple[int, ...]) -> int:
+    """Run all programs of a grid, each in a process, and return how many of them failed."""
+    processes = []
+    for place in itertools.product(*map(range, grid)):
+        process = os.fork()
+        if process == 0:
+            signal.alarm(60)  # whoever waits for ever is ended
+            program(place)
+            os._exit(0)
+        processes.append(process)
+    return sum(os.waitpid(process, 0)[1] != 0 for process in processes)
+
+
 class OneProgram(persistent.PersistentKernel):
     """The kernel, of which only one program runs, in memory that is shared with the others."""
 
     def __init__(self, memory: dict[str, Tensor], case: Case, x: int, y: int, z: int) -> None:
         super().__init__(torch.float32, Chip(4, 1 << 17), interpreted=True)
-        from triton.runtime import interpreter
-
         across, along, _ = self.grid = case.grid
         self.memory, self.place, self.turn = memory, (z * along + y) * across + x, "forward"
-        # The interpreter would go through the whole grid: it is told of one program, which has the place and the grid given here.
-        builder = interpreter.interpreter_builder
-        first = self.place == 0
-        place, whole = builder.set_grid_idx, builder.set_grid_dim
-        builder.set_grid_idx = lambda *ignored: place(x, y, z)
-        builder.set_grid_dim = lambda *ignored: whole(*case.grid)
-        # One program is behind all others whenever it reads or writes. And there are fewer processors than programs.
-        for name, pause in (
-            ("create_masked_load", 0.003 * first),
-            ("create_masked_store", 0.003 * first),
-            ("create_atomic_rmw", 0),
-        ):
-            setattr(builder, name, after(pause, getattr(builder, name)))
-        # It would copy every argument onto itself in the end, and with it what others write meanwhile.
-        interpreter.GridExecutor._restore_args_dev = lambda *ignored: None
+        become((x, y, z), self.grid)
 
     def _exchange(self, count: int, B: int, width: int, like: Tensor) -> Tensor:
         return self.memory[f"{self.turn}_X"]
@@ -121,16 +147,7 @@ class OneProgram(persistent.PersistentKernel):
         while not present.all():  # what the host prepares is prepared by each: nobody begins before the last one has
             time.sleep(0.001)
 
-        whole = self.grid
-
-        class Alone:
-            """The kernel on a grid of one."""
-
-            def __getitem__(self, grid: tuple[int, int, int]) -> Any:
-                assert grid == whole
-                return kernel[1, 1]
-
-        super()._launch(Alone(), *given, **options)
+        super()._launch(Alone(kernel, *self.grid), *given, **options)
 
 
 def run(folder: Path, case: Case, x: int, y: int, z: int) -> None:
@@ -149,15 +166,7 @@ def run(folder: Path, case: Case, x: int, y: int, z: int) -> None:
 def main(folder: Path, case: Case) -> int:
     """Run the programs, each in a process, and return how many of them failed."""
     vars(persistent)["tiles"] = cut
-    processes = []
-    for place in itertools.product(*map(range, case.grid)):
-        process = os.fork()
-        if process == 0:
-            signal.alarm(60)  # whoever waits for ever is ended
-            run(folder, case, *place)
-            os._exit(0)
-        processes.append(process)
-    return sum(os.waitpid(process, 0)[1] != 0 for process in processes)
+    return together(lambda place: run(folder, case, *place), case.grid)
 
 
 if __name__ == "__main__":
