@@ -1,4 +1,3 @@
-# mypy: ignore-errors
 """The device code of `persistent_generate`: characters one after another, from logits to an id and through the stack to logits.
 
 It knows pointers, sizes and tiles. It does not know tensors, devices, or how the tiles were chosen. Importing it needs Triton.
