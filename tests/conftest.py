@@ -1,5 +1,6 @@
 """Fixtures: small, named by noun, all sizes different and none equal to 4."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import torch
 
 from lstmlm.corpus import Corpus, open_corpus
 from tests.helpers import TEXT
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell ignores INT for what it starts with &, and so would our children
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
