@@ -1,12 +1,17 @@
 """The Triton kernel for tests: on a CUDA device where there is one, else in Triton's interpreter."""
 
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import lstmlm
 from lstmlm.kernels import persistent
 from lstmlm.kernels.persistent import PersistentKernel
 from lstmlm.kernels.persistent_tiles import Chip, Tiles
@@ -35,5 +40,21 @@ def cut(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             return cut._replace(chunks=chunks, ahead=min(cut.ahead, chunks - 1))
 
         monkeypatch.setattr(persistent, "tiles", chosen)
+
+    return ask
+
+
+@pytest.fixture
+def compiled(tmp_path: Path) -> Callable[[str], list[dict[str, Any]]]:
+    """Return what compiles a module's launches for an H200, in a process that does not interpret, and says what came of it."""
+
+    def ask(module: str) -> list[dict[str, Any]]:
+        environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(Path(lstmlm.__file__).parents[1])}
+        environment.pop("TRITON_INTERPRET", None)
+        command = [sys.executable, "-W", "ignore", "-m", f"tests.kernels.{module}"]
+        run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+        assert run.returncode == 0, run.stderr[-2000:]
+        found: list[dict[str, Any]] = json.loads(run.stdout)
+        return found
 
     return ask

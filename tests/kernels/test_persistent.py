@@ -1,7 +1,6 @@
 """The Triton kernel, tied to eager: on a CUDA device where there is one, else in Triton's interpreter, which is slow."""
 
 import importlib.util
-import json
 import os
 import subprocess
 import sys
@@ -384,15 +383,9 @@ def test_many_programs_equal_one(kernel: PersistentKernel, cut: Cut) -> None:
 
 
 @with_triton
-def test_compiles_for_an_h200(tmp_path: Path) -> None:
+def test_compiles_for_an_h200(compiled: Callable[[str], list[dict[str, Any]]]) -> None:
     """The compiler takes the launches, the weights fit on the chip, nothing is spilled, and the barrier is between programs."""
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    environment.pop("TRITON_INTERPRET", None)
-    command = [sys.executable, "-W", "ignore", "-m", "tests.kernels.compile_persistent"]
-    run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
-    assert run.returncode == 0, run.stderr[-2000:]
-
-    for found in json.loads(run.stdout):
+    for found in compiled("compile_persistent"):
         ptx, half = found.pop("ptx"), found["case"] != "strict"
         assert found["shared"] <= H200.memory, found
         assert 1 < found["grid"][0] * found["grid"][1] <= H200.programs, found

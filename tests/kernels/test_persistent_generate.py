@@ -1,7 +1,6 @@
 """The Triton generator: the ids and nats of the eager sampler, on a CUDA device where there is one, else in the interpreter."""
 
 import importlib.util
-import json
 import math
 import os
 import subprocess
@@ -342,15 +341,9 @@ def test_many_programs_equal_one(kernel: PersistentKernel, share: Callable[..., 
         assert all(map(torch.equal, characters(opened(model, kernel, logits), noise, [20]), expected))
 
 
-def test_compiles_for_an_h200(tmp_path: Path) -> None:
+def test_compiles_for_an_h200(compiled: Callable[[str], list[dict[str, Any]]]) -> None:
     """The compiler takes the launches, nothing is spilled, and the barrier is between programs."""
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    environment.pop("TRITON_INTERPRET", None)
-    command = [sys.executable, "-W", "ignore", "-m", "tests.kernels.compile_generate"]
-    run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
-    assert run.returncode == 0, run.stderr[-2000:]
-
-    for found in json.loads(run.stdout):
+    for found in compiled("compile_generate"):
         ptx = found.pop("ptx")
         assert found["stack"] == 0, found
         assert found["shared"] <= H200.memory, found
