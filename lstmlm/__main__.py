@@ -15,7 +15,7 @@ def main() -> NoReturn:
         cli.main()
     except SystemExit as leaving:
         os._exit(leaving.code if isinstance(leaving.code, int) else 1)
-    except KeyboardInterrupt:  # before the door stood open: what it needs was still being imported
+    except KeyboardInterrupt:  # what the command line needs was still being imported
         os._exit(130)
     os._exit(0)
 

@@ -1,6 +1,7 @@
-"""A trained model as a Python object: `lstmlm.load(path)` gives one.
+"""The Python interface: `LanguageModel`, which `lstmlm.load(path)` returns, scores and samples.
 
-It puts checkpoint, tokenizer, model, scores and sampler together. It does not know commands, flags or terminals.
+It joins checkpoint, tokenizer, network, scoring and sampler. The commands `sample`, `eval`, `fill` and `inspect` open their
+model here; `parts` and `check` validate what a checkpoint says, for `train` too.
 """
 
 import math
@@ -12,17 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lstmlm import checkpoint, devices, ensemble, kernels, runs, tokenizer
-from lstmlm.config import RunConfig, from_dict
-from lstmlm.ensemble import Ensemble, Network
+from lstmlm import kernels
+from lstmlm.config.run_config import RunConfig, from_dict
+from lstmlm.data import tokenizer
+from lstmlm.data.tokenizer import OnUnknown, Tokenizer
 from lstmlm.errors import CheckpointError, ConfigError, TextError, UsageError, printable
-from lstmlm.header import Header
-from lstmlm.model import CharLM, load_weights
-from lstmlm.sampler import Sampling, generate
-from lstmlm.tokenizer import OnUnknown, Tokenizer
+from lstmlm.evaluation.sampler import Sampling, generate
+from lstmlm.model import devices, ensemble
+from lstmlm.model.char_lm import CharLM, load_weights
+from lstmlm.model.ensemble import Ensemble, Network
+from lstmlm.storage import checkpoint, run_dir
+from lstmlm.storage.header import Header
 
 if TYPE_CHECKING:
-    from lstmlm.evaluate import Score
+    from lstmlm.evaluation.scoring import Score
 
 
 @dataclass(frozen=True)
@@ -81,8 +85,8 @@ class LanguageModel:
             CheckpointError: It is missing, damaged or of another version.
             UsageError: There is no such device.
         """
-        where = devices.choose("cpu" if device == "auto" and kernels.wished() == "native" else device)
-        found, saved = runs.load(path, report=report, check=check)
+        where = devices.choose("cpu" if device == "auto" and kernels.requested_kernel() == "native" else device)
+        found, saved = run_dir.load(path, report=report, check=check)
         torch.set_num_threads(threads or os.cpu_count() or 1)
         config, symbols = parts(saved.meta)
         kernel, _ = kernels.choose(precision="float32", device=where.type)
@@ -125,7 +129,7 @@ class LanguageModel:
         return LanguageModel(self.path, self.meta, self.tokenizer, self.config, models[number - 1])
 
     def score(self, text: str, *, protocol: str = "warm", window: int = 256, batch: int = 64) -> "Score":
-        """Score a text, every character once; the rules are in `lstmlm.evaluate`.
+        """Score a text, every character once; the rules are in `lstmlm.evaluation.scoring`.
 
         Raises:
             TextError: The text is empty.
@@ -137,7 +141,7 @@ class LanguageModel:
             raise UsageError(f"protocol {protocol!r}: expected warm or cold.")
         if window < 1 or batch < 1:
             raise UsageError(f"window and batch: expected at least 1, found {min(window, batch)}.")
-        from lstmlm.evaluate import score_ids
+        from lstmlm.evaluation.scoring import score_ids
 
         ids = torch.tensor(self.tokenizer.encode(text, on_unknown="skip"), dtype=torch.int64)
         return score_ids(

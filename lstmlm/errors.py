@@ -10,8 +10,7 @@
         Diverged             6   training reached values that are not finite
         Stopped        128 + n   signal n, after a committed checkpoint
 
-A message reads `<what> <where>: expected <x>, found <y>. <next step>.` and has at most six lines. This room imports
-nothing from the package.
+A message reads `<what> <where>: expected <x>, found <y>. <next step>.` and has at most six lines.
 """
 
 

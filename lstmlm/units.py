@@ -1,7 +1,4 @@
-"""Numbers as people read them: bits, durations, counts, sizes.
-
-It knows arithmetic and imports nothing that takes time; torch, files and terminals are elsewhere.
-"""
+"""Numbers as people read them: bits, durations, counts, sizes."""
 
 import math
 

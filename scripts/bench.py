@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from lstmlm import kernels
-from lstmlm.backprop import Backprop
-from lstmlm.config import ModelConfig, TrainConfig
-from lstmlm.lstm import LSTMLayer, load_torch
-from lstmlm.model import CharLM, StackState, nats
-from lstmlm.optim import Optimizer
+from lstmlm.config.run_config import ModelConfig, TrainConfig
+from lstmlm.model.char_lm import CharLM, StackState, nats
+from lstmlm.model.lstm import LSTMLayer, load_torch
+from lstmlm.training.backprop import Backprop
+from lstmlm.training.optim import Optimizer
 
 VOCABULARY = 65
 SHAPES = [(1, 128, 50, 50), (1, 256, 32, 128), (2, 256, 64, 64), (2, 512, 64, 128), (3, 1024, 64, 64)]  # L, S, B, T
@@ -161,7 +161,7 @@ def sample(rounds: int) -> list[Row]:
 
     A rival draws 200 characters, we draw more where it takes less than that: a start-up is part of both.
     """
-    from lstmlm.sampler import Sampling, generate
+    from lstmlm.evaluation.sampler import Sampling, generate
 
     rows = []
     for layers, width in SAMPLED:

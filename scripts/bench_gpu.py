@@ -18,17 +18,18 @@ import torch
 from bench import VOCABULARY, Rival, Row, ours_like
 from torch import Tensor, nn
 
-from lstmlm import devices, ensemble, kernels
-from lstmlm.backprop import Backprop
-from lstmlm.config import TrainConfig
-from lstmlm.dropout import Dropout
-from lstmlm.graph import WARM, Graph
+from lstmlm import kernels
+from lstmlm.config.run_config import TrainConfig
+from lstmlm.evaluation.sampler import Sampling, generate
 from lstmlm.kernels import Kernel
+from lstmlm.kernels.cuda_graph import WARM, Graph
+from lstmlm.kernels.dropout import Dropout
 from lstmlm.kernels.eager import EagerKernel
-from lstmlm.model import nats
-from lstmlm.optim import Optimizer
-from lstmlm.sampler import Sampling, generate
-from lstmlm.step import Step
+from lstmlm.model import devices, ensemble
+from lstmlm.model.char_lm import nats
+from lstmlm.training.backprop import Backprop
+from lstmlm.training.optim import Optimizer
+from lstmlm.training.train_step import TrainStep
 
 SHAPES = [(1, 512, 64, 128), (2, 512, 64, 128), (2, 512, 256, 128), (3, 1024, 64, 128), (3, 1024, 256, 128)]  # L, S, B, T
 MEMBERS = [(1, 512, 64, 128), (2, 512, 64, 128)]
@@ -92,7 +93,7 @@ def ours(rival: Rival, kernel: Kernel, ids: Tensor, targets: Tensor, count: int 
     config = TrainConfig(lr=1e-3, weight_decay=0.01, average=0.0)
     optimizers = [Optimizer(model, config, kernel.pointwise) for model in models]
     network = ensemble.of(models)
-    step = Step(network, Backprop(network, B, T), optimizers, T, B, 1 / ids.numel())
+    step = TrainStep(network, Backprop(network, B, T), optimizers, T, B, 1 / ids.numel())
     drops = [Dropout(0.0, 0, 0, B)] * count
 
     def take() -> Tensor:

@@ -20,15 +20,15 @@ from typing import cast
 import torch
 from reach_rnn import BLANKS, LENGTH, PREDICTIONS, PlainRNN, reach_of_rnn, show_reach, train
 
+from lstmlm.analysis.activations import Forgetting
+from lstmlm.analysis.gradient_reach import reach
 from lstmlm.api import LanguageModel
 from lstmlm.cli.corpora import open_for
-from lstmlm.corpus import Corpus
-from lstmlm.drawings import table
-from lstmlm.fill import Asked, Filler, by_distance, chance, parse_set
-from lstmlm.gates import Forgetting
-from lstmlm.model import CharLM
-from lstmlm.reach import reach
-from lstmlm.streams import Streams
+from lstmlm.data.batches import Streams
+from lstmlm.data.corpus import Corpus
+from lstmlm.display.text_plots import table
+from lstmlm.evaluation.cloze import Asked, Filler, by_distance, chance, parse_set
+from lstmlm.model.char_lm import CharLM
 from lstmlm.units import bits
 
 ORDER = 5

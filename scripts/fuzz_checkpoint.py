@@ -26,9 +26,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from lstmlm import checkpoint, disk  # noqa: E402  # the checkout may not be installed
-from lstmlm.checkpoint import Blob, Checkpoint  # noqa: E402  # as above
 from lstmlm.errors import CheckpointError, LstmlmError, SystemProblem  # noqa: E402  # as above
+from lstmlm.storage import atomic, checkpoint  # noqa: E402  # the checkout may not be installed
+from lstmlm.storage.checkpoint import Blob, Checkpoint  # noqa: E402  # as above
 
 Outcome = tuple[int, int]  # cases tried, cases survived
 
@@ -146,7 +146,7 @@ def splices(folder: Path, dice: random.Random, until: float) -> Outcome:
     return cases, survived
 
 
-class Moody(disk.Disk):
+class Moody(atomic.Disk):
     """A disk of which any call may fail, or write less than asked."""
 
     def __init__(self, dice: random.Random) -> None:
@@ -180,16 +180,16 @@ def failures(folder: Path, dice: random.Random, until: float) -> Outcome:
     possible = {0}
     while time.monotonic() < until:
         step += 1
-        disk.calls = Moody(dice)
+        atomic.calls = Moody(dice)
         try:
             checkpoint.write(path, state(step))
             possible = {step}
         except SystemProblem:
             possible.add(step)
         finally:
-            disk.calls = disk.Disk()
+            atomic.calls = atomic.Disk()
         survived += checkpoint.read(path).meta["step"] in possible
-        disk.clean(folder)
+        atomic.clean(folder)
         cases += 1
     return cases, survived
 
@@ -197,9 +197,9 @@ def failures(folder: Path, dice: random.Random, until: float) -> Outcome:
 def save_for_ever(folder: Path) -> None:
     """Resume from what is there and go on: a record, a sync, a checkpoint; what `kills` runs as a process."""
     path = folder / "last.safetensors"
-    disk.clean(folder)
+    atomic.clean(folder)
     before = checkpoint.read(path).meta if path.exists() else META
-    journal = disk.Journal.open(folder / "metrics.jsonl", before["training"]["metrics_bytes"])
+    journal = atomic.Journal.open(folder / "metrics.jsonl", before["training"]["metrics_bytes"])
     step = before["step"]
     print("saving", flush=True)
     while True:

@@ -1,7 +1,7 @@
 """Measure a bare machine with a CUDA device in minutes: every part in a child process with a time limit of its own.
 
-`bash scripts/gpu_first_hour.sh OUT [TEXT]` writes OUT/gpu.jsonl, a line for each part, as it comes; a part that hangs is killed and
-said to have, and the next one goes on. torch is imported once, before the children are forked; CUDA is started in each.
+`bash scripts/gpu_first_hour.sh OUT [TEXT]` writes OUT/gpu.jsonl, a line for each part, as it comes; a part that hangs is killed
+and said to have, and the next one goes on. torch is imported once, before the children are forked; CUDA is started in each.
 """
 
 import json
@@ -69,12 +69,19 @@ def text(mode: str, path: str, minutes: float) -> Row:
     began = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-c", code, "train", path, "--minutes", str(minutes), "--device", "cuda", "--out", out, "--json"],
-        capture_output=True, text=True, env=env, check=False,
+        capture_output=True,
+        text=True,
+        env=env,
+        check=False,
     )
     lines = done.stdout.strip().splitlines()
     return {
-        "mode": mode, "minutes": minutes, "rc": done.returncode, "wall": time.perf_counter() - began,
-        "result": json.loads(lines[-1]) if lines else None, "stderr": done.stderr[-1500:],
+        "mode": mode,
+        "minutes": minutes,
+        "rc": done.returncode,
+        "wall": time.perf_counter() - began,
+        "result": json.loads(lines[-1]) if lines else None,
+        "stderr": done.stderr[-1500:],
     }
 
 
@@ -110,17 +117,24 @@ def main() -> None:
     total = float(os.environ.get("SECONDS_ALL", "420"))
     began = time.monotonic()
     parts: list[tuple[Callable[..., Row], tuple[Any, ...], float]] = [
-        (check, ("step",), 60), (check, ("waiting",), 60),
-        (train, ("step", 2, 512, 64, 128), 60), (train, ("waiting", 2, 512, 64, 128), 60),
-        (sample, ("waiting", 2, 512, 1), 40), (sample, ("eager", 2, 512, 1), 40),
-        (train, ("step", 3, 1024, 64, 128), 60), (train, ("waiting", 3, 1024, 64, 128), 60),
+        (check, ("step",), 60),
+        (check, ("waiting",), 60),
+        (train, ("step", 2, 512, 64, 128), 60),
+        (train, ("waiting", 2, 512, 64, 128), 60),
+        (sample, ("waiting", 2, 512, 1), 40),
+        (sample, ("eager", 2, 512, 1), 40),
+        (train, ("step", 3, 1024, 64, 128), 60),
+        (train, ("waiting", 3, 1024, 64, 128), 60),
     ]
     if corpus:
         parts += [(text, (mode, corpus, 0.5), 75) for mode in ("step", "eager", "waiting")]
     parts += [
-        (train, ("step", 2, 512, 256, 128), 60), (train, ("waiting", 2, 512, 256, 128), 60),
-        (train, ("step", 3, 1024, 256, 128), 60), (train, ("waiting", 3, 1024, 256, 128), 60),
-        (sample, ("eager", 3, 1024, 1), 40), (sample, ("eager", 2, 512, 4096), 40),
+        (train, ("step", 2, 512, 256, 128), 60),
+        (train, ("waiting", 2, 512, 256, 128), 60),
+        (train, ("step", 3, 1024, 256, 128), 60),
+        (train, ("waiting", 3, 1024, 256, 128), 60),
+        (sample, ("eager", 3, 1024, 1), 40),
+        (sample, ("eager", 2, 512, 4096), 40),
     ]
     with (out / "gpu.jsonl").open("a", buffering=1) as log:
         log.write(json.dumps({"python": platform.python_version(), "torch": torch.__version__}) + "\n")

@@ -18,23 +18,31 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests import corpora, test_config, test_header  # noqa: E402  # the checkout may not be installed
+from tests import corpora  # noqa: E402  # the checkout may not be installed
 from tests.cli import test_mistakes  # noqa: E402  # as above
+from tests.config import test_run_config  # noqa: E402  # the checkout may not be installed
+from tests.storage import test_header  # noqa: E402  # the checkout may not be installed
 
 PROMISES: list[tuple[str, str, Callable[[int], int]]] = [
-    ("Every write can fail", "tests/test_disk.py tests/cli/test_train.py -k 'failing or kill or power or bad_disk'", lambda n: n),
-    ("Damage is seen: flipped bits, every truncation", "tests/test_checkpoint.py -k seen", lambda n: n),
-    ("Hostile files run nothing and eat nothing", "tests/test_header.py", lambda _: len(test_header.HOSTILE)),
-    ("Any text", "tests/test_corpus.py tests/test_sources.py tests/cli/test_any_text.py",
+    ("Every write can fail", "tests/storage/test_atomic.py tests/cli/test_train.py -k 'failing or kill or power or bad_disk'",
+     lambda n: n),
+    ("Damage is seen: flipped bits, every truncation", "tests/storage/test_checkpoint.py -k seen",
+     lambda n: n),
+    ("Hostile files run nothing and eat nothing", "tests/storage/test_header.py", lambda _: len(test_header.HOSTILE)),
+    ("Any text", "tests/data/test_corpus.py tests/data/test_sources.py tests/cli/test_any_text.py",
      lambda _: len(corpora.ACCEPTED) + len(corpora.REFUSED)),
-    ("Any config", "tests/test_config.py", lambda _: len(test_config.HOSTILE)),
+    ("Any config", "tests/config/test_run_config.py", lambda _: len(test_run_config.HOSTILE)),
     ("A mistake gets help", "tests/cli/test_mistakes.py", lambda _: len(test_mistakes.rows())),
-    ("Clean pipes", "tests/cli/test_pipes.py", lambda n: n),
-    ("From every step the same end", "tests/test_resume.py -k 'two_hundred or far'", lambda _: 199 + 3),
-    ("Other conditions are said or refused", "tests/cli/test_conditions.py", lambda n: n),
-    ("What is not finite is seen", "tests/test_trainer.py tests/test_resume.py -k 'stepped or diverged or huge or finite'",
+    ("Clean pipes", "tests/cli/test_pipes.py",
+     lambda n: n),
+    ("From every step the same end", "tests/training/test_resume.py -k 'two_hundred or far'", lambda _: 199 + 3),
+    ("Other conditions are said or refused", "tests/cli/test_conditions.py",
+     lambda n: n),
+    ("What is not finite is seen", "tests/training/test_trainer.py tests/training/test_resume.py "
+     "-k 'stepped or diverged or huge or finite'",
      lambda n: n - 1 + 30),
-    ("Two at once, read while written", "tests/test_runs.py tests/test_survival.py -k 'lock or wins or thousand'", lambda n: n),
+    ("Two at once, read while written", "tests/storage/test_run_dir.py tests/test_survival.py -k 'lock or wins or thousand'",
+     lambda n: n),
     ("Tight places, other systems", "tests/test_survival.py -k 'not signals and not full and not killed and not loads'",
      lambda n: n),
 ]  # fmt: skip

@@ -22,19 +22,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lstmlm import config as settings
 from lstmlm import kernels
-from lstmlm.cell import LSTMState
-from lstmlm.config import ModelConfig, TrainConfig
-from lstmlm.corpus import Corpus, open_corpus
-from lstmlm.drawings import table
-from lstmlm.fill import Bucket, Filler, by_distance, chance, parse_set
+from lstmlm.analysis.boundaries import spread
+from lstmlm.analysis.gradient_reach import fades, reach
+from lstmlm.config import run_config
+from lstmlm.config.run_config import ModelConfig, TrainConfig
+from lstmlm.data.batches import Streams
+from lstmlm.data.corpus import Corpus, open_corpus
+from lstmlm.display.text_plots import table
+from lstmlm.evaluation.cloze import Bucket, Filler, by_distance, chance, parse_set
 from lstmlm.kernels.pointwise import TorchPointwise
-from lstmlm.marks import spread
-from lstmlm.model import CharLM, StackState, nats
-from lstmlm.optim import Optimizer, learning_rate
-from lstmlm.reach import fades, reach
-from lstmlm.streams import Streams
+from lstmlm.model.cell import LSTMState
+from lstmlm.model.char_lm import CharLM, StackState, nats
+from lstmlm.training.optim import Optimizer, learning_rate
 from lstmlm.units import bits
 
 BLANKS = Path(__file__).parent.parent / "data" / "blanks.tsv"
@@ -98,7 +98,7 @@ def train(model: CharLM | PlainRNN, corpus: Corpus, config: TrainConfig, name: s
 
 
 def reach_of_rnn(model: PlainRNN, ids: Tensor) -> tuple[list[float], list[float]]:
-    """Return what `lstmlm.reach.reach` measures, at the same places of a text, for the state H and the input x, by distance."""
+    """Return what `lstmlm.analysis.gradient_reach.reach` measures, at the same places of a text."""
     starts = spread(torch.arange(len(ids) - LENGTH - 1), PREDICTIONS)
     U, W, b = model.weights()
     with torch.no_grad():  # one long reading gives the state before each place
@@ -172,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warmup = min(100, asked.steps // 10)
     config = TrainConfig(steps=asked.steps, batch=asked.batch, window=asked.window, warmup=warmup, weight_decay=0.01)
     with tempfile.TemporaryDirectory() as folder:
-        corpus = open_corpus([asked.text], cache_dir=Path(folder), bundled=settings.resource_dir("data"))
+        corpus = open_corpus([asked.text], cache_dir=Path(folder), bundled=run_config.resource_dir("data"))
         if len(corpus.val) < LENGTH + 2:
             sys.exit(f"{asked.text}: expected {10 * (LENGTH + 2):,} characters or more, found {corpus.chars:,}.")
         torch.manual_seed(asked.seed)

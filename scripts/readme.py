@@ -1,47 +1,21 @@
-"""Bring the generated parts of README.md up to date: the list of rooms and the table of settings."""
+"""Bring the generated part of README.md up to date: the table of settings."""
 
 import argparse
-import ast
 import sys
 from pathlib import Path
 
-from lstmlm import config
+from lstmlm.config import run_config
 
-ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
-RIVER = (
-    *("errors.py", "units.py", "memory.py", "settings.py", "settings_yaml.py", "schema.py", "config.py", "tokenizer.py"),
-    *("sources.py", "digest.py", "decoding.py", "ids.py", "cache.py", "packing.py", "corpus.py", "streams.py", "cell.py"),
-    *("dropout.py", "kernels/pointwise.py", "kernels/eager.py", "kernels/build.py", "kernels/native.py", "kernels/generate.py"),
-    *("graph.py", "lstm.py", "model.py", "ensemble.py", "wavefront.py", "backprop.py", "optim.py", "step.py", "members.py"),
-    *("evaluate.py", "sampler.py", "dynamic.py", "baselines.py", "gates.py", "gate_pictures.py", "gate_page.py", "marks.py"),
-    *("features.py", "reach.py", "ragged.py", "fill.py", "lines.py", "recipe.py", "disk.py"),
-    *("header.py", "checkpoint.py", "runs.py", "times.py", "progress.py", "distributed.py", "trainer.py", "devices.py", "api.py"),
-    *("console.py", "live.py", "board.py", "drawings.py", "pictures.py"),
-)
-
-
-def rooms() -> str:
-    """Return one line for each module, in the order of the river, and what is new at the end."""
-    package = ROOT / "lstmlm"
-    names = [p.relative_to(package).as_posix() for p in sorted(package.rglob("*.py")) if not p.name.startswith("__")]
-    names.sort(key=lambda name: (RIVER.index(name) if name in RIVER else len(RIVER), name))
-    lines = ["| room | one line |", "|---|---|"]
-    for name in names:
-        text = ast.get_docstring(ast.parse((package / name).read_text(encoding="utf-8"))) or ""
-        lines.append(f"| `{name}` | {' '.join(text.split(chr(10) * 2)[0].split()).rstrip('.')} |".replace("|C", "C"))
-    return "\n".join(lines)
+README = Path(__file__).parent.parent / "README.md"
 
 
 def updated(text: str) -> str:
-    """Return the README with its generated parts made anew."""
-    for mark, part in (("rooms", rooms()), ("settings", config.key_table().strip())):
-        before, begin, rest = text.partition(f"<!-- {mark} -->\n")
-        _, end, after = rest.partition("\n<!-- end -->")
-        if not end:
-            raise SystemExit(f"README.md: expected a part between `<!-- {mark} -->` and `<!-- end -->`, found none")
-        text = before + begin + part + end + after
-    return text
+    """Return the README with its generated part made anew."""
+    before, begin, rest = text.partition("<!-- settings -->\n")
+    _, end, after = rest.partition("\n<!-- end -->")
+    if not end:
+        raise SystemExit("README.md: expected a part between `<!-- settings -->` and `<!-- end -->`, found none")
+    return before + begin + run_config.key_table().strip() + end + after
 
 
 def main() -> None:

@@ -13,10 +13,10 @@ from torch import Tensor
 import lstmlm
 from lstmlm import kernels
 from lstmlm.api import LanguageModel
-from lstmlm.ensemble import members
+from lstmlm.evaluation.sampler import native_generator
 from lstmlm.kernels.generate import Choice
 from lstmlm.kernels.native import NativeKernel
-from lstmlm.sampler import native_generator
+from lstmlm.model.ensemble import members
 
 STREAMS = 64
 GREEDY = Choice(1.0, 0, 1.0, True)
@@ -32,9 +32,9 @@ def nats(model: LanguageModel, ids: Tensor, storage: str) -> float:
     states = [(state.hidden, state.cell) for state in model.network.initial_state(n)]
     total = 0.0
     for t in range(T - 1):
-        wished = torch.nn.functional.one_hot(ids[t], generator.V).float()
-        generator.begin(wished, states)
-        generator.run(torch.zeros(1, n), GREEDY)  # draws what was wished
+        forced = torch.nn.functional.one_hot(ids[t], generator.V).float()
+        generator.begin(forced, states)
+        generator.run(torch.zeros(1, n), GREEDY)  # draws what was asked for
         generator.run(torch.zeros(1, n), GREEDY)  # a step; what it draws is not used
         total -= float(torch.log_softmax(generator.logits().double(), -1).gather(-1, ids[t + 1][:, None]).sum())
         states = generator.states()

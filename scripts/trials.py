@@ -20,16 +20,17 @@ from typing import Any
 
 import torch
 
-from lstmlm import evaluate, memory
-from lstmlm.backprop import Backprop
-from lstmlm.cell import LSTMState
-from lstmlm.config import ModelConfig, TrainConfig
-from lstmlm.corpus import open_corpus
-from lstmlm.dropout import Dropout
+from lstmlm.config.run_config import ModelConfig, TrainConfig
+from lstmlm.data.batches import Streams
+from lstmlm.data.corpus import open_corpus
+from lstmlm.evaluation import scoring
 from lstmlm.kernels import choose
-from lstmlm.model import CharLM
-from lstmlm.optim import Optimizer, learning_rate
-from lstmlm.streams import Streams
+from lstmlm.kernels.dropout import Dropout
+from lstmlm.model.cell import LSTMState
+from lstmlm.model.char_lm import CharLM
+from lstmlm.training import malloc
+from lstmlm.training.backprop import Backprop
+from lstmlm.training.optim import Optimizer, learning_rate
 
 RECORD = Path(__file__).parent / "results" / "trials.jsonl"
 SHARES = (0.02, 0.04, 0.08, 0.15, 0.25)
@@ -110,8 +111,8 @@ def trial(text: Path, steps: int, changes: dict[str, float]) -> dict[str, Any]:
 
 def scores(model: CharLM, ids: torch.Tensor, counts: Any) -> list[float]:
     """Return nats a character, warm and cold256."""
-    warm = evaluate.score_ids(model, ids, counts, byte_length=len(ids)).nats_per_char
-    cold = evaluate.score_ids(model, ids, counts, byte_length=len(ids), protocol="cold", window=256).nats_per_char
+    warm = scoring.score_ids(model, ids, counts, byte_length=len(ids)).nats_per_char
+    cold = scoring.score_ids(model, ids, counts, byte_length=len(ids), protocol="cold", window=256).nats_per_char
     return [round(warm, 4), round(cold, 4)]
 
 
@@ -122,7 +123,7 @@ def main() -> None:
     parser.add_argument("--text", required=True, type=Path)
     parser.add_argument("--steps", type=int, default=2800)
     asked = parser.parse_args()
-    memory.keep()
+    malloc.tune_malloc()
     for setting in asked.settings:
         changes = {key: float(value) for key, _, value in (pair.partition("=") for pair in setting.split(",") if pair)}
         if unknown := changes.keys() - DEFAULTS.keys():

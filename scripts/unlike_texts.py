@@ -1,4 +1,4 @@
-"""Train with the recipe's own choices on unlike texts, and print what it chose and what came out.
+"""Train with the automatic choices on unlike texts, and print what it chose and what came out.
 
     unlike_texts.py [--steps 400] [--only NAME ...] [--keep DIR] [--also=--threads --also=1]
 
@@ -20,7 +20,7 @@ from pathlib import Path
 from pydoc_data import topics
 from typing import Any
 
-from lstmlm.drawings import table
+from lstmlm.display.text_plots import table
 
 LONG = 400_000  # characters of a text, at most
 STORIES = Path(__file__).resolve().parent.parent / "data" / "stories.txt"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lstmlm.corpus import Corpus, open_corpus
+from lstmlm.data.corpus import Corpus, open_corpus
 from tests.helpers import TEXT
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell ignores INT for what it starts with &, and so would our children
@@ -38,4 +38,4 @@ def corpus(tmp_path: Path) -> Corpus:
 @pytest.fixture
 def short_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the samples between steps be short: what they do does not depend on their length."""
-    monkeypatch.setattr("lstmlm.trainer.SAMPLE_LENGTH", 5)
+    monkeypatch.setattr("lstmlm.training.trainer.SAMPLE_LENGTH", 5)

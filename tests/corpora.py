@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lstmlm.corpus import Corpus, open_corpus
+from lstmlm.data.corpus import Corpus, open_corpus
 
 EVERY = "".join(chr(i) for i in range(0x110000) if not 0xD800 <= i <= 0xDFFF)
 

@@ -5,13 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lstmlm import cell
-from lstmlm.cell import LSTMState
-from lstmlm.config import ModelConfig
+from lstmlm.config.run_config import ModelConfig
 from lstmlm.kernels import Kernel
 from lstmlm.kernels.eager import EagerKernel
-from lstmlm.lstm import LSTMLayer
-from lstmlm.model import CharLM
+from lstmlm.model import cell
+from lstmlm.model.cell import LSTMState
+from lstmlm.model.char_lm import CharLM
+from lstmlm.model.lstm import LSTMLayer
 
 TEXT = "Où est Bob? Bob est là; Ann le voit.\n" * 5  # 185 characters
 EXACT = 1e-10  # float64: a few hundred roundings of 1e-16 in a chain, with room

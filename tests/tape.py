@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lstmlm.graph import Run
+from lstmlm.kernels.cuda_graph import Work
 
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero")
 
@@ -44,7 +44,7 @@ def whole(tensor: Tensor) -> Tensor:
     return torch.empty(0, dtype=tensor.dtype).set_(storage, 0, (storage.nbytes() // tensor.element_size(),), (1,))
 
 
-def record(run: Run) -> Run:
+def record(run: Work) -> Work:
     """Record a function without an effect; return what does its work again."""
     with Tape() as tape:
         run()

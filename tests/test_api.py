@@ -9,15 +9,15 @@ import pytest
 import torch
 
 import lstmlm
-from lstmlm import checkpoint
 from lstmlm.api import LanguageModel, _first, _overlap
-from lstmlm.checkpoint import Checkpoint
-from lstmlm.config import ModelConfig, RunConfig, to_dict
+from lstmlm.config.run_config import ModelConfig, RunConfig, to_dict
+from lstmlm.data.tokenizer import CharTokenizer
 from lstmlm.errors import CheckpointError, TextError, UsageError
+from lstmlm.evaluation.sampler import Sampling
 from lstmlm.kernels.eager import EagerKernel
-from lstmlm.model import CharLM
-from lstmlm.sampler import Sampling
-from lstmlm.tokenizer import CharTokenizer
+from lstmlm.model.char_lm import CharLM
+from lstmlm.storage import checkpoint
+from lstmlm.storage.checkpoint import Checkpoint
 
 SYMBOLS = "\n abcdeé"
 

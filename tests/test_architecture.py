@@ -1,4 +1,4 @@
-"""The house rules as code: who may import whom, and who alone may say certain words."""
+"""The architecture as code: which package may import which, and which alone may use certain libraries."""
 
 import ast
 from collections.abc import Iterator
@@ -10,105 +10,60 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lstmlm"
 
-# room -> the rooms it may import, at module level or later. `lstmlm` is the package's own __init__; a folder is one room.
+# package -> the packages that it may import, at module level or later; the last row is the bottom. `lstmlm` is `__init__` itself.
 ALLOWED: dict[str, set[str]] = {
+    "__main__": {"cli"},
+    "cli": {
+        "lstmlm",
+        "api",
+        "display",
+        "analysis",
+        "training",
+        "evaluation",
+        "data",
+        "model",
+        "storage",
+        "config",
+        "kernels",
+        "errors",
+        "units",
+    },
+    "lstmlm": {"api"},
+    "api": {"evaluation", "data", "model", "storage", "config", "kernels", "errors"},
+    "display": {"training", "errors", "units"},
+    "analysis": {"evaluation", "model", "errors", "units"},
+    "training": {"evaluation", "data", "model", "storage", "config", "kernels", "errors"},
+    "evaluation": {"data", "model", "kernels", "errors", "units"},
+    "data": {"config", "errors"},
+    "model": {"config", "kernels", "errors"},
+    "storage": {"errors"},
+    "config": {"errors", "units"},
+    "kernels": {"errors"},
     "errors": set(),
     "units": set(),
-    "cell": set(),
-    "memory": set(),
-    "devices": {"errors"},
-    "settings": {"errors"},
-    "settings_yaml": {"errors", "settings"},
-    "schema": {"errors", "settings"},
-    "config": {"errors", "schema", "settings", "settings_yaml"},
-    "tokenizer": {"errors"},
-    "sources": {"errors"},
-    "digest": set(),
-    "decoding": {"digest", "errors", "sources"},
-    "ids": set(),
-    "cache": {"digest", "errors", "ids"},
-    "packing": {"errors", "ids", "tokenizer"},
-    "corpus": {"cache", "config", "decoding", "errors", "ids", "packing", "sources", "tokenizer"},
-    "streams": {"ids"},
-    "dropout": set(),
-    "kernels": {"dropout", "errors"},
-    "graph": {"kernels"},
-    "lstm": {"cell", "kernels"},
-    "model": {"config", "dropout", "errors", "kernels", "lstm"},
-    "ensemble": {"config", "kernels", "lstm", "model"},
-    "wavefront": {"kernels"},
-    "backprop": {"cell", "dropout", "ensemble", "kernels", "lstm", "model", "wavefront"},
-    "optim": {"config", "kernels"},
-    "step": {"backprop", "cell", "dropout", "ensemble", "graph", "lstm", "optim"},
-    "members": {"backprop", "cell", "config", "dropout", "ensemble", "kernels", "lstm", "model", "optim", "step"},
-    "evaluate": {"cell", "ensemble", "lstm", "model", "units"},
-    "sampler": {"cell", "ensemble", "graph", "kernels", "lstm", "model"},
-    "dynamic": {"ensemble", "evaluate", "lstm", "model", "sampler"},
-    "baselines": set(),
-    "gates": {"cell", "ensemble", "lstm", "model"},
-    "ragged": {"cell", "lstm", "model"},
-    "marks": {"cell", "gates", "lstm", "model", "ragged", "units"},
-    "lines": {"ensemble", "evaluate", "lstm", "model", "tokenizer", "units"},
-    "features": {"errors"},
-    "reach": {"cell", "lstm", "marks", "model", "ragged"},
-    "fill": {"ensemble", "errors", "evaluate", "ragged", "units"},
-    "recipe": {"config", "units"},
-    "disk": {"errors"},
-    "header": {"errors"},
-    "checkpoint": {"disk", "errors", "header"},
-    "runs": {"checkpoint", "disk", "errors", "header"},
-    "times": {"disk", "errors", "header"},
-    "progress": {"errors"},
-    "distributed": {"checkpoint", "errors"},
-    "trainer": {
-        *("cell", "checkpoint", "config", "corpus", "distributed", "errors", "evaluate", "graph"),
-        *("kernels", "lstm", "members", "model", "optim", "progress", "recipe", "sampler", "streams", "times"),
-    },
-    "api": {
-        *("checkpoint", "config", "devices", "ensemble", "errors", "evaluate", "header", "kernels", "model", "runs"),
-        *("sampler", "tokenizer"),
-    },
-    "console": {"errors"},
-    "drawings": {"errors"},
-    "pictures": {"errors", "units"},
-    "gate_pictures": {"drawings", "errors"},
-    "gate_page": {"errors", "gate_pictures"},
-    "board": {"errors", "progress", "units"},
-    "live": {"console", "errors", "progress", "units"},
-    "lstmlm": {"api"},
-    "cli": {
-        *("api", "baselines", "board", "checkpoint", "config", "console", "corpus", "decoding", "devices", "disk"),
-        *("distributed", "drawings", "dynamic", "ensemble", "errors", "evaluate", "features", "fill"),
-        *("gate_page", "gate_pictures"),
-        *("gates", "header", "pictures"),
-        *("kernels", "lines", "live", "lstmlm", "marks", "memory", "model", "progress", "reach", "recipe", "runs", "sampler"),
-        *("settings", "sources", "times", "tokenizer", "trainer", "units"),
-    },
-    "__main__": {"cli"},
 }
 
 # No torch when these are imported: `lstmlm --help` and every refusal are instant.
-TORCH_FREE = {
-    *("errors", "units", "memory", "devices", "settings", "settings_yaml", "schema", "config", "tokenizer", "sources"),
-    *("decoding", "ids", "digest", "cache", "packing", "corpus", "streams", "recipe", "disk", "header", "checkpoint"),
-    *("runs", "times"),
-    *("progress", "console", "distributed", "drawings", "pictures", "board", "live", "lstmlm", "cli", "__main__"),
-}
+TORCH_FREE = (
+    *("__main__", "cli", "config", "data", "display", "errors", "lstmlm", "storage", "units"),
+    *("model/devices", "training/clock_log", "training/distributed", "training/events", "training/malloc"),
+)
 
-# word imported -> the only rooms that know it
-OWNERS: dict[str, set[str]] = {
-    "yaml": {"config", "settings", "settings_yaml", "schema"},
-    "typer": {"cli"},
-    "click": {"cli"},
-    "rich": {"cli", "console", "live"},
-    "torch.distributed": {"distributed"},
-    "torch.optim": {"kernels"},
-    "torch.utils.tensorboard": {"board"},
-    "safetensors": {"checkpoint", "header"},
-    "ctypes": {"kernels", "memory"},
-    "triton": {"kernels"},
-    "subprocess": {"kernels"},
-    "signal": {"cli"},
+# word imported -> the only packages or modules that know it
+OWNERS: dict[str, tuple[str, ...]] = {
+    "yaml": ("config",),
+    "typer": ("cli",),
+    "click": ("cli",),
+    "rich": ("cli", "display"),
+    "torch.distributed": ("training/distributed",),
+    "torch.optim": ("kernels",),
+    "torch.utils.tensorboard": ("display/tensorboard",),
+    "safetensors": ("storage",),
+    "filelock": ("storage",),
+    "ctypes": ("kernels", "training/malloc"),
+    "triton": ("kernels",),
+    "subprocess": ("kernels",),
+    "signal": ("cli",),
 }
 
 FORBIDDEN_IMPORTS = {"pickle", "marshal", "shelve", "dill", "joblib", "numpy", "urllib", "http", "requests"}
@@ -118,10 +73,16 @@ FORBIDDEN_CALLS = {
 }
 
 
-def room_of(path: Path) -> str:
-    """Return the room of a file: its folder's below the package, or its own name."""
+def package_of(path: Path) -> str:
+    """Return the package of a file: its folder's name, or its own at the top."""
     first = path.relative_to(PACKAGE).parts[0]
     return "lstmlm" if first == "__init__.py" else first.removesuffix(".py")
+
+
+def within(path: Path, places: tuple[str, ...]) -> bool:
+    """Say whether a file is one of these modules or lies in one of these packages."""
+    name = path.relative_to(PACKAGE).with_suffix("").as_posix()
+    return package_of(path) in places or name in places
 
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -158,16 +119,24 @@ def imported(nodes: Iterator[ast.AST], path: Path) -> Iterator[str]:
             yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
-def rooms(names: Iterator[str], own: str) -> set[str]:
-    """Return the rooms behind imported names, other than one's own."""
-    found = set()
+def packages(names: Iterator[str], own: str) -> set[str]:
+    """Return the packages behind imported names, other than one's own."""
+    return {package_of(path) for path in files(names)} - {own}
+
+
+def files(names: Iterator[str]) -> Iterator[Path]:
+    """Yield the file behind each imported name of this project."""
     for name in names:
-        first, _, rest = name.partition(".")
+        first, *rest = name.split(".")
         if first == "lstmlm":
-            second = rest.partition(".")[0]
-            known = (PACKAGE / second).is_dir() or (PACKAGE / f"{second}.py").is_file()
-            found.add(second if second and known else "lstmlm")
-    return found - {own}
+            for length in range(len(rest), -1, -1):
+                base = PACKAGE.joinpath(*rest[:length])
+                if length and base.with_suffix(".py").is_file():
+                    yield base.with_suffix(".py")
+                    break
+                if (base / "__init__.py").is_file():
+                    yield base / "__init__.py"
+                    break
 
 
 def says(name: str, word: str) -> bool:
@@ -176,49 +145,68 @@ def says(name: str, word: str) -> bool:
 
 
 @each_module
-def test_a_room_imports_only_what_its_table_allows(path: Path) -> None:
-    """Every import between rooms, wherever it stands, is in the table; a room that is not in the table is not known."""
-    room = room_of(path)
+def test_a_package_imports_only_what_its_row_allows(path: Path) -> None:
+    """Every import between packages, wherever it stands, is in the table; a package without a row is not known."""
+    package = package_of(path)
 
-    assert room in ALLOWED, f"{room}: give it a row in ALLOWED"
-    assert rooms(imported(ast.walk(tree(path)), path), room) <= ALLOWED[room]
+    assert package in ALLOWED, f"{package}: give it a row in ALLOWED"
+    assert packages(imported(ast.walk(tree(path)), path), package) <= ALLOWED[package]
 
 
-def test_the_table_has_no_circle_and_no_ghosts() -> None:
-    """The river runs one way, and the table names only rooms that exist."""
-    order = list(TopologicalSorter(ALLOWED).static_order())
+def test_imports_run_downwards() -> None:
+    """No package imports one that stands above it in the table, and the table names only packages that exist."""
+    rows = list(ALLOWED)
 
-    assert set(order) == set(ALLOWED) == {room_of(path) for path in MODULES}
-    assert set(ALLOWED) >= TORCH_FREE
+    assert set(rows) == {package_of(path) for path in MODULES}
+    assert [(row, name) for row, names in ALLOWED.items() for name in names if rows.index(name) <= rows.index(row)] == []
 
 
 def test_the_table_allows_no_more_than_is_used() -> None:
     """An import that nobody makes any more leaves the table, so that making it again is a decision."""
-    used: dict[str, set[str]] = {room: set() for room in ALLOWED}
+    used: dict[str, set[str]] = {package: set() for package in ALLOWED}
     for path in MODULES:
-        used[room_of(path)] |= rooms(imported(ast.walk(tree(path)), path), room_of(path))
+        used[package_of(path)] |= packages(imported(ast.walk(tree(path)), path), package_of(path))
 
-    unused = {room: sorted(ALLOWED[room] - used[room]) for room in ALLOWED if ALLOWED[room] - used[room]}
+    unused = {package: sorted(ALLOWED[package] - used[package]) for package in ALLOWED if ALLOWED[package] - used[package]}
 
     assert unused == {}
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if room_of(p) in TORCH_FREE], ids=lambda p: room_of(p))
-def test_rooms_without_torch(path: Path) -> None:
-    """What starts fast imports neither torch nor a room that does, before one of its functions is called."""
+def test_modules_import_in_no_circle() -> None:
+    """Between modules too no import comes back to where it began; only a package's `__init__` and the commands are left out."""
+    graph = {
+        path: {found for found in files(imported(ast.walk(tree(path)), path)) if found != path and found.name != "__init__.py"}
+        for path in MODULES
+        if package_of(path) != "cli"
+    }
+
+    assert set(TopologicalSorter(graph).static_order()) >= set(graph)
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if within(p, TORCH_FREE)], ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_modules_without_torch(path: Path) -> None:
+    """What starts fast imports neither torch nor a module that does, before one of its functions is called."""
     names = list(imported(runs_on_import(tree(path)), path))
 
     assert [name for name in names if says(name, "torch")] == []
-    assert rooms(iter(names), room_of(path)) <= TORCH_FREE
+    assert [str(found) for found in files(iter(names)) if not within(found, TORCH_FREE)] == []
+
+
+@pytest.mark.parametrize(
+    "name", sorted({p.name for p in PACKAGE.iterdir() if (p / "__init__.py").is_file()} - {"kernels", "cli"})
+)
+def test_packages_are_folders_and_no_more(name: str) -> None:
+    """A package's `__init__` is its docstring alone: importing one module brings none of its neighbours."""
+    assert len(tree(PACKAGE / name / "__init__.py").body) == 1
 
 
 @each_module
-def test_words_have_one_owner(path: Path) -> None:
-    """A library that only some rooms may know is imported by no other."""
+def test_libraries_have_one_owner(path: Path) -> None:
+    """A library that only some packages may know is imported by no other."""
     names = list(imported(ast.walk(tree(path)), path))
 
     trespasses = [
-        (name, word) for name in names for word, owners in OWNERS.items() if says(name, word) and room_of(path) not in owners
+        (name, word) for name in names for word, owners in OWNERS.items() if says(name, word) and not within(path, owners)
     ]
 
     assert trespasses == []
@@ -235,9 +223,9 @@ def test_nothing_unpickles_evaluates_or_fetches(path: Path) -> None:
 
 
 @each_module
-def test_only_the_doors_print(path: Path) -> None:
-    """A room reports to who called it; only the command line and the console write to the terminal or end the process."""
-    if room_of(path) in ("cli", "console", "live", "__main__"):
+def test_only_the_command_line_prints(path: Path) -> None:
+    """A module reports to who called it; only the command line and the console write to the terminal or end the process."""
+    if within(path, ("cli", "display/console", "display/progress_view", "__main__")):
         return
     calls = [ast.unparse(node.func) for node in ast.walk(tree(path)) if isinstance(node, ast.Call)]
 
@@ -248,8 +236,8 @@ def test_only_the_doors_print(path: Path) -> None:
 
 @each_module
 def test_only_the_sampler_knows_temperature(path: Path) -> None:
-    """Temperature is named by the sampler, and by those that hand it a user's wish: nowhere else."""
-    if room_of(path) in ("sampler", "api", "cli", "trainer"):
+    """Temperature is named by the sampler, and by those that hand it what a user asked for: nowhere else."""
+    if within(path, ("evaluation/sampler", "api", "cli", "training/trainer")):
         return
     words = {
         word
@@ -274,7 +262,7 @@ def undocumented(node: ast.AST, where: str) -> Iterator[str]:
 
 @each_module
 def test_public_names_say_what_they_are(path: Path) -> None:
-    """Every room says what it holds, and every public class, function and method what it does."""
+    """Every module says what it holds, and every public class, function and method what it does."""
     assert ast.get_docstring(tree(path)), "the module has no docstring"
     assert list(undocumented(tree(path), path.stem)) == []
 
@@ -291,5 +279,5 @@ def test_tests_state_their_promise(path: Path) -> None:
 
 
 def test_there_is_no_drawer_for_everything() -> None:
-    """No module is called utils, helpers, common or misc: what has no room yet gets one."""
+    """No module is called utils, helpers, common or misc: what has no place yet gets one."""
     assert {path.stem for path in MODULES} & {"util", "utils", "helpers", "common", "misc"} == set()

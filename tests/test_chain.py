@@ -11,23 +11,25 @@ import pytest
 import torch
 from torch import Tensor
 
-import lstmlm.step
-from lstmlm import dynamic, kernels, sampler
-from lstmlm.distributed import Shards, Team
-from lstmlm.dropout import Dropout
-from lstmlm.ensemble import Network
-from lstmlm.evaluate import Scored, Scorer, cold, warm
-from lstmlm.fill import Filler, Question
-from lstmlm.gates import Forgetting
-from lstmlm.graph import Graph
+import lstmlm.training.train_step
+from lstmlm import kernels
+from lstmlm.analysis.activations import Forgetting
+from lstmlm.data.tokenizer import CharTokenizer
+from lstmlm.evaluation import dynamic, sampler
+from lstmlm.evaluation.cloze import Filler, Question
+from lstmlm.evaluation.per_line import LineScorer
+from lstmlm.evaluation.sampler import Sampling, generate
+from lstmlm.evaluation.scoring import Scored, Scorer, cold, warm
+from lstmlm.kernels.cuda_graph import Graph
+from lstmlm.kernels.dropout import Dropout
 from lstmlm.kernels.eager import EagerKernel
 from lstmlm.kernels.pointwise import TorchPointwise
-from lstmlm.lines import LineScorer
-from lstmlm.sampler import Sampling, generate
-from lstmlm.tokenizer import CharTokenizer
-from tests import pretend, test_trainer
+from lstmlm.model.ensemble import Network
+from lstmlm.training.distributed import ProcessGroup, Shards
+from tests import pretend
 from tests.helpers import small_model, some_ids
-from tests.test_trainer import Bench
+from tests.training import test_trainer
+from tests.training.test_trainer import Bench
 
 pytestmark = pytest.mark.usefixtures("short_samples")
 bench = test_trainer.bench
@@ -95,7 +97,7 @@ def test_a_step_is_left_to_the_device(
 ) -> None:
     """Between what is written before it and the one read-back after it, a training step asks nothing of the CPU."""
     expected = bench(test_trainer.configured(weight_dropout=0.2, state_dropout=0.3, **options)).run().end()
-    monkeypatch.setattr(lstmlm.step, "Graph", lambda run, device, record: Graph(run, device, pretend.alone))
+    monkeypatch.setattr(lstmlm.training.train_step, "Graph", lambda run, device, record: Graph(run, device, pretend.alone))
     run = bench(test_trainer.configured(weight_dropout=0.2, state_dropout=0.3, **options))
     with pretend.device() as run.device:
         run.run()
@@ -161,7 +163,7 @@ def test_scores(options: dict[str, Any]) -> None:
             assert same(one.nats, other.nats)
             assert same(one.correct, other.correct)
             assert other.state[0].hidden.device == device
-        readers = [dynamic.Learner(m, 1, dynamic.Rates(), 300).read for m in (here, there)]
+        readers = [dynamic.DynamicEvaluator(m, 1, dynamic.Rates(), 300).read for m in (here, there)]
         one, other = (read(ids[:400]) for read in readers)
         assert same(one.nats, other.nats)
         scores = [Scorer(m, [1] * 11, read=r) for m, r in zip((here, there), readers, strict=True)]
@@ -187,11 +189,11 @@ def test_lines_and_blanks() -> None:
 
 
 def test_shards_are_added_up_where_they_are() -> None:
-    """The rooms in which gradients of shards meet are on the gradients' device."""
+    """The sums of shards' gradients are on the gradients' device."""
     with pretend.device() as device:
-        shards = Shards(Team(), [torch.zeros(5, device=device)], 4, 4)
+        shards = Shards(ProcessGroup(), [torch.zeros(5, device=device)], 4, 4)
 
-        assert {room.device for room in shards._rooms} == {device}
+        assert {total.device for total in shards._sums} == {device}
 
 
 @pytest.mark.parametrize("how", [Sampling(), Sampling(0.7, 5, 0.8), Sampling(greedy=True)])

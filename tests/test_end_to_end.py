@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from lstmlm import disk, progress, trainer
-from lstmlm.cli import train as door
-from lstmlm.live import RunView
+from lstmlm.cli import train as train_command
+from lstmlm.display.progress_view import RunView
+from lstmlm.storage import atomic
+from lstmlm.training import events, trainer
 from tests.cli.conftest import call
 from tests.cli.test_train import digest
 
@@ -88,9 +89,9 @@ def die_at(call: int) -> Callable[[], None]:
         left = [call]
 
         def counted(name: str) -> Callable[..., object]:
-            honest = getattr(disk.Disk, name)
+            honest = getattr(atomic.Disk, name)
 
-            def method(self: disk.Disk, *args: object) -> object:
+            def method(self: atomic.Disk, *args: object) -> object:
                 left[0] -= 1
                 if left[0] == 0:
                     os.kill(os.getpid(), signal.SIGKILL)
@@ -99,7 +100,7 @@ def die_at(call: int) -> Callable[[], None]:
             return method
 
         methods = ("open", "write", "fsync", "truncate", "close", "replace", "unlink", "mkdir")
-        disk.calls = type("Dying", (disk.Disk,), {name: counted(name) for name in methods})()
+        atomic.calls = type("Dying", (atomic.Disk,), {name: counted(name) for name in methods})()
 
     return prepare
 
@@ -217,13 +218,13 @@ def signal_at(step: int, *numbers: int) -> Callable[[], None]:
 
     def prepare() -> None:
         class View(RunView):
-            def __call__(self, record: progress.Record) -> None:
+            def __call__(self, record: events.Event) -> None:
                 super().__call__(record)
-                if isinstance(record, progress.StepDone) and record.step == step:
+                if isinstance(record, events.StepDone) and record.step == step:
                     for number in numbers:
                         os.kill(os.getpid(), number)
 
-        vars(door)["RunView"] = View
+        vars(train_command)["RunView"] = View
 
     return prepare
 

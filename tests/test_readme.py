@@ -62,7 +62,7 @@ def test_python_of_the_readme_runs(folder: Path) -> None:
 
 
 def test_generated_parts_are_up_to_date() -> None:
-    """The list of rooms and the table of settings in the README are what the code gives now."""
+    """The table of settings in the README is what the code gives now."""
     done = subprocess.run([sys.executable, "scripts/readme.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False)
 
     assert (done.returncode, done.stderr) == (0, "")

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from lstmlm import checkpoint
 from lstmlm.cli import sample
+from lstmlm.storage import checkpoint
 from tests import test_end_to_end as processes
 from tests.cli.conftest import TEXT, call
 from tests.cli.test_train import digest
@@ -33,7 +33,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LSTMLM_KERNEL", "eager")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setattr("lstmlm.trainer.SAMPLE_LENGTH", 10)
+    monkeypatch.setattr("lstmlm.training.trainer.SAMPLE_LENGTH", 10)
 
 
 @pytest.fixture(scope="module", autouse=True)

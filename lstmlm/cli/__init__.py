@@ -1,6 +1,7 @@
-"""The door: flags -> config -> call -> exit code.
+"""The command line: flags -> configuration -> call -> exit code.
 
-Nothing here knows how a thing is done, only who does it. No module of this room imports torch before a command needs it.
+`main` is the entry point. Each command has a module of its own, which says who does the work; no module imports torch before a
+command needs it.
 """
 
 import os
@@ -16,7 +17,7 @@ os.environ["TYPER_USE_RICH"] = "0"
 def main() -> None:
     """Run the command line and leave with its exit code."""
     from lstmlm.cli.app import app
-    from lstmlm.console import Console
+    from lstmlm.display.console import Console
     from lstmlm.errors import LstmlmError, Stopped, SystemProblem
 
     console = Console()
@@ -34,7 +35,7 @@ def main() -> None:
     except BrokenPipeError:
         code = 0  # the reader has had enough, as in `lstmlm sample | head -1`: no error
     except OSError as error:
-        from lstmlm.disk import problem
+        from lstmlm.storage.atomic import problem
 
         console.error(problem(error, f"cannot use {error.filename}" if error.filename else "cannot go on"))
         code = 5
@@ -44,7 +45,7 @@ def main() -> None:
         console.error(SystemProblem("memory: expected enough for this model and batch, found less. Try a smaller --batch."))
         code = 5
     except RuntimeError as error:
-        from lstmlm import devices
+        from lstmlm.model import devices
 
         full = devices.out_of_memory(error)
         if full is None:

@@ -1,12 +1,13 @@
-"""The command `lstmlm` and its commands' flags."""
+"""The command `lstmlm` and its commands' flags; each command calls the module of its name."""
 
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperArgument, TyperGroup
 
-from lstmlm import __version__, devices
+from lstmlm import __version__
 from lstmlm.errors import UsageError, printable
+from lstmlm.model import devices
 
 OTHER_WORDS = {
     "learn": "train", "generate": "sample", "write": "sample", "score": "eval", "test": "eval", "measure": "eval",
@@ -70,10 +71,10 @@ Threads = Annotated[int, typer.Option(metavar="N", min=0, max=4096, help="CPU th
 
 def _device(given: str) -> str:
     """Refuse what is no device, before torch is imported, with the word that was probably meant."""
-    if given not in devices.WISHES:
-        from lstmlm import config
+    if given not in devices.DEVICES:
+        from lstmlm.config import run_config
 
-        config.keys()["train.device"].parse(given, "--device")
+        run_config.keys()["train.device"].parse(given, "--device")
     return given
 
 
@@ -120,23 +121,19 @@ def train(
     minutes: Annotated[str | None, typer.Option(metavar="M", help="Wall time of the whole command. [default: 3]")] = None,
     steps: Annotated[str | None, typer.Option(metavar="N", help="Steps, instead of minutes.")] = None,
     epochs: Annotated[str | None, typer.Option(metavar="E", help="Passes over the text, instead of minutes.")] = None,
-    hidden: Annotated[str | None, typer.Option(metavar="S", help="Units of a layer. [default: chosen, and said]")] = None,
-    layers: Annotated[str | None, typer.Option(metavar="L", help="Layers. [default: chosen, and said]")] = None,
+    hidden: Annotated[str | None, typer.Option(metavar="S", help="Units of a layer. [default: auto]")] = None,
+    layers: Annotated[str | None, typer.Option(metavar="L", help="Layers. [default: auto]")] = None,
     members: Annotated[
         str | None,
         typer.Option(metavar="N", help="Networks of seeds s, s+1, ... side by side, read as one. [default: 1]"),
     ] = None,
-    dropout: Annotated[
-        str | None, typer.Option(metavar="P", help="Dropout after each layer. [default: chosen, and said]")
-    ] = None,
-    lr: Annotated[
-        str | None, typer.Option(metavar="RATE", help="Learning rate at its highest. [default: chosen, and said]")
-    ] = None,
-    batch: Annotated[str | None, typer.Option(metavar="B", help="Streams side by side. [default: chosen, and said]")] = None,
+    dropout: Annotated[str | None, typer.Option(metavar="P", help="Dropout after each layer. [default: auto]")] = None,
+    lr: Annotated[str | None, typer.Option(metavar="RATE", help="Learning rate at its highest. [default: auto]")] = None,
+    batch: Annotated[str | None, typer.Option(metavar="B", help="Streams side by side. [default: auto]")] = None,
     accumulate: Annotated[
         str | None, typer.Option(metavar="N", help="Compute the batch in N shards, one after another. [default: 1]")
     ] = None,
-    window: Annotated[str | None, typer.Option(metavar="T", help="Time steps of a window. [default: chosen, and said]")] = None,
+    window: Annotated[str | None, typer.Option(metavar="T", help="Time steps of a window. [default: auto]")] = None,
     seed: Annotated[str | None, typer.Option(metavar="N", help="Seed of everything random. [default: 0]")] = None,
     threads: Annotated[str | None, typer.Option(metavar="N", help="CPU threads. [default: all cores]")] = None,
     device: Annotated[str | None, typer.Option(metavar="auto|cpu|cuda", help="Where to compute. [default: auto]")] = None,
@@ -168,7 +165,7 @@ def train(
 
     lstmlm train stories --config minute --set train.seed=7
     """
-    from lstmlm.cli import train as door
+    from lstmlm.cli import train as command
 
     flags = {
         "train.minutes": minutes, "train.steps": steps, "train.epochs": epochs, "model.hidden": hidden,
@@ -177,8 +174,8 @@ def train(
         "train.device": device, "train.precision": precision, "data.tokenizer": tokenizer, "data.encoding": encoding,
         "data.val_fraction": val_fraction,
     }  # fmt: skip
-    door.run(
-        door.Request(
+    command.run(
+        command.Request(
             corpus=corpus, out=out, val=val, presets=config or [], assignments=set_ or [],
             flags={key: value for key, value in flags.items() if value is not None},
             resume=resume, start=from_, overwrite=overwrite, dry_run=dry_run, print_config=print_config,
@@ -204,7 +201,7 @@ def sample(
         bool, typer.Option("--exact", help="Round no weights: slower; rounding costs some 0.0003 nats a character.")
     ] = False,
     seed: Annotated[
-        int | None, typer.Option(metavar="N", min=0, max=2**62, help="Draws the same text again. [default: drawn, and said]")
+        int | None, typer.Option(metavar="N", min=0, max=2**62, help="Draws the same text again. [default: random]")
     ] = None,
     stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="End before this text; repeatable.")] = None,
     count: Annotated[
@@ -225,11 +222,11 @@ def sample(
 
     lstmlm sample -m runs/stories --length 200 --temperature 0.8 --seed 1
     """
-    from lstmlm.cli import sample as door
+    from lstmlm.cli import sample as command
 
-    door.refuse_words(words or [], prompt)
-    door.run(
-        door.Request(
+    command.refuse_words(words or [], prompt)
+    command.run(
+        command.Request(
             model=model, prompt=prompt, prompt_file=prompt_file, length=length, temperature=temperature, top_k=top_k,
             top_p=top_p, greedy=greedy, exact=exact, seed=seed, stop=stop or [], count=count, on_unknown=on_unknown,
             echo=not no_echo, threads=threads, device=device, json=json, quiet=quiet,
@@ -292,10 +289,10 @@ def eval_(
 
     tail -f log | lstmlm eval --lines -
     """
-    from lstmlm.cli import evaluate as door
+    from lstmlm.cli import eval as command
 
-    door.run(
-        door.Request(
+    command.run(
+        command.Request(
             texts=text or [], model=model, protocol=protocol, window=window, batch=batch, max_bpc=max_bpc,
             encoding=encoding, threads=threads, device=device, json=json, quiet=quiet, lines=lines, chars=chars,
             state=state, sort=sort, files_from=files_from, dynamic=dynamic, baselines=baselines,
@@ -330,11 +327,11 @@ def fill(
 
     lstmlm fill --file data/blanks.tsv
     """
-    from lstmlm.cli import fill as door
-    from lstmlm.cli.texts import one_text
+    from lstmlm.cli import fill as command
+    from lstmlm.cli.text_input import one_text
 
-    door.run(
-        door.Request(
+    command.run(
+        command.Request(
             text=one_text("fill", typed or []), choices=choice or [], choices_file=choices, words=words, file=file,
             forget_at=forget_at, model=model, on_unknown=on_unknown, threads=threads, device=device, json=json, quiet=quiet,
         )
@@ -399,11 +396,11 @@ def inspect(
 
     lstmlm inspect --at . --swap Bob,Dan
     """
-    from lstmlm.cli import inspect as door
-    from lstmlm.cli.texts import one_text
+    from lstmlm.cli import inspect as command
+    from lstmlm.cli.text_input import one_text
 
-    door.run(
-        door.Request(
+    command.run(
+        command.Request(
             text=one_text("inspect", typed or []), file=file, model=model, show=show or [], units=units, top=top, svg=svg,
             html=html, member=member, at=at, swap=swap, find=find, reach=reach, everything=all_, on_unknown=on_unknown,
             threads=threads, json=json, quiet=quiet,
@@ -422,8 +419,8 @@ def info(
     json: Json = False,
 ) -> None:
     """Show what a model is: configuration, vocabulary, scores, where it came from."""
-    from lstmlm.cli import info as door
+    from lstmlm.cli import info as command
 
     if target and model and target != model:
         raise UsageError(f"info: expected one model, found two: {printable(target)} and {printable(model)}. Leave one out.")
-    door.run(target or model, verify=verify, json=json, svg=svg)
+    command.run(target or model, verify=verify, json=json, svg=svg)

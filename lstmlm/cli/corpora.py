@@ -5,11 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lstmlm import config as settings
-from lstmlm.config import RunConfig
-from lstmlm.corpus import Corpus, open_corpus
+from lstmlm.config import run_config
+from lstmlm.config.run_config import RunConfig
+from lstmlm.data.corpus import Corpus, open_corpus
+from lstmlm.data.sources import find_sources
 from lstmlm.errors import TextError, printable
-from lstmlm.sources import find_sources
 
 
 def cache_folder() -> Path:
@@ -38,13 +38,13 @@ def open_named(
         cache_dir=cache_folder(),
         symbols=symbols,
         progress=progress,
-        bundled=settings.resource_dir("data"),
+        bundled=run_config.resource_dir("data"),
     )
 
 
 def seen_in_training(names: list[str], val: str) -> str | None:
     """Return the name of a validation file that is in the corpus too, if there is one: its score would say nothing."""
-    bundled = settings.resource_dir("data")
+    bundled = run_config.resource_dir("data")
     trained = {source.identity for source in find_sources(names, bundled) if source.identity}
     return next((source.name for source in find_sources([val], bundled) if source.identity in trained), None)
 

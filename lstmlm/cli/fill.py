@@ -1,4 +1,4 @@
-"""The door of `lstmlm fill`."""
+"""The command `lstmlm fill`."""
 
 import re
 from collections import Counter
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lstmlm.cli.texts import one_symbol, read_text, unknown_rule
-from lstmlm.console import Console
-from lstmlm.drawings import table
+from lstmlm.cli.text_input import one_symbol, read_text, unknown_rule
+from lstmlm.display.console import Console
+from lstmlm.display.text_plots import table
 from lstmlm.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from lstmlm.api import LanguageModel
-    from lstmlm.fill import Answer, Asked, Filler
+    from lstmlm.evaluation.cloze import Answer, Asked, Filler
 
 SHOWN = 20  # answers to one text on a terminal; --json gives all
 WORD = re.compile(r"[^\W\d_]+")
@@ -57,9 +57,9 @@ def run(request: Request) -> None:
             "fill: expected candidates for the blank, found none. Give --choice twice or more, or --choices, or --words."
         )
 
+    from lstmlm.analysis.activations import Forgetting
     from lstmlm.api import LanguageModel
-    from lstmlm.fill import BLANK, Filler, Question, parse_set
-    from lstmlm.gates import Forgetting
+    from lstmlm.evaluation.cloze import BLANK, Filler, Question, parse_set
 
     if request.text is not None and BLANK not in request.text:
         Question(request.text, ("", ""))  # raises before a model is opened
@@ -143,7 +143,7 @@ def _as_table(answers: "Sequence[Answer]") -> str:
 
 
 def _answer_set(request: Request, console: Console, filler: "Filler", asked: "Sequence[Asked]") -> None:
-    from lstmlm.fill import by_distance, chance, tally
+    from lstmlm.evaluation.cloze import by_distance, chance, tally
 
     correct = []
     for one, answers in zip(asked, filler.rank([one.question for one in asked]), strict=True):

@@ -1,14 +1,14 @@
-"""The door of `lstmlm info`."""
+"""The command `lstmlm info`."""
 
 import shlex
 from pathlib import Path
 from typing import Any
 
-from lstmlm import checkpoint, runs
-from lstmlm import config as settings
-from lstmlm.cli import drawn
-from lstmlm.console import Console
+from lstmlm.cli import safe_output
+from lstmlm.config import run_config
+from lstmlm.display.console import Console
 from lstmlm.errors import CheckpointError, ConfigError, printable
+from lstmlm.storage import checkpoint, run_dir
 from lstmlm.units import bits
 
 
@@ -19,22 +19,22 @@ def run(model: str | None, *, verify: bool, json: bool, svg: str | None = None) 
         CheckpointError: It is missing or damaged; with `verify`, any checkpoint of the run is.
     """
     console = Console()
-    drawn.refuse_other("--svg", svg)
+    safe_output.refuse_other("--svg", svg)
     if verify:
-        verified = [str(path) for path in runs.candidates(model) if checkpoint.read(path)]  # read checks every byte
+        verified = [str(path) for path in run_dir.candidates(model) if checkpoint.read(path)]  # read checks every byte
         if json:
             console.as_json({"schema": 1, "command": "info", "verified": verified})
         else:
             for name in verified:
                 console.result(f"{printable(name)}: whole")
         return
-    path, saved = runs.load(model, report=console.warn)
+    path, saved = run_dir.load(model, report=console.warn)
     if model is None:
         console.say(f"model {printable(str(path))}")
     if svg is not None:
-        from lstmlm.cli import run_pictures
+        from lstmlm.cli import run_plots
 
-        run_pictures.write(path.parent, svg)
+        run_plots.write(path.parent, svg)
         console.say(f"wrote {printable(svg)}")
         return
     facts = _facts(path, saved)
@@ -70,7 +70,7 @@ def _facts(path: Path, saved: checkpoint.Checkpoint) -> dict[str, Any]:
 def _as_text(facts: dict[str, Any]) -> str:
     scores, corpus = facts["scores"], facts["corpus"]
     try:
-        values = settings.flat(settings.from_dict(facts["config"]))
+        values = run_config.flat(run_config.from_dict(facts["config"]))
     except ConfigError as error:
         raise CheckpointError(f"checkpoint {printable(facts['model'])}: its configuration is refused: {error}") from None
     members = values["model.members"]

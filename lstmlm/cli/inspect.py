@@ -1,21 +1,21 @@
-"""The door of `lstmlm inspect`: what the gates do along a text."""
+"""The command `lstmlm inspect`: what the gates do along a text."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lstmlm.cli import drawn
-from lstmlm.cli.texts import one_of, read_text, unknown_rule
-from lstmlm.console import Console, colour_allowed, columns, unicode_allowed
+from lstmlm.cli import safe_output
+from lstmlm.cli.text_input import one_of, read_text, unknown_rule
+from lstmlm.display.console import Console, colour_allowed, columns, unicode_allowed
 from lstmlm.errors import TextError, UsageError, printable
 from lstmlm.units import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lstmlm.analysis.activations import Trace
     from lstmlm.api import LanguageModel
-    from lstmlm.gate_pictures import Row
-    from lstmlm.gates import Trace
+    from lstmlm.display.gate_plots import Row
 
 SHOWS = ("forget", "input", "output", "new", "cell", "hidden", "surprise")
 NAMES = {"forget": "forget gate", "input": "input gate", "output": "output gate", "new": "new information"}
@@ -75,8 +75,8 @@ def run(request: Request) -> None:
         raise UsageError(f"inspect: expected one of --at, --find and --reach, found {' and '.join(statistics)}.")
     if statistics and (request.svg or request.html):
         raise UsageError(f"{statistics[0]}: expected no picture, found --svg or --html. Leave it out; --json gives the numbers.")
-    drawn.refuse_other("--svg", request.svg)
-    drawn.refuse_other("--html", request.html)
+    safe_output.refuse_other("--svg", request.svg)
+    safe_output.refuse_other("--html", request.html)
     text = request.text if request.file is None else read_text("--file", request.file)
     if text == "":
         raise TextError("text to inspect: expected at least one character, found none.")
@@ -93,25 +93,27 @@ def run(request: Request) -> None:
     if (count := model.config.model.members) > 1:
         console.say(f"member {request.member} of {count}; --member looks into another one")
     if request.at is not None:
-        from lstmlm.cli import marks
+        from lstmlm.cli import inspect_boundaries
 
-        marks.run(
+        inspect_boundaries.run(
             console, model, text, request.at, request.swap, request.top or 8,
             everything=request.everything, on_unknown=on_unknown, json=request.json,
         )  # fmt: skip
         return
     if request.find is not None:
-        from lstmlm.cli import features
+        from lstmlm.cli import inspect_probes
 
         quantity = shows[0] if request.show else "cell"
         if quantity == "surprise":
             raise UsageError("--find: expected a quantity of units in --show, found surprise.")
-        features.find(console, model, text, request.find, quantity, request.top or 8, on_unknown=on_unknown, json=request.json)
+        inspect_probes.find(
+            console, model, text, request.find, quantity, request.top or 8, on_unknown=on_unknown, json=request.json
+        )
         return
     if request.reach:
-        from lstmlm.cli import features
+        from lstmlm.cli import inspect_probes
 
-        features.reach(console, model, text, on_unknown=on_unknown, json=request.json)
+        inspect_probes.reach(console, model, text, on_unknown=on_unknown, json=request.json)
         return
     assert text is not None
     ids = model.tokenizer.encode(text, on_unknown)
@@ -132,9 +134,9 @@ def run(request: Request) -> None:
         if request.json:
             console.as_json({"schema": 1, "command": "inspect", "model": str(model.path), "text": text, **as_lists(whole)})
         if request.html:
-            from lstmlm.gate_page import page
+            from lstmlm.display.gate_page import page
 
-            drawn.write("--html", request.html, page(as_lists(whole), str(model.path)))
+            safe_output.write("--html", request.html, page(as_lists(whole), str(model.path)))
             console.say(f"wrote {printable(request.html)}")
     rows: list[Row] = []
     if request.svg or not (request.json or request.html):
@@ -146,12 +148,12 @@ def run(request: Request) -> None:
             )
         rows = rows_of(model, ids, shows, units, request.top)
     if request.svg:
-        from lstmlm.gate_pictures import gates_svg
+        from lstmlm.display.gate_plots import gates_svg
 
-        drawn.write("--svg", request.svg, gates_svg(characters(model, ids), rows, "What the gates do"))
+        safe_output.write("--svg", request.svg, gates_svg(characters(model, ids), rows, "What the gates do"))
         console.say(f"wrote {printable(request.svg)}")
     if not (request.json or request.html or request.svg):
-        from lstmlm.gate_pictures import view
+        from lstmlm.display.gate_plots import view
 
         out = console.stdout
         colour, width = colour_allowed(out, console.env), columns(out, console.env)
@@ -171,9 +173,9 @@ def steps(model: "LanguageModel", ids: list[int]) -> "Iterator[tuple[int, Trace,
     """
     import torch
 
-    from lstmlm.evaluate import first_char
-    from lstmlm.gates import WINDOW, trace, windows
-    from lstmlm.model import nats
+    from lstmlm.analysis.activations import WINDOW, trace, windows
+    from lstmlm.evaluation.scoring import first_char
+    from lstmlm.model.char_lm import nats
     from lstmlm.units import bits
 
     newline = model.tokenizer.encode("\n", on_unknown="skip")
@@ -231,8 +233,8 @@ def rows_of(model: "LanguageModel", ids: list[int], shows: list[str], units: lis
     """Return a row for each quantity and layer, and for each unit asked for; memory grows with the rows, not the units."""
     import torch
 
-    from lstmlm.gate_pictures import Row, Scale, fitted
-    from lstmlm.gates import SIGNED
+    from lstmlm.analysis.activations import SIGNED
+    from lstmlm.display.gate_plots import Row, Scale, fitted
 
     gates = [name for name in shows if name != "surprise"]
     followed = gates if gates else ["cell"]

@@ -1,4 +1,4 @@
-"""The door of `lstmlm sample`."""
+"""The command `lstmlm sample`."""
 
 import os
 import re
@@ -8,10 +8,10 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lstmlm.cli.texts import read_text, unknown_rule
-from lstmlm.console import Console, is_terminal
+from lstmlm.cli.text_input import read_text, unknown_rule
+from lstmlm.display.console import Console, is_terminal
 from lstmlm.errors import UsageError, printable
-from lstmlm.memory import all_stays
+from lstmlm.training.malloc import freeze_gc
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,9 +78,9 @@ def run(request: Request) -> None:
         )
     prompt = _prompt(request)
 
-    with all_stays():
+    with freeze_gc():
         from lstmlm.api import LanguageModel
-        from lstmlm.sampler import Sampling
+        from lstmlm.evaluation.sampler import Sampling
 
     model = LanguageModel.open(request.model, threads=request.threads, device=request.device, report=console.warn)
     seed = request.seed if request.seed is not None else secrets.randbelow(2**31)

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from lstmlm.console import Console
+from lstmlm.display.console import Console
 
 
 @contextlib.contextmanager

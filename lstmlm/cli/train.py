@@ -1,4 +1,4 @@
-"""The door of `lstmlm train`."""
+"""The command `lstmlm train`, for rank 0; `train_worker` is the same for every other process."""
 
 import contextlib
 import json
@@ -7,17 +7,20 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lstmlm import board, devices, disk, distributed, recipe, runs
-from lstmlm import config as settings
-from lstmlm.checkpoint import Checkpoint
-from lstmlm.cli import STARTED, origin, report, signals
+from lstmlm.cli import STARTED, run_setup, signals, train_report
 from lstmlm.cli.corpora import open_named, seen_in_training
-from lstmlm.cli.origin import Request
-from lstmlm.config import RunConfig
-from lstmlm.console import Console
-from lstmlm.distributed import Team
+from lstmlm.cli.run_setup import Request
+from lstmlm.config import auto_tune, run_config
+from lstmlm.config.run_config import RunConfig
+from lstmlm.display import tensorboard
+from lstmlm.display.console import Console
+from lstmlm.display.progress_view import RunView
 from lstmlm.errors import SystemProblem, UsageError
-from lstmlm.live import RunView
+from lstmlm.model import devices
+from lstmlm.storage import atomic, run_dir
+from lstmlm.storage.checkpoint import Checkpoint
+from lstmlm.training import distributed
+from lstmlm.training.distributed import ProcessGroup
 from lstmlm.units import size
 
 if TYPE_CHECKING:
@@ -25,9 +28,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from lstmlm.corpus import Corpus
-    from lstmlm.progress import Record
-    from lstmlm.trainer import Trainer
+    from lstmlm.data.corpus import Corpus
+    from lstmlm.training.events import Event
+    from lstmlm.training.trainer import Trainer
 
 __all__ = ["Request", "run", "threads", "weights_of"]
 
@@ -38,16 +41,16 @@ def run(request: Request) -> None:
     Raises:
         LstmlmError: With the exit code of what went wrong.
     """
-    with distributed.joined() as team:
-        if team.leads:
-            _lead(request, team)
+    with distributed.joined() as group:
+        if group.is_rank_zero:
+            _lead(request, group)
         else:
-            from lstmlm.cli import follow
+            from lstmlm.cli import train_worker
 
-            follow.run(request.corpus, request.val, team)
+            train_worker.run(request.corpus, request.val, group)
 
 
-def _lead(request: Request, team: Team) -> None:
+def _lead(request: Request, group: ProcessGroup) -> None:
     """Train as the one process, or as the one that speaks and writes."""
     console = Console(quiet=request.quiet, verbose=request.verbose)
     for flag, given in (("--out", request.out), ("--val", request.val), ("--from", request.start)):
@@ -56,42 +59,42 @@ def _lead(request: Request, team: Team) -> None:
     if request.resume and (request.overwrite or request.start):
         raise UsageError("--resume goes on with a run as it is; leave out --overwrite and --from.")
     if request.tensorboard:
-        board.require()
-    if team.size > 1 and "-" in [*request.corpus, request.val]:
+        tensorboard.require()
+    if group.size > 1 and "-" in [*request.corpus, request.val]:
         raise UsageError("corpus -: expected files, as each process reads the text, found standard input. Put it into a file.")
-    folder = Path(request.out or f"runs/{origin.name_of(request.corpus)}")
-    request = origin.started_again(request, folder)
-    parent = origin.parent_of(request, folder)
-    config, sources = origin.resolved(request, parent)
+    folder = Path(request.out or f"runs/{run_setup.name_of(request.corpus)}")
+    request = run_setup.started_again(request, folder)
+    parent = run_setup.parent_of(request, folder)
+    config, sources = run_setup.resolved(request, parent)
     with contextlib.ExitStack() as held:
         makes = not (request.dry_run or request.print_config)
         if makes:
-            origin.refuse_existing(folder, request)
+            run_setup.refuse_existing(folder, request)
             if folder.is_dir():
                 _hold(held, folder, console)
-        saved = origin.saved_in(folder, request)
+        saved = run_setup.saved_in(folder, request)
         if saved:
             from lstmlm.api import parts
 
-            config, sources = origin.resumed(parts(saved.meta)[0], request)
+            config, sources = run_setup.resumed(parts(saved.meta)[0], request)
         elif request.resume:
-            name, begun = settings.load_preset(str(folder / "config.yaml"))
-            config, sources = origin.resumed(settings.resolve([(name, begun)]).config, request)
+            name, begun = run_config.load_preset(str(folder / "config.yaml"))
+            config, sources = run_setup.resumed(run_config.resolve([(name, begun)]).config, request)
         known = saved or parent
-        wish = config.train.device
-        if makes and wish == "cuda":  # what cannot be is said before a text is read
-            devices.choose(wish, None, team.local_rank, team.local_size)
+        requested = config.train.device
+        if makes and requested == "cuda":  # what cannot be is said before a text is read
+            devices.choose(requested, None, group.local_rank, group.local_size)
         symbols = known.meta["tokenizer"].get("symbols") if known else None
-        team.tell(json.dumps({"config": settings.to_dict(config), "symbols": symbols} if makes else None).encode())
+        group.broadcast_bytes(json.dumps({"config": run_config.to_dict(config), "symbols": symbols} if makes else None).encode())
         if not makes:
-            team = Team()
+            group = ProcessGroup()
         if request.print_config:
-            report.print_config(console, request, config, sources)
+            train_report.print_config(console, request, config, sources)
             return
-        with team.one_first():
-            corpus = open_named(request.corpus, config, val=request.val, symbols=symbols, progress=report.Reading(console))
+        with group.local_rank_zero_first():
+            corpus = open_named(request.corpus, config, val=request.val, symbols=symbols, progress=train_report.Reading(console))
         if saved:
-            origin.refuse_other_text(corpus, saved, folder, request)
+            run_setup.refuse_other_text(corpus, saved, folder, request)
         for note in corpus.notes:
             console.say(note)
         if request.val and "-" not in [*request.corpus, request.val] and (seen := seen_in_training(request.corpus, request.val)):
@@ -99,38 +102,39 @@ def _lead(request: Request, team: Team) -> None:
 
         import torch
 
-        from lstmlm import kernels, memory
-        from lstmlm.progress import Clock
-        from lstmlm.trainer import Trainer
+        from lstmlm import kernels
+        from lstmlm.training import malloc
+        from lstmlm.training.events import Clock
+        from lstmlm.training.trainer import Trainer
 
-        memory.keep()
-        torch.set_num_threads(threads(config, team))
-        if wish == "auto" and kernels.wished(config.train.kernel) == "native":
-            wish = "cpu"
-        device = devices.choose(wish, console.say if request.verbose else None, team.local_rank, team.local_size)
+        malloc.tune_malloc()
+        torch.set_num_threads(threads(config, group))
+        if requested == "auto" and kernels.requested_kernel(config.train.kernel) == "native":
+            requested = "cpu"
+        device = devices.choose(requested, console.say if request.verbose else None, group.local_rank, group.local_size)
         kernel, why = kernels.choose(config.train.kernel, config.train.precision, device.type)
         speed = kernels.speed() if device.type == "cpu" else kernels.speed_of(kernel, device, config.model.members)
-        config, chosen = recipe.choose(config, len(corpus.train), speed * team.size)
+        config, chosen = auto_tune.choose(config, len(corpus.train), speed * group.size)
         if chosen:
             console.say(chosen)
         if why:
             console.say(why)
         if request.dry_run:
-            report.show_plan(console, request, config, corpus, kernel.name)
+            train_report.show_plan(console, request, config, corpus, kernel.name)
             return
         if device.type == "cpu":
-            _refuse_too_large(config, corpus, team.local_size)
+            _refuse_too_large(config, corpus, group.local_size)
         if not folder.is_dir():
-            disk.make_folder(folder)
+            atomic.make_folder(folder)
             _hold(held, folder, console)
-            origin.refuse_existing(folder, request)  # somebody may have trained here while the text was read
+            run_setup.refuse_existing(folder, request)  # somebody may have trained here while the text was read
         caught = held.enter_context(signals.caught(console))
         identity = _identity(corpus, request, kernel.name, devices.name(device))
         first = saved or parent
-        team.tell(
+        group.broadcast_bytes(
             json.dumps(
                 {
-                    "config": settings.to_dict(config),
+                    "config": run_config.to_dict(config),
                     "corpus": corpus.fingerprint,
                     "resumes": bool(saved),
                     "starts": bool(first),
@@ -139,30 +143,30 @@ def _lead(request: Request, team: Team) -> None:
             ).encode()
         )
         view = RunView(console)
-        shown = board.Board(folder, saved.meta["step"] if saved else 0, console.warn) if request.tensorboard else None
-        trainer = Trainer(config, corpus, kernel, folder, identity, _reports(view, shown), Clock(STARTED), caught, team, device)
+        shown = tensorboard.Board(folder, saved.meta["step"] if saved else 0, console.warn) if request.tensorboard else None
+        trainer = Trainer(config, corpus, kernel, folder, identity, _reports(view, shown), Clock(STARTED), caught, group, device)
         if first:
-            team.share(first)
+            group.broadcast_checkpoint(first)
         if saved:
             trainer.restore(saved)
-            report.say_differences(console, saved.meta["versions"], identity["versions"])
+            train_report.say_differences(console, saved.meta["versions"], identity["versions"])
         _begin(trainer, folder, parent, saved, request)
-        report.announce(console, corpus, trainer, kernel.name, folder, saved)
+        train_report.announce(console, corpus, trainer, kernel.name, folder, saved)
         try:
             trainer.run()
         finally:
             view.close()
             if shown:
                 shown.close()
-        report.finish(console, request, trainer, folder)
+        train_report.finish(console, request, trainer, folder)
 
 
-def _reports(view: RunView, shown: board.Board | None) -> "Callable[[Record], None]":
+def _reports(view: RunView, shown: tensorboard.Board | None) -> "Callable[[Event], None]":
     """Return what takes the trainer's records: the terminal alone, or TensorBoard too."""
     if shown is None:
         return view
 
-    def both(record: "Record") -> None:
+    def both(record: "Event") -> None:
         view(record)
         shown(record)
 
@@ -171,10 +175,10 @@ def _reports(view: RunView, shown: board.Board | None) -> "Callable[[Record], No
 
 def _hold(held: contextlib.ExitStack, folder: Path, console: Console) -> None:
     """Lock a run folder until the command ends, and remove what a killed one left there."""
-    weakened = held.enter_context(runs.lock(folder))
+    weakened = held.enter_context(run_dir.lock(folder))
     if weakened:
         console.say(weakened)
-    disk.clean(folder)
+    atomic.clean(folder)
 
 
 def _begin(trainer: "Trainer", folder: Path, parent: Checkpoint | None, saved: Checkpoint | None, request: Request) -> None:
@@ -182,46 +186,47 @@ def _begin(trainer: "Trainer", folder: Path, parent: Checkpoint | None, saved: C
     job = distributed.job()
     if saved:
         if job:
-            disk.write_text(folder / origin.JOB, job)
+            atomic.write_text(folder / run_setup.JOB, job)
         trainer.begin()
         return
-    text = settings.to_yaml(trainer.config)
-    with disk.set_aside(folder, origin.OURS):  # what --overwrite deletes is deleted when there is something in its place
+    text = run_config.to_yaml(trainer.config)
+    with atomic.set_aside(folder, run_setup.OURS):  # what --overwrite deletes is deleted when there is something in its place
         if request.overwrite:
-            board.remove(folder)
+            tensorboard.remove(folder)
         if job:
-            disk.write_text(folder / origin.JOB, job)
+            atomic.write_text(folder / run_setup.JOB, job)
         if parent is None:
             # First the configuration: a run killed between the two is resumed from it.
-            disk.write_text(folder / "config.yaml", text)
+            atomic.write_text(folder / "config.yaml", text)
             trainer.begin()
             return
         trainer.load_model(weights_of(parent))
         # First the checkpoint: a configuration alone would be resumed from random weights.
         trainer.begin()
-        disk.write_text(folder / "config.yaml", text)
+        atomic.write_text(folder / "config.yaml", text)
 
 
 def weights_of(parent: Checkpoint) -> "dict[str, Tensor]":
     """Return the weights that a fine-tuned model starts from."""
-    from lstmlm import checkpoint
+    from lstmlm.storage import checkpoint
 
     return checkpoint.to_tensors({k.removeprefix("model."): v for k, v in parent.tensors.items() if k.startswith("model.")})
 
 
-def threads(config: RunConfig, team: Team) -> int:
+def threads(config: RunConfig, group: ProcessGroup) -> int:
     """Return how many threads a process takes: its share of the machine's cores, where nothing else is said."""
-    return config.train.threads or max(1, (os.cpu_count() or 1) // team.local_size)
+    return config.train.threads or max(1, (os.cpu_count() or 1) // group.local_size)
 
 
 def _refuse_too_large(config: RunConfig, corpus: "Corpus", processes: int) -> None:
     """Refuse what would use up the machine's memory: the system would end the run, or another program, without a word."""
-    from lstmlm import ensemble, memory
+    from lstmlm.model import ensemble
+    from lstmlm.training import malloc
 
     parameters = ensemble.parameter_count(config.model, len(corpus.tokenizer))
-    needs = recipe.memory_bytes(config, len(corpus.tokenizer), parameters) * processes
+    needs = auto_tune.memory_bytes(config, len(corpus.tokenizer), parameters) * processes
     fewer = "fewer --members, " if config.model.members > 1 else ""
-    if (has := memory.physical()) is not None and needs > has:
+    if (has := malloc.physical()) is not None and needs > has:
         raise SystemProblem(
             f"memory: expected a run that fits into the {size(has)} of this machine, found one that needs some {size(needs)} for "
             f"{parameters:,} parameters. Take {fewer}a smaller --hidden or --batch."

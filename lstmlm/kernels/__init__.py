@@ -1,8 +1,7 @@
 """The LSTM recurrence over T time steps, forward and backward by hand; one module for each way to compute it.
 
-A kernel knows pre-activations and the recurrent weights. It does not know where the pre-activations came from, nor
-layers, models or devices other than its own. Every kernel has the signature of `Kernel`; `eager` is the one that runs
-anywhere.
+`choose` returns the fastest that works here. Every kernel has the signature of `Kernel`; `eager` is the one that runs
+anywhere, and the one that the others are compared with before they are used.
 """
 
 import os
@@ -17,7 +16,7 @@ from lstmlm.kernels.build import Unavailable
 from lstmlm.kernels.pointwise import Pointwise
 
 KERNELS = ("auto", "eager", "native", "triton")
-"""What may be wished for."""
+"""What may be requested."""
 
 MANY = 64
 """As many recurrences as this run in one call at most."""
@@ -143,42 +142,45 @@ class Kernel(Protocol):
         """
 
 
-def choose(wish: str = "auto", precision: str = "auto", device: str = "cpu") -> tuple[Kernel, str]:
+def choose(requested: str = "auto", precision: str = "auto", device: str = "cpu") -> tuple[Kernel, str]:
     """Return the fastest kernel that works here, and one line saying why if it is not the fastest there is.
 
     Args:
-        wish: auto, eager, native or triton; `LSTMLM_KERNEL` in the environment stands in for auto.
+        requested: auto, eager, native or triton; `LSTMLM_KERNEL` in the environment stands in for auto.
         precision: auto, float32 or bfloat16: of the products inside the recurrence.
         device: cpu or cuda; native runs on the first alone, triton on the second.
 
     Raises:
-        UsageError: The wish is unknown, or names a kernel that cannot run here.
+        UsageError: The request is unknown, or names a kernel that cannot run here.
     """
     from lstmlm.kernels.eager import EagerKernel
 
-    wish = wished(wish)
-    if wish not in KERNELS:
+    requested = requested_kernel(requested)
+    if requested not in KERNELS:
         raise UsageError(
-            f"kernel {printable(wish)!r}: expected auto, eager, native or triton. Check --set train.kernel and LSTMLM_KERNEL."
+            f"kernel {printable(requested)!r}: expected auto, eager, native or triton. "
+            "Check --set train.kernel and LSTMLM_KERNEL."
         )
     # On the CPU a recurrence has the bits of a run of its own, and waits for nothing.
     eager = EagerKernel(fast=device != "cpu" and precision != "float32", side_by_side=1 if device == "cpu" else MANY)
-    if wish == "eager":
+    if requested == "eager":
         return eager, ""
     best = "native" if device == "cpu" else "triton"
-    if wish not in ("auto", best):
-        raise UsageError(f"kernel {wish}: expected auto, eager or {best} on the {device}, found {wish}. Leave it at auto.")
+    if requested not in ("auto", best):
+        raise UsageError(
+            f"kernel {requested}: expected auto, eager or {best} on the {device}, found {requested}. Leave it at auto."
+        )
     try:
         return _load(best, precision), ""
     except Unavailable as error:
-        if wish == best:
+        if requested == best:
             raise UsageError(f"kernel {best}: expected a machine that can build and run it, found: {error}.") from None
         return eager, f"kernel {eager.name}: {best} is not available ({error})"
 
 
-def wished(wish: str = "auto") -> str:
-    """Return the kernel that is wished for: `LSTMLM_KERNEL` in the environment stands in for auto."""
-    return (os.environ.get("LSTMLM_KERNEL") or "auto") if wish == "auto" else wish
+def requested_kernel(requested: str = "auto") -> str:
+    """Return the kernel that is requested: `LSTMLM_KERNEL` in the environment stands in for auto."""
+    return (os.environ.get("LSTMLM_KERNEL") or "auto") if requested == "auto" else requested
 
 
 def _load(name: str, precision: str) -> Kernel:

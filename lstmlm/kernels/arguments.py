@@ -1,6 +1,6 @@
 """What is handed to C: tensors that have been checked, their addresses, and how many threads.
 
-It knows shapes and pointers. It does not know any entry point.
+Used by all modules that call the shared object.
 """
 
 import os

@@ -1,6 +1,6 @@
 """The C sources beside this file -> a shared object for this very machine, compiled once and kept in the user's cache.
 
-It knows compilers and the cache folder. It does not know torch or what the sources compute.
+`library` is the entry point, for `native`.
 """
 
 import contextlib

@@ -1,7 +1,4 @@
-"""The recurrence in a few torch calls a step: the kernel for any machine, device and floating type.
-
-It knows the equations and torch. It does not know threads, precisions or compilers.
-"""
+"""The recurrence in a few torch calls a step: the kernel for any machine, device and floating type."""
 
 import torch
 from torch import Tensor

@@ -1,13 +1,12 @@
 """Norm, dropout and residual in Triton for CUDA: each way one launch that reads and writes every value once.
 
-It knows tensors, tiles and launches. The device code is `fused_rows`; what the numbers are for, it does not know. Loss, table
-rows and AdamW stay torch's.
+The device code is `fused_rows`. Loss, table rows and AdamW stay torch's.
 
 What is moved for every value of (T, B, S), worked out and not measured, at 4.8e12 bytes/s for 128 x 64 x 512 of them:
 
                 torch                                                   here
-    dress       278 bytes for the mask, in int64, and 32: 0.27 ms       4 each for y, x and out: 0.01 ms
-    undress     278 and 40: 0.28 ms                                     4 each for dx, y and dy, and 1 for the parts: 0.01 ms
+    forward     278 bytes for the mask, in int64, and 32: 0.27 ms       4 each for y, x and out: 0.01 ms
+    backward    278 and 40: 0.28 ms                                     4 each for dx, y and dy, and 1 for the parts: 0.01 ms
 """
 
 from functools import cache
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lstmlm.dropout import Dropout
+from lstmlm.kernels.dropout import Dropout
 from lstmlm.kernels.persistent_memory import checked
 from lstmlm.kernels.pointwise import EPS, Norm, TorchPointwise
 
@@ -29,10 +28,10 @@ WIDEST = 8192
 """The longest row that is normed here: all of it is in one program's registers."""
 
 PARTS = 512
-"""Programs that share the rows of `undress`, at most: four for each of an H200's multiprocessors, all of which run at once."""
+"""Programs that share the rows of the backward pass: four at most for each of an H200's multiprocessors, all running at once."""
 
 REGISTERS = 128
-"""Those of a thread of `undress` at most, so that they do; not where rows are not of whole 16: there it would spill."""
+"""Those of a thread of the backward pass at most, so that they do; not where rows are not of whole 16: there it would spill."""
 
 GATHERED = (128, 16)
 """Parts and columns that a program which adds them up has in registers at a time."""
@@ -72,12 +71,12 @@ class TritonPointwise(TorchPointwise):
         super().__init__(fast=fast)
         self._device, self._rows = device, fused_rows
 
-    def dress(
+    def norm_dropout_residual(
         self, y: Tensor, x: Tensor | None, norm: Norm | None, drop: Dropout | None, layer: int, out: Tensor, stats: Tensor
     ) -> None:
-        """See `Pointwise.dress`."""
+        """See `Pointwise.norm_dropout_residual`."""
         if not self._takes(y, norm, drop):
-            super().dress(y, x, norm, drop, layer, out, stats)
+            super().norm_dropout_residual(y, x, norm, drop, layer, out, stats)
             return
         shape = T, B, S = checked("y", y, [], *y.shape).shape
         # A pointer that is not followed still has a type: any will do.
@@ -87,7 +86,7 @@ class TritonPointwise(TorchPointwise):
             told = checked("stats", stats, [], T, B, 2)
         cut = tile(S, whole=norm is not None)
         numbers, options = _drop(drop, layer, B)
-        self._rows.dress[-(-T * B // cut.rows), -(-S // cut.columns)](
+        self._rows.norm_dropout_residual[-(-T * B // cut.rows), -(-S // cut.columns)](
             *(y, y if x is None else checked("x", x, [], *shape), gamma, beta, checked("out", out, [], *shape), told),
             *(T * B, B, S, *numbers),
             NORM=norm is not None,
@@ -99,15 +98,15 @@ class TritonPointwise(TorchPointwise):
             num_warps=cut.warps,
         )
 
-    def undress(
+    def norm_dropout_residual_backward(
         self, dx: Tensor, y: Tensor, norm: Norm | None, drop: Dropout | None, layer: int, dy: Tensor, stats: Tensor
     ) -> None:
-        """See `Pointwise.undress`."""
+        """See `Pointwise.norm_dropout_residual_backward`."""
         if not self._takes(y, norm, drop):
-            super().undress(dx, y, norm, drop, layer, dy, stats)
+            super().norm_dropout_residual_backward(dx, y, norm, drop, layer, dy, stats)
             return
         if norm is None:  # dropout is its own gradient
-            self.dress(dx, None, None, drop, layer, dy, stats)
+            self.norm_dropout_residual(dx, None, None, drop, layer, dy, stats)
             return
         shape = T, B, S = checked("y", y, [], *y.shape).shape
         gamma, dgamma, dbeta = (checked(name, getattr(norm, name), [], S) for name in ("gamma", "dgamma", "dbeta"))
@@ -115,7 +114,7 @@ class TritonPointwise(TorchPointwise):
         parts = min(PARTS, -(-T * B // cut.rows))
         partial = y.new_empty(parts, 2, S)
         numbers, options = _drop(drop, layer, B)
-        self._rows.undress[parts, 1](
+        self._rows.norm_dropout_residual_backward[parts, 1](
             *(checked("dx", dx, [], *shape), y, gamma, checked("stats", stats, [], T, B, 2)),
             *(checked("dy", dy, [], *shape), partial),
             *(T * B, B, S, *numbers),
@@ -172,8 +171,8 @@ def disagreement(pointwise: TorchPointwise, device: str) -> float:
             y, x, dx, *weights = (part.to(device, dtype, copy=True) for part in given)
             norm = Norm(*weights) if normed else None
             out, dy, stats = torch.empty_like(y), torch.empty_like(y), y.new_zeros(T, B, 2)
-            way.dress(y, x if normed else None, norm, case, 1, out, stats)
-            way.undress(dx, y, norm, case, 1, dy, stats)
+            way.norm_dropout_residual(y, x if normed else None, norm, case, 1, out, stats)
+            way.norm_dropout_residual_backward(dx, y, norm, case, 1, dy, stats)
             results.append([part.double() for part in (out, dy, *([stats, norm.dgamma, norm.dbeta] if norm else []))])
         differences += [(one - other).abs().max() / one.abs().max() for one, other in zip(*results, strict=True)]
     return float(torch.stack(differences).max())  # or NaN

@@ -1,6 +1,6 @@
 """The device code of `fused`: layer norm, dropout and residual of whole rows, and their gradients.
 
-It knows pointers, sizes and tiles. It does not know tensors, devices, or how the tiles were chosen. Importing it needs Triton.
+Importing it needs Triton.
 
 A tile is `ROWS` rows of `COLUMNS` columns in registers: what is computed from a value never goes through memory. Rows are those
 of (T, B, S), counted through. Nothing is added by atomics: every sum has one order.
@@ -43,7 +43,7 @@ def kept(row, s, B, S, skip, first, key, threshold, scale):
 
 
 @triton.jit(do_not_specialize=["rows", "B", "skip", "first", "key", "threshold"])
-def dress(
+def norm_dropout_residual(
     y,
     x,
     gamma,
@@ -92,7 +92,7 @@ def dress(
 
 
 @triton.jit(do_not_specialize=["rows", "B", "skip", "first", "key", "threshold"])
-def undress(
+def norm_dropout_residual_backward(
     dx,
     y,
     gamma,
@@ -145,7 +145,7 @@ def undress(
 
 @triton.jit(do_not_specialize=["parts"])
 def gather(partial, dgamma, dbeta, parts, S, PARTS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Add the parts of `undress` to the gradients, `PARTS` at a time, in the same order each time."""
+    """Add the parts of `norm_dropout_residual_backward` to the gradients, `PARTS` at a time, in the same order each time."""
     s = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     along = tl.zeros((PARTS, COLUMNS), tl.float32)
     plain = tl.zeros((PARTS, COLUMNS), tl.float32)

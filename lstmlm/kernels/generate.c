@@ -44,9 +44,9 @@ typedef struct Piece {
     struct Piece *next;
 } Piece;
 
-/* What belongs to the streams that a thread dresses, reads out and draws for: all of a team's, or one thread's. */
+/* What belongs to the streams that a thread normalises, reads out and draws for: all of a team's, or one thread's. */
 typedef struct {
-    Rows x; /* n rows of a layer's output, dressed */
+    Rows x; /* n rows of a layer's output, normed */
     float *logits;
     long long *ids; /* chosen last */
 } Streams;
@@ -122,7 +122,7 @@ typedef struct {
     Choice how;
     long long *ids;
     float *nats;
-} Wish;
+} Request;
 
 /* A thread's own memory, and the streams that it cares for. */
 typedef struct {
@@ -136,12 +136,12 @@ typedef struct {
 } Own;
 
 /* x = norm(H) (+ x) for the thread's streams; returns where the layer's output now stands. */
-static Rows dress(const Generator *g, size index, const Own *own) {
+static Rows norm_residual(const Generator *g, size index, const Own *own) {
     const Layer *layer = g->layer + index;
     const size S = layer->S;
     const int add = g->residual && index, alike = !layer->gamma && !g->residual;
-    Rows dressed = own->at.x;
-    if (alike) dressed.x = layer->H[!own->turn].x;
+    Rows normed = own->at.x;
+    if (alike) normed.x = layer->H[!own->turn].x;
     for (size r = own->first; r < own->last; r++) {
         const float *H = layer->H[!own->turn].x + r * S;
         float *x = own->at.x.x + r * S;
@@ -167,9 +167,9 @@ static Rows dress(const Generator *g, size index, const Own *own) {
             if (add) y += load(x + u, lanes);
             store(x + u, y, lanes);
         }
-        if (g->in_bytes) dressed.worth[r] = quantise(dressed.x + r * S, S, dressed.bytes + r * padded(S));
+        if (g->in_bytes) normed.worth[r] = quantise(normed.x + r * S, S, normed.bytes + r * padded(S));
     }
-    return dressed;
+    return normed;
 }
 
 /* One step of a unit from its four pre-activations; returns H. */
@@ -234,7 +234,7 @@ static const float *step(Generator *g, const long long *ids, Own *own, int rank,
         meet(&g->barrier, threads);
         const int last = l == g->layers - 1;
         if (g->direct && last) break;
-        x = dress(g, l, own);
+        x = norm_residual(g, l, own);
         if (own->wide && !last) meet(&g->barrier, threads);
     }
     own->turn = !own->turn;
@@ -268,8 +268,8 @@ static Own own_of(const Generator *g, int rank, int threads) {
 }
 
 static void generate(void *argument, int rank, int threads) {
-    const Wish *wish = argument;
-    Generator *g = wish->g;
+    const Request *request = argument;
+    Generator *g = request->g;
     const size n = g->n, V = g->V;
     Own each[NETWORKS_MAX], *own = each;
     const float *logits[NETWORKS_MAX];
@@ -278,15 +278,15 @@ static void generate(void *argument, int rank, int threads) {
         each[networks] = own_of(one, rank, threads), logits[networks] = one->all.logits;
     const int fresh = g->fresh;
     meet(&g->barrier, threads); /* nobody changes what another one is still copying */
-    for (size k = 0; k < wish->K; k++) {
+    for (size k = 0; k < request->K; k++) {
         int network = 0;
         for (Generator *one = g; one && (k || !fresh); one = one->next, network++)
             logits[network] = step(one, own->at.ids, each + network, rank, threads);
         for (size r = own->first; r < own->last; r++) {
             const float *row = networks > 1 ? average(logits, networks, r, V, own->p, own->mean) : logits[0] + r * V;
             float nats;
-            long long id = own->at.ids[r] = draw(&wish->how, row, V, wish->noise[k * n + r], own->p, own->heap, &nats);
-            if (own->wide || rank == 0) wish->ids[k * n + r] = id, wish->nats[k * n + r] = nats;
+            long long id = own->at.ids[r] = draw(&request->how, row, V, request->noise[k * n + r], own->p, own->heap, &nats);
+            if (own->wide || rank == 0) request->ids[k * n + r] = id, request->nats[k * n + r] = nats;
         }
         if (own->wide) meet(&g->barrier, threads);
     }
@@ -538,6 +538,6 @@ EXPORT unsigned long long lstmlm_fingerprint(const void *from, size bytes, int t
    At most as many threads as the generator was made for. noise (K, n) in [0, 1), ids (K, n), nats (K, n). `keep` 0 and `share` 1 cut nothing. */
 EXPORT void lstmlm_generator_run(Generator *g, int threads, size K, const float *noise, double divisor, size keep, double share,
                                  int greedy, long long *ids, float *nats) {
-    Wish wish = {g, K, noise, {divisor, share, keep, greedy}, ids, nats};
-    run_team(generate, &wish, threads < g->threads ? threads : g->threads);
+    Request request = {g, K, noise, {divisor, share, keep, greedy}, ids, nats};
+    run_team(generate, &request, threads < g->threads ? threads : g->threads);
 }

@@ -1,7 +1,6 @@
 """Characters one after another in C (`generate.c`): stack, readout and draw for n streams, many steps in one call.
 
-It knows weights, states, noise and the entry points of the shared object. It does not know models, seeds or what the
-ids stand for.
+`Generator` is the entry point, for the sampler.
 """
 
 import ctypes
@@ -228,9 +227,9 @@ def _weights(layers: Sequence[LayerWeights], readout: tuple[Tensor, Tensor] | No
     return every if readout is None else [*every, checked("R", readout[0], V, width), checked("r", readout[1], V)]
 
 
-def _storage(wish: str, weights: list[Tensor], quick: bool) -> str:
+def _storage(requested: str, weights: list[Tensor], quick: bool) -> str:
     """Return float32 or int8."""
-    if wish == "float32" or (wish == "auto" and not quick):
+    if requested == "float32" or (requested == "auto" and not quick):
         return "float32"
     return "int8" if all(bool(w.abs().max() <= LARGEST) for w in weights) else "float32"
 

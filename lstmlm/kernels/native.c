@@ -459,21 +459,21 @@ EXPORT void lstmlm_multiply(int kind, int threads, size M, size N, size K, int t
 }
 
 /* out = dropout(norm(y)) + x; gamma and x may be missing, and a threshold of 0 drops nothing. */
-EXPORT void lstmlm_dress(int threads, size T, size B, size S, size streams, size first, uint32_t key, uint32_t threshold, float scale,
+EXPORT void lstmlm_norm_dropout_residual(int threads, size T, size B, size S, size streams, size first, uint32_t key, uint32_t threshold, float scale,
                          const float *y, const float *x, const float *gamma, const float *beta, float *stats, float *out) {
-    Dress job = {.T = T, .B = B, .S = S, .streams = streams, .first = first, .key = key, .threshold = threshold, .scale = scale,
+    NormJob job = {.T = T, .B = B, .S = S, .streams = streams, .first = first, .key = key, .threshold = threshold, .scale = scale,
                  .y = y, .x = x, .gamma = gamma, .beta = beta, .stats = stats, .out = out};
-    run_team(dress, &job, threads);
+    run_team(norm_dropout_residual, &job, threads);
 }
 
 /* The way back; `scratch` holds PARTS x 2S floats. */
-EXPORT void lstmlm_undress(int threads, size T, size B, size S, size streams, size first, uint32_t key, uint32_t threshold, float scale,
+EXPORT void lstmlm_norm_dropout_residual_backward(int threads, size T, size B, size S, size streams, size first, uint32_t key, uint32_t threshold, float scale,
                            const float *dx, const float *y, const float *gamma, const float *stats, float *dy, float *dgamma,
                            float *dbeta, float *scratch) {
-    Dress job = {.T = T, .B = B, .S = S, .streams = streams, .first = first, .key = key, .threshold = threshold, .scale = scale,
+    NormJob job = {.T = T, .B = B, .S = S, .streams = streams, .first = first, .key = key, .threshold = threshold, .scale = scale,
                  .dx = dx, .y = y, .gamma = gamma, .stats = (float *)stats, .out = dy, .dgamma = dgamma, .dbeta = dbeta,
                  .scratch = scratch};
-    run_team(undress, &job, threads);
+    run_team(norm_dropout_residual_backward, &job, threads);
 }
 
 /* Returns the summed nats; `scratch` holds PARTS x V floats. */

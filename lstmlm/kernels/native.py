@@ -1,7 +1,6 @@
 """The recurrence in C: all T steps in one call, compiled for the machine it runs on (`native.c`).
 
-It knows tensors, threads and the entry points of the shared object. It does not know how that was made, nor what the
-pre-activations or the gradients are for.
+`load` compiles it, compares it with `eager` and returns it, for `kernels.choose`.
 """
 
 import ctypes

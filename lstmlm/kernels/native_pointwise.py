@@ -1,6 +1,6 @@
 """What lies around the recurrence, in C (`pointwise.h`): each function one pass over its memory on torch's threads.
 
-It knows tensors and the entry points of the shared object. It does not know what the numbers are for.
+It is the `pointwise` of the native kernel.
 """
 
 import ctypes
@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from lstmlm.dropout import Dropout
 from lstmlm.kernels import arguments
 from lstmlm.kernels.arguments import checked, checked_ids, pointers
+from lstmlm.kernels.dropout import Dropout
 from lstmlm.kernels.pointwise import Adam, Norm
 
 PARTS = 16
@@ -30,10 +30,10 @@ class NativePointwise:
         _declare(library)
         self._library = library
 
-    def dress(
+    def norm_dropout_residual(
         self, y: Tensor, x: Tensor | None, norm: Norm | None, drop: Dropout | None, layer: int, out: Tensor, stats: Tensor
     ) -> None:
-        """See `Pointwise.dress`."""
+        """See `Pointwise.norm_dropout_residual`."""
         shape = T, B, S = checked("y", y, *y.shape).shape
         checked("out", out, *shape)
         if x is not None:
@@ -41,12 +41,14 @@ class NativePointwise:
         gamma, beta = _norm(norm, S)
         if norm is not None:
             checked("stats", stats, T, B, 2)
-        self._library.lstmlm_dress(arguments.threads(), T, B, S, *_drop(drop, layer, B), *pointers(y, x, gamma, beta, stats, out))
+        self._library.lstmlm_norm_dropout_residual(
+            arguments.threads(), T, B, S, *_drop(drop, layer, B), *pointers(y, x, gamma, beta, stats, out)
+        )
 
-    def undress(
+    def norm_dropout_residual_backward(
         self, dx: Tensor, y: Tensor, norm: Norm | None, drop: Dropout | None, layer: int, dy: Tensor, stats: Tensor
     ) -> None:
-        """See `Pointwise.undress`."""
+        """See `Pointwise.norm_dropout_residual_backward`."""
         shape = T, B, S = checked("y", y, *y.shape).shape
         for name, tensor in (("dx", dx), ("dy", dy)):
             checked(name, tensor, *shape)
@@ -59,7 +61,7 @@ class NativePointwise:
             checked("stats", stats, T, B, 2)
             dgamma, dbeta = checked("dgamma", norm.dgamma, S), checked("dbeta", norm.dbeta, S)
         scratch = y.new_empty(PARTS * 2 * S)
-        self._library.lstmlm_undress(
+        self._library.lstmlm_norm_dropout_residual_backward(
             arguments.threads(), T, B, S, *_drop(drop, layer, B), *pointers(dx, y, gamma, stats, dy, dgamma, dbeta, scratch)
         )
 
@@ -130,8 +132,8 @@ def _declare(library: ctypes.CDLL) -> None:
     number, size, pointer = ctypes.c_int, ctypes.c_longlong, ctypes.c_void_p
     word, real = ctypes.c_uint32, ctypes.c_float
     dropped: list[Any] = [size, size, word, word, real]
-    library.lstmlm_dress.argtypes = [number, size, size, size, *dropped, *[pointer] * 6]
-    library.lstmlm_undress.argtypes = [number, size, size, size, *dropped, *[pointer] * 8]
+    library.lstmlm_norm_dropout_residual.argtypes = [number, size, size, size, *dropped, *[pointer] * 6]
+    library.lstmlm_norm_dropout_residual_backward.argtypes = [number, size, size, size, *dropped, *[pointer] * 8]
     library.lstmlm_loss.argtypes, library.lstmlm_loss.restype = [number, size, size, real, *[pointer] * 5], ctypes.c_double
     library.lstmlm_scatter.argtypes = [number, size, size, size, *[pointer] * 4]
     library.lstmlm_square.argtypes, library.lstmlm_square.restype = [number, size, pointer], ctypes.c_double

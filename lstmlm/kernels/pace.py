@@ -1,6 +1,6 @@
 """How many threads write characters: as many as were quickest when last tried.
 
-It knows counts and seconds. It does not know what is done in them.
+`generate` asks a `Pace` before each call.
 """
 
 TRIAL = 8
@@ -27,8 +27,8 @@ class Pace:
         if len(self._seconds) == 1:
             return best, 64
         for count, seconds in self._seconds.items():
-            hopeless = seconds and seconds[-1] > 3 * min(self._seconds[best], default=seconds[-1])
-            if len(seconds) < 3 and not hopeless:
+            too_slow = seconds and seconds[-1] > 3 * min(self._seconds[best], default=seconds[-1])
+            if len(seconds) < 3 and not too_slow:
                 self._tried = now
                 return count, TRIAL
         if now - self._tried < SECONDS:

@@ -1,6 +1,6 @@
 """The recurrence in Triton for CUDA: one launch runs all T steps, with the recurrent weights kept on chip where they fit.
 
-It knows tensors, tiles and launches. The device code is `persistent_steps`; what the numbers are for, it does not know.
+The device code is `persistent_steps`.
 
 The grid is blocks of units x blocks of rows of the batch x recurrences. All programs of a block of rows of a recurrence wait for
 each other after every step, so they must all be running: as many as there are multiprocessors at most, launched cooperatively.

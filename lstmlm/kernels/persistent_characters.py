@@ -1,6 +1,6 @@
 """The device code of `persistent_generate`: characters one after another, from logits to an id and through the stack to logits.
 
-It knows pointers, sizes and tiles. It does not know tensors, devices, or how the tiles were chosen. Importing it needs Triton.
+Importing it needs Triton.
 
 Each stream has programs of its own, which share the units of every layer and the columns of the readout: a program has every
 so-many-th block of them. So a stream's sums do not depend on how many streams or programs there are. After every layer and after
@@ -41,7 +41,7 @@ def state(H, S: tl.constexpr, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def dressed(
+def norm_residual(
     H, gamma, beta, below, EPS: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr, S: tl.constexpr, WIDTH: tl.constexpr
 ):
     """Return the input of the layer above: norm(H), + what the layer's own input was, which is zero if that is an id. (WIDTH)"""
@@ -173,7 +173,9 @@ def characters(
             at = layer * n * S
             if layer > 0:
                 below = layer - 1
-                x = dressed(H + after + below * n * S, gamma + below * S, beta + below * S, x, EPS, NORM, RESIDUAL, S, WIDTH)
+                x = norm_residual(
+                    H + after + below * n * S, gamma + below * S, beta + below * S, x, EPS, NORM, RESIDUAL, S, WIDTH
+                )
             if layer < L:
                 own = U + tl.cast(layer - 1, tl.int64) * (GATES * S * S)
                 row = table + id_ * (GATES * S)

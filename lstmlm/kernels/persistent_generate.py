@@ -1,7 +1,6 @@
 """Characters one after another in Triton for CUDA: draw, stack and readout for n streams, many characters in one launch.
 
-It knows weights, states, noise and launches. The device code is `persistent_characters`. It does not know models, seeds or what
-the ids stand for.
+The device code is `persistent_characters`.
 
 Programs share the units of all layers and the columns of the readout; as in `persistent` all of them must be running. Weights
 are rounded to bfloat16 and read from the second level of cache for every character: to keep them on chip would save the time of

@@ -1,7 +1,4 @@
-"""Where device code may be told that its numbers lie: tensors of one recurrence, or of M x L with strides of their own.
-
-It knows tensors. It does not know programs, nor what is in the tensors.
-"""
+"""Where device code may be told that its numbers lie: tensors of one recurrence, or of M x L with strides of their own."""
 
 import torch
 from torch import Tensor

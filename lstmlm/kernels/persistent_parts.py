@@ -1,6 +1,6 @@
 """What the device code of `persistent` is made of: the barrier, the factors of a product, what is added to it.
 
-It knows pointers and tiles. It does not know steps. Importing it needs Triton.
+Importing it needs Triton.
 """
 
 import triton

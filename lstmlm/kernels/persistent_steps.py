@@ -1,6 +1,6 @@
 """The device code of `persistent`: a program runs its units of its rows through the time steps, forward or back.
 
-It knows pointers, sizes and tiles. It does not know tensors, devices, or how the tiles were chosen. Importing it needs Triton.
+Importing it needs Triton.
 
 A program owns `UNITS` units, all four gates of them, of `TURNS` times `ROWS` rows of the batch, which it goes through one after
 another with the same weights. What another program needs of it, H_t or da_t, it puts into `X` in the type of the products, which

@@ -1,7 +1,4 @@
-"""How a pass of `persistent` is cut up into programs, and a program's products into tiles.
-
-It knows sizes. It does not know tensors or devices.
-"""
+"""How a pass of `persistent` is cut up into programs, and a program's products into tiles."""
 
 from typing import NamedTuple
 

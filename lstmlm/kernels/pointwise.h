@@ -55,18 +55,18 @@ typedef struct {
     uint32_t key, threshold;
     float scale;
     Barrier barrier;
-} Dress;
+} NormJob;
 
 /* The row of the global batch that row `row` of this one is, times S: where dropout's positions begin. */
-INLINE uint32_t position(const Dress *job, size row) {
+INLINE uint32_t position(const NormJob *job, size row) {
     return (uint32_t)((row / job->B * job->streams + job->first + row % job->B) * job->S);
 }
 
 #define EACH(s, S) for (size s = 0, lanes; s < S && (lanes = least(VECTOR, S - s), 1); s += VECTOR)
 
 /* out = dropout(norm(y)) + x; stats holds mean and 1 / deviation of each row. */
-static void dress(void *argument, int rank, int threads) {
-    Dress *job = argument;
+static void norm_dropout_residual(void *argument, int rank, int threads) {
+    NormJob *job = argument;
     const size S = job->S, rows = job->T * job->B;
     for (size row = rows * rank / threads; row < rows * (rank + 1) / threads; row++) {
         const float *y = job->y + row * S, *x = job->x ? job->x + row * S : 0;
@@ -93,9 +93,9 @@ static void dress(void *argument, int rank, int threads) {
     }
 }
 
-/* dy from dx, the gradient of what `dress` put out; dgamma and dbeta are added to. */
-static void undress(void *argument, int rank, int threads) {
-    Dress *job = argument;
+/* dy from dx, the gradient of what `norm_dropout_residual` put out; dgamma and dbeta are added to. */
+static void norm_dropout_residual_backward(void *argument, int rank, int threads) {
+    NormJob *job = argument;
     const size S = job->S, rows = job->T * job->B;
     for (int p = PARTS * rank / threads; p < PARTS * (rank + 1) / threads; p++) {
         float *dgamma = job->scratch + p * 2 * S, *dbeta = dgamma + S;

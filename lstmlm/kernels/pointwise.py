@@ -1,6 +1,7 @@
 """What lies around the recurrence and is no product: norm, dropout, residual, loss, table rows, AdamW; here by torch.
 
-It knows tensors, each function one pass over them in the end. It does not know layers, models, schedules or texts.
+`Pointwise` is the interface, each function one pass over its tensors in the end; `TorchPointwise` is the reference that the
+others are tested against. Backprop and the optimizer call them through their kernel.
 """
 
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lstmlm.dropout import Dropout
+from lstmlm.kernels.dropout import Dropout
 
 Number: TypeAlias = float | Tensor
 """A number, or a tensor without dimensions that holds it, which nobody has waited for."""
@@ -79,7 +80,7 @@ class Pointwise(Protocol):
     def deferred(self) -> bool:
         """See above."""
 
-    def dress(
+    def norm_dropout_residual(
         self, y: Tensor, x: Tensor | None, norm: Norm | None, drop: Dropout | None, layer: int, out: Tensor, stats: Tensor
     ) -> None:
         """Compute out = dropout(norm(y)) + x.
@@ -91,22 +92,22 @@ class Pointwise(Protocol):
             drop: The step's dropout.
             layer: Its number, which is part of what dropout draws from.
             out: Written. (T, B, S)
-            stats: Written where there is a norm: mean and 1 / deviation of every row, for `undress`. (T, B, 2)
+            stats: Written if there is a norm: mean and 1 / deviation of every row, for the backward pass. (T, B, 2)
         """
 
-    def undress(
+    def norm_dropout_residual_backward(
         self, dx: Tensor, y: Tensor, norm: Norm | None, drop: Dropout | None, layer: int, dy: Tensor, stats: Tensor
     ) -> None:
-        """Compute the gradient of y from dx, that of what `dress` put out; the norm's gradients are added to.
+        """Compute the gradient of y from dx, that of what `norm_dropout_residual` put out; the norm's gradients are added to.
 
         Args:
             dx: (T, B, S)
-            y: As `dress` took it.
+            y: As `norm_dropout_residual` took it.
             norm: Likewise.
             drop: Likewise.
             layer: Likewise.
             dy: Written; other memory than dx. (T, B, S)
-            stats: As `dress` wrote it.
+            stats: As `norm_dropout_residual` wrote it.
         """
 
     def loss(self, logits: Tensor, bias: Tensor | None, targets: Tensor, scale: float, dbias: Tensor | None) -> Number:
@@ -158,10 +159,10 @@ class TorchPointwise:
     def __init__(self, *, fast: bool = False) -> None:
         self._fast = fast
 
-    def dress(
+    def norm_dropout_residual(
         self, y: Tensor, x: Tensor | None, norm: Norm | None, drop: Dropout | None, layer: int, out: Tensor, stats: Tensor
     ) -> None:
-        """See `Pointwise.dress`."""
+        """See `Pointwise.norm_dropout_residual`."""
         z = y
         if norm is not None:
             z, mean, rstd = torch.native_layer_norm(y, y.shape[-1:], norm.gamma, norm.beta, EPS)
@@ -170,10 +171,10 @@ class TorchPointwise:
             z = z * drop.mask(layer, z)
         torch.add(z, 0 if x is None else x, out=out)
 
-    def undress(
+    def norm_dropout_residual_backward(
         self, dx: Tensor, y: Tensor, norm: Norm | None, drop: Dropout | None, layer: int, dy: Tensor, stats: Tensor
     ) -> None:
-        """See `Pointwise.undress`."""
+        """See `Pointwise.norm_dropout_residual_backward`."""
         d = dx if drop is None else dx * drop.mask(layer, dx)
         if norm is None:
             dy.copy_(d)

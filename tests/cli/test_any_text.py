@@ -7,7 +7,9 @@ from tests.cli.conftest import Lstmlm
 from tests.corpora import ACCEPTED, REFUSED
 
 FLAGS = ("--hidden", "3", "--layers", "1", "--batch", "2", "--window", "5", "--threads", "1", "--set", "train.save_every=1")
-LARGE = 30_000  # bytes, from where on a text takes longer than its promise is worth here; tests/test_corpus.py reads it whole
+LARGE = (
+    30_000  # bytes, from where on a text takes longer than its promise is worth here; tests/data/test_corpus.py reads it whole
+)
 
 
 def trained(lstmlm: Lstmlm, data: bytes, *flags: str) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lstmlm import devices
-from lstmlm.cli import sample as door
+from lstmlm.cli import sample as sample_command
+from lstmlm.model import devices
 from tests import pretend
 from tests.cli.conftest import TINY, Lstmlm
 from tests.cli.test_train import digest
@@ -27,7 +27,7 @@ def test_every_command_there_and_here(lstmlm: Lstmlm, text: Path, monkeypatch: p
     expected = [lstmlm(*command, "-m", "here") for command in COMMANDS]
     monkeypatch.setattr(devices, "choose", lambda *_: pretend.DEVICE)
     monkeypatch.setattr(devices, "name", lambda _: "a card")
-    monkeypatch.setitem(door.TOGETHER, pretend.DEVICE.type, 2)
+    monkeypatch.setitem(sample_command.TOGETHER, pretend.DEVICE.type, 2)
     with pretend.device():
         trained = lstmlm("train", text, *TINY, "--out", "there")
         found = [[lstmlm(*command, "-m", run) for command in COMMANDS] for run in ("here", "there")]

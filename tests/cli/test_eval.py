@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lstmlm import checkpoint
+from lstmlm.storage import checkpoint
 from tests.cli.conftest import TEXT, Lstmlm
 
 

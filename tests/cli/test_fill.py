@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from lstmlm.cli.app import app
-from lstmlm.corpus import open_corpus
+from lstmlm.data.corpus import open_corpus
 from lstmlm.errors import TextError, UsageError
 from tests.cli.trained import TEXT, make_run
 

@@ -10,9 +10,9 @@ import torch
 from typer.testing import CliRunner, Result
 
 import lstmlm
-from lstmlm.cli import inspect as door
+from lstmlm.cli import inspect as command
 from lstmlm.cli.app import app
-from lstmlm.corpus import open_corpus
+from lstmlm.data.corpus import open_corpus
 from lstmlm.errors import SystemProblem, TextError, UsageError
 from tests.cli.trained import make_run
 
@@ -45,7 +45,7 @@ def test_json_gives_every_value_with_its_shape(run: Path) -> None:
     assert found["surprise"]["shape"] == [len(TEXT)]
     for number, layer in enumerate(found["layers"], start=1):
         assert layer["layer"] == number
-        t = {name: torch.tensor(layer[name]["values"]) for name in door.SHOWS[:-1]}
+        t = {name: torch.tensor(layer[name]["values"]) for name in command.SHOWS[:-1]}
         assert all(layer[name]["shape"] == list(t[name].shape) == [len(TEXT), 6] for name in t)
         cell = t["forget"][1:] * t["cell"][:-1] + t["input"][1:] * t["new"][1:]
         assert torch.allclose(t["cell"][1:], cell, atol=1e-6)
@@ -125,7 +125,7 @@ def test_pictures_are_written(run: Path, tmp_path: Path) -> None:
 
 def test_too_much_is_refused_unless_told(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """--json above the stated size says how large it would be; --show makes it smaller, --all lets it through."""
-    monkeypatch.setattr(door, "VALUES", len(TEXT) * 13)
+    monkeypatch.setattr(command, "VALUES", len(TEXT) * 13)
     refused = inspect("-m", str(run), TEXT, "--json")
 
     assert isinstance(refused.exception, UsageError)
@@ -137,7 +137,7 @@ def test_too_much_is_refused_unless_told(run: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("picture", [[], ["--svg", "a.svg"]])
 def test_too_large_a_picture_is_refused_unless_told(picture: list[str], run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A view or picture of more cells than stated says how many; showing less makes it smaller, --all lets it through."""
-    monkeypatch.setattr(door, "CELLS", len(TEXT) * 2)
+    monkeypatch.setattr(command, "CELLS", len(TEXT) * 2)
     refused = inspect("-m", str(run), TEXT, *picture)
 
     assert isinstance(refused.exception, UsageError)
@@ -192,7 +192,7 @@ def test_at_measures_a_mark(run: Path) -> None:
 
 def test_at_counts_over_a_bounded_text_unless_told(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A longer text than stated is counted over to there, and that is said; --all counts over the whole of it."""
-    monkeypatch.setattr("lstmlm.cli.marks.CHARS", 200)
+    monkeypatch.setattr("lstmlm.cli.inspect_boundaries.CHARS", 200)
     result = inspect("-m", str(run), MARKED, "--at", ".")
 
     assert "in 200 characters" in result.stdout
@@ -249,7 +249,7 @@ def test_reach_gives_norms_by_distance(run: Path) -> None:
 
 def test_reach_reads_a_bounded_text(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the stated number of characters is read, however long the text."""
-    monkeypatch.setattr("lstmlm.cli.features.REACH_CHARS", 250)
+    monkeypatch.setattr("lstmlm.cli.inspect_probes.REACH_CHARS", 250)
 
     assert as_json("-m", str(run), MARKED, "--reach")["chars"] == 250
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lstmlm import dynamic
+from lstmlm.evaluation import dynamic
 from tests.cli.conftest import TINY, Lstmlm
 
 MEMBERS = (*TINY, "--members", "3", "--lr", "0.05", "--seed", "5")
@@ -42,7 +42,7 @@ def test_every_command_takes_them(lstmlm: Lstmlm, text: Path, ensemble: str) -> 
 
 def test_dynamic(lstmlm: Lstmlm, text: Path, ensemble: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """`eval --dynamic` lets each member learn from the text, and says what they take together."""
-    monkeypatch.setattr(dynamic, "Learner", partial(dynamic.Learner, own_chars=256))
+    monkeypatch.setattr(dynamic, "DynamicEvaluator", partial(dynamic.DynamicEvaluator, own_chars=256))
     told = lstmlm("eval", text, "-m", ensemble, "--dynamic", "--json").json
 
     assert told["dynamic"]["bits_per_char"] < told["bits_per_char"]
@@ -100,7 +100,7 @@ def test_too_many_layers(lstmlm: Lstmlm, text: Path) -> None:
 
 def test_more_than_the_machine_holds(lstmlm: Lstmlm, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What needs more memory than there is is refused before a folder is made; one member of it would have fitted."""
-    monkeypatch.setattr("lstmlm.memory.physical", lambda: 100_000)
+    monkeypatch.setattr("lstmlm.training.malloc.physical", lambda: 100_000)
     fits, result = (lstmlm("train", text, *TINY, "--members", count, "--out", f"runs/{count}") for count in ("1", "9"))
 
     assert fits.code == 0, fits.err

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Lstmlm
-from tests.cli.test_door import process
+from tests.cli.test_main import process
 
 MISTAKES = """
 # commands typed wrong

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from lstmlm import checkpoint, disk, runs, times
-from lstmlm.config import load_preset
+from lstmlm.config.run_config import load_preset
+from lstmlm.storage import atomic, checkpoint, run_dir
+from lstmlm.training import clock_log
 from tests.cli.conftest import TEXT, TINY, Lstmlm
 
 
@@ -55,13 +56,13 @@ def test_curve(lstmlm: Lstmlm, text: Path) -> None:
 
 def test_times(lstmlm: Lstmlm, run: Path, text: Path) -> None:
     """clock.jsonl says when each validation was reached; --overwrite begins it again, and without it a run is resumed."""
-    first = times.read(run)
+    first = clock_log.read(run)
     assert {12.0, 4.0} <= {step for step, _ in first}
     (run / "clock.jsonl").unlink()
 
     assert lstmlm("train", text, *TINY, "--lr", "0.05", "--resume").code == 0
     assert lstmlm("train", text, *TINY, "--steps", "5", "--overwrite").code == 0
-    assert max(step for step, _ in times.read(run)) == 5
+    assert max(step for step, _ in clock_log.read(run)) == 5
 
 
 def test_json(lstmlm: Lstmlm, text: Path) -> None:
@@ -130,7 +131,7 @@ def test_sources(lstmlm: Lstmlm, text: Path, source: str) -> None:
 
 
 @pytest.mark.parametrize("flags", [(), ("--steps", "3"), ("--from", "runs/text")])
-def test_never_trodden_on(lstmlm: Lstmlm, run: Path, text: Path, flags: tuple[str, ...]) -> None:
+def test_never_overwritten(lstmlm: Lstmlm, run: Path, text: Path, flags: tuple[str, ...]) -> None:
     """An existing run is refused with exit 2, naming the three ways on, and stays as it is."""
     before = digest(run)
     result = lstmlm("train", text, *flags)
@@ -166,7 +167,7 @@ def refusing(at: int, error: int, for_ever: bool) -> Any:
     To rename is not refused for ever: where nothing at all can be renamed, nothing is set aside.
     """
 
-    class Refusing(disk.Disk):
+    class Refusing(atomic.Disk):
         left = at
 
         def __getattribute__(self, name: str) -> Any:
@@ -193,9 +194,9 @@ def test_overwrite_on_a_bad_disk(
         shutil.rmtree(run)
         shutil.copytree(kept, run)
         broken = refusing(at, error, for_ever)
-        monkeypatch.setattr(disk, "calls", broken)
+        monkeypatch.setattr(atomic, "calls", broken)
         result = lstmlm("train", text, *TINY, "--steps", "1", "--overwrite", "-q")
-        monkeypatch.setattr(disk, "calls", disk.Disk())
+        monkeypatch.setattr(atomic, "calls", atomic.Disk())
         if broken.left > 0:
             assert result.code == 0, result.err
             break
@@ -235,7 +236,7 @@ def test_overwrite_in_vain(lstmlm: Lstmlm, run: Path, text: Path, flags: tuple[s
 
 def test_two_at_once(lstmlm: Lstmlm, run: Path, text: Path) -> None:
     """A second training in a folder is refused with exit 5, whichever way it was asked for."""
-    with runs.lock(run):
+    with run_dir.lock(run):
         results = [lstmlm("train", text, *TINY, way) for way in ("--resume", "--overwrite")]
 
     assert [result.code for result in results] == [5, 5]
@@ -379,7 +380,7 @@ def test_a_full_device_is_said_in_a_line(lstmlm: Lstmlm, text: Path, monkeypatch
     def full(self: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
-    monkeypatch.setattr("lstmlm.trainer.Trainer.run", full)
+    monkeypatch.setattr("lstmlm.training.trainer.Trainer.run", full)
     result = lstmlm("train", text, *TINY, "--out", "new")
 
     assert result.code == 5

@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from lstmlm import checkpoint, kernels
-from lstmlm.checkpoint import Checkpoint
-from lstmlm.config import ModelConfig, RunConfig, to_dict
-from lstmlm.model import CharLM
-from lstmlm.tokenizer import ByteTokenizer, CharTokenizer
+from lstmlm import kernels
+from lstmlm.config.run_config import ModelConfig, RunConfig, to_dict
+from lstmlm.data.tokenizer import ByteTokenizer, CharTokenizer
+from lstmlm.model.char_lm import CharLM
+from lstmlm.storage import checkpoint
+from lstmlm.storage.checkpoint import Checkpoint
 
 TEXT = "Bob is a baker. Dan ran home.\nDan is (not) a farmer. Bob ate bread.\n"
 

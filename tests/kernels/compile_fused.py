@@ -11,8 +11,8 @@ from typing import Any
 import torch
 import triton
 
-from lstmlm.dropout import Dropout
 from lstmlm.kernels import fused_rows
+from lstmlm.kernels.dropout import Dropout
 from lstmlm.kernels.fused import TritonPointwise
 from lstmlm.kernels.pointwise import Norm
 from tests.kernels.compile_persistent import Absent
@@ -51,15 +51,19 @@ def compiled(T: int, B: int, S: int) -> list[dict[str, Any]]:
     """Compile both ways by calling them, with tensors that have no memory."""
     results: list[dict[str, Any]] = []
     pointwise: Any = TritonPointwise("meta")
-    pointwise._rows = type("Rows", (), {name: Compiled(name, results) for name in ("dress", "undress", "gather")})
+    pointwise._rows = type(
+        "Rows",
+        (),
+        {name: Compiled(name, results) for name in ("norm_dropout_residual", "norm_dropout_residual_backward", "gather")},
+    )
     y, x, out, stats = (torch.empty(T, B, size, device="meta") for size in (S, S, S, 2))
     norm = Norm(*(torch.empty(S, device="meta") for _ in Norm._fields))
     words = torch.empty(5, dtype=torch.int64, device="meta")
     drop = Dropout(0.3, 1, 2, B, weights=0.5)
     for case in (drop.reading(words), drop if S == 37 else None):
-        pointwise.dress(y, x, norm, case, 1, out, stats)
-        pointwise.undress(x, y, norm, case, 1, out, stats)
-        pointwise.dress(y, None, None, None if case is None else case.of_weights(), 1, out, stats)
+        pointwise.norm_dropout_residual(y, x, norm, case, 1, out, stats)
+        pointwise.norm_dropout_residual_backward(x, y, norm, case, 1, out, stats)
+        pointwise.norm_dropout_residual(y, None, None, None if case is None else case.of_weights(), 1, out, stats)
     return [{"size": (T, B, S), **result} for result in results]
 
 

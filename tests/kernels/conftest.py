@@ -33,9 +33,9 @@ def loaded() -> dict[str, PersistentKernel]:
 def cut(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Return what makes all passes be cut up in a way that is asked for."""
 
-    def ask(**wish: Any) -> None:
+    def ask(**requested: Any) -> None:
         def chosen(B: int, S: int, K: int, size: int, chip: Chip, count: int) -> Tiles:
-            cut = Tiles(16, 1, 16, 16, 2, 0, 0, True, False)._replace(**wish)
+            cut = Tiles(16, 1, 16, 16, 2, 0, 0, True, False)._replace(**requested)
             chunks = -(-K // (cut.depth * cut.warps))
             return cut._replace(chunks=chunks, ahead=min(cut.ahead, chunks - 1))
 

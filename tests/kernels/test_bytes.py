@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from lstmlm import sampler
+from lstmlm.evaluation import sampler
+from lstmlm.evaluation.sampler import Sampling
 from lstmlm.kernels import build
 from lstmlm.kernels.generate import Choice, Generator
 from lstmlm.kernels.native import NativeKernel, Unavailable
-from lstmlm.lstm import LSTMLayer
-from lstmlm.model import CharLM
-from lstmlm.sampler import Sampling
+from lstmlm.model.char_lm import CharLM
+from lstmlm.model.lstm import LSTMLayer
 from tests.helpers import small_model
 
 PLAIN = Choice(1.0, 0, 1.0, False)
@@ -106,7 +106,7 @@ def test_a_step_is_that_of_the_rounded_network(kernel: NativeKernel, shape: dict
         ids = torch.randint(generator.V, (n,))
         states = [(torch.rand(n, s.hidden.shape[1]) * 2 - 1, torch.randn(n, s.cell.shape[1])) for s in model.initial_state(n)]
         generator.begin(torch.nn.functional.one_hot(ids, generator.V).float() * 100, states)
-        generator.run(torch.zeros(1, n), GREEDY)  # draws the ids that were wished
+        generator.run(torch.zeros(1, n), GREEDY)  # draws the ids what was asked for
         generator.run(torch.rand(1, n), PLAIN)
         logits, after = one_step(model, ids, states)
 

@@ -19,7 +19,7 @@ def _nothing_wished(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("device", "best"), [("cpu", "native"), ("cuda", "triton")])
 def test_a_device_has_its_kernel(device: str, best: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a wish a device gets the one made for it; where that is missing eager, with a line why; a wish is then refused."""
+    """Unrequested, a device gets the one made for it; where that is missing eager and a line why; a request is then refused."""
     made = EagerKernel()
     monkeypatch.setattr(kernels, "_load", lambda name, precision: made if name == best else None)
     assert kernels.choose("auto", device=device) == kernels.choose(best, device=device) == (made, "")
@@ -35,11 +35,11 @@ def test_a_device_has_its_kernel(device: str, best: str, monkeypatch: pytest.Mon
         kernels.choose(best, device=device)
 
 
-@pytest.mark.parametrize(("wish", "device"), [("native", "cuda"), ("triton", "cpu"), ("fast", "cpu")])
-def test_a_kernel_of_another_device_is_refused(wish: str, device: str) -> None:
+@pytest.mark.parametrize(("requested", "device"), [("native", "cuda"), ("triton", "cpu"), ("fast", "cpu")])
+def test_a_kernel_of_another_device_is_refused(requested: str, device: str) -> None:
     """A kernel that cannot run there, and one that nobody knows, are usage errors that name it."""
-    with pytest.raises(UsageError, match=wish):
-        kernels.choose(wish, device=device)
+    with pytest.raises(UsageError, match=requested):
+        kernels.choose(requested, device=device)
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lstmlm.cell import LSTMState
 from lstmlm.kernels.eager import EagerKernel
-from lstmlm.lstm import LSTMLayer
+from lstmlm.model.cell import LSTMState
+from lstmlm.model.lstm import LSTMLayer
 from tests.helpers import (
     assert_close,
     grown,

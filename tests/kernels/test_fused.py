@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 import lstmlm
-from lstmlm.backprop import Backprop
-from lstmlm.cell import LSTMState
-from lstmlm.dropout import Dropout
 from lstmlm.kernels import fused
+from lstmlm.kernels.dropout import Dropout
 from lstmlm.kernels.eager import EagerKernel
 from lstmlm.kernels.fused import TritonPointwise
 from lstmlm.kernels.pointwise import Norm, TorchPointwise
-from lstmlm.model import CharLM
+from lstmlm.model.cell import LSTMState
+from lstmlm.model.char_lm import CharLM
+from lstmlm.training.backprop import Backprop
 from tests.helpers import small_model
 
 CUDA = torch.cuda.is_available()
@@ -56,10 +56,10 @@ def _ours() -> TritonPointwise:
 def _cut(monkeypatch: pytest.MonkeyPatch) -> Cut:
     """Return what makes all launches be cut up as it is asked for."""
 
-    def ask(wish: tuple[int, int, int]) -> None:
-        monkeypatch.setattr(fused, "TILE", wish[0])
-        monkeypatch.setattr(fused, "PARTS", wish[1])
-        monkeypatch.setattr(fused, "GATHERED", (wish[2], 16))
+    def ask(requested: tuple[int, int, int]) -> None:
+        monkeypatch.setattr(fused, "TILE", requested[0])
+        monkeypatch.setattr(fused, "PARTS", requested[1])
+        monkeypatch.setattr(fused, "GATHERED", (requested[2], 16))
 
     return ask
 
@@ -104,26 +104,26 @@ def both_ways(
     y, x, dx = (part.to(DEVICE, dtype) for part in inputs)
     norm = Norm(*(normal(3 + i, S).to(DEVICE, dtype) for i in range(4))) if normed else None
     out, dy, stats = torch.empty_like(y), torch.empty_like(y), y.new_zeros(T, B, 2)
-    pointwise.dress(y, x if residual else None, norm, drop, 1, out, stats)
-    pointwise.undress(dx, y, norm, drop, 1, dy, stats)
+    pointwise.norm_dropout_residual(y, x if residual else None, norm, drop, 1, out, stats)
+    pointwise.norm_dropout_residual_backward(dx, y, norm, drop, 1, dy, stats)
     return [out, dy, *((stats, norm.dgamma, norm.dbeta) if norm else ())]
 
 
-@pytest.mark.parametrize(("size", "wish"), CASES, ids=str)
+@pytest.mark.parametrize(("size", "requested"), CASES, ids=str)
 @pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize("kind", ["no", "numbers", "tensors"])
 @pytest.mark.parametrize("normed", [True, False])
-def test_dress_and_back(
+def test_norm_dropout_residual_and_back(
     ours: TritonPointwise,
     size: tuple[int, int, int],
-    wish: tuple[int, int, int],
+    requested: tuple[int, int, int],
     residual: bool,
     kind: str,
     normed: bool,
     cut: Cut,
 ) -> None:
     """Norm, dropout and residual, and their gradients, are torch's in float64 to 1e-6 of the largest value."""
-    cut(wish)
+    cut(requested)
     how: dict[str, Any] = {"residual": residual, "normed": normed}
 
     found = both_ways(ours, size, of(kind), **how)
@@ -154,15 +154,17 @@ def test_the_mask_has_the_same_bits(
     drop = pointed(drop) if kind == "tensors" else drop
     out, dx, S = torch.empty_like(ones), torch.empty_like(ones), size[-1]
 
-    ours.dress(ones, None, None, drop, layer, out, ones)
-    ours.undress(ones, ones, None, drop, layer, dx, ones)
+    ours.norm_dropout_residual(ones, None, None, drop, layer, out, ones)
+    ours.norm_dropout_residual_backward(ones, ones, None, drop, layer, dx, ones)
 
     assert torch.equal(out, expected)
     assert torch.equal(dx, expected)
     for t, b in ((0, 0), (size[0] - 1, size[1] - 1)):  # one row alone, so that dbeta is what has come through
         norm = Norm(*(torch.zeros(S, device=DEVICE) for _ in Norm._fields))
         row, there = ones[:1, :1].contiguous(), replace(drop, first=drop.first + t * streams + b)
-        ours.undress(row, row, norm, there, layer, torch.empty_like(row), torch.zeros(1, 1, 2, device=DEVICE))
+        ours.norm_dropout_residual_backward(
+            row, row, norm, there, layer, torch.empty_like(row), torch.zeros(1, 1, 2, device=DEVICE)
+        )
         assert torch.equal(norm.dbeta, expected[t, b])
 
 
@@ -178,7 +180,7 @@ def test_what_is_dropped_ends_below_the_threshold(ours: TritonPointwise) -> None
             low, high = (middle, high) if stays else (low, middle)
         for threshold in (low, low + 1):
             out, exact = torch.empty_like(one), replace(drop, rate=threshold / 2**32)
-            ours.dress(one, None, None, exact, 0, out, one)
+            ours.norm_dropout_residual(one, None, None, exact, 0, out, one)
             assert torch.equal(out, exact.mask(0, one))
             assert bool((out > 0).all()) == (threshold == low)
 
@@ -193,10 +195,10 @@ def test_the_dropout_of_weights(ours: TritonPointwise, S: int, kind: str, cut: C
     weights, d = (normal(i, S, 1, 4 * S).to(DEVICE) for i in range(2))
     results = []
     for pointwise in (ours, TorchPointwise()):
-        thin, dW = weights.new_full((2, S, 1, 4 * S), 7.0)
-        pointwise.dress(weights, None, None, drop.of_weights(), 1, thin, thin[0])
-        pointwise.undress(d, d, None, drop.of_weights(), 1, dW, dW[0])
-        results.append((thin, dW))
+        dropped, dW = weights.new_full((2, S, 1, 4 * S), 7.0)
+        pointwise.norm_dropout_residual(weights, None, None, drop.of_weights(), 1, dropped, dropped[0])
+        pointwise.norm_dropout_residual_backward(d, d, None, drop.of_weights(), 1, dW, dW[0])
+        results.append((dropped, dW))
 
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
     assert S == 1 or bool((results[0][0] == 0).any())
@@ -233,11 +235,11 @@ def test_writes_only_where_it_may(ours: TritonPointwise, normed: bool, tile: int
     copies = [part.clone() for part in kept]
     norm = Norm(gamma, beta, sums[0, 1:-1], sums[1, 1:-1]) if normed else None
 
-    ours.dress(y, x, norm, DROP.reading(words), 1, out[1:-1], stats[1:-1])
-    ours.undress(dx, y, norm, DROP.reading(words), 1, dy[1:-1], stats[1:-1])
+    ours.norm_dropout_residual(y, x, norm, DROP.reading(words), 1, out[1:-1], stats[1:-1])
+    ours.norm_dropout_residual_backward(dx, y, norm, DROP.reading(words), 1, dy[1:-1], stats[1:-1])
 
-    assert all(bool((room[[0, -1]] == 7).all()) for room in (out, dy, stats, sums.t()))
-    assert all(bool((room == 7).all()) == (not normed) for room in (stats, sums))
+    assert all(bool((buffer[[0, -1]] == 7).all()) for buffer in (out, dy, stats, sums.t()))
+    assert all(bool((buffer == 7).all()) == (not normed) for buffer in (stats, sums))
     assert all(torch.equal(one, other) for one, other in zip(kept, copies, strict=True))
 
 
@@ -276,20 +278,20 @@ def test_refuses_other_memory(ours: TritonPointwise) -> None:
     norm = Norm(*normal(1, 4, S).to(DEVICE))
 
     def both(norm: Norm) -> None:
-        ours.dress(y, None, norm, None, 0, torch.empty_like(y), stats)
-        ours.undress(y, y, norm, None, 0, torch.empty_like(y), stats)
+        ours.norm_dropout_residual(y, None, norm, None, 0, torch.empty_like(y), stats)
+        ours.norm_dropout_residual_backward(y, y, norm, None, 0, torch.empty_like(y), stats)
 
     for name, wrong in (("gamma", norm.gamma[:4]), ("beta", norm.beta.double()), ("dgamma", norm.dgamma[:, None])):
         with pytest.raises(ValueError, match=rf"^{name}: expected contiguous \(5,\) of float32"):
             both(norm._replace(**{name: wrong}))
     with pytest.raises(ValueError, match=r"^out: expected contiguous \(2, 3, 5\) of float32"):
-        ours.dress(y, None, norm, None, 0, y.new_empty(B, T, S).transpose(0, 1), stats)
+        ours.norm_dropout_residual(y, None, norm, None, 0, y.new_empty(B, T, S).transpose(0, 1), stats)
     with pytest.raises(ValueError, match=r"^x: "):
-        ours.dress(y, y[:1], norm, None, 0, torch.empty_like(y), stats)
+        ours.norm_dropout_residual(y, y[:1], norm, None, 0, torch.empty_like(y), stats)
     with pytest.raises(ValueError, match=r"^stats: "):
-        ours.dress(y, None, norm, None, 0, torch.empty_like(y), stats[:, :2])
+        ours.norm_dropout_residual(y, None, norm, None, 0, torch.empty_like(y), stats[:, :2])
     with pytest.raises(ValueError, match=r"^dx: "):
-        ours.undress(y.double(), y, norm, None, 0, torch.empty_like(y), stats)
+        ours.norm_dropout_residual_backward(y.double(), y, norm, None, 0, torch.empty_like(y), stats)
 
 
 def test_nothing_is_waited_for() -> None:
@@ -311,10 +313,16 @@ def test_nothing_is_waited_for() -> None:
     norm = Norm(*torch.empty(4, 48, device="meta"))
     drop = DROP.reading(torch.empty(5, dtype=torch.int64, device="meta")).since(3)
     for case in (norm, None):
-        pointwise.dress(y, y, case, drop, 1, dy, stats)
-        pointwise.undress(dy, y, case, drop, 1, dy, stats)
+        pointwise.norm_dropout_residual(y, y, case, drop, 1, dy, stats)
+        pointwise.norm_dropout_residual_backward(dy, y, case, drop, 1, dy, stats)
 
-    assert launched == [("dress", 2), ("undress", 2), ("gather", 0), ("dress", 2), ("dress", 2)]
+    assert launched == [
+        ("norm_dropout_residual", 2),
+        ("norm_dropout_residual_backward", 2),
+        ("gather", 0),
+        ("norm_dropout_residual", 2),
+        ("norm_dropout_residual", 2),
+    ]
 
 
 def test_a_whole_step(ours: TritonPointwise) -> None:
@@ -341,7 +349,7 @@ def test_a_whole_step(ours: TritonPointwise) -> None:
 def test_the_self_check_sees_what_is_wrong(ours: TritonPointwise, monkeypatch: pytest.MonkeyPatch) -> None:
     """It passes what is right, and sees a wrong number, a NaN, and another mask."""
     assert fused.disagreement(ours, DEVICE) < WITHIN
-    for name in ("dress", "undress"):
+    for name in ("norm_dropout_residual", "norm_dropout_residual_backward"):
         for wrong in (1.0, float("nan")):
 
             def spoiled(*given: Any, name: str = name, wrong: float = wrong) -> None:
@@ -387,10 +395,10 @@ def test_without_a_device() -> None:
 def test_compiles_for_an_h200(compiled: Callable[[str], list[dict[str, Any]]]) -> None:
     """The compiler takes the launches, nothing is spilled, those that share rows run at once, and nothing is added by atomics."""
     results = compiled("compile_fused")
-    assert {found["function"] for found in results} == {"dress", "undress", "gather"}
+    assert {found["function"] for found in results} == {"norm_dropout_residual", "norm_dropout_residual_backward", "gather"}
     for found in results:
         assert found["stack"] == found["local"] == 0, found
         assert not found["atomic"], found
         assert found["shared"] <= 49_152, found
-        if found["function"] == "undress" and found["size"][2] <= 2048 and found["size"][2] % 16 == 0:
+        if found["function"] == "norm_dropout_residual_backward" and found["size"][2] <= 2048 and found["size"][2] % 16 == 0:
             assert found["grid"][0] <= 132 * (65_536 // (32 * found["warps"] * found["reg"])), found

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from lstmlm import sampler
+from lstmlm.evaluation import sampler
+from lstmlm.evaluation.sampler import Noise, Sampling, distribution, draw
 from lstmlm.kernels import arguments, native
 from lstmlm.kernels import generate as generating
 from lstmlm.kernels.generate import Choice, Generator, LayerWeights
 from lstmlm.kernels.native import NativeKernel
 from lstmlm.kernels.pace import Pace
-from lstmlm.model import CharLM
-from lstmlm.sampler import Noise, Sampling, distribution, draw
+from lstmlm.model.char_lm import CharLM
 from tests.helpers import assert_close, normal, small_model
 
 PLAIN = Choice(1.0, 0, 1.0, False)

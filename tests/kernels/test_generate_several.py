@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from lstmlm import sampler
-from lstmlm.ensemble import Ensemble
+from lstmlm.evaluation import sampler
+from lstmlm.evaluation.sampler import Sampling, generate, native_generator
 from lstmlm.kernels import arguments
 from lstmlm.kernels.generate import Choice, Generator
 from lstmlm.kernels.native import NativeKernel
 from lstmlm.kernels.pace import Pace
-from lstmlm.model import CharLM
-from lstmlm.sampler import Sampling, generate, native_generator
+from lstmlm.model.char_lm import CharLM
+from lstmlm.model.ensemble import Ensemble
 from tests.helpers import small_model
 from tests.kernels import test_generate
 from tests.kernels.test_generate import calm, with_kernel

@@ -16,13 +16,13 @@ from torch.nn import functional
 
 import lstmlm
 from lstmlm import kernels
-from lstmlm.backprop import Backprop
-from lstmlm.cell import LSTMState
 from lstmlm.kernels import Activations, Kernel, Rows, persistent
 from lstmlm.kernels.eager import EagerKernel
 from lstmlm.kernels.persistent import PersistentKernel, Unavailable
 from lstmlm.kernels.persistent_tiles import Chip, tiles
-from lstmlm.model import CharLM
+from lstmlm.model.cell import LSTMState
+from lstmlm.model.char_lm import CharLM
+from lstmlm.training.backprop import Backprop
 from tests.helpers import small_model
 from tests.kernels import one_program
 
@@ -99,12 +99,12 @@ CUTS = [
 
 
 @with_triton
-@pytest.mark.parametrize(("precision", "size", "wish"), CUTS, ids=str)
+@pytest.mark.parametrize(("precision", "size", "requested"), CUTS, ids=str)
 def test_equals_eager(
-    loaded: dict[str, PersistentKernel], precision: str, size: tuple[int, int, int], wish: dict[str, Any], cut: Cut
+    loaded: dict[str, PersistentKernel], precision: str, size: tuple[int, int, int], requested: dict[str, Any], cut: Cut
 ) -> None:
     """Both passes agree with eager in float64, however they are cut up and whatever the sizes."""
-    cut(**wish)
+    cut(**requested)
     inputs = problem(*size)
 
     actual = both_passes(loaded[precision], inputs)
@@ -151,14 +151,14 @@ def test_writes_only_where_it_may(strict: PersistentKernel, cut: Cut) -> None:
     T, B, S = 2, 3, 21
     x = {name: tensor.to(DEVICE) for name, tensor in problem(T, B, S).items()}
     copies = {name: tensor.clone() for name, tensor in x.items()}
-    rooms = [torch.full((T + 2, B, width), 7.0, device=DEVICE) for width in (4 * S, S, S)]
-    into = Activations(*(room[1:-1] for room in rooms))
+    buffers = [torch.full((T + 2, B, width), 7.0, device=DEVICE) for width in (4 * S, S, S)]
+    into = Activations(*(buffer[1:-1] for buffer in buffers))
     into.gates.copy_(x["a"])
 
     strict.forward(into.gates, x["W"], x["H_0"], x["C_0"], into=into)
     strict.backward(x["dH"], x["dC_T"], into.gates, into.C, x["C_0"], x["W"])
 
-    assert all(bool((room[[0, -1]] == 7).all()) for room in rooms)
+    assert all(bool((buffer[[0, -1]] == 7).all()) for buffer in buffers)
     assert all(torch.equal(tensor, copies[name]) for name, tensor in x.items())
 
 

@@ -15,14 +15,15 @@ import torch
 from torch import Tensor
 
 import lstmlm
-from lstmlm import ensemble, sampler
+from lstmlm.evaluation import sampler
+from lstmlm.evaluation.sampler import Sampling, distribution, draw
 from lstmlm.kernels import Kernel, persistent_generate
 from lstmlm.kernels.generate import Choice
 from lstmlm.kernels.persistent import PersistentKernel
 from lstmlm.kernels.persistent_generate import PersistentGenerator, Shares, Sizes
 from lstmlm.kernels.persistent_tiles import Chip
-from lstmlm.model import CharLM
-from lstmlm.sampler import Sampling, distribution, draw
+from lstmlm.model import ensemble
+from lstmlm.model.char_lm import CharLM
 from tests.helpers import assert_close, normal, small_model
 from tests.kernels import generating_programs
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lstmlm.dropout import Dropout
 from lstmlm.kernels import arguments, native
+from lstmlm.kernels.dropout import Dropout
 from lstmlm.kernels.native_pointwise import NativePointwise
 from lstmlm.kernels.pointwise import Adam, Norm, Pointwise, TorchPointwise
 from tests.helpers import assert_close
@@ -45,7 +45,7 @@ def agree(found: list[Tensor], expected: list[Tensor], within: float = WITHIN) -
 @pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize("drop", [Dropout(0.4, seed=3, step=9, streams=11, first=2), None])
 @pytest.mark.parametrize("normed", [True, False])
-def test_dress_and_back(
+def test_norm_dropout_residual_and_back(
     ours: NativePointwise, size: tuple[int, int, int], residual: bool, drop: Dropout | None, normed: bool
 ) -> None:
     """Norm, dropout and residual, and their gradients."""
@@ -55,8 +55,8 @@ def test_dress_and_back(
         y, x, dx, gamma, beta = (normal(i, *s).to(dtype) for i, s in enumerate([size, size, size, (S,), (S,)]))
         norm = Norm(gamma, beta, torch.ones(S, dtype=dtype), torch.ones(S, dtype=dtype)) if normed else None
         out, dy, stats = torch.empty_like(y), torch.empty_like(y), y.new_zeros(T, B, 2)
-        pointwise.dress(y, x if residual else None, norm, drop, 1, out, stats)
-        pointwise.undress(dx, y, norm, drop, 1, dy, stats)
+        pointwise.norm_dropout_residual(y, x if residual else None, norm, drop, 1, out, stats)
+        pointwise.norm_dropout_residual_backward(dx, y, norm, drop, 1, dy, stats)
         # With one unit the deviation is zero: its reciprocal is 316, and rounding is all that is left of the rest.
         return [out] if S == 1 and normed else [out, dy, stats, *((norm.dgamma, norm.dbeta) if norm else ())]
 
@@ -136,8 +136,8 @@ def test_threads_do_not_change_bits(ours: NativePointwise, monkeypatch: pytest.M
         y, dx, dy, out = normal(0, T, B, S), normal(1, T, B, S), torch.empty(T, B, S), torch.empty(T, B, S)
         norm, stats = Norm(normal(2, S), normal(3, S), torch.zeros(S), torch.zeros(S)), torch.empty(T, B, 2)
         drop = Dropout(0.2, 0, 0, B)
-        ours.dress(y, None, norm, drop, 0, out, stats)
-        ours.undress(dx, y, norm, drop, 0, dy, stats)
+        ours.norm_dropout_residual(y, None, norm, drop, 0, out, stats)
+        ours.norm_dropout_residual_backward(dx, y, norm, drop, 0, dy, stats)
         logits, bias, db = normal(4, T * B, V), normal(5, V), torch.zeros(V)
         ids = torch.randint(V, (T * B,), generator=torch.Generator().manual_seed(6))
         nats = ours.loss(logits, bias, ids, 0.1, db)

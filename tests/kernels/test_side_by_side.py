@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from lstmlm import kernels
-from lstmlm.backprop import Backprop
 from lstmlm.kernels import MANY, Activations, Kernel
 from lstmlm.kernels.eager import EagerKernel
 from lstmlm.kernels.persistent import PersistentKernel
 from lstmlm.kernels.persistent_tiles import Chip, tiles
+from lstmlm.training.backprop import Backprop
 from tests.helpers import small_model
 from tests.kernels.test_persistent import CUDA, DEVICE, H200, Cut, prepared, with_triton
 
@@ -22,26 +22,26 @@ UNTOUCHED = 7.0
 class Chunks(NamedTuple):
     """M members of L layers each, layer l of which runs chunk k - l of c steps, with what lies around the chunks in memory.
 
-    rooms: All that a call may see of each name: what no chunk covers holds `UNTOUCHED`.
+    buffers: All that a call may see of each name: what no chunk covers holds `UNTOUCHED`.
     views: The diagonal of the chunks. (M, L, ...)
     """
 
-    rooms: dict[str, Tensor]
+    buffers: dict[str, Tensor]
     views: dict[str, Tensor]
 
 
-def staggered(room: Tensor, c: int, before: int) -> Tensor:
+def staggered(buffer: Tensor, c: int, before: int) -> Tensor:
     """Return c steps of every layer, those of layer l beginning c steps before those of layer l - 1. (M, L, c, B, width)
 
     Args:
-        room: (M, L, before + c L, B, width)
+        buffer: (M, L, before + c L, B, width)
         c: Steps.
         before: Slots in front of the first step.
     """
-    M, L, T, B, width = room.shape
+    M, L, T, B, width = buffer.shape
     step = B * width
     strides = (L * T * step, (T - c) * step, step, width, 1)
-    return room.as_strided((M, L, c, B, width), strides, (before + c * (L - 1)) * step)
+    return buffer.as_strided((M, L, c, B, width), strides, (before + c * (L - 1)) * step)
 
 
 def chunks(M: int, L: int, c: int, B: int, S: int, *, bias: bool, dtype: torch.dtype, device: str = "cpu") -> Chunks:
@@ -52,22 +52,22 @@ def chunks(M: int, L: int, c: int, B: int, S: int, *, bias: bool, dtype: torch.d
     def drawn(*shape: int) -> Tensor:
         return torch.randn(*shape, dtype=torch.float64, generator=generator).to(device, dtype)
 
-    rooms, views = {}, {}
+    buffers, views = {}, {}
     for name, before, width in (("gates", 0, 4 * S), ("C", 1, S), ("H", 1, S), ("dH", 0, S)):
-        rooms[name] = torch.full((M, L, before + T, B, width), UNTOUCHED, dtype=dtype, device=device)
-        views[name] = staggered(rooms[name], c, before)
+        buffers[name] = torch.full((M, L, before + T, B, width), UNTOUCHED, dtype=dtype, device=device)
+        views[name] = staggered(buffers[name], c, before)
         views[name].copy_(drawn(M, L, c, B, width))
     for name, what in (("C", "C_0"), ("H", "H_0")):
-        row = staggered(rooms[name], c, 0)[:, :, 0]
+        row = staggered(buffers[name], c, 0)[:, :, 0]
         views[what] = row.copy_(drawn(M, L, B, S).tanh())
-    rooms["W"] = views["W"] = drawn(M, L, S, 4 * S) * 1.5 * S**-0.5
+    buffers["W"] = views["W"] = drawn(M, L, S, 4 * S) * 1.5 * S**-0.5
     # Gradients of a state lie layer by layer, members behind one another in each.
-    rooms["dC_T"] = drawn(L, M, B, S)
-    views["dC_T"] = rooms["dC_T"].transpose(0, 1)
+    buffers["dC_T"] = drawn(L, M, B, S)
+    views["dC_T"] = buffers["dC_T"].transpose(0, 1)
     if bias:
-        rooms["bias"] = drawn(L, 4 * S)
-        views["bias"] = rooms["bias"].expand(M, L, 4 * S)
-    return Chunks(rooms, views)
+        buffers["bias"] = drawn(L, 4 * S)
+        views["bias"] = buffers["bias"].expand(M, L, 4 * S)
+    return Chunks(buffers, views)
 
 
 def together(kernel: Kernel, x: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -100,10 +100,10 @@ def apart(kernel: Kernel, x: dict[str, Tensor]) -> dict[str, Tensor]:
 def assert_only_the_diagonal_is_written(problem: Chunks, before: Chunks) -> None:
     """Compare what the call only reads, and what lies between the chunks, with how it was."""
     for name in ("W", "dH", "dC_T", "bias"):
-        assert name not in before.rooms or torch.equal(problem.rooms[name], before.rooms[name]), name
+        assert name not in before.buffers or torch.equal(problem.buffers[name], before.buffers[name]), name
     for name in ("gates", "C", "H"):
         problem.views[name].copy_(before.views[name])
-        assert torch.equal(problem.rooms[name], before.rooms[name]), name
+        assert torch.equal(problem.buffers[name], before.buffers[name]), name
 
 
 @pytest.mark.parametrize("bias", [True, False])

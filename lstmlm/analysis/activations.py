@@ -1,0 +1,134 @@
+"""Run a text and keep what the network usually throws away: f_t, i_t, o_t, N_t, C_t and H_t of every layer.
+
+`trace` is the entry point, `windows` that for long texts; `inspect` draws what they return and `boundaries` averages it.
+`Forgetting` is a network that zeroes C at a mark, for `fill --forget-at`.
+
+Everything comes out of the model's own kernel: the same call that training makes keeps gates, C and H for its backward
+pass. The bits of a next character are the model's own too.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lstmlm.model.cell import GATES, LSTMState
+from lstmlm.model.char_lm import CharLM
+from lstmlm.model.ensemble import Network, members, read
+from lstmlm.model.lstm import LSTMLayer, StackState, input_product
+
+QUANTITIES = (*GATES, "cell", "hidden")
+"""What there is of each unit: the four gates in their order, and the two halves of the state."""
+
+SIGNED = ("new", "cell", "hidden")
+"""Quantities that may be negative; the others lie between 0 and 1."""
+
+WINDOW = 512  # steps of a long text kept at once
+ZERO_GATE = -1e4  # pre-activation at which a sigmoid is 0 in every floating type
+
+
+class Activity(NamedTuple):
+    """What one layer did. Each (T, B, S)."""
+
+    forget: Tensor
+    input: Tensor
+    output: Tensor
+    new: Tensor
+    cell: Tensor
+    hidden: Tensor
+
+
+class Trace(NamedTuple):
+    """What the whole network did.
+
+    layers: The first layer first.
+    logits: Of the character after each. (T, B, V)
+    state: After the last step.
+    """
+
+    layers: tuple[Activity, ...]
+    logits: Tensor
+    state: StackState
+
+
+@torch.inference_mode()
+def trace(model: CharLM, ids: Tensor, state: StackState | None = None, forgotten: Tensor | None = None) -> Trace:
+    """Run T steps and keep everything: 6 TBS values for each layer.
+
+    Args:
+        model: In evaluation mode.
+        ids: (T, B)
+        state: Before the first step; None is the empty one.
+        forgotten: Steps at which every forget gate is held at 0, so that the cell state before them is lost. (T, B)
+    """
+    state = model.initial_state(ids.shape[1]) if state is None else state
+    layers, last = [], []
+    x = ids
+    logits = state[0].hidden
+    for index, layer in enumerate(model.layers):
+        assert isinstance(layer, LSTMLayer)
+        S = layer.width
+        a = input_product(layer.kernel, x, layer.U, layer.b)
+        if forgotten is not None:
+            block = GATES.index("forget")
+            a[..., block * S : (block + 1) * S].masked_fill_(forgotten[..., None], ZERO_GATE)
+        gates, C, H = layer.kernel.forward(a, layer.W, state[index].hidden.contiguous(), state[index].cell.contiguous())
+        forget, input_, output, new = gates.split(S, dim=-1)
+        layers.append(Activity(forget, input_, output, new, C, H))
+        last.append(LSTMState(H[-1], C[-1].clone()))
+        y = H
+        if model.readout is None and index == len(model.layers) - 1:
+            logits = y
+            break
+        if model.norms is not None:
+            y = model.norms[index](y)
+        x = x + y if model.config.residual and index else y
+    if model.readout is not None:
+        logits = model.readout(x)
+    return Trace(tuple(layers), logits, tuple(last))
+
+
+def windows(model: CharLM, ids: Tensor, state: StackState | None = None, window: int = WINDOW) -> Iterator[tuple[int, Trace]]:
+    """Run a long text piece by piece, the state carried over.
+
+    Args:
+        model: In evaluation mode.
+        ids: (n)
+        state: Before the first of them.
+        window: Steps of a piece.
+
+    Yields:
+        The position of each piece, and what happened in it, with B = 1.
+    """
+    for start in range(0, len(ids), window):
+        found = trace(model, ids[start : start + window, None], state)
+        state = found.state
+        yield start, found
+
+
+class Forgetting:
+    """A model whose forget gates are held at 0 after each occurrence of a character: its cell state ends there.
+
+    Called like the model itself.
+
+    Args:
+        model: In evaluation mode.
+        mark: The id after which the cell state is lost.
+    """
+
+    def __init__(self, model: Network, mark: int) -> None:
+        self._runs = [partial(self._run, one) for one in members(model)]
+        self._mark = mark
+
+    def __call__(self, ids: Tensor, state: StackState) -> tuple[Tensor, StackState]:
+        """Read ids (T, B); the cell state is zero after every mark."""
+        return read(self._runs, ids, state)
+
+    def _run(self, model: CharLM, ids: Tensor, state: StackState) -> tuple[Tensor, StackState]:
+        after = torch.zeros_like(ids, dtype=torch.bool)
+        after[1:] = ids[:-1] == self._mark
+        found = trace(model, ids, state, after)
+        kept = (ids[-1] != self._mark)[:, None]
+        return found.logits, tuple(LSTMState(s.hidden, s.cell * kept) for s in found.state)

@@ -1,0 +1,111 @@
+"""What `lstmlm eval` says of a text: its score, and what stands beside it."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from lstmlm.display.text_plots import table
+from lstmlm.units import bits, counted
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lstmlm.api import LanguageModel
+    from lstmlm.data.corpus import Corpus
+    from lstmlm.evaluation.dynamic import Rates
+    from lstmlm.evaluation.scoring import Score
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A text's score, and what was asked for beside it.
+
+    dynamic: Of a network that learned as it went, at these rates.
+    baselines: Bits per character by plainer means, by name.
+    """
+
+    score: "Score"
+    dynamic: "Score | None" = None
+    rates: "Rates | None" = None
+    baselines: "dict[str, float] | None" = None
+
+
+def plain_means(model: "LanguageModel", corpus: "Corpus", ids: "Tensor", score: "Score") -> dict[str, float]:
+    """Return what the text takes by plainer means, in bits per character, unknown ones charged as always."""
+    from lstmlm.data.tokenizer import ByteTokenizer
+    from lstmlm.evaluation import baselines
+    from lstmlm.evaluation.scoring import CODE_POINTS, frequencies
+
+    symbols = model.tokenizer
+    train = corpus.train.tensor(max(0, len(corpus.train) - baselines.MOST), len(corpus.train))
+
+    def raw(part: "Tensor") -> bytes:
+        if isinstance(symbols, ByteTokenizer):
+            return symbols.decode_bytes(part.tolist())
+        return symbols.decode(part.tolist()).encode("utf-8", "surrogatepass")
+
+    of_ids = {
+        "order3": bits(baselines.by_counts(train, ids, frequencies(model.counts))),
+        "bzip2": baselines.by_bzip2(raw(train), raw(ids)),
+        "xz": baselines.by_xz(raw(train), raw(ids)),
+    }
+    known = (score.chars - score.unknown) / max(1, len(ids))  # times as long as what was looked at
+    charge = score.unknown * math.log2(CODE_POINTS)
+    per_char = {name: (found * known + charge) / score.chars for name, found in of_ids.items()}
+    return {"order0": score.order0_bits_per_char, **per_char}
+
+
+def as_dict(scores: Scores, protocol: str, window: int) -> dict[str, object]:
+    """Return what --json prints."""
+    score, dynamic, rates = scores.score, scores.dynamic, scores.rates
+    return {
+        "schema": 1,
+        "command": "eval",
+        "protocol": protocol,
+        "window": window if protocol == "cold" else None,
+        "chars": score.chars,
+        "bytes": score.bytes,
+        "unknown": score.unknown,
+        "nats_per_char": score.nats_per_char,
+        "bits_per_char": score.bits_per_char,
+        "bits_per_byte": score.bits_per_byte,
+        "perplexity": score.perplexity,
+        "accuracy": score.accuracy,
+        "order0_bits_per_char": score.order0_bits_per_char,
+        "dynamic": {
+            "nats_per_char": dynamic.nats_per_char,
+            "bits_per_char": dynamic.bits_per_char,
+            "accuracy": dynamic.accuracy,
+            "rates": asdict(rates),
+        }
+        if dynamic and rates
+        else None,
+        "baselines_bits_per_char": scores.baselines,
+    }
+
+
+def as_text(scores: Scores, protocol: str, window: int) -> str:
+    """Return what is shown: the score, and below it what the same text takes by other means."""
+    score, dynamic = scores.score, scores.dynamic
+    how = "state carried through the text" if protocol == "warm" else f"windows of {window} from an empty state"
+    unknown = f", {score.unknown:,} of them unknown" if score.unknown else ""
+    text = (
+        f"{score.bits_per_char:.4f} bits/char   {score.nats_per_char:.4f} nats/char   perplexity {score.perplexity:.2f}   "
+        f"first guess right {score.accuracy:.1%}\n"
+        f"{counted(score.chars, 'character')}{unknown}, {score.bits_per_byte:.4f} bits/byte, {protocol}: {how}\n"
+    )
+    if not dynamic and not scores.baselines:
+        return text + f"by the frequencies of single characters alone it would take {score.order0_bits_per_char:.4f} bits/char\n"
+    names = {
+        "order0": "frequencies of single characters",
+        "order3": "counts of what follows 3 characters",
+        "bzip2": "bzip2 after the training text",
+        "xz": "xz after the training text",
+    }
+    rows = [(names[name], value, "") for name, value in (scores.baselines or {"order0": score.order0_bits_per_char}).items()]
+    rows.append((f"this network, {protocol}", score.bits_per_char, ""))
+    if dynamic:
+        gain = 1 - dynamic.nats / score.nats if score.nats else 0.0
+        note = f"{abs(gain):.1%} {'less' if gain >= 0 else 'more'}: it learns from the text as it goes, what is scored first"
+        rows.append(("this network, dynamic", dynamic.bits_per_char, note))
+    return text + table(rows, ("the same text by", "bits/char", "")) + "\n"

@@ -1,0 +1,232 @@
+"""The command `lstmlm inspect --at`: what happens at a mark, over a whole text."""
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from lstmlm.cli.text_input import one_symbol, statistics_text
+from lstmlm.display.console import Console
+from lstmlm.display.text_plots import table
+from lstmlm.errors import TextError, UsageError, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lstmlm.analysis.boundaries import ForgetGateShift, MemoryAblation, Swapped
+    from lstmlm.api import LanguageModel
+    from lstmlm.data.tokenizer import OnUnknown
+
+CHARS = 2_000_000  # characters of a text that are counted over, unless told: a minute or two
+LENGTH = 100  # characters after a mark that are scored
+MARKS = 512  # marks whose text is scored again, evenly spread
+PAIRS = 200  # places where a name is swapped
+CONTEXT = 400  # characters before the mark, or from the last line end on
+EDGES = (1, 2, 5, 10, 20, 50, 100)  # characters after the mark, in the tables
+
+
+def run(
+    console: Console,
+    model: "LanguageModel",
+    text: str | None,
+    mark: str,
+    names: str | None,
+    top: int,
+    *,
+    everything: bool,
+    on_unknown: "OnUnknown",
+    json: bool,
+) -> None:
+    """Measure what the network forgets at a mark, and what its memory is worth there.
+
+    Raises:
+        LstmlmError: There is no such mark in the text, or no such text.
+    """
+    import torch
+
+    from lstmlm.analysis.boundaries import ablate_memory, forget_gates_at, swap
+
+    pair = _names(names)
+    symbol = one_symbol("--at", mark, model)
+    written = statistics_text(model, text, None if everything else CHARS + 1)
+    if len(written) > CHARS and not everything:
+        console.say(f"counting over the first {CHARS:,} characters; --all takes them all")
+        written = written[:CHARS]
+    ids = torch.tensor(model.tokenizer.encode(written, on_unknown))
+    if not bool((ids == symbol).any()):
+        raise TextError(f"text to inspect: expected '{printable(mark)}' in it, found none in {len(ids):,} characters.")
+    layers = forget_gates_at(model.alone, ids, symbol)
+    count, costs = ablate_memory(model.alone, ids, symbol, LENGTH, MARKS)
+    swapped = None
+    if pair:
+        places = list(_swaps(model, written, mark, pair, on_unknown))
+        if not places:
+            raise TextError(f"--swap {printable(pair[0])},{printable(pair[1])}: expected one of them before a mark, found none.")
+        swapped = swap(model.alone, places, LENGTH)
+    if json:
+        console.as_json(_as_dict(model, mark, len(ids), layers, count, costs, swapped, pair, top))
+        return
+    console.result(f"{layers[0].marks:,} marks '{printable(mark)}' in {len(ids):,} characters\n")
+    console.result(_forget_gates(layers, mark, top))
+    if costs:
+        console.result(_ablation(costs, count))
+    if swapped is not None and pair is not None:
+        console.result(_swapped(swapped, pair))
+
+
+def sentence(number: int, layer: "ForgetGateShift", mark: str) -> str:
+    """Say in one plain sentence what a layer does at the mark."""
+    low, high = layer.interval
+    units = len(layer.at)
+    if layer.is_significant_drop:
+        verb = f"layer {number} forgets at '{mark}'"
+        closed = f"{layer.closed_units} of {units} units fall below 0.1"
+    elif layer.interval[0] > 0 and layer.difference >= 0.05:
+        verb, closed = (
+            f"layer {number} holds on at '{mark}'",
+            f"{layer.closed_units} of {units} units fall below 0.1 all the same",
+        )
+    else:
+        verb, closed = f"layer {number}: no effect at '{mark}'", f"{layer.closed_units} of {units} units fall below 0.1"
+    return f"{verb}: its mean forget gate changes by {layer.difference:+.3f} (95 %: {low:+.3f} to {high:+.3f}), {closed}"
+
+
+def _forget_gates(layers: "list[ForgetGateShift]", mark: str, top: int) -> str:
+    rows: list[list[str | int | float]] = [
+        [
+            str(n),
+            f"{la.elsewhere.mean():.3f}",
+            f"{la.at.mean():.3f}",
+            f"{la.after.mean():.3f}",
+            f"{la.closed_units} of {len(la.at)}",
+        ]
+        for n, la in enumerate(layers, start=1)
+    ]
+    lines = [table(rows, ("layer", "mean forget gate", "at the mark", "one step later", "fall below 0.1")), ""]
+    lines += [sentence(number, layer, printable(mark)) for number, layer in enumerate(layers, start=1)]
+    lines += ["", "units that drop most (mean forget gate elsewhere -> at the mark):"]
+    for number, layer in enumerate(layers, start=1):
+        units = ", ".join(f"{number}:{unit} {was:.2f} -> {now:.2f}" for unit, now, was in layer.drops(top))
+        lines.append(f"  {units}")
+    return "\n".join([*lines, ""])
+
+
+def _ablation(costs: "dict[str, MemoryAblation]", count: int) -> str:
+    carried = costs["carried"]
+    rows: list[list[str | int | float]] = []
+    for name, worth in costs.items():
+        low, high = worth.interval
+        extra = "" if worth is carried else f"{worth.total - carried.total:+.2f} ({low:+.2f} to {high:+.2f})"
+        parts = [f"{sum(worth.bits[a:b]) / (b - a):.3f}" for a, b in zip((0, *EDGES[3:-1]), EDGES[3:], strict=True)]
+        rows.append([name, f"{worth.total:.2f}", extra, *parts])
+    heads = [f"{a + 1}-{b}" for a, b in zip((0, *EDGES[3:-1]), EDGES[3:], strict=True)]
+    head = (
+        f"what the memory is worth: bits of {LENGTH} characters after the mark, mean of {count:,} marks; "
+        "then bits/char by distance"
+    )
+    return f"{head}\n{table(rows, ('state', 'bits', 'more than carried (95 %)', *heads))}\n"
+
+
+def _swapped(swapped: "Swapped", pair: tuple[str, str]) -> str:
+    rows: list[list[str | int | float]] = []
+    low = 0
+    for high in EDGES:
+        part = slice(low, min(high, len(swapped.count)))
+        weights = swapped.count[part]
+        if weights:
+            means = [
+                sum(v * w for v, w in zip(values[part], weights, strict=True)) / sum(weights)
+                for values in (swapped.divergence, swapped.changed)
+            ]
+            rows.append([f"{low + 1}-{high}" if high > low + 1 else str(high), f"{means[0]:.4f}", f"{means[1]:.1%}", weights[0]])
+        low = high
+    head = (
+        f"does it still know who: {printable(pair[0])} swapped for {printable(pair[1])} before the mark; how far the predictions "
+        "differ after it\n(Jensen-Shannon divergence, 0 to 1 bit; until the text itself says either name)"
+    )
+    return f"{head}\n{table(rows, ('characters after', 'bits', 'another first guess', 'places'))}\n"
+
+
+def _names(given: str | None) -> tuple[str, str] | None:
+    if given is None:
+        return None
+    one, comma, other = given.partition(",")
+    if not (comma and one.strip() and other.strip() and one.strip() != other.strip()):
+        raise UsageError(f"--swap: expected two names such as Bob,Dan, found {printable(given[:40]) or 'none'}.")
+    return one.strip(), other.strip()
+
+
+def _swaps(
+    model: "LanguageModel", text: str, mark: str, names: tuple[str, str], on_unknown: "OnUnknown"
+) -> "Iterator[tuple[list[int], list[int], list[int]]]":
+    """Give places where one of two names is said before a mark and the other is not: as it is, swapped, what follows."""
+    either = re.compile(rf"\b(?:{re.escape(names[0])}|{re.escape(names[1])})\b")
+    positions = [found.start() for found in re.finditer(re.escape(mark), text)]
+    fit = []
+    for position in positions:
+        begin = max(text.rfind("\n", 0, position) + 1, position - CONTEXT)
+        said = set(either.findall(text, begin, position))
+        if len(said) == 1 and position + 2 < len(text):
+            fit.append((begin, position, said.pop()))
+    step = max(1, -(-len(fit) // PAIRS))
+    start = model.tokenizer.encode("\n", on_unknown="skip")[:1]
+    for begin, position, name in fit[::step]:
+        other = names[1] if name == names[0] else names[0]
+        before = text[begin : position + 1]
+        after = text[position + 1 : position + 1 + LENGTH]
+        again = either.search(after)
+        after = after[: again.start()] if again else after
+        if after:
+            one, two = (start + model.tokenizer.encode(version, on_unknown) for version in (before, either.sub(other, before)))
+            yield one, two, model.tokenizer.encode(after, on_unknown)
+
+
+def _as_dict(
+    model: "LanguageModel",
+    mark: str,
+    chars: int,
+    layers: "list[ForgetGateShift]",
+    count: int,
+    costs: "dict[str, MemoryAblation]",
+    swapped: "Swapped | None",
+    pair: tuple[str, str] | None,
+    top: int,
+) -> dict[str, Any]:
+    return {
+        "schema": 1,
+        "command": "inspect",
+        "model": str(model.path),
+        "at": mark,
+        "chars": chars,
+        "marks": layers[0].marks,
+        "layers": [
+            {
+                "layer": number,
+                "units": len(layer.at),
+                "forget_elsewhere": float(layer.elsewhere.mean()),
+                "forget_at": float(layer.at.mean()),
+                "forget_after": float(layer.after.mean()),
+                "difference": layer.difference,
+                "interval": list(layer.interval),
+                "is_significant_drop": layer.is_significant_drop,
+                "fall_below_0.1": layer.closed_units,
+                "drops": [{"unit": unit, "at": now, "elsewhere": was} for unit, now, was in layer.drops(top)],
+                "sentence": sentence(number, layer, mark),
+            }
+            for number, layer in enumerate(layers, start=1)
+        ],
+        "worth": {
+            "marks": count,
+            "chars_after": LENGTH,
+            "states": {
+                name: {"bits": worth.total, "more_interval": list(worth.interval), "bits_by_distance": worth.bits}
+                for name, worth in costs.items()
+            },
+        },
+        "swap": pair
+        and swapped
+        and {
+            "names": list(pair),
+            "divergence_bits": swapped.divergence,
+            "another_first_guess": swapped.changed,
+            "places": swapped.count,
+        },
+    }

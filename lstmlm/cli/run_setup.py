@@ -1,0 +1,210 @@
+"""What a run comes from: settings from all sides, the run or model that it goes on from, and the folder that it may use.
+
+`train` calls these before anything is written.
+"""
+
+import contextlib
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lstmlm.config import run_config
+from lstmlm.config.run_config import Layer, RunConfig
+from lstmlm.config.setting import Located, Value
+from lstmlm.errors import CheckpointError, TextError, UsageError, printable
+from lstmlm.storage import atomic, run_dir
+from lstmlm.storage.checkpoint import Checkpoint
+from lstmlm.training import distributed
+
+if TYPE_CHECKING:
+    from lstmlm.data.corpus import Corpus
+
+MAY_CHANGE = ("train.threads", "train.save_every", "train.kernel", "train.device", "train.accumulate")
+"""Keys that may differ when a run is resumed: none of them changes what the run is, only how it is computed."""
+
+SHAPE = (
+    "model.hidden", "model.layers", "model.bias", "model.readout", "model.layer_norm", "model.residual", "model.members",
+    "data.tokenizer",
+)  # fmt: skip
+"""Keys that a fine-tuned model cannot change: its weights and vocabulary have them."""
+
+JOB = ".job"
+"""Which torchrun job a run is of: started again by its agent, the same command goes on with it."""
+
+OURS = (JOB, "config.yaml", "metrics.jsonl", "samples.txt", "best.safetensors", "last.safetensors", "clock.jsonl")
+"""Files of a run: what --overwrite deletes."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asked for."""
+
+    corpus: list[str]
+    out: str | None
+    val: str | None
+    presets: list[str]
+    assignments: list[str]
+    flags: dict[str, str]
+    resume: bool
+    start: str | None
+    overwrite: bool
+    dry_run: bool
+    print_config: bool
+    tensorboard: bool
+    json: bool
+    quiet: bool
+    verbose: bool
+
+
+def started_again(request: Request, folder: Path) -> Request:
+    """Return a request to resume, where torchrun has started the command again and the run in the folder is of the same job."""
+    begun = any((folder / name).exists() for name in ("last.safetensors", "config.yaml"))
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        if begun and distributed.job() and (folder / JOB).read_text(encoding="utf-8") == distributed.job():
+            return replace(request, resume=True, overwrite=False, start=None)
+    return request
+
+
+def _layers(request: Request) -> list[Layer]:
+    """Return the layers of the configuration, the later over the earlier: files, environment, --set and flags."""
+    known = run_config.keys()
+    flags = {key: Located(known[key].parse(text, known[key].flag), None, known[key].flag) for key, text in request.flags.items()}
+    set_, assigned = run_config.parse_assignments(request.assignments)
+    return [
+        *(run_config.load_preset(name) for name in request.presets),
+        run_config.parse_environment(os.environ),
+        (set_, {**assigned, **flags}),
+    ]
+
+
+def resolved(request: Request, parent: Checkpoint | None) -> tuple[RunConfig, dict[str, str]]:
+    """Return the configuration of a new run and where each value came from.
+
+    Raises:
+        UsageError: A fine-tuned model was asked to have another shape than the one it starts from.
+    """
+    resolved = run_config.resolve([*([("--from", _inherited(parent))] if parent else []), *_layers(request)])
+    values = run_config.flat(resolved.config)
+    for key, value in (_inherited(parent) if parent else {}).items():
+        if key in SHAPE and values[key] != value:
+            raise UsageError(
+                f"{resolved.sources[key]}: {key} is {_shown(value)} in the model of --from, and {_shown(values[key])} was "
+                "asked for. A fine-tuned model keeps its shape and vocabulary: leave it out, or train without --from."
+            )
+    return resolved.config, resolved.sources
+
+
+def _inherited(parent: Checkpoint) -> dict[str, Value]:
+    """Return the settings that a fine-tuned model inherits: its sizes and options, and its tokenizer."""
+    values = run_config.flat(run_config.from_dict(parent.meta["config"], "--from"))
+    return {key: value for key, value in values.items() if key.startswith("model.") or key == "data.tokenizer"}
+
+
+def parent_of(request: Request, folder: Path) -> Checkpoint | None:
+    """Return the model to start from.
+
+    Raises:
+        UsageError: It is in the folder that is to be deleted.
+    """
+    if not request.start:
+        return None
+    from lstmlm.api import check
+
+    path, saved = run_dir.load(request.start, check=check)
+    if request.overwrite and folder.is_dir() and path.parent.resolve() == folder.resolve():
+        raise UsageError(
+            f"--overwrite: {printable(str(folder))} holds the model that --from starts from. Choose another folder with --out."
+        )
+    return saved
+
+
+def _shown(value: Value) -> str:
+    return str(value).lower() if isinstance(value, bool) else printable(str(value))
+
+
+def name_of(corpus: list[str]) -> str:
+    """Return the name of a run on this corpus: its first file's name without endings."""
+    first = corpus[0]
+    if first == "-":
+        return "stdin"
+    name = Path(first).name or Path(first).resolve().name
+    return name.split(".")[0] or name.strip(".") or "corpus"
+
+
+def saved_in(folder: Path, request: Request) -> Checkpoint | None:
+    """Return the checkpoint to resume from; None for a new run, or one that was stopped before its first checkpoint."""
+    if not request.resume:
+        return None
+    if not folder.is_dir():
+        raise CheckpointError(f"run {printable(str(folder))}: expected a folder to resume from, found none. {_others()}")
+    if not (folder / "last.safetensors").exists():
+        if (folder / "config.yaml").exists():
+            return None
+        raise CheckpointError(
+            f"run {printable(str(folder))}: expected last.safetensors to resume from, found none. If it was stopped before its "
+            f"first checkpoint, begin it again without --resume. {_others()}"
+        )
+    from lstmlm.api import check
+    from lstmlm.storage import checkpoint
+
+    return checkpoint.read(folder / "last.safetensors", check)
+
+
+def _others() -> str:
+    names = ", ".join(printable(str(run.folder)) for run in run_dir.found()[:5])
+    return f"Runs here: {names}." if names else "There are no runs below runs/. Start one without --resume."
+
+
+def resumed(begun: RunConfig, request: Request) -> tuple[RunConfig, dict[str, str]]:
+    """Return the configuration of the saved run, and refuse to change what the run is.
+
+    Raises:
+        UsageError: A key was given another value, and the end of the run would not be the same.
+    """
+    was = run_config.flat(begun)
+    requested = run_config.resolve(_layers(request))  # the last word of each key, and one budget of three
+    values = run_config.flat(requested.config)
+    asked = [key for key, source in requested.sources.items() if source != "default" and ", replaced by " not in source]
+    for key in asked:
+        if values[key] != was[key] and key not in MAY_CHANGE:
+            raise UsageError(
+                f"--resume: {key} is {_shown(was[key])} in this run, and {_shown(values[key])} was asked for "
+                f"({requested.sources[key]}). Leave it out to go on as it was, or train on with other settings in a new run: "
+                "--from RUN --out DIR."
+            )
+    changed = {key: values[key] for key in asked if key in MAY_CHANGE}
+    resolved = run_config.resolve([("checkpoint", was), ("command line", changed)])
+    return resolved.config, resolved.sources
+
+
+def refuse_existing(folder: Path, request: Request) -> None:
+    """Refuse to overwrite an existing run, unless that was asked for; nothing is deleted here."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UsageError(f"--out {printable(str(folder))}: expected a folder or nothing, found a file. Choose another --out.")
+    if request.resume or request.overwrite:
+        return
+    try:
+        theirs = sorted(p.name for p in folder.iterdir() if p.name not in (run_dir.LOCK, JOB))
+    except OSError as error:
+        raise atomic.problem(error, f"cannot look into {folder}") from None
+    if theirs:
+        raise UsageError(
+            f"run {printable(str(folder))}: expected an empty or new folder, found {printable(', '.join(theirs[:4]))}. "
+            "Use --resume to go on with it, --overwrite to begin again, or --out DIR for another folder."
+        )
+
+
+def refuse_other_text(corpus: "Corpus", saved: Checkpoint, folder: Path, request: Request) -> None:
+    """Refuse to go on with another text, or another validation part, than the run was saved with."""
+    was = saved.meta["corpus"]
+    if was.get("fingerprint") != corpus.fingerprint:
+        names = " ".join([*request.corpus, *(["--val", request.val] if request.val else [])])
+        raise TextError(
+            f"corpus {printable(names)}: expected the text that the run in {printable(str(folder))} was "
+            f"trained on ({printable(str(was.get('chars')))} characters, {printable(str(was.get('fingerprint'))[:12])}), found "
+            f"another one ({corpus.chars} characters, {corpus.fingerprint[:12]}). Put the text back, or start a new run with "
+            "--from."
+        )

@@ -1,0 +1,124 @@
+"""What several commands ask of what was typed: a word among a few, a text or a small file, characters that the model lacks."""
+
+import difflib
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from lstmlm.data.tokenizer import OnUnknown
+from lstmlm.errors import TextError, UsageError, printable
+
+if TYPE_CHECKING:
+    from lstmlm.api import LanguageModel
+
+
+def standard_input(what: str) -> BinaryIO:
+    """Return the bytes of standard input.
+
+    Raises:
+        TextError: It is closed, as in a service; `what` asked for it.
+    """
+    if sys.stdin is None or sys.stdin.closed:
+        raise TextError(f"{what}: expected text on standard input, found it closed. Name a file, or pipe text in.")
+    return sys.stdin.buffer
+
+
+def read_text(flag: str, name: str) -> str:
+    """Return the text of the file that a flag names, or of standard input for `-`; UTF-8, a byte order mark left out.
+
+    Raises:
+        TextError: It cannot be read, or is not UTF-8.
+    """
+    shown = f"{flag} {printable(name[:200])}"
+    try:
+        data = standard_input(shown).read() if name == "-" else Path(name).read_bytes()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise TextError(f"{shown}: expected a file to read, found: {printable(reason)}.") from None
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        byte = data[error.start]
+        raise TextError(f"{shown}: expected UTF-8, found byte {byte:#04x} at offset {error.start}.") from None
+
+
+def unknown_rule(given: str) -> OnUnknown:
+    """Return what --on-unknown asks for.
+
+    Raises:
+        UsageError: There is no such rule.
+    """
+    rules: dict[str, OnUnknown] = {"error": "error", "skip": "skip", "replace": "replace"}
+    return rules[one_of("--on-unknown", given, list(rules))]
+
+
+def one_of(flag: str, given: str, words: Sequence[str]) -> str:
+    """Return a word that a flag may be.
+
+    Raises:
+        UsageError: It is none of them; with the one that was probably meant.
+    """
+    if given in words:
+        return given
+    near = difflib.get_close_matches(given.lower(), words, 1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise UsageError(f"{flag}: expected {', '.join(words[:-1])} or {words[-1]}, found {_quoted(given)}.{hint}")
+
+
+def one_text(command: str, words: Sequence[str]) -> str | None:
+    """Return the text on the command line, if there is one.
+
+    Raises:
+        UsageError: There are several words without quotes, or the text is the name of a file.
+    """
+    if len(words) > 1:
+        whole = printable(shlex.quote(" ".join(words)))
+        raise UsageError(f"{command}: expected one text, found {len(words)} words without quotes. Did you mean {whole}?")
+    text = words[0] if words else None
+    # A file of one word may be called like a text; one with an ending or a folder is hardly meant as text.
+    if text and (os.sep in text or os.path.splitext(text)[1]) and os.path.isfile(text):
+        name = printable(shlex.quote(text))
+        raise UsageError(f"{command}: expected the text itself, found the name of a file. Did you mean --file {name}?")
+    return text
+
+
+def one_symbol(flag: str, given: str, model: "LanguageModel") -> int:
+    """Return the id of the one character that a flag asks for.
+
+    Raises:
+        UsageError: It is none, or more than one.
+        TextError: The model does not know it.
+    """
+    ids = model.tokenizer.encode(given)
+    if len(ids) != 1:
+        raise UsageError(f"{flag}: expected one character, found {_quoted(given)}.")
+    return ids[0]
+
+
+def statistics_text(
+    model: "LanguageModel", text: str | None, most: int | None = None, advice: str = "Give a TEXT or --file."
+) -> str:
+    """Return the text to count over: the one given, else the run's own validation part; `advice` where there is none.
+
+    With `most`, only its beginning: so many characters, or bytes of a validation part read as bytes.
+
+    Raises:
+        TextError: There is none, or it has changed since.
+    """
+    if text is not None:
+        return text[:most]
+    from lstmlm.cli.corpora import open_for
+
+    corpus = open_for(model.meta["corpus"], model.config, model.meta["tokenizer"].get("symbols"), advice)
+    if not len(corpus.val):
+        raise TextError(f"corpus: expected a validation part in this run, found none. {advice}")
+    end = len(corpus.val) if most is None else min(most, len(corpus.val))
+    return model.tokenizer.decode(corpus.val.tensor(0, end).tolist())
+
+
+def _quoted(given: str) -> str:
+    """Return what was typed, fit for a message; spaces at its ends can be seen."""
+    return f"'{printable(given[:40])}'" if given else "nothing"

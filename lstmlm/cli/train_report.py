@@ -1,0 +1,135 @@
+"""What `lstmlm train` says before, between and after: the plan, how far the reading has come, what was reached."""
+
+import shlex
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lstmlm.cli import STARTED, run_plots
+from lstmlm.cli.run_setup import Request
+from lstmlm.config import auto_tune, run_config
+from lstmlm.config.run_config import RunConfig
+from lstmlm.display.console import Console
+from lstmlm.display.progress_view import PLAIN_SECONDS
+from lstmlm.errors import printable
+from lstmlm.storage.checkpoint import Checkpoint
+from lstmlm.units import bits, counted, duration, size
+
+if TYPE_CHECKING:
+    from lstmlm.data.corpus import Corpus
+    from lstmlm.training.trainer import Trainer
+
+PROMPT = "Bob is"
+"""What is offered to go on from, where the model knows its characters."""
+
+
+class Reading:
+    """Say now and then how far the reading of a large text has come, how fast, and how long this pass will last."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._due = time.monotonic() + PLAIN_SECONDS
+        self._pass, self._began = "", 0.0
+
+    def __call__(self, doing: str, done: int, total: int) -> None:
+        """Take note of a pass: what it does, and how many bytes of how many are done."""
+        now = time.monotonic()
+        if doing != self._pass:
+            self._pass, self._began = doing, now
+        if now >= self._due:
+            self._due = now + PLAIN_SECONDS
+            self._console.say(f"{doing}: {size(done)}{self._outlook(now - self._began, done, total)}")
+
+    def _outlook(self, seconds: float, done: int, total: int) -> str:
+        speed = done / seconds if seconds else 0.0
+        if not (total and speed):
+            return ""
+        return f" of {size(total)}, {size(int(speed))}/s, {duration((total - done) / speed)} left"
+
+
+def say_differences(console: Console, was: dict[str, Any], now: dict[str, str]) -> None:
+    """Say what is not as it was when the run was saved and may change the last bits of the result."""
+    different = [
+        f"{name} {printable(str(was[name]))} then, {now[name]} now" for name in now if name in was and was[name] != now[name]
+    ]
+    if different:
+        console.warn(f"resuming under other conditions: {'; '.join(different)}. The run goes on; its last bits may differ.")
+
+
+def print_config(console: Console, request: Request, config: RunConfig, sources: dict[str, str]) -> None:
+    """Show every setting and where it came from."""
+    if request.json:
+        console.as_json({"schema": 1, "command": "train", "config": run_config.to_dict(config), "sources": sources})
+    else:
+        console.result(run_config.to_yaml(config, sources), end="")
+
+
+def announce(console: Console, corpus: "Corpus", trainer: "Trainer", kernel: str, folder: Path, saved: Checkpoint | None) -> None:
+    """Say what is about to happen."""
+    where = f"resuming {folder} at step {saved.meta['step']}" if saved else f"training {folder}"
+    steps = trainer.progress.steps
+    budget = counted(steps, "step") if steps is not None else counted(trainer.config.train.minutes or 0, "minute")
+    console.say(
+        f"{printable(where)}: {_parameters(trainer)}, {len(corpus.train):,} characters, vocabulary {len(corpus.tokenizer)}, "
+        f"{budget}, kernel {kernel}" + (f", {trainer.group.size} processes" if trainer.group.size > 1 else "")
+    )
+
+
+def _parameters(trainer: "Trainer") -> str:
+    """Return how many numbers are trained, in words."""
+    one, count = trainer.members.each[0].model.parameter_count(), len(trainer.members.each)
+    return f"{one:,} parameters" if count == 1 else f"{count} members of {one:,} parameters"
+
+
+def finish(console: Console, request: Request, trainer: "Trainer", folder: Path) -> None:
+    """Say what was reached and what to type next."""
+    p = trainer.progress
+    out = shlex.quote(str(folder))
+    run_plots.say_curve(console, folder)
+    if p.best_step and p.best_nats < float("inf"):
+        if p.steps is not None and p.step < p.steps:
+            above = (
+                f"{p.worse} validations in a row were worse than the best, the last one by {p.final_nats / p.best_nats - 1:.0%}"
+            )
+            console.say(
+                f"stopped at step {p.step:,} of {p.steps:,}: {above}. The model of step {p.best_step:,} is kept; with "
+                "`--set train.patience=0` a run goes to its end."
+            )
+        reached = f"{bits(p.best_nats):.4f} bits/char ({p.best_nats:.4f} nats)"
+        console.say(f"best {reached} on the validation text, at step {p.best_step}")
+    prompt = "" if trainer.corpus.tokenizer.unknown(PROMPT) else f" --prompt {shlex.quote(PROMPT)}"
+    console.say(f"saved {printable(out)}/best.safetensors. Next:  lstmlm sample -m {printable(out)}{prompt}")
+    if request.json:
+        console.as_json(
+            {
+                "schema": 1,
+                "command": "train",
+                "run": str(folder),
+                "model": str(folder / "best.safetensors"),
+                "steps": p.step,
+                "stopped_early": p.steps is not None and p.step < p.steps,
+                "chars_seen": p.step * trainer.batch_chars,
+                "seconds": round(time.perf_counter() - STARTED, 3),
+                "train_seconds": round(trainer.train_seconds, 3),
+                "parameters": trainer.model.parameter_count(),
+                "best": _score(p.best_step, p.best_nats),
+                "final": _score(p.step, p.final_nats),
+            }
+        )
+
+
+def _score(step: int, nats: float) -> dict[str, Any] | None:
+    return {"step": step, "bits_per_char": bits(nats), "nats_per_char": nats} if nats < float("inf") else None
+
+
+def show_plan(console: Console, request: Request, config: RunConfig, corpus: "Corpus", kernel: str) -> None:
+    """Show sizes, parameters, memory and steps of a run that is not made."""
+    from lstmlm.model import ensemble
+
+    parameters = ensemble.parameter_count(config.model, len(corpus.tokenizer))
+    plan = auto_tune.plan(config, len(corpus.train), len(corpus.tokenizer), parameters)
+    if request.json:
+        console.as_json({"schema": 1, "command": "train", "dry_run": True, "kernel": kernel, **plan})
+    else:
+        for key, value in plan.items():
+            console.result(f"{key.replace('_', ' '):20} {value:,}" if isinstance(value, int) else f"{key:20} {value}")

@@ -1,0 +1,191 @@
+"""The strict YAML reader: sections or dotted keys, each with one plain scalar, and nothing else of YAML.
+
+`entries` yields what a file says, for `run_config.parse_yaml`. It works on the parser's events, so nothing is resolved,
+constructed or recursed into, and its caller sees each key as it is met, so that a file of nonsense ends at its first line.
+"""
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from lstmlm.config.setting import shorten
+from lstmlm.errors import ConfigError, printable
+
+LARGEST = 65_536  # bytes; PyYAML scans about 0.5 MB/s at its worst, and a bad file is to be refused in half a second
+DEEPEST = 20
+_PLAIN = "Write each setting as `key: value`"
+
+
+class YamlEntry(NamedTuple):
+    """One key of the file.
+
+    Attributes:
+        key: Its dotted name.
+        text: Its unresolved scalar; empty if a mapping begins here.
+        quoted: The scalar stood in quotes, or in a block (`|`, `>`).
+        mapping: A mapping begins here.
+        line: From 1.
+    """
+
+    key: str
+    text: str
+    quoted: bool
+    mapping: bool
+    line: int
+
+
+class StrictLoader(yaml.SafeLoader):
+    """SafeLoader, used for its scanner and parser alone: `entries` never asks it to construct anything."""
+
+
+def read_file(path: Path, shown: str, like: str = "") -> str:
+    """Return the text of a configuration file.
+
+    Args:
+        path: The file.
+        shown: Its name for messages.
+        like: What may have been meant if it does not exist.
+
+    Returns:
+        Its text, without a byte order mark.
+
+    Raises:
+        ConfigError: Missing, not a regular file, unreadable, too large, or not UTF-8.
+    """
+    where = shorten(shown, 120)
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # a FIFO would block and /dev/zero would never end
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "something that is not a regular file"
+            raise ConfigError(f"{where}: expected a YAML file, found {kind}. Name the file itself.")
+        with open(path, "rb") as file:
+            data = file.read(LARGEST + 1)
+    except FileNotFoundError:
+        hint = f"Did you mean {shorten(like, 120)}?" if like else "Check the path."
+        raise ConfigError(f"{where}: expected a YAML file, found nothing there. {hint}") from None
+    except (OSError, ValueError) as problem:  # ValueError: a NUL in the name
+        reason = problem.strerror if isinstance(problem, OSError) else str(problem)
+        raise ConfigError(f"{where}: cannot be read: {printable(reason or 'unknown reason')}.") from None
+    if len(data) > LARGEST:
+        raise _too_large(shown, status.st_size)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        found = f"byte 0x{data[problem.start]:02x} at offset {problem.start}"
+        hint = "It looks like UTF-16. " if data[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
+        raise ConfigError(f"{where}: expected UTF-8 text, found {found}. {hint}Save it as UTF-8.") from None
+
+
+def entries(text: str, source: str, allowed: Callable[[str], str] = lambda key: "a value") -> Iterator[YamlEntry]:
+    """Yield the keys of a YAML text in order, sections joined to names with a dot.
+
+    Args:
+        text: The file's text; a byte order mark is dropped.
+        source: The file's name, for messages.
+        allowed: What belongs under a key, in words, for messages.
+
+    Yields:
+        An `YamlEntry` for each scalar, and for each mapping below the root when it begins.
+
+    Raises:
+        ConfigError: Not YAML; or YAML with an alias, anchor, tag, merge key, directive, list, second document,
+            a mapping where a key belongs, a key given twice, more than 20 levels or 64 KiB.
+    """
+    if len(text) > LARGEST:
+        raise _too_large(source, len(text))
+    parts: list[str] = []  # keys of the mappings that are open, the outermost first
+    key: str | None = None  # a key whose value comes next
+    path, seen = "", dict[str, int]()
+    depth = documents = 0
+    try:
+        for event in yaml.parse(text.removeprefix("\ufeff"), Loader=StrictLoader):
+            line = event.start_mark.line + 1 if event.start_mark else 1
+            path = ".".join(parts if key is None else [*parts, key])
+            expected = "`key: value`" if key is None else allowed(path)
+            if odd := _odd(event):
+                raise _refuse(source, line, expected, odd, _PLAIN, path)
+            if isinstance(event, yaml.DocumentStartEvent):
+                documents += 1
+                if documents > 1:
+                    raise _refuse(source, line, "one document", "a second one after `---`", "Delete it")
+            elif isinstance(event, yaml.MappingEndEvent):
+                depth -= 1
+                if parts:
+                    parts.pop()
+            elif isinstance(event, yaml.MappingStartEvent):
+                depth += 1
+                if depth > DEEPEST:
+                    raise _refuse(source, line, f"at most {DEEPEST} levels", "more", "Sections are one level deep")
+                if key is not None:
+                    parts.append(key)
+                    key = None
+                    yield YamlEntry(path, "", False, True, line)
+                elif depth > 1:
+                    raise _refuse(source, line, "a key", "a mapping", _PLAIN)
+            elif isinstance(event, yaml.ScalarEvent) and depth == 0:
+                if event.value or event.style:  # an empty file is an empty scalar, and sets nothing
+                    found = f"'{shorten(event.value)}'"
+                    raise _refuse(source, line, expected, found, "Put a colon and a blank after the key")
+            elif isinstance(event, yaml.ScalarEvent) and key is None:
+                key = event.value
+                path = ".".join([*parts, key])
+                if path in seen:
+                    raise _refuse(source, line, "each key once", f"it on line {seen[path]} too", "Delete one", path)
+                seen[path] = line
+            elif isinstance(event, yaml.ScalarEvent):
+                key = None
+                yield YamlEntry(path, event.value, event.style is not None, False, line)
+    except yaml.YAMLError as problem:
+        raise _broken(source, problem, path if key is not None else "", allowed(path)) from None
+    except (ValueError, OverflowError):  # PyYAML on "\UFFFFFFFF" and on %YAML followed by 5,000 digits
+        raise ConfigError(f"{shorten(source, 120)}: expected YAML, found a broken escape or number. {_PLAIN}.") from None
+
+
+def _odd(event: yaml.Event) -> str:
+    """Name what is YAML and not taken here; empty for the rest."""
+    if isinstance(event, yaml.DocumentStartEvent):
+        return "a % directive" if event.version or event.tags else ""
+    if isinstance(event, yaml.AliasEvent):
+        return f"the alias *{shorten(str(event.anchor))}"
+    if not isinstance(event, yaml.NodeEvent):
+        return ""
+    if event.anchor is not None:
+        return f"the anchor &{shorten(str(event.anchor))}"
+    if (tag := getattr(event, "tag", None)) is not None:
+        return f"the tag {shorten(str(tag))}"
+    if isinstance(event, yaml.ScalarEvent) and event.value == "<<":
+        return "the merge key <<"
+    return "a list" if isinstance(event, yaml.SequenceStartEvent) else ""
+
+
+def _refuse(source: str, line: int, expected: str, found: str, hint: str, key: str = "") -> ConfigError:
+    """Return the error for something at a line of the file."""
+    what = f"{shorten(key)} ({shorten(source, 120)}:{line})" if key else f"{shorten(source, 120)}:{line}"
+    return ConfigError(f"{what}: expected {expected}, found {found}. {hint}.")
+
+
+def _too_large(source: str, size: int) -> ConfigError:
+    """Return the error for a file above the limit."""
+    where = shorten(source, 120)
+    return ConfigError(f"{where}: expected at most {LARGEST:,} bytes, found {size:,}. Is it a configuration?")
+
+
+def _broken(source: str, problem: yaml.YAMLError, key: str, allowed: str) -> ConfigError:
+    """Return the error for a text that is not YAML, under a key if one waited for its value."""
+    where = shorten(source, 120)
+    if isinstance(problem, yaml.MarkedYAMLError):
+        mark = problem.problem_mark or problem.context_mark
+        said = shorten(problem.problem or problem.context or "broken syntax", 80)
+        expected, found, hint = allowed if key else "YAML", f"broken YAML ({said})", _PLAIN
+        if "'\\t'" in said:
+            expected, found, hint = "blanks", "a tab", "Indent with blanks"
+        return _refuse(source, mark.line + 1 if mark else 1, expected, found, hint, key)
+    if isinstance(problem, yaml.reader.ReaderError):
+        character: Any = problem.character  # an int or a str, by the stage that met it
+        code = character if isinstance(character, int) else ord(character)
+        return ConfigError(f"{where}: expected text, found the character U+{code:04X}. Delete it.")
+    return ConfigError(f"{where}: expected YAML, found something else. {_PLAIN}.")

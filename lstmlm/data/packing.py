@@ -1,0 +1,119 @@
+"""Text -> the characters in it, and text -> ids as they are stored, at the speed of the machine.
+
+`SymbolSet` collects the characters in the first pass of `corpus`, `Packer` writes the ids in the second. Plain ASCII takes one
+table look-up for each byte; all other text goes through its code points in a tensor, because a dict of Python
+(`str.translate`) is ten times slower.
+"""
+
+import sys
+from typing import TYPE_CHECKING
+
+from lstmlm.data.ids import stored_type
+from lstmlm.data.tokenizer import CharTokenizer, Tokenizer, describe
+from lstmlm.errors import TextError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NAMED = 5  # unknown characters that a message names
+
+
+class SymbolSet:
+    """The characters met so far."""
+
+    def __init__(self) -> None:
+        self._ascii = b""
+        self._others: set[int] = set()  # numbers: a million of them sort ten times faster than strings
+
+    def add(self, text: str) -> None:
+        """Add the characters of `text`."""
+        if text.isascii():
+            self._ascii += bytes(set(text.encode().translate(None, self._ascii)))
+        else:
+            self._others |= set(_code_points(text).bincount().nonzero().flatten().tolist())
+
+    def symbols(self) -> str:
+        """Return them, sorted."""
+        return "".join(map(chr, sorted(self._others.union(self._ascii))))
+
+
+class Packer:
+    """Turns text into stored ids of `width` bytes each, in the machine's byte order, and counts ids.
+
+    Args:
+        tokenizer: Whose ids. Bytes are stored as they are: there is nothing to pack, only to count.
+        skip: Leave out unknown characters (`skipped` is their number, `strange` the first few) instead of refusing.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, skip: bool = False) -> None:
+        import torch
+
+        self._size, self._skip, self._done = len(tokenizer), skip, 0
+        self.width = 1 if self._size <= 256 else 2 if self._size <= 65536 else 4
+        self._type = stored_type(self.width)
+        self.counts = torch.zeros(self._size, dtype=torch.int64)
+        self.skipped = 0
+        self.strange: list[str] = []
+        if isinstance(tokenizer, CharTokenizer):
+            self._table = torch.full((0x110000,), -1, dtype=torch.int32)
+            self._table[_code_points(tokenizer.symbols).long()] = torch.arange(self._size, dtype=torch.int32)
+            ids = self._table[:128].tolist()
+            self._ascii = bytes(max(0, i) for i in ids).ljust(256, b"\0") if self.width == 1 else None
+            self._unknown_ascii = bytes(i for i in range(128) if ids[i] < 0)
+
+    def pack(self, text: str) -> bytes | bytearray:
+        """Return the ids of `text`.
+
+        Raises:
+            TextError: If a character is unknown and may not be skipped.
+        """
+        if self._ascii is not None and text.isascii():
+            packed = text.encode().translate(self._ascii, self._unknown_ascii)
+            if len(packed) == len(text):
+                self._done += len(text)
+                return packed
+        import torch
+
+        ids = self._table.index_select(0, _code_points(text))
+        known = ids >= 0
+        if not bool(known.all()):
+            self._note(text, known)
+            ids = ids[known]
+        self._done += len(text)
+        stored = bytearray(len(ids) * self.width)
+        if stored:
+            torch.frombuffer(stored, dtype=self._type).copy_(ids)
+        return stored
+
+    def count(self, stored: bytes | bytearray) -> None:
+        """Add these ids to `counts`."""
+        import torch
+
+        if not stored:
+            return
+        ids = torch.frombuffer(stored if isinstance(stored, bytearray) else bytearray(stored), dtype=self._type)
+        found = (ids if self.width == 1 else ids.to(torch.int32)).bincount()
+        self.counts[: len(found)] += found
+
+    def _note(self, text: str, known: "Tensor") -> None:
+        places = (~known).nonzero().flatten().tolist()
+        names = list(dict.fromkeys(text[i] for i in places))
+        if not self._skip:
+            more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+            raise TextError(
+                f"corpus at character {self._done + places[0]}: expected the {self._size} characters that the model "
+                f"knows, found {', '.join(map(describe, names[:NAMED]))}{more}. "
+                "Take them out of the text, or train a new model on it."
+            )
+        self.skipped += len(places)
+        self.strange = list(dict.fromkeys(self.strange + names))[:NAMED]
+
+
+def _code_points(text: str) -> "Tensor":
+    """Return the code points of `text`. (len,) int32"""
+    import torch
+
+    if not text:
+        return torch.empty(0, dtype=torch.int32)
+    data = bytearray(text.encode(f"utf-32-{sys.byteorder[0]}e", "surrogatepass"))
+    return torch.frombuffer(data, dtype=torch.int32)

@@ -1,0 +1,259 @@
+"""Characters <-> ids, and bytes <-> ids.
+
+A token is one code point (`CharTokenizer`) or one byte of UTF-8 (`ByteTokenizer`); nothing is merged, normalised or dropped.
+`corpus` makes one from a text, `from_dict` one from a checkpoint, for `api`.
+"""
+
+import codecs
+import unicodedata
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Literal
+
+from lstmlm.errors import CheckpointError, TextError, printable
+
+MAX_SYMBOLS = 0x110000  # every code point there is
+OnUnknown = Literal["error", "skip", "replace"]
+
+# Typographic forms that NFKD keeps although every keyboard has a plain twin.
+_PLAIN = dict.fromkeys("‘’‚‛′", "'") | dict.fromkeys("“”„‟″«»", '"') | dict.fromkeys("‐‑‒–—―−", "-") | {"\r": ""}
+
+
+class TextStream:
+    """Turn ids into text piece by piece, holding back what is not yet a whole character."""
+
+    def __init__(self, tokenizer: "CharTokenizer | ByteTokenizer") -> None:
+        self._tokenizer = tokenizer
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, ids: Iterable[int]) -> str:
+        """Return the text that these ids complete; it may be empty."""
+        if isinstance(self._tokenizer, CharTokenizer):
+            return self._tokenizer.decode(ids)
+        return self._utf8.decode(self._tokenizer.decode_bytes(ids))
+
+    def finish(self) -> str:
+        """Return what is still held back, with U+FFFD in place of a character that never became whole."""
+        return self._utf8.decode(b"", final=True)
+
+
+class CharTokenizer:
+    """One id for each code point: the position of the character in `symbols`, which is sorted.
+
+    Args:
+        symbols: The vocabulary, in any order; duplicates count once. Surrogates are not characters.
+
+    Raises:
+        TextError: If there is no symbol, or one is a surrogate.
+    """
+
+    kind = "char"
+
+    def __init__(self, symbols: Iterable[str]) -> None:
+        # Numbers sort ten times faster than strings, which matters for a million of them.
+        self.symbols = "".join(map(chr, sorted(set(map(ord, symbols)))))
+        if not self.symbols:
+            raise TextError("vocabulary: expected a character or more, found none. Train on a text that is not empty.")
+        surrogate = _surrogate(self.symbols)
+        if surrogate is not None:
+            raise TextError(
+                f"vocabulary: expected characters, found the surrogate U+{ord(surrogate):04X}, which is half of one. "
+                "Use `--tokenizer byte`, or another `--encoding`."
+            )
+
+    @cached_property
+    def _id(self) -> dict[str, int]:
+        return {c: i for i, c in enumerate(self.symbols)}
+
+    def __len__(self) -> int:
+        return len(self.symbols)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, CharTokenizer) and self.symbols == other.symbols
+
+    def __hash__(self) -> int:
+        return hash(self.symbols)
+
+    def __repr__(self) -> str:
+        return f"CharTokenizer({len(self)} symbols)"
+
+    def encode(self, text: str, on_unknown: OnUnknown = "error") -> list[int]:
+        """Return the id of each character of `text`.
+
+        Args:
+            text: Any string.
+            on_unknown: `error` refuses a character outside the vocabulary; `skip` leaves it out; `replace` puts its
+                nearest known relative (see `substitute`), or nothing.
+
+        Raises:
+            TextError: If a character is unknown and `on_unknown` is `error`.
+        """
+        try:
+            return [self._id[c] for c in text]
+        except KeyError:
+            pass
+        if on_unknown == "skip":
+            return [self._id[c] for c in text if c in self._id]
+        if on_unknown == "replace":
+            return [self._id[s] for c in text for s in (c if c in self._id else self.substitute(c))]
+        raise self._refusal(text)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of `ids`; a negative id is as wrong as one that is too large.
+
+        Raises:
+            IndexError: If an id is outside the vocabulary.
+        """
+        ids = list(ids)
+        if ids and min(ids) < 0:
+            raise IndexError(f"id {min(ids)} is negative")
+        return "".join([self.symbols[i] for i in ids])
+
+    def stream_decoder(self) -> TextStream:
+        """Return a decoder that takes ids as they come."""
+        return TextStream(self)
+
+    def unknown(self, text: str) -> list[tuple[int, str]]:
+        """List the characters of `text` outside the vocabulary, each with its position (0 is the first)."""
+        return [(i, c) for i, c in enumerate(text) if c not in self._id]
+
+    def substitute(self, char: str) -> str:
+        """Return the nearest known text for an unknown character, or nothing.
+
+        In this order: its plain typographic twin, its base letters (NFKD without marks), its other case, the other
+        case of its base letters, a space. Marks, controls and format characters are left out instead of spaced.
+        """
+        base = "".join(c for c in unicodedata.normalize("NFKD", char) if not unicodedata.combining(c))
+        for candidate in (_PLAIN.get(char), base, char.swapcase(), base.swapcase()):
+            if candidate is not None and all(c in self._id for c in candidate):
+                return candidate
+        silent = unicodedata.category(char) in ("Cc", "Cf", "Cs", "Mn", "Me") and not char.isspace()
+        return " " if " " in self._id and not silent else ""
+
+    def byte_lengths(self) -> list[int]:
+        """Return the length of each symbol in UTF-8, in bytes, by id."""
+        return [1 if c < "\x80" else 2 if c < "\u0800" else 3 if c < "\U00010000" else 4 for c in self.symbols]
+
+    def to_dict(self) -> dict[str, object]:
+        """Return what `from_dict` needs to make the same tokenizer."""
+        return {"kind": self.kind, "symbols": self.symbols}
+
+    def _refusal(self, text: str) -> TextError:
+        found = self.unknown(text)
+        position, char = found[0]
+        more = f" ({len(found)} such characters in all)" if len(found) > 1 else ""
+        return TextError(
+            f"text at character {position}: expected one of the {len(self)} characters that the model knows, "
+            f"found {describe(char)}{more}. Leave it out, or use `--on-unknown skip` or `--on-unknown replace`."
+        )
+
+
+class ByteTokenizer:
+    """One id for each byte: ids are the bytes of the text's UTF-8, so every text can be encoded."""
+
+    kind = "byte"
+
+    def __len__(self) -> int:
+        return 256
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ByteTokenizer)
+
+    def __hash__(self) -> int:
+        return hash(self.kind)
+
+    def __repr__(self) -> str:
+        return "ByteTokenizer()"
+
+    def encode(self, text: str, on_unknown: OnUnknown = "error") -> list[int]:
+        """Return the UTF-8 bytes of `text`; bytes that the system smuggled in as surrogates come out as they were.
+
+        Raises:
+            TextError: If a lone surrogate is no smuggled byte and `on_unknown` is `error`.
+        """
+        try:
+            return list(text.encode("utf-8", "surrogateescape"))
+        except UnicodeEncodeError as error:
+            if on_unknown == "error":
+                raise TextError(
+                    f"text at character {error.start}: expected a character, found "
+                    f"{describe(text[error.start])}, which is half of one. Leave it out, or use `--on-unknown skip`."
+                ) from None
+        return list(text.encode("utf-8", "replace" if on_unknown == "replace" else "ignore"))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of `ids`, with U+FFFD in place of bytes that are not UTF-8."""
+        return self.decode_bytes(ids).decode("utf-8", "replace")
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """Return the bytes themselves."""
+        return bytes(list(ids))
+
+    def stream_decoder(self) -> TextStream:
+        """Return a decoder that takes ids as they come."""
+        return TextStream(self)
+
+    def unknown(self, text: str) -> list[tuple[int, str]]:
+        """List what cannot be encoded: surrogates that are no smuggled bytes, each with its position."""
+        return [(i, c) for i, c in enumerate(text) if "\ud800" <= c < "\udc80" or "\udcff" < c <= "\udfff"]
+
+    def byte_lengths(self) -> list[int]:
+        """Return the length of each symbol, in bytes: 1."""
+        return [1] * 256
+
+    def to_dict(self) -> dict[str, object]:
+        """Return what `from_dict` needs to make the same tokenizer."""
+        return {"kind": self.kind}
+
+
+Tokenizer = CharTokenizer | ByteTokenizer
+
+
+def from_dict(data: object) -> Tokenizer:
+    """Make the tokenizer that `to_dict` described, trusting nothing: the description comes out of a file.
+
+    Raises:
+        CheckpointError: If it is not such a description, to the letter.
+    """
+    if not isinstance(data, dict) or data.get("kind") not in ("char", "byte"):
+        raise _damaged("a kind, char or byte", data.get("kind") if isinstance(data, dict) else data)
+    expected = {"kind"} if data["kind"] == "byte" else {"kind", "symbols"}
+    if set(data) != expected:
+        raise _damaged(f"the keys {', '.join(sorted(expected))}", ", ".join(sorted(map(str, data))))
+    if data["kind"] == "byte":
+        return ByteTokenizer()
+    symbols = data["symbols"]
+    if not isinstance(symbols, str) or not 1 <= len(symbols) <= MAX_SYMBOLS:
+        raise _damaged(f"1 to {MAX_SYMBOLS} symbols", len(symbols) if isinstance(symbols, str) else symbols)
+    if _surrogate(symbols) is not None:
+        raise _damaged("characters", "a surrogate among them")
+    tokenizer = CharTokenizer(symbols)
+    if tokenizer.symbols != symbols:
+        raise _damaged("sorted symbols, each once", "others")
+    return tokenizer
+
+
+CONTROLS = {"\t": "tab", "\n": "line feed", "\r": "carriage return"}
+"""Names of characters that Unicode gives none."""
+
+
+def describe(char: str) -> str:
+    """Name a character for a message: itself where it can be shown, its code point, its Unicode name."""
+    name = unicodedata.name(char, CONTROLS.get(char, ""))
+    shown = f"'{char}' " if char.isprintable() and not unicodedata.combining(char) else ""
+    return f"{shown}U+{ord(char):04X}{f' ({name.lower()})' if name else ''}"
+
+
+def _surrogate(text: str) -> str | None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return text[error.start]
+    return None
+
+
+def _damaged(expected: str, found: object) -> CheckpointError:
+    return CheckpointError(
+        f"tokenizer of the model: expected {expected}, found {printable(repr(found)[:60])}. "
+        "The file is damaged or was not written by lstmlm; use another copy."
+    )

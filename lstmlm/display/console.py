@@ -1,0 +1,262 @@
+"""How the program speaks: results on stdout, everything else on stderr, colours where they are welcome.
+
+Every command makes one `Console`, and all that it writes goes through it.
+
+Rules:
+- A stream that is not a terminal, NO_COLOR (not empty) or TERM=dumb: not one ESC byte on that stream. FORCE_COLOR is no
+  exception: what goes into a file or pipe is read by programs.
+- Results are written as they are; messages have their control characters escaped.
+- Nobody reads stderr any more: the work goes on without messages.
+- Nobody reads stdout any more: BrokenPipeError, which `cli.main` answers with `finish(0)`. The reader had what it wanted:
+  that is no failure.
+"""
+
+import contextlib
+import io
+import json
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+from lstmlm.errors import SystemProblem, printable
+
+ERROR_LINES = 6
+STYLES = {"red": "31", "yellow": "33", "cyan": "36", "dim": "2"}
+CLEAR_LINE = "\x1b[2K"
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Say whether a person sits behind a stream; a closed or missing one has nobody."""
+    try:
+        return stream is not None and stream.isatty()
+    except ValueError:
+        return False
+
+
+def colour_allowed(stream: TextIO | None, env: Mapping[str, str]) -> bool:
+    """Say whether ESC sequences may be written to a stream."""
+    if not is_terminal(stream) or env.get("NO_COLOR") or env.get("TERM") == "dumb":
+        return False
+    # Old Windows consoles print the sequences; the new terminal names itself.
+    return os.name != "nt" or bool(env.get("WT_SESSION") or env.get("TERM") or env.get("ANSICON"))
+
+
+def live_allowed(stream: TextIO | None, env: Mapping[str, str]) -> bool:
+    """Say whether a line may be overwritten in place: a real terminal, and no log of a CI service behind it."""
+    return is_terminal(stream) and env.get("TERM") != "dumb" and env.get("CI", "").lower() in ("", "0", "false")
+
+
+def columns(stream: TextIO | None, env: Mapping[str, str]) -> int:
+    """Return the width of a stream in columns: COLUMNS, else the terminal's, else 80."""
+    said = env.get("COLUMNS", "")
+    if said.isascii() and said.isdigit() and int(said[:6]) > 0:
+        return int(said[:6])
+    try:
+        return (os.get_terminal_size(stream.fileno()).columns if stream is not None else 0) or 80
+    except (OSError, ValueError, AttributeError):
+        return 80
+
+
+def unicode_allowed(stream: TextIO | None) -> bool:
+    """Say whether a stream takes every character: blocks and braille, or ASCII only."""
+    return (getattr(stream, "encoding", None) or "").lower().replace("-", "").replace("_", "") in ("utf8", "utf8sig")
+
+
+class Console:
+    """The two streams of one command.
+
+    Args:
+        quiet: Only errors and results.
+        verbose: Also what is usually left out.
+        stdout: For results; None: `sys.stdout`, looked up at each call.
+        stderr: For messages; None: `sys.stderr`, looked up at each call.
+        env: The environment; None: the process's own.
+    """
+
+    def __init__(
+        self,
+        quiet: bool = False,
+        verbose: bool = False,
+        stdout: TextIO | None = None,
+        stderr: TextIO | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        self.quiet = quiet
+        self.verbose = verbose
+        self.env = os.environ if env is None else env
+        self._stdout = stdout
+        self._stderr = stderr
+        self._live = 0  # columns of the line that is being overwritten, 0: none
+
+    @property
+    def stdout(self) -> TextIO | None:
+        """Where results go; None where the process was started without it."""
+        return self._stdout or sys.stdout
+
+    @property
+    def stderr(self) -> TextIO | None:
+        """Where messages go; None where the process was started without it."""
+        return self._stderr or sys.stderr
+
+    @property
+    def colour(self) -> bool:
+        """Whether messages may be coloured."""
+        return colour_allowed(self.stderr, self.env)
+
+    @property
+    def live(self) -> bool:
+        """Whether a line of messages may be overwritten in place."""
+        return live_allowed(self.stderr, self.env)
+
+    @property
+    def width(self) -> int:
+        """Columns for messages."""
+        return columns(self.stderr, self.env)
+
+    def say(self, text: str = "", style: str = "") -> None:
+        """Write a message of one or more lines in a style of STYLES; nothing when quiet."""
+        if not self.quiet:
+            self._message(text, style)
+
+    def warn(self, text: str) -> None:
+        """Write `warning: text`; nothing when quiet."""
+        if not self.quiet:
+            self._message(text, label="warning: ", label_style="yellow")
+
+    def error(self, problem: BaseException) -> None:
+        """Write `error: message` in at most six lines, quiet or not."""
+        lines = (str(problem).strip() or type(problem).__name__).splitlines()
+        if len(lines) > ERROR_LINES:
+            lines = [*lines[: ERROR_LINES - 1], "..."]
+        self._message("\n".join(lines), label="error: ", label_style="red")
+
+    def say_from_signal(self, text: str) -> None:
+        """Write a message from inside a signal handler, past the buffers: a handler may have interrupted a write."""
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            if self.stderr is not None and not self.quiet:
+                line = ("\r\n" if self._live else "") + printable(text) + "\n"
+                os.write(self.stderr.fileno(), line.encode("ascii", "backslashreplace"))
+                self._live = 0
+
+    def overwrite(self, *pieces: tuple[str, str]) -> None:
+        """Show a line that the next message or `overwrite` replaces; the caller has asked `live`.
+
+        Args:
+            pieces: Text of narrow characters, and a style of STYLES or "". Cut to the width. None: no line any more.
+        """
+        space = self.width - 1
+        shown = []
+        for text, style in pieces:
+            shown.append((text[:space], style))
+            space -= len(shown[-1][0])
+        length = sum(len(text) for text, _ in shown)
+        if self.colour:
+            self._write_message("\r" + CLEAR_LINE + "".join(self._styled(*piece) for piece in shown))
+        else:
+            # Without ESC the rest of the old line is covered by spaces; the cursor goes back to the end of the new one.
+            padding = max(0, min(self._live, self.width - 1) - length)
+            self._write_message("\r" + "".join(text for text, _ in shown) + " " * padding + "\b" * padding)
+        self._live = length
+
+    def result(self, text: str, end: str = "\n", flush: bool = False) -> None:
+        r"""Write a result as it is; characters that stdout cannot encode are written as `\u....`.
+
+        Raises:
+            BrokenPipeError: Nobody reads any more.
+            SystemProblem: The disk is full, or the like.
+        """
+        stream = self.stdout
+        if stream is None:
+            return
+        if self._live:
+            self.overwrite()
+        try:
+            try:
+                stream.write(text + end)
+            except UnicodeEncodeError:
+                stream.write(_encodable(text + end, stream))
+            if flush:
+                stream.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as problem:
+            raise _unwritable(problem) from None
+
+    def as_json(self, value: Any, *, flush: bool = False) -> None:
+        r"""Write one JSON object in one line; characters that could move a cursor are written as `\u....`.
+
+        Raises:
+            ValueError: A number in it is not finite: JSON has no word for that.
+            BrokenPipeError, SystemProblem: As in `result`.
+        """
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+        if not text.isprintable():
+            text = "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+        if not unicode_allowed(self.stdout):
+            text = json.dumps(value, allow_nan=False)
+        self.result(text, flush=flush)
+
+    def finish(self, exit_code: int) -> int:
+        """Flush what is left, and make sure that the interpreter has nothing to complain about when it leaves.
+
+        Args:
+            exit_code: Of the command; 0 for a BrokenPipeError.
+
+        Returns:
+            The exit code: the same, or 5 where the results could not be written.
+        """
+        if self._live:
+            self.overwrite()
+        for stream in (self.stderr, self.stdout):
+            try:
+                if stream is not None:
+                    stream.flush()
+            except (OSError, ValueError) as problem:
+                _to_nowhere(stream)
+                unwritten = isinstance(problem, OSError) and not isinstance(problem, BrokenPipeError)
+                if unwritten and stream is self.stdout and exit_code == 0:
+                    failure = _unwritable(problem)
+                    self.error(failure)
+                    exit_code = failure.exit_code
+        return exit_code
+
+    def _styled(self, text: str, style: str) -> str:
+        return f"\x1b[{STYLES[style]}m{text}\x1b[0m" if style and text and self.colour else text
+
+    def _message(self, text: str, style: str = "", label: str = "", label_style: str = "") -> None:
+        erase = ""
+        if self._live:
+            erase = "\r" + (CLEAR_LINE if self.colour else " " * min(self._live, self.width - 1) + "\r")
+            self._live = 0
+        lines = [self._styled(printable(line), style) for line in text.split("\n")]
+        self._write_message(erase + self._styled(label, label_style) + "\n".join(lines) + "\n")
+
+    def _write_message(self, text: str) -> None:
+        stream = self.stderr
+        if stream is None:
+            return
+        try:
+            stream.write(_encodable(text, stream))
+            stream.flush()
+        except (OSError, ValueError):
+            _to_nowhere(stream)  # a lost message is no reason to lose the work
+
+
+def _encodable(text: str, stream: TextIO) -> str:
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def _unwritable(problem: Exception) -> SystemProblem:
+    reason = getattr(problem, "strerror", None) or str(problem)
+    return SystemProblem(f"standard output: expected to write the result, found: {reason}. Free some space.")
+
+
+def _to_nowhere(stream: TextIO | None) -> None:
+    """Let a stream that failed end in the null device: what its buffer holds is tried again when the process leaves."""
+    with contextlib.suppress(OSError, ValueError, AttributeError, io.UnsupportedOperation):
+        if stream is not None:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)

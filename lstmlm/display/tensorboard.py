@@ -1,0 +1,115 @@
+"""The numbers of a run for TensorBoard, where somebody has installed it: an optional extra.
+
+`train --tensorboard` hands a `Board` to the trainer, which calls it with every event.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lstmlm.errors import UsageError, printable
+from lstmlm.units import bits
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+    from lstmlm.training.events import Event, StepDone, SteppedBack, Validated
+
+FOLDER = "tensorboard"  # in the run's
+EVENTS = "events.out.tfevents.*"
+EVERY = 10  # steps whose mean is one point
+
+
+def require() -> None:
+    """Make sure that TensorBoard is there.
+
+    Raises:
+        UsageError: It is not, or it does not work here.
+    """
+    try:
+        import torch.utils.tensorboard  # noqa: F401  # what matters is that it can be
+    except ImportError as error:
+        raise UsageError(
+            f"--tensorboard: expected the package tensorboard, found none that works ({printable(str(error)[:120])}). "
+            "Install it (pip install 'lstmlm[tensorboard]'), or leave the flag out."
+        ) from None
+
+
+def remove(run: Path) -> None:
+    """Remove the event files of a run, and nothing else.
+
+    Raises:
+        OSError: The system refuses.
+    """
+    for path in (run / FOLDER).glob(EVENTS):
+        path.unlink()
+
+
+class Board:
+    """Write the records of one run as scalars: training and validation in bits/char, and the rate.
+
+    Args:
+        run: The run's folder.
+        step: Where it stands; what an earlier process wrote after it no longer counts.
+        warn: Called once with a sentence if the files cannot be written: the run goes on without them.
+    """
+
+    def __init__(self, run: Path, step: int, warn: Callable[[str], None]) -> None:
+        self._folder = run / FOLDER
+        self._purge = step + 1 if step else None
+        self._warn = warn
+        self._writer: SummaryWriter | None = None
+        self._broken = False
+        self._sum, self._count = 0.0, 0
+        self._handlers: dict[str, Callable[[Any], None]] = {
+            "StepDone": self._step,
+            "Validated": self._validated,
+            "SteppedBack": self._stepped_back,
+        }
+
+    def __call__(self, record: "Event") -> None:
+        """Take one record of the trainer."""
+        handler = self._handlers.get(type(record).__name__)
+        if handler is None or self._broken:
+            return
+        try:
+            handler(record)
+        except OSError as error:
+            self._give_up(error)
+
+    def close(self) -> None:
+        """Write what is left."""
+        writer, self._writer = self._writer, None
+        try:
+            if writer is not None:
+                writer.close()
+        except OSError as error:
+            if not self._broken:
+                self._give_up(error)
+
+    def _step(self, record: "StepDone") -> None:
+        self._sum, self._count = self._sum + record.nats_per_char, self._count + 1
+        if record.step % EVERY and record.step != record.steps:
+            return
+        self._add("bits_per_char/training", bits(self._sum / self._count), record.step)
+        self._add("rate", record.rate, record.step)
+        self._sum, self._count = 0.0, 0
+
+    def _validated(self, record: "Validated") -> None:
+        self._add("bits_per_char/validation", bits(record.nats_per_char), record.step)
+
+    def _stepped_back(self, record: "SteppedBack") -> None:
+        self.close()
+        self._purge = record.to + 1
+        self._sum, self._count = 0.0, 0
+
+    def _add(self, name: str, value: float, step: int) -> None:
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self._folder), purge_step=self._purge)
+        self._writer.add_scalar(name, value, step)
+
+    def _give_up(self, error: OSError) -> None:
+        self._broken = True
+        self._warn(f"cannot write {self._folder}: {error.strerror or error}. The run goes on without --tensorboard.")

@@ -1,0 +1,73 @@
+"""What a text takes by plainer means that were given the same training text: counts of characters, bzip2 and xz.
+
+`eval --baselines` shows them beside the model's score.
+
+- counts: P(c | the k characters before) = (n(hc) + u(h) P(c | the k - 1 characters before)) / (n(h) + u(h)), where n counts
+  occurrences in the training text and u the different characters that follow h there; k = 3, and for k = 0 the
+  frequencies, one added to each count. A context that reaches back before the text is a shorter one.
+- bzip2, xz: the size of the compressed training text with the text after it, less that of the training text alone.
+
+Source of the counts' smoothing: Witten and Bell 1991.
+"""
+
+import bz2
+import lzma
+
+import torch
+from torch import Tensor
+
+ORDER = 3
+MOST = 1 << 21  # characters of either text that are looked at: bounds time and memory
+_DIRECT = 1 << 22  # numbers up to this are counted as they are, larger ones after they have been ranked
+
+
+def by_counts(train: Tensor, text: Tensor, frequencies: Tensor, order: int = ORDER) -> float:
+    """Return the nats of a text by the characters that followed the same `order` characters in the training text.
+
+    Args:
+        train: Ids of the training text. (m)
+        text: Ids of the text. (n)
+        frequencies: Nats of each symbol where nothing is known of what comes before. (V)
+        order: Characters before.
+
+    Memory: some ten numbers for each character of both texts.
+    """
+    ids, start = torch.cat([train, text]).long(), len(train)
+    symbols = len(frequencies)
+    p = torch.exp(-frequencies.double())[text.long()]
+    context = torch.zeros_like(ids)
+    for k in range(1, order + 1):
+        before = torch.zeros_like(ids)
+        before[k:] = ids[:-k]
+        context, contexts = _ranked(context * symbols + before)
+        pair, pairs = _ranked(context * symbols + ids)
+        seen, seen_pairs = context[k:start], pair[k:start]
+        n_context = torch.bincount(seen, minlength=contexts)
+        n_pair = torch.bincount(seen_pairs, minlength=pairs)
+        first = torch.zeros(pairs, dtype=ids.dtype).scatter_(0, seen_pairs, seen)[n_pair > 0]
+        followers = torch.bincount(first, minlength=contexts)
+        n, u = n_context[context[start:]].double(), followers[context[start:]].double()
+        better = (n_pair[pair[start:]].double() + u * p) / (n + u)
+        known = n > 0
+        known[:k] = False  # what is before the text is not its context
+        p = torch.where(known, better, p)
+    return float(-p.log().sum())
+
+
+def _ranked(keys: Tensor) -> tuple[Tensor, int]:
+    """Return numbers that are equal where the keys are, and how many there may be."""
+    most = int(keys.max()) + 1
+    if most <= _DIRECT:
+        return keys, most
+    different, ranks = torch.unique(keys, return_inverse=True)
+    return ranks, len(different)
+
+
+def by_bzip2(train: bytes, text: bytes) -> int:
+    """Return the bits that bzip2 needs more for both texts than for the training text."""
+    return 8 * (len(bz2.compress(train + text)) - len(bz2.compress(train)))
+
+
+def by_xz(train: bytes, text: bytes) -> int:
+    """Return the bits that xz needs more for both texts than for the training text."""
+    return 8 * (len(lzma.compress(train + text)) - len(lzma.compress(train)))

@@ -1,0 +1,180 @@
+"""Dynamic evaluation: each piece of a text is scored first, and then the network learns from it.
+
+`DynamicEvaluator` reads for a `scoring.Scorer`, for `eval --dynamic`; the model it was given stays as it is.
+
+    g = gradient of the mean nats of a segment of SEGMENT characters
+    s = sqrt(mean of g^2) of each weight, over a text that the network writes itself
+    n = g / (s + floor * s_all)
+    w = w - rate * n * min(1, LARGEST / |n|) + decay * (w_0 - w)
+
+where s_all is the root mean square of all s, |n| that of all n, and w_0 the trained weights. The text of its own stands in
+for the training text, which whoever has only the model does not have: a trained network writes what it was trained on.
+
+Source: Krause, Kahembwe, Murray and Renals 2018, "Dynamic Evaluation of Neural Sequence Models".
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lstmlm.evaluation.sampler import Sampling, generate
+from lstmlm.evaluation.scoring import Scored
+from lstmlm.model.char_lm import CharLM, nats
+from lstmlm.model.ensemble import Network, average, joined, members
+from lstmlm.model.lstm import StackState
+
+SEGMENT = 128  # characters that are scored before the network learns from them
+LARGEST = 3.0  # times the usual size: what a text that is like no other may ask for in one step
+CHOICES = (1.5e-3, 5e-4, 1.5e-4)  # rates: most texts want the first, those without anything new the last
+CHOICE_CHARS = 6_144  # of the training text, its end, by which one of them is chosen
+OWN_CHARS = 8_192  # length of the text that the network writes to see how large its gradients are
+
+
+@dataclass(frozen=True)
+class Rates:
+    """How fast the network learns from what it has been scored on; the steps are those of SEGMENT characters.
+
+    rate: Size of a step whose gradient is as large as is usual.
+    decay: Share of the way back to the trained weights, at each step.
+    floor: What is added to the usual size of a gradient, as a share of that of all of them: no weight runs away.
+    """
+
+    rate: float = 1.5e-3
+    decay: float = 2e-3
+    floor: float = 0.05
+
+
+class DynamicEvaluator:
+    """A copy of a network that reads a text, is scored on it, and learns from it as it goes.
+
+    Of several networks in one each learns by its own mistakes, as it would alone; what is scored is the mean of their
+    probabilities. Everything runs on one thread, so that the bits do not depend on their number.
+
+    Args:
+        model: The trained network; it is left as it is.
+        start: The id that the text of its own begins after.
+        rates: How fast to learn.
+        own_chars: Length of the text that the network writes.
+
+    Memory: five times the parameters, and what a segment's backward pass takes.
+    """
+
+    def __init__(self, model: Network, start: int, rates: Rates, own_chars: int = OWN_CHARS) -> None:
+        self._rates = rates
+        with _one_thread():
+            self._networks = [_AdaptedNetwork(one, start, rates, own_chars) for one in members(model)]
+
+    def restart(self, rates: Rates) -> None:
+        """Forget what was read and learnt, and go on at other rates; their floor stays that of the first ones."""
+        self._rates = rates
+        for network in self._networks:
+            network.restart()
+
+    def choose(self, ids: Tensor) -> Rates:
+        """Return the rates of `CHOICES` that score a text best, and start again at them.
+
+        Args:
+            ids: A piece of the training text; the text that is to be scored is no part of it. (n)
+        """
+        found = []
+        for rate in CHOICES:
+            self.restart(replace(self._rates, rate=rate))
+            found.append((float(self.read(ids).nats.double().sum()), self._rates))
+        self.restart(min(found, key=lambda pair: pair[0])[1])
+        return self._rates
+
+    def read(self, ids: Tensor) -> Scored:
+        """Score ids[1:] and learn from them, segment by segment, from where the last call ended.
+
+        Args:
+            ids: (n), n - 1 a multiple of SEGMENT but for the last call.
+
+        Returns:
+            Scores of the n - 1 characters after the first, and the state after ids[-2], the last input.
+        """
+        empty = self._networks[0].weights[:0]
+        scores, hits = [empty], [empty.bool()]
+        ids = ids.to(empty.device)
+        with _one_thread():
+            for start in range(0, len(ids) - 1, SEGMENT):
+                segment = ids[start : start + SEGMENT + 1]
+                logits = average(network.read(segment) for network in self._networks)
+                scores.append(nats(logits, segment[1:, None]).view(-1))
+                hits.append(logits.argmax(-1).view(-1) == segment[1:])
+                for network in self._networks:
+                    network.learn(self._rates)
+        return Scored(torch.cat(scores).cpu(), torch.cat(hits).cpu(), joined(network.state for network in self._networks))
+
+
+class _AdaptedNetwork:
+    """A copy of one network, its weights and their gradient flat, and where it stands in the text."""
+
+    def __init__(self, model: CharLM, start: int, rates: Rates, own_chars: int) -> None:
+        self._model, self.weights, self._gradient = _flat_copy(model)
+        usual = self._usual(start, own_chars)
+        overall = usual.square().mean().sqrt()
+        # A network without any gradient learns nothing, and divides by no zero either.
+        self._scale = 1 / (usual + rates.floor * overall).clamp_min(torch.finfo(usual.dtype).tiny)
+        self._home = self.weights.clone()
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what was read and learnt."""
+        self.weights.copy_(self._home)
+        self.state: StackState = self._model.initial_state(1)
+
+    def read(self, ids: Tensor) -> Tensor:
+        """Read all ids but the last; return the logits after each, (n - 1, 1, V), and leave the gradient."""
+        self._gradient.zero_()
+        with torch.enable_grad():
+            logits, state = self._model(ids[:-1, None], self.state)
+            nats(logits, ids[1:, None]).mean().backward()
+        self.state = tuple(layer.detach() for layer in state)
+        found: Tensor = logits.detach()
+        return found
+
+    def learn(self, rates: Rates) -> None:
+        """Take the step that the last segment's gradient asks for."""
+        n = self._gradient.mul_(self._scale)
+        size = float(torch.linalg.vector_norm(n)) * len(n) ** -0.5
+        self.weights.lerp_(self._home, rates.decay)
+        self.weights.add_(n, alpha=-rates.rate * min(1.0, LARGEST / max(size, 1e-30)))
+
+    def _usual(self, start: int, chars: int) -> Tensor:
+        """Return the root mean square of each weight's gradient on a text that the network writes."""
+        stream = generate(self._model, [start], [0], Sampling())
+        ids = torch.tensor([start, *(next(stream)[0][0] for _ in range(chars))], device=self.weights.device)
+        squares, count = torch.zeros_like(self.weights), 0
+        self.state = self._model.initial_state(1)
+        for first in range(0, chars, SEGMENT):
+            self.read(ids[first : first + SEGMENT + 1])
+            squares.addcmul_(self._gradient, self._gradient)
+            count += 1
+        return squares.div_(max(1, count)).sqrt_()
+
+
+def _flat_copy(model: CharLM) -> tuple[CharLM, Tensor, Tensor]:
+    """Return a copy of a model in evaluation mode, and the flat tensors that its weights and gradients are views of."""
+    first = model.stack()[0]
+    copy = CharLM(model.config, len(first.U), first.kernel, start=False).to(first.U).eval()
+    weights = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+    gradient = torch.zeros_like(weights)
+    start = 0
+    for p in copy.parameters():
+        end = start + p.numel()
+        p.data, p.grad = weights[start:end].view(p.shape), gradient[start:end].view(p.shape)
+        start = end
+    return copy, weights, gradient
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

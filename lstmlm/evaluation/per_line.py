@@ -1,0 +1,132 @@
+"""Scores line by line, and character by character within a line.
+
+`LineScorer` is the entry point, for `eval --lines` and `eval --chars`.
+
+Rules, also in the help of `eval --lines`:
+- A line ends with its line end, which is one of its characters, and is scored with it.
+- reset: every line starts from the empty state, after a line end has been read, if the model knows one; if it knows
+  none, the line's first character is charged at its frequency. carried: the state goes on from line to line, and only
+  the first character of all is charged at its frequency, so that the lines sum to what `eval` says of the whole text.
+- A character that the model does not know costs log2(1,114,112) bits and is not fed to the network.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lstmlm.data.tokenizer import Tokenizer
+from lstmlm.evaluation.scoring import CODE_POINTS, first_char, warm
+from lstmlm.model.char_lm import nats
+from lstmlm.model.ensemble import Network
+from lstmlm.model.lstm import StackState
+from lstmlm.units import bits
+
+TOGETHER = 64  # lines read side by side
+PIECE = 1 << 13  # characters in one call of the model: bounds memory
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line and its score.
+
+    number: From 1.
+    text: With its line end, if it has one.
+    costs: Bits of each symbol, in order: of a character, or for a model of bytes of a byte.
+    unknown: Characters outside the vocabulary.
+    """
+
+    number: int
+    text: str
+    costs: list[float]
+    unknown: int
+
+    @property
+    def chars(self) -> int:
+        """Symbols in the line, known or not."""
+        return len(self.costs)
+
+    @property
+    def bits(self) -> float:
+        """Of the whole line."""
+        return math.fsum(self.costs)
+
+    @property
+    def bits_per_char(self) -> float:
+        """Bits for each of its symbols."""
+        return self.bits / max(1, self.chars)
+
+
+class LineScorer:
+    """Scores lines in their order, some at a time.
+
+    Args:
+        model: In evaluation mode.
+        tokenizer: Its own.
+        counts: Occurrences of each symbol in the training text. (V)
+        carried: Whether the state goes on from line to line.
+    """
+
+    def __init__(self, model: Network, tokenizer: Tokenizer, counts: Sequence[int], carried: bool = False) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._counts = counts
+        self._carried = carried
+        self._newline = tokenizer.encode("\n", on_unknown="skip")[:1]
+        self._number = 0
+        self._last: list[int] = []  # carried: the id that is scored and still to be fed
+        self._state: StackState | None = None
+
+    def score(self, lines: Sequence[str]) -> list[Line]:
+        """Score the next lines; the result does not depend on how many come at a time."""
+        ids = [self._tokenizer.encode(line, on_unknown="skip") for line in lines]
+        costs = self._in_a_row(ids) if self._carried else self._apart(ids)
+        found = []
+        for line, own in zip(lines, costs, strict=True):
+            self._number += 1
+            unknown = self._tokenizer.unknown(line)
+            each = own.tolist()
+            for position, _ in unknown:  # in rising order, so that each lands where it stands in the line
+                each.insert(position, math.log2(CODE_POINTS))
+            found.append(Line(self._number, line, each, len(unknown)))
+        return found
+
+    def _in_a_row(self, ids: list[list[int]]) -> list[Tensor]:
+        flat = [symbol for line in ids for symbol in line]
+        first = torch.empty(0, dtype=torch.float64)
+        if flat and not self._last:
+            first = torch.tensor([first_char(self._counts, flat[0])], dtype=torch.float64)
+        scored = warm(self._model, torch.tensor([*self._last, *flat], dtype=torch.int64), self._state)
+        self._state = scored.state
+        self._last = flat[-1:] or self._last
+        costs = torch.cat([first, scored.nats.double()]) * bits(1.0)
+        return list(costs.split([len(line) for line in ids]))
+
+    @torch.inference_mode()
+    def _apart(self, ids: list[list[int]]) -> list[Tensor]:
+        costs = [torch.empty(0, dtype=torch.float64) for _ in ids]
+        rows = [self._newline + line for line in ids]
+        order = sorted(range(len(ids)), key=lambda index: len(rows[index]))  # lines of like length share a batch
+        for low in range(0, len(order), TOGETHER):
+            group = order[low : low + TOGETHER]
+            longest = max(len(rows[index]) for index in group)
+            padded = torch.tensor([rows[index] + [0] * (longest - len(rows[index])) for index in group]).t()
+            state = self._model.initial_state(len(group))
+            padded = padded.to(state[0].hidden.device)
+            parts = []
+            step = max(1, PIECE // len(group))
+            for start in range(0, longest - 1, step):
+                stop = min(start + step, longest - 1)
+                x, y = padded[start:stop], padded[start + 1 : stop + 1]
+                logits, state = self._model(x.contiguous(), state)
+                parts.append(nats(logits, y).double() * bits(1.0))
+            scores = torch.cat(parts).cpu() if parts else torch.empty(0, len(group), dtype=torch.float64)
+            for column, index in enumerate(group):
+                own = scores[: max(0, len(rows[index]) - 1), column]
+                if not self._newline and rows[index]:
+                    opening = first_char(self._counts, rows[index][0]) * bits(1.0)
+                    own = torch.cat([torch.tensor([opening], dtype=torch.float64), own])
+                costs[index] = own
+        return costs

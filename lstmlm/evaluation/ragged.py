@@ -1,0 +1,59 @@
+"""Rows of ids of different lengths, read side by side: the longest first, and each leaves when it has come to its end.
+
+Nothing is computed for padding. `read` is the entry point, for `cloze` and `analysis`; `pick` takes rows out of a state.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from lstmlm.model.cell import LSTMState
+from lstmlm.model.char_lm import nats
+from lstmlm.model.lstm import StackState
+
+PIECE = 1 << 13  # characters in one call of the model: bounds memory
+
+Forward = Callable[[Tensor, StackState], tuple[Tensor, StackState]]
+"""Reads ids (T, B) from a state: logits (T, B, V) and the state after them. A model is one."""
+
+
+def pick(state: StackState, rows: Tensor) -> StackState:
+    """Return the states of some rows of the batch, in their order; a row may be asked for more than once."""
+    return tuple(LSTMState(s.hidden[rows], s.cell[rows]) for s in state)
+
+
+@torch.inference_mode()
+def read(run: Forward, rows: Sequence[Sequence[int]], state: StackState) -> tuple[list[float], StackState]:
+    """Score each row's ids after its first one, and leave its last one unread.
+
+    Args:
+        run: Reads ids.
+        rows: One list of ids for each row of the state; an empty one is left as it is.
+        state: Before the first id of each.
+
+    Returns:
+        The nats of each row, and the states before its last id.
+    """
+    device = state[0].hidden.device
+    order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
+    place = torch.tensor(order, device=device)
+    lengths = [max(0, len(rows[row]) - 1) for row in order]
+    costs = torch.zeros(len(rows), dtype=torch.float64, device=device)
+    current = pick(state, place)
+    final = tuple(LSTMState(s.hidden.clone(), s.cell.clone()) for s in current)
+    done = 0
+    for stop in sorted(set(lengths) - {0}):
+        alive = sum(length >= stop for length in lengths)
+        current = tuple(LSTMState(s.hidden[:alive], s.cell[:alive]) for s in current)
+        ids = torch.tensor([rows[row][done : stop + 1] for row in order[:alive]], device=device).t()
+        step = max(1, PIECE // alive)
+        for x, y in zip(ids[:-1].split(step), ids[1:].split(step), strict=True):
+            logits, current = run(x.contiguous(), current)
+            costs[:alive] += nats(logits, y).double().sum(0)
+        for kept, new in zip(final, current, strict=True):
+            kept.hidden[:alive], kept.cell[:alive] = new.hidden, new.cell
+        done = stop
+    back = torch.empty_like(place)
+    back[place] = torch.arange(len(rows), device=device)
+    return costs[back].tolist(), pick(final, back)

@@ -1,0 +1,286 @@
+"""Logits -> the next id -> a stream of ids. Temperature, top-k and top-p are here alone.
+
+`generate` is the entry point, for `sample`, `api`, the trainer's samples and `dynamic`. On the CPU it runs the generator in C,
+on a GPU that of Triton, and the network itself where neither can.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from lstmlm.kernels import arguments, persistent_generate
+from lstmlm.kernels.cuda_graph import Graph
+from lstmlm.kernels.generate import Choice, Generator, LayerWeights, fingerprint
+from lstmlm.kernels.native import NativeKernel
+from lstmlm.kernels.persistent import PersistentKernel
+from lstmlm.kernels.persistent_generate import PersistentGenerator
+from lstmlm.model.cell import LSTMState
+from lstmlm.model.char_lm import CharLM
+from lstmlm.model.ensemble import Network, members
+from lstmlm.model.lstm import StackState
+
+NOISE_BLOCK = 256  # steps of noise drawn at once; the stream of a seed does not depend on it
+PROMPT_BLOCK = 4096  # characters of a prompt read at once: bounds memory, whatever its length
+SHORT = 16  # a prompt up to this is read by the native generator: packing the weights once more would take longer
+SECONDS = 0.05  # about how long a block of characters may take before its first one is seen
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next id is chosen.
+
+    temperature: Divides the logits; 0 is `greedy`.
+    top_k: Keep the k likeliest (0: all).
+    top_p: Keep the fewest that together have at least this probability (1: all).
+    greedy: The article's rule: the largest score is the prediction.
+    exact: From the weights as they are, not from bytes or bfloat16 where those are quicker (`kernels/products.h`,
+        `kernels/persistent_generate.py`).
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    greedy: bool = False
+    exact: bool = False
+
+
+def distribution(logits: Tensor, how: Sampling) -> Tensor:
+    """Return the probabilities that the next id is drawn from: softmax, cut to the top k, then to the top p of those.
+
+    Of ids with the same probability the first comes first, so that `top_k` 1 and a tiny `top_p` mean the same as
+    `greedy`.
+
+    Args:
+        logits: (n, V)
+        how: Temperature and cuts.
+
+    Returns:
+        p: Sums to 1 in each row, at least one above 0. float64, (n, V)
+    """
+    best = logits.argmax(-1, keepdim=True)
+    if how.greedy or how.temperature == 0:
+        return torch.zeros_like(logits, dtype=torch.float64).scatter_(-1, best, 1.0)
+    # The largest becomes 0 before the division: however small the temperature, nothing overflows to inf - inf.
+    logits = logits.double()
+    p = torch.softmax((logits - logits.gather(-1, best)) / how.temperature, dim=-1)
+    keep_all = how.top_k <= 0 or how.top_k >= p.shape[-1]
+    if keep_all and how.top_p >= 1:
+        return p
+    ordered, order = p.sort(dim=-1, descending=True, stable=True)
+    if not keep_all:
+        ordered[..., how.top_k :] = 0.0
+        ordered /= ordered.sum(-1, keepdim=True)
+    if how.top_p < 1:
+        before = ordered.cumsum(-1)[..., :-1]  # the likeliest has nothing before it and always stays
+        ordered[..., 1:].masked_fill_(before >= how.top_p, 0.0)
+        ordered /= ordered.sum(-1, keepdim=True)
+    return torch.zeros_like(p).scatter_(-1, order, ordered)
+
+
+def draw(p: Tensor, noise: Tensor) -> Tensor:
+    """Choose by inverse distribution: the first id whose cumulated probability exceeds the noise.
+
+    Args:
+        p: (n, V)
+        noise: Uniform in [0, 1). (n, 1)
+
+    Returns:
+        ids (n), each of a probability above 0.
+    """
+    upto = p.cumsum(-1)
+    ids = torch.searchsorted(upto, noise * upto[..., -1:], right=True).squeeze(-1)
+    return torch.minimum(ids, _last_possible(p))
+
+
+def _last_possible(p: Tensor) -> Tensor:
+    return p.shape[-1] - 1 - (p > 0).flip(-1).int().argmax(-1)
+
+
+class Noise:
+    """One uniform number a step for each seed, drawn in blocks from a generator of its own.
+
+    The numbers of a seed are the same whatever the block size and whoever else is drawn beside it.
+    """
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._block = torch.empty(0, len(seeds), 1)
+        self._next = 0
+
+    def step(self) -> Tensor:
+        """Return the noise of the next step. (n, 1)"""
+        if self._next == len(self._block):
+            columns = [torch.rand(NOISE_BLOCK, 1, generator=g) for g in self._generators]
+            self._block, self._next = torch.stack(columns, dim=1), 0
+        self._next += 1
+        return self._block[self._next - 1]
+
+    def steps(self, most: int) -> Tensor:
+        """Return the noise of the next steps, at least one and at most `most`. (steps, n)"""
+        first, start = self.step(), self._next
+        self._next = min(start - 1 + most, len(self._block))
+        return torch.cat([first[None], self._block[start : self._next]]).squeeze(-1)
+
+
+@torch.inference_mode()
+def generate(
+    model: Network, prompt: Sequence[int], seeds: Sequence[int], how: Sampling
+) -> Iterator[tuple[list[int], list[float]]]:
+    """Go on after a prompt without end, one stream for each seed.
+
+    Args:
+        model: In evaluation mode.
+        prompt: At least one id; read by the training kernel, many in one call, unless it is short.
+        seeds: One for each stream.
+        how: How the next id is chosen.
+
+    Yields:
+        For every step the n ids chosen, and the nats of each under the network's own distribution, at temperature 1
+        and uncut.
+    """
+    n = len(seeds)
+    noise = Noise(seeds)
+    generator = native_generator(model, n, "float32" if how.exact else "auto")
+    if generator is None:
+        on_device = device_generator(model, n, how)
+        logits, state = _read(model, prompt, n)
+        if on_device is None:
+            yield from _drawn(model, logits, state, noise, how)
+        else:
+            on_device.begin(logits, state)
+            yield from _native(on_device, noise, how)
+        return
+    try:
+        if len(prompt) <= SHORT:
+            generator.read(prompt)
+        else:
+            generator.begin(*_read(model, prompt, n))
+        yield from _native(generator, noise, how)
+    finally:
+        _kept[model] = generator
+
+
+def _read(model: Network, prompt: Sequence[int], n: int) -> tuple[Tensor, StackState]:
+    """Return the logits and the state after a prompt, both n times."""
+    state = model.initial_state(1)
+    for piece in torch.tensor(prompt, device=state[0].hidden.device)[:, None].split(PROMPT_BLOCK):
+        logits, state = model(piece, state)
+    return logits[-1].expand(n, -1), tuple(LSTMState(s.hidden.repeat(n, 1), s.cell.repeat(n, 1)) for s in state)
+
+
+def _drawn(
+    model: Network, logits: Tensor, state: StackState, noise: Noise, how: Sampling
+) -> Iterator[tuple[list[int], list[float]]]:
+    """Draw and step by the model itself: any kernel, device and floating type.
+
+    A step finds its noise, and leaves what it has drawn, in memory for a whole block: nobody waits for a character.
+    """
+    logits = logits.clone()
+    numbers = logits.new_empty(NOISE_BLOCK, len(logits), dtype=torch.float32)
+    ids, nats = torch.empty_like(numbers, dtype=torch.int64), torch.empty_like(numbers, dtype=logits.dtype)
+    place = torch.zeros(1, dtype=torch.int64, device=logits.device)
+
+    def step() -> None:
+        chosen = draw(distribution(logits, how), numbers.index_select(0, place).t())
+        cost = -torch.log_softmax(logits, dim=-1).gather(-1, chosen[:, None])
+        ids.index_copy_(0, place, chosen[None])
+        nats.index_copy_(0, place, cost.t())
+        place.add_(1)
+        scores, after = model(chosen[None], state)
+        logits.copy_(scores[-1])
+        for own, new in zip(state, after, strict=True):
+            own.hidden.copy_(new.hidden)
+            own.cell.copy_(new.cell)
+
+    graph = Graph(step, logits.device)
+
+    def run(block: Tensor) -> tuple[Tensor, Tensor]:
+        numbers[: len(block)].copy_(block)
+        place.zero_()
+        for _ in range(len(block)):
+            graph()
+        return ids[: len(block)], nats[: len(block)]
+
+    return _blocks(noise, run)
+
+
+def _native(generator: Generator | PersistentGenerator, noise: Noise, how: Sampling) -> Iterator[tuple[list[int], list[float]]]:
+    """Let the generator draw and step, a block of characters in a call."""
+    choice = Choice(how.temperature, how.top_k, how.top_p, how.greedy)
+    return _blocks(noise, lambda block: generator.run(block, choice))
+
+
+def _blocks(noise: Noise, run: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Iterator[tuple[list[int], list[float]]]:
+    """Draw block after block: noise (steps, n) -> ids and nats, likewise.
+
+    The first block is one character, so that it is seen at once; the next ones grow as long as they take no longer than
+    `SECONDS`.
+    """
+    most = 1
+    while True:
+        numbers = noise.steps(most)
+        began = time.perf_counter()
+        ids, nats = (found.tolist() for found in run(numbers))
+        if time.perf_counter() - began < SECONDS / 2 and most < NOISE_BLOCK:
+            most *= 2
+        yield from zip(ids, nats, strict=True)
+
+
+_kept: WeakKeyDictionary[Network, Generator] = WeakKeyDictionary()
+"""The generator that last ran for a model and is free: short texts would take longer to pack for than to draw."""
+
+
+def native_generator(model: Network, n: int, storage: str = "auto") -> Generator | None:
+    """Pack a model whose kernel is the native one for n streams, or take the one kept if no weight has changed since.
+
+    Args:
+        model: In evaluation mode.
+        n: Streams.
+        storage: Of the weights; see `Generator`.
+
+    Returns:
+        A generator that nobody else has; None: the model has another kernel.
+    """
+    stack, models = model.stack(), members(model)
+    if not isinstance(stack[0].kernel, NativeKernel) or stack[0].W.dtype != torch.float32:
+        return None
+    key = (n, arguments.threads(), storage, fingerprint(stack[0].kernel, list(model.parameters())))
+    kept = _kept.pop(model, None)
+    if kept is not None and kept.key == key:
+        return kept
+    generator, *others = (_packed(one, n, storage) for one in models)
+    for other in others:
+        generator.join(other)
+    generator.key = key
+    return generator
+
+
+def device_generator(model: Network, n: int, how: Sampling) -> PersistentGenerator | None:
+    """Pack a model whose kernel is Triton's for n streams, if there is a generator for it that draws in this way.
+
+    The weights are copied for each text: that takes the device less time than to look whether they have changed.
+    """
+    one, *others = members(model)
+    kernel = one.stack()[0].kernel
+    if others or how.exact or how.top_k > 0 or how.top_p < 1 or not isinstance(kernel, PersistentKernel):
+        return None
+    return persistent_generate.load(kernel, *_weights(one), n, residual=one.config.residual)
+
+
+def _packed(model: CharLM, n: int, storage: str) -> Generator:
+    """Pack one network, whose kernel is the native one."""
+    kernel = model.stack()[0].kernel
+    assert isinstance(kernel, NativeKernel)
+    return Generator(kernel, *_weights(model), n, residual=model.config.residual, storage=storage)
+
+
+def _weights(model: CharLM) -> tuple[list[LayerWeights], tuple[Tensor, Tensor] | None]:
+    """Return the layers with what their outputs are normed by, and the readout if there is one."""
+    stack, norms = model.stack(), list(model.norms or ())
+    scales = [(norm.weight, norm.bias) for norm in norms] + [(None, None)] * (len(stack) - len(norms))
+    layers = [LayerWeights(layer.U, layer.W, layer.b, *scale) for layer, scale in zip(stack, scales, strict=True)]
+    return layers, None if model.readout is None else (model.readout.weight, model.readout.bias)

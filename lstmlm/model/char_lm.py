@@ -1,0 +1,157 @@
+"""The character language model: ids -> logits, and logits -> nats per character.
+
+`CharLM` is the stack with its readout, read by autograd; training computes the same by hand in `training.backprop`.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lstmlm.config.run_config import ModelConfig
+from lstmlm.errors import CheckpointError, ConfigError
+from lstmlm.kernels import Kernel
+from lstmlm.kernels.dropout import Dropout
+from lstmlm.model.lstm import LSTMLayer, StackState
+
+__all__ = ["CharLM", "StackState", "load_weights", "nats"]
+
+
+class CharLM(nn.Module):
+    """A stack of LSTM layers from ids to logits.
+
+        Y_0 = layer_0(ids),  Y_l = layer_l(X_{l-1})
+        X_l = dropout(norm(Y_l)),  + X_{l-1} with `residual`
+        logits = X_L R + r                            readout: linear
+        logits = H_t of the last layer, as wide as V  readout: direct, the article's Softmax(H_t)
+
+    Args:
+        config: Sizes and options; no size may be None any more.
+        vocabulary: V.
+        kernel: What runs the recurrence.
+        start: False leaves the layers' weights unset: `load_weights` comes next.
+
+    Raises:
+        ConfigError: A size is still open.
+    """
+
+    def __init__(self, config: ModelConfig, vocabulary: int, kernel: Kernel, *, start: bool = True) -> None:
+        super().__init__()
+        if config.hidden is None or config.layers is None or config.dropout is None:
+            raise ConfigError("model: expected hidden, layers and dropout as numbers, found auto. Choose them first.")
+        self.config = config
+        direct = config.readout == "direct"
+        widths = [config.hidden] * config.layers
+        if direct:
+            widths[-1] = vocabulary
+        self.layers = nn.ModuleList(
+            LSTMLayer(
+                widths[index - 1] if index else vocabulary,
+                width,
+                kernel,
+                bias=config.bias,
+                ids=index == 0,
+                forget_bias=config.forget_bias,
+                forget_span=config.forget_span,
+                orthogonal=config.orthogonal,
+                start=start,
+            )
+            for index, width in enumerate(widths)
+        )
+        hidden = widths[:-1] if direct else widths  # what direct reads out is H_t itself, untouched
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for width in hidden) if config.layer_norm else None
+        self.readout = None if direct else nn.Linear(widths[-1], vocabulary)
+
+    def initial_state(self, batch: int) -> StackState:
+        """Return the empty state of every layer."""
+        return tuple(layer.initial_state(batch) for layer in self.stack())
+
+    def forward(self, ids: Tensor, state: StackState | None = None, drop: Dropout | None = None) -> tuple[Tensor, StackState]:
+        """Predict the character after each of T characters.
+
+        Args:
+            ids: (T, B)
+            state: State before the first step; None is the empty one.
+            drop: The dropout of a training step; evaluating has none.
+
+        Returns:
+            logits: Unnormalised log probabilities of the next character. (T, B, V)
+            last: State after step T.
+        """
+        if state is None:
+            state = self.initial_state(ids.shape[1])
+        last = []
+        x = ids
+        for index, layer in enumerate(self.stack()):
+            W: Tensor = layer.W
+            if drop is not None and drop.weights:
+                W = W * drop.of_weights().mask(index, W[:, None]).squeeze(1)
+            y, after = layer(x, state[index], W)
+            last.append(after)
+            if self.readout is None and index == len(self.layers) - 1:
+                return y, tuple(last)
+            if self.norms is not None:
+                y = self.norms[index](y)
+            if drop is not None and drop.rate:
+                y = y * drop.mask(index, y)
+            x = x + y if self.config.residual and index else y
+        assert self.readout is not None  # a stack has at least one layer
+        return self.readout(x), tuple(last)
+
+    def parameter_count(self) -> int:
+        """Count the trained numbers."""
+        return sum(p.numel() for p in self.parameters())
+
+    def stack(self) -> list[LSTMLayer]:
+        """Return the layers, the first one first."""
+        return [layer for layer in self.layers if isinstance(layer, LSTMLayer)]
+
+
+def weight_shapes(config: ModelConfig, vocabulary: int) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every weight of a `CharLM`, without making one: a file is compared with it before it is believed."""
+    assert config.hidden is not None
+    assert config.layers is not None
+    shapes: dict[str, tuple[int, ...]] = {}
+    inputs = vocabulary
+    for index in range(config.layers):
+        direct = config.readout == "direct" and index == config.layers - 1
+        width = vocabulary if direct else config.hidden
+        shapes |= {f"layers.{index}.U": (inputs, 4 * width), f"layers.{index}.W": (width, 4 * width)}
+        if config.bias:
+            shapes[f"layers.{index}.b"] = (4 * width,)
+        if config.layer_norm and not direct:
+            shapes |= {f"norms.{index}.weight": (width,), f"norms.{index}.bias": (width,)}
+        inputs = width
+    if config.readout == "linear":
+        shapes |= {"readout.weight": (vocabulary, inputs), "readout.bias": (vocabulary,)}
+    return shapes
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Copy weights into a model, every one or none; it may be several networks in one.
+
+    Raises:
+        CheckpointError: A weight is missing, unknown or of another shape.
+    """
+    own = model.state_dict()
+    for name in sorted(own.keys() | weights.keys()):
+        expected = tuple(own[name].shape) if name in own else None
+        found = tuple(weights[name].shape) if name in weights else None
+        if expected != found:
+            raise CheckpointError(f"checkpoint: weight {name}: expected {expected}, found {found}.")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(weights[name])
+
+
+def nats(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return minus the log probability of each target, in nats.
+
+    Args:
+        logits: (T, B, V)
+        targets: (T, B)
+
+    Returns:
+        (T, B)
+    """
+    each = functional.cross_entropy(logits.flatten(0, 1), targets.reshape(-1), reduction="none")
+    return each.view(targets.shape)

@@ -1,0 +1,227 @@
+"""A layer of the LSTM and the stack of layers, trained through a kernel; weights to and from other gate orders.
+
+`LSTMLayer` holds U, W and b and runs them, for `char_lm`.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from lstmlm.kernels import Kernel, Rows
+from lstmlm.model.cell import GATES, LSTMState
+
+StackState = tuple[LSTMState, ...]
+"""One state for each layer, the first layer first; their widths may differ."""
+
+TORCH_ORDER = ("input", "forget", "new", "output")
+"""The order of the four blocks in `torch.nn.LSTM`."""
+
+ONNX_ORDER = ("input", "output", "forget", "new")
+"""The order of the four blocks in the ONNX operator LSTM."""
+
+
+class _Recurrent(torch.autograd.Function):
+    """One layer over T steps: products of all steps at once, the kernel in between, the backward pass by hand."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, kernel: Kernel, x: Tensor, U: Tensor, W: Tensor, b: Tensor | None, H_0: Tensor, C_0: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return H (T, B, S) and the last cell state (B, S)."""
+        H_0, C_0 = H_0.contiguous(), C_0.contiguous()
+        gates, C, H = kernel.forward(input_part(kernel, x, U), W, H_0, C_0, bias=b)
+        ctx.kernel = kernel
+        ctx.save_for_backward(x, U, W, b, H_0, C_0, H)
+        ctx.kept = (gates, C)  # not among the saved tensors: backward writes over them
+        return H, C[-1].clone()
+
+    @staticmethod
+    @once_differentiable  # the kernels have no second derivative: asking for it is an error, not a wrong number
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients in the order of `forward`'s arguments."""
+        x, U, W, b, H_0, C_0, H = ctx.saved_tensors
+        dH, dC_T = grads
+        if ctx.kept is None:  # a second backward pass over the same graph: the first one used the activations up
+            gates, C, _ = ctx.kernel.forward(input_part(ctx.kernel, x, U), W, H_0, C_0, bias=b)
+        else:
+            gates, C = ctx.kept
+            ctx.kept = None
+        da, dH_0, dC_0 = ctx.kernel.backward(dH.contiguous(), dC_T.contiguous(), gates, C, C_0, W)
+
+        product = ctx.kernel.product
+        dW = H_0.t() @ da[0]
+        if len(H) > 1:
+            product(H[:-1].flatten(0, 1).t(), da[1:].flatten(0, 1), dW, add=True)
+        rows = da.view(-1, U.shape[1])
+        db = None if b is None else torch.zeros_like(b)
+        if x.dim() == 2:
+            dx, dU = None, torch.zeros_like(U)
+            ctx.kernel.pointwise.scatter(x.reshape(-1), rows, dU, db)
+        else:
+            dx = product(rows, U.t()).view_as(x) if ctx.needs_input_grad[1] else None
+            dU = product(x.reshape(-1, len(U)).t(), rows)
+            ctx.kernel.pointwise.scatter(None, rows, None, db)
+        return None, dx, dU, dW, db, dH_0, dC_0
+
+
+def input_part(kernel: Kernel, x: Tensor, U: Tensor, out: Tensor | None = None) -> Tensor | Rows:
+    """Compute x_t U for all T steps at once; for ids there is nothing to compute.
+
+    Args:
+        kernel: What computes the product.
+        x: Dense inputs (T, B, E), or ids (T, B).
+        U: (E, 4S), for ids (V, 4S)
+        out: Where a product is written. (T, B, 4S)
+    """
+    if x.dim() == 2:
+        return Rows(x.contiguous(), U)
+    rows = None if out is None else out.view(-1, U.shape[1])
+    return kernel.product(x.reshape(-1, len(U)), U, rows).view(*x.shape[:-1], -1)
+
+
+def input_product(kernel: Kernel, x: Tensor, U: Tensor, b: Tensor | None) -> Tensor:
+    """Return x_t U + b as a tensor, for ids too: what `input_part` and the bias say, for whoever wants to change it.
+
+    Args:
+        kernel: As for `input_part`.
+        x: Likewise.
+        U: Likewise.
+        b: (4S)
+
+    Returns:
+        a: (T, B, 4S)
+    """
+    part = input_part(kernel, x, U)
+    a = part.table[part.ids] if isinstance(part, Rows) else part
+    return a if b is None else a.add_(b)
+
+
+class LSTMLayer(nn.Module):
+    """One layer: U, W and b with their gates in `cell.GATES` order.
+
+    U starts uniform within 1/sqrt(E) (a table of rows for ids: normal, deviation 0.5), W orthogonal in each gate's
+    block or uniform within 1/sqrt(S), b zero but for the forget gate's (Jozefowicz et al. 2015).
+
+    Args:
+        inputs: E, or V where the inputs are ids.
+        width: S.
+        kernel: What runs the recurrence.
+        bias: False leaves b out, as the article does.
+        ids: Whether the inputs are ids.
+        forget_bias: Where the forget gate's bias starts. Without `bias` it is not used.
+        forget_span: If not 0, these biases start spread instead: the memory k of a unit, in steps, grows geometrically from
+            2 to this, and b_f = ln(k - 1), so that f = 1 - 1/k; b_i = -b_f, so that what is kept long is written little
+            by little. Source: Tallec and Ollivier 2018, who draw k evenly.
+        orthogonal: How W starts.
+        start: False leaves the weights as memory happens to be: others are about to be loaded, and an orthogonal W takes long.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        width: int,
+        kernel: Kernel,
+        *,
+        bias: bool = True,
+        ids: bool = False,
+        forget_bias: float = 1.0,
+        forget_span: float = 0.0,
+        orthogonal: bool = True,
+        start: bool = True,
+    ) -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.width = width
+        self.U = nn.Parameter(torch.empty(inputs, 4 * width))
+        self.W = nn.Parameter(torch.empty(width, 4 * width))
+        self.b = nn.Parameter(torch.zeros(4 * width)) if bias else None
+        if not start:
+            return
+        with torch.no_grad():
+            if ids:
+                self.U.normal_(std=0.5)
+            else:
+                self.U.uniform_(-(inputs**-0.5), inputs**-0.5)
+            for block in self.W.split(width, dim=1):
+                if orthogonal:
+                    block.copy_(nn.init.orthogonal_(torch.empty(width, width)))
+                else:
+                    block.uniform_(-(width**-0.5), width**-0.5)
+            if self.b is not None:
+                gates = dict(zip(GATES, self.b.split(width), strict=True))
+                gates["forget"].fill_(forget_bias)
+                if forget_span:
+                    gates["forget"].copy_((torch.logspace(1, math.log2(max(2.0, forget_span)), width, base=2) - 1).log())
+                    gates["input"].copy_(-gates["forget"])
+
+    def initial_state(self, batch: int) -> LSTMState:
+        """Return the empty state: zeros, (B, S) each."""
+        return LSTMState(self.W.new_zeros(batch, self.width), self.W.new_zeros(batch, self.width))
+
+    def forward(self, x: Tensor, state: LSTMState, W: Tensor | None = None) -> tuple[Tensor, LSTMState]:
+        """Run T steps.
+
+        Args:
+            x: Dense inputs (T, B, E), or ids (T, B).
+            state: State before the first step. (B, S) each
+            W: Recurrent weights in place of the layer's own. (S, 4S)
+
+        Returns:
+            H: Hidden state after every step. (T, B, S)
+            last: State after step T; gradients flow through both of its parts.
+        """
+        run: Any = _Recurrent.apply  # torch does not annotate it
+        H, C_T = run(self.kernel, x, self.U, self.W if W is None else W, self.b, state.hidden, state.cell)
+        return H, LSTMState(H[-1], C_T)
+
+
+def from_other_order(weight: Tensor, order: tuple[str, ...]) -> Tensor:
+    """Return (4S, E) rows or (4S) biases in another gate order as (E, 4S) columns or (4S) biases in `GATES` order."""
+    blocks = dict(zip(order, weight.chunk(4), strict=True))
+    return torch.cat([blocks[gate] for gate in GATES]).t().contiguous()
+
+
+def to_other_order(weight: Tensor, order: tuple[str, ...]) -> Tensor:
+    """Return the inverse of `from_other_order`."""
+    blocks = dict(zip(GATES, weight.t().chunk(4), strict=True))
+    return torch.cat([blocks[gate] for gate in order]).contiguous()
+
+
+@torch.no_grad()
+def load_torch(layer: LSTMLayer, rival: nn.LSTM, index: int = 0) -> None:
+    """Copy layer `index` of an `nn.LSTM` into `layer`; the two bias vectors there are one here, their sum.
+
+    Raises:
+        ValueError: The biases there are not zero, and `layer` has none.
+    """
+    theirs = dict(rival.named_parameters())
+    layer.U.copy_(from_other_order(theirs[f"weight_ih_l{index}"], TORCH_ORDER))
+    layer.W.copy_(from_other_order(theirs[f"weight_hh_l{index}"], TORCH_ORDER))
+    b = torch.zeros_like(layer.W[0])
+    if rival.bias:
+        b = from_other_order(theirs[f"bias_ih_l{index}"] + theirs[f"bias_hh_l{index}"], TORCH_ORDER)
+    if layer.b is not None:
+        layer.b.copy_(b)
+    elif b.any():
+        raise ValueError("nn.LSTM: expected bias=False or biases of zero, as this layer has no bias, found others.")
+
+
+@torch.no_grad()
+def store_torch(layer: LSTMLayer, rival: nn.LSTM, index: int = 0) -> None:
+    """Copy `layer` into layer `index` of an `nn.LSTM`; its second bias vector becomes zero.
+
+    Raises:
+        ValueError: The layer's bias is not zero, and the `nn.LSTM` has none.
+    """
+    theirs = dict(rival.named_parameters())
+    theirs[f"weight_ih_l{index}"].copy_(to_other_order(layer.U, TORCH_ORDER))
+    theirs[f"weight_hh_l{index}"].copy_(to_other_order(layer.W, TORCH_ORDER))
+    b = torch.zeros_like(layer.W[0]) if layer.b is None else layer.b
+    if rival.bias:
+        theirs[f"bias_ih_l{index}"].copy_(to_other_order(b, TORCH_ORDER))
+        theirs[f"bias_hh_l{index}"].zero_()
+    elif b.any():
+        raise ValueError("nn.LSTM: expected bias=True, as this layer has a bias, found bias=False.")

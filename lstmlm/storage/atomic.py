@@ -1,0 +1,398 @@
+"""Files that are written whole or not at all, and journals that only grow.
+
+`write_atomic` and `Journal` are the entry points. Every call that can fail on the way to the disk goes through `calls`, one
+object with one method for each, so that a test can let the k-th of them fail or kill the process there.
+
+What a power loss can take depends on the system: where a folder cannot be synced (Windows, some network drives) a
+file that was just written may come back as its previous version, but never as a mixture.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from lstmlm.errors import CheckpointError, SystemProblem, printable
+
+Bytes = bytes | bytearray | memoryview
+
+# Flags that some systems lack: text translation on Windows, waiting on a FIFO, terminals that take over.
+_BINARY = getattr(os, "O_BINARY", 0)
+_CAREFUL = _BINARY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
+_NO_LINK = _BINARY | getattr(os, "O_NOFOLLOW", 0)
+
+_CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}
+_TEMP = re.compile(r"\..+\.(\d{1,10})\.tmp")
+
+_AGAIN = "then run the command again (a run goes on with --resume)"
+_FREE = f"Free some space, {_AGAIN}"
+_ELSEWHERE = "Change its permissions, or choose another folder"
+_MEANING = {
+    errno.ENOSPC: ("the disk is full", _FREE),
+    getattr(errno, "EDQUOT", errno.ENOSPC): ("the disk quota is used up", _FREE),
+    errno.EFBIG: ("the file would be larger than this system allows", "Raise the limit (ulimit -f)"),
+    errno.EACCES: ("permission denied", _ELSEWHERE),
+    errno.EPERM: ("permission denied", _ELSEWHERE),
+    errno.EROFS: ("the file system is read-only", "Choose another folder"),
+    errno.EIO: ("the disk reported an error", f"Check the disk, {_AGAIN}"),
+    errno.EMFILE: ("too many open files", "Raise the limit (ulimit -n)"),
+    errno.ENFILE: ("too many open files on this machine", f"Close other programs, {_AGAIN}"),
+    errno.ENOMEM: ("out of memory", f"Close other programs, {_AGAIN}"),
+    errno.ENOENT: ("the folder does not exist", f"Make it, {_AGAIN}"),
+    errno.ENOTDIR: ("a part of the path is a file, not a folder", "Choose another folder"),
+    errno.EISDIR: ("a folder stands where the file should be", "Move it away, or choose another folder"),
+    errno.ENAMETOOLONG: ("the name is too long", "Choose a shorter one"),
+}
+
+
+class Disk:
+    """The calls on the way to the disk, one method each; a test puts a failing one in its place."""
+
+    def open(self, path: Path, flags: int) -> int:
+        """Open `path`; a new file gets the permissions that the umask leaves."""
+        return os.open(path, flags, 0o666)
+
+    def write(self, fd: int, data: Bytes) -> int:
+        """Write as much of `data` as the system takes, and return how much that was."""
+        return os.write(fd, data)
+
+    def fsync(self, fd: int) -> None:
+        """Wait until what was written to `fd` would survive a power loss."""
+        os.fsync(fd)
+
+    def truncate(self, fd: int, size: int) -> None:
+        """Cut an open file to `size` bytes."""
+        os.ftruncate(fd, size)
+
+    def close(self, fd: int) -> None:
+        """Close `fd`."""
+        os.close(fd)
+
+    def replace(self, source: Path, target: Path) -> None:
+        """Rename `source` to `target`, taking its place in one step."""
+        os.replace(source, target)
+
+    def unlink(self, path: Path) -> None:
+        """Remove a file."""
+        os.unlink(path)
+
+    def mkdir(self, path: Path) -> None:
+        """Make one folder."""
+        os.mkdir(path)
+
+
+calls = Disk()
+
+
+def problem(error: OSError, what: str) -> SystemProblem:
+    """Return the error to raise for `error`, in words and with a next step.
+
+    Args:
+        error: What the system answered.
+        what:  What was being done, such as "cannot write runs/a/last.safetensors"; made printable here.
+    """
+    meaning, step = _MEANING.get(error.errno or 0, (error.strerror or "the system refused", "Check the path"))
+    return SystemProblem(f"{printable(what)}: {meaning}. {step}.")
+
+
+def write_atomic(path: Path, pieces: Iterable[Bytes]) -> int:
+    """Write a file whole or not at all: beside it, synced, renamed over it, folder synced.
+
+    Whatever happens (a kill at any instant, a full disk, a power loss), `path` is afterwards the previous file or the
+    new one. A second writer of the same path in the same process is not foreseen.
+
+    Args:
+        path:   The file; its folder exists.
+        pieces: The content, in order.
+
+    Returns:
+        The number of bytes written.
+
+    Raises:
+        SystemProblem: If the system refuses; the previous file is untouched and the temporary one is removed.
+    """
+    temp = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    try:
+        fd = _create(temp)
+        try:
+            size = _fill(fd, pieces)
+            calls.replace(temp, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                calls.unlink(temp)
+            raise
+        sync_folder(path.parent)
+    except OSError as error:
+        raise problem(error, f"cannot write {path}") from error
+    return size
+
+
+def write_text(path: Path, text: str) -> int:
+    """Write a UTF-8 text file whole or not at all, line ends as they are; see `write_atomic`."""
+    return write_atomic(path, [text.encode("utf-8", "surrogateescape")])
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, and sync them, so that what is written inside cannot be lost with them.
+
+    Raises:
+        SystemProblem: If the system refuses, or a file stands there.
+    """
+    try:
+        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+        for folder in reversed(missing):
+            with contextlib.suppress(FileExistsError):  # somebody else was faster: just as good
+                calls.mkdir(folder)
+            sync_folder(folder.parent)
+        if not path.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    except OSError as error:
+        raise problem(error, f"cannot make the folder {path}") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder would survive a power loss, where the system can do that."""
+    if os.name == "nt":  # a folder cannot be opened there
+        return
+    fd = calls.open(folder, os.O_RDONLY)
+    try:
+        _sync(fd)
+    finally:
+        calls.close(fd)
+
+
+@contextlib.contextmanager
+def set_aside(folder: Path, names: Iterable[str]) -> Iterator[None]:
+    """Take files out of the way while others of the same names are begun, and put them back if that fails.
+
+    They are deleted when the block has ended. What a process that was killed meanwhile had set aside, `clean` removes.
+
+    Args:
+        folder: Locked by the caller.
+        names: Of files in it; they need not exist.
+
+    Raises:
+        SystemProblem: If the system refuses, here or in the block; the files are as they were.
+    """
+    aside: dict[Path, Path | None] = {}
+    try:
+        for name in names:
+            path, away = folder / name, folder / f".{name}.old.{os.getpid()}.tmp"
+            with contextlib.suppress(FileNotFoundError):
+                calls.replace(path, away)
+                aside[path] = away
+            aside.setdefault(path, None)
+        yield
+    except BaseException as error:
+        for path, was in aside.items():
+            with contextlib.suppress(OSError):
+                calls.replace(was, path) if was else calls.unlink(path)
+        if isinstance(error, OSError):
+            raise problem(error, f"cannot begin a run in {folder}") from error
+        raise
+    for was in aside.values():
+        with contextlib.suppress(OSError):  # litter, not harm
+            if was:
+                calls.unlink(was)
+
+
+def clean(folder: Path) -> list[Path]:
+    """Remove temporary files that a killed process left in a folder, and return them.
+
+    To be called while the folder is locked and before anything is written: a temporary file with this process's own
+    number then belongs to a dead one that had the same number (as in containers).
+    """
+    removed = []
+    for path in sorted(folder.iterdir()):
+        match = _TEMP.fullmatch(path.name)
+        if match and not _lives_elsewhere(int(match[1])):
+            with contextlib.suppress(OSError):  # litter, not harm
+                calls.unlink(path)
+                removed.append(path)
+    return removed
+
+
+def open_regular(path: Path) -> tuple[int, int]:
+    """Open a regular file for reading without ever waiting, and return its descriptor and size in bytes.
+
+    Raises:
+        OSError: If the system refuses.
+        ValueError: If it is a folder, FIFO, device or socket; says which.
+    """
+    _require_regular(os.stat(path).st_mode)  # first without opening: opening a device can do something
+    fd = os.open(path, os.O_RDONLY | _CAREFUL)
+    try:
+        status = os.fstat(fd)
+        _require_regular(status.st_mode)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd, status.st_size
+
+
+class Journal:
+    """A file that only grows, one record at a time, and can be cut back to a length that is known to be good.
+
+    A record is written completely or not at all as far as this process can tell; a kill may leave half a record at
+    the end, which `open` with the length stored in the checkpoint cuts off. So sync the journal, then write the
+    checkpoint that holds its `size`.
+    """
+
+    def __init__(self, path: Path, fd: int, size: int) -> None:
+        self.path = path
+        self._fd = fd
+        self._size = size
+
+    @classmethod
+    def open(cls, path: Path, size: int = 0) -> Self:
+        """Open a journal and cut it to its first `size` bytes; 0 begins a new one.
+
+        Raises:
+            CheckpointError: If the file is shorter, or `size` is not the end of a line.
+            SystemProblem: If the system refuses.
+        """
+        name = printable(str(path))
+        try:
+            fd = calls.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | _NO_LINK)
+            try:
+                found = os.fstat(fd).st_size
+                if found < size:
+                    raise CheckpointError(
+                        f"journal {name}: expected at least {size} bytes, as the checkpoint says, found {found}: "
+                        f"the last {size - found} are missing. Put the file back from a copy, or begin again with "
+                        "--overwrite."
+                    )
+                os.lseek(fd, max(size - 1, 0), os.SEEK_SET)
+                if size and os.read(fd, 1) != b"\n":
+                    raise CheckpointError(
+                        f"journal {name}: expected the end of a line at byte {size}, as the checkpoint says, found "
+                        "other text. Put the file back from a copy, or begin again with --overwrite."
+                    )
+                if found > size:
+                    calls.truncate(fd, size)
+                # A checkpoint that counts on this file must not outlive its name.
+                sync_folder(path.parent)
+            except BaseException:
+                calls.close(fd)
+                raise
+        except OSError as error:
+            raise problem(error, f"cannot open {path}") from error
+        return cls(path, fd, size)
+
+    @property
+    def size(self) -> int:
+        """Length in bytes of the records so far."""
+        return self._size
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Append one record as one line of strict JSON (a value that is not finite is a ValueError)."""
+        self.append_text(json.dumps(record, allow_nan=False) + "\n")
+
+    def append_text(self, text: str) -> None:
+        """Append text, which ends with a line end, and hand it to the system at once.
+
+        Raises:
+            SystemProblem: If the system refuses; the journal is cut back to what it was.
+        """
+        if not text.endswith("\n"):
+            raise ValueError("a record ends with a line end")
+        data = text.encode("utf-8", "surrogateescape")
+        try:
+            _write_all(self._fd, data)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                calls.truncate(self._fd, self._size)
+            raise problem(error, f"cannot write {self.path}") from error
+        self._size += len(data)
+
+    def sync(self) -> None:
+        """Wait until every record would survive a power loss."""
+        try:
+            _sync(self._fd)
+        except OSError as error:
+            raise problem(error, f"cannot write {self.path}") from error
+
+    def close(self) -> None:
+        """Close the file; calling it again does nothing."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            calls.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+def _create(temp: Path) -> int:
+    """Open a new file, removing what a dead process with this one's number left there."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK
+    try:
+        return calls.open(temp, flags)
+    except FileExistsError:
+        calls.unlink(temp)
+        return calls.open(temp, flags)
+
+
+def _fill(fd: int, pieces: Iterable[Bytes]) -> int:
+    """Write the pieces to a fresh file, sync and close it; return its size."""
+    try:
+        size = sum(_write_all(fd, piece) for piece in pieces)
+        _sync(fd)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            calls.close(fd)
+        raise
+    calls.close(fd)  # where closing fails, so did writing (network drives say it here)
+    return size
+
+
+def _write_all(fd: int, data: Bytes) -> int:
+    view = memoryview(data).cast("B")
+    done = 0
+    while done < len(view):
+        written = calls.write(fd, view[done:])
+        if written <= 0:  # never seen on a regular file, and must not become an endless loop
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        done += written
+    return done
+
+
+def _sync(fd: int) -> None:
+    try:
+        calls.fsync(fd)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
+
+
+def _lives_elsewhere(pid: int) -> bool:
+    """Whether another process with this number is alive."""
+    if pid == os.getpid() or os.name == "nt":  # there a file in use cannot be removed anyway, and asking would signal
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # alive, and not ours
+        return True
+    return pid > 0
+
+
+def _require_regular(mode: int) -> None:
+    kinds = {
+        stat.S_IFDIR: "a folder",
+        stat.S_IFIFO: "a FIFO",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+        stat.S_IFSOCK: "a socket",
+    }
+    if not stat.S_ISREG(mode):
+        raise ValueError(kinds.get(stat.S_IFMT(mode), "a special file"))

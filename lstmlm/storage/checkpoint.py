@@ -1,0 +1,325 @@
+"""One training state <-> one file, whole or not at all.
+
+`write` and `read` are the entry points, for the trainer and all that opens a model; torch is imported only in `to_tensors` and
+`to_blobs`. Numbers are little-endian, as on every machine that torch is built for.
+
+The file is in the safetensors format: 8 bytes with the length of a JSON header, the header, the data. The header's
+`__metadata__` holds four texts:
+
+    format   "lstmlm-1"
+    sha256   of the whole file, with these 64 digits written as zeros
+    kind     "best" (the model) or "last" (all that training needs to go on)
+    meta     JSON: what is known about the run; see `header.META`
+
+so that one flipped bit anywhere, or any missing or added byte, is seen. Nothing in it is ever executed or unpickled.
+The `safetensors` package reads these files, as a test shows. They are not made with it, because its torch-free
+`serialize` takes dictionaries of bytes in some versions and raw addresses in others; and not read with it, because
+what it checks (no holes, no overlaps) is less than what is checked here, and it copies the data once more.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from lstmlm.errors import CheckpointError, Diverged, SystemProblem, TextError, printable
+from lstmlm.storage import atomic
+from lstmlm.storage.atomic import Journal as Journal  # a checkpoint stores how long the run's journals are
+from lstmlm.storage.header import DTYPES, FORMAT, MAX_HEADER, DamageError, Header, foreign, parse
+
+if TYPE_CHECKING:
+    import torch
+
+# Of a float that is infinite or not a number all exponent bits are set. For each dtype: where its two highest bytes
+# are, and the bits in them that are the exponent.
+_EXPONENT = {
+    "float64": (0x7F, 0xF0),
+    "float32": (0x7F, 0x80),
+    "bfloat16": (0x7F, 0x80),
+    "float16": (0x7C, 0x00),
+}
+_CHUNK = 1 << 20
+_ZEROS = "0" * 64
+_RESTORE = "Use the other checkpoint of the run, a copy, or train again"
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A tensor as bytes: contiguous, little-endian, the last axis running fastest."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: atomic.Bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A training state: its kind, what is known about it, and its tensors by name."""
+
+    kind: str
+    meta: dict[str, Any]
+    tensors: dict[str, Blob]
+
+
+def write(path: Path, checkpoint: Checkpoint) -> int:
+    """Write a checkpoint so that a kill or a full disk at any instant leaves the previous one or this one.
+
+    Args:
+        path:       The file; its folder exists.
+        checkpoint: The state. `meta` has the keys of `header.META`.
+
+    Returns:
+        The size of the file in bytes.
+
+    Raises:
+        Diverged: If a value is infinite or not a number; nothing is written.
+        SystemProblem: If the system refuses; the previous file is untouched.
+        ValueError: If the state is not one that `read` would accept.
+
+    Memory: the header; tensors are written from where they are.
+    """
+    for name, blob in checkpoint.tensors.items():
+        if not _finite(blob.dtype, memoryview(blob.data).cast("B")):
+            raise Diverged(
+                f"{printable(str(path))} is not written: tensor {printable(name)} holds values that are infinite or "
+                "not numbers. Go on from the last checkpoint with a smaller train.lr."
+            )
+    return atomic.write_atomic(path, pack(checkpoint))
+
+
+def pack(checkpoint: Checkpoint) -> list[atomic.Bytes]:
+    """Return the pieces of the file that holds a checkpoint: length and header, then each tensor.
+
+    Raises:
+        TextError: If the vocabulary has no room in the header.
+        ValueError: If the state is not one that `read` would accept.
+    """
+    try:
+        meta = json.dumps(checkpoint.meta, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except ValueError as error:
+        raise Diverged(f"checkpoint: expected finite numbers in its description, found others ({error}).") from error
+    # Half a surrogate pair (a file name that is not UTF-8) cannot be stored as itself; JSON has an escape for it.
+    meta = re.sub("[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", meta)
+    # The digest's place comes before any text that could hold as many zeros.
+    texts = {"format": FORMAT, "sha256": _ZEROS, "kind": checkpoint.kind, "meta": meta}
+    header: dict[str, Any] = {"__metadata__": texts}
+    # Wide elements first, so that every tensor begins at a multiple of its element's size.
+    names = sorted(checkpoint.tensors, key=lambda name: (-DTYPES[checkpoint.tensors[name].dtype][1], name))
+    views, start = [], 0
+    for name in names:
+        blob = checkpoint.tensors[name]
+        view = memoryview(blob.data).cast("B")
+        views.append(view)
+        header[name] = {
+            "dtype": DTYPES[blob.dtype][0],
+            "shape": list(blob.shape),
+            "data_offsets": [start, start + len(view)],
+        }
+        start += len(view)
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    if len(text) > MAX_HEADER and len(checkpoint.meta.get("counts", ())) > 100_000:
+        raise TextError(
+            f"checkpoint: expected a description of at most {MAX_HEADER} bytes, found {len(text)}, with a vocabulary of "
+            f"{len(checkpoint.meta['counts'])} characters in it. Train on bytes: --tokenizer byte."
+        )
+    prefix = len(text).to_bytes(8, "little") + text
+    try:
+        parse(text, start)
+    except DamageError as damage:
+        raise ValueError(f"checkpoint: expected {damage.args[0]}, found {damage.args[1]}") from None
+    digest = hashlib.sha256(prefix)
+    for view in views:
+        digest.update(view)
+    return [prefix.replace(_ZEROS.encode(), digest.hexdigest().encode(), 1), *views]
+
+
+def read(path: Path, check: Callable[[Header], None] | None = None) -> Checkpoint:
+    """Read a checkpoint and verify all of it.
+
+    Args:
+        path:  The file.
+        check: Called with the header before memory is taken for the data; raises to refuse the file.
+
+    Returns:
+        The checkpoint; its blobs are views of one buffer.
+
+    Raises:
+        CheckpointError: If it is missing, not a regular file, damaged, or not a checkpoint; says what is wrong.
+        SystemProblem: If it is larger than the memory of this machine.
+
+    Memory: the file, the header as objects, and 2 MiB.
+    """
+    try:
+        with _Source(path) as source:
+            raw, header = source.header()
+            if check:
+                check(header)
+            data = source.data(header)
+    except DamageError as damage:
+        _refuse(path, *damage.args)
+    digest = hashlib.sha256(len(raw).to_bytes(8, "little") + raw.replace(header.sha256.encode(), _ZEROS.encode()))
+    digest.update(data)
+    if digest.hexdigest() != header.sha256:
+        _refuse(path, f"the SHA-256 {header.sha256[:16]}...", f"{digest.hexdigest()[:16]}...: the file is damaged")
+    view = memoryview(data)
+    tensors = {}
+    for name, entry in header.entries.items():
+        piece = view[entry.start : entry.stop]
+        if not _finite(entry.dtype, piece):
+            _refuse(path, f"finite values in tensor {name}", "infinity or NaN")
+        if entry.dtype == "bool" and len(bytes(piece).translate(None, b"\0\1")):
+            _refuse(path, f"0 or 1 in tensor {name} of type bool", "other values")
+        tensors[name] = Blob(entry.dtype, entry.shape, piece)
+    return Checkpoint(header.kind, header.meta, tensors)
+
+
+def peek(path: Path) -> Header:
+    """Read what a checkpoint says about itself, checked but without its data or digest; raises as `read` does."""
+    try:
+        with _Source(path) as source:
+            return source.header()[1]
+    except DamageError as damage:
+        _refuse(path, *damage.args)
+
+
+def to_blobs(tensors: "dict[str, torch.Tensor]") -> dict[str, Blob]:
+    """Copy tensors of any device and layout to bytes, element for element.
+
+    Raises:
+        ValueError: If a dtype is not among `DTYPES`.
+    """
+    import torch
+
+    blobs = {}
+    for name, tensor in tensors.items():
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        if dtype not in DTYPES:
+            raise ValueError(f"tensor {name}: expected one of {', '.join(DTYPES)}, found {dtype}")
+        data = bytearray(tensor.numel() * tensor.element_size())
+        if data:  # frombuffer takes no empty buffer
+            torch.frombuffer(data, dtype=tensor.dtype).view(tensor.shape).copy_(tensor.detach())
+        blobs[name] = Blob(dtype, tuple(tensor.shape), data)
+    return blobs
+
+
+def to_tensors(blobs: dict[str, Blob]) -> "dict[str, torch.Tensor]":
+    """Copy bytes to contiguous tensors on the CPU, which share no memory with them or with each other."""
+    import torch
+
+    tensors = {}
+    for name, blob in blobs.items():
+        tensor = torch.empty(blob.shape, dtype=getattr(torch, blob.dtype))
+        if tensor.numel():
+            # torch warns of memory that is read-only, although nothing here writes to it.
+            data = bytearray(blob.data) if memoryview(blob.data).readonly else blob.data
+            tensor.copy_(torch.frombuffer(data, dtype=tensor.dtype).view(blob.shape))
+        tensors[name] = tensor
+    return tensors
+
+
+class _Source:
+    """An open checkpoint file, read from start to end once."""
+
+    def __init__(self, path: Path) -> None:
+        name = printable(str(path))
+        try:
+            fd, self._size = atomic.open_regular(path)
+        except FileNotFoundError:
+            raise CheckpointError(f"checkpoint {name}: not found. Give a run folder or a .safetensors file.") from None
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+                raise atomic.problem(error, f"cannot read {path}") from error
+            raise CheckpointError(
+                f"checkpoint {name}: cannot be read ({error.strerror}). Check the path and its permissions."
+            ) from error
+        except ValueError as error:  # also a path with a NUL in it
+            raise CheckpointError(
+                f"checkpoint {name}: expected a regular file, found {printable(str(error))}. "
+                "Give a run folder or a .safetensors file."
+            ) from error
+        self._file = os.fdopen(fd, "rb", buffering=0)
+
+    def __enter__(self) -> "_Source":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def header(self) -> tuple[bytes, Header]:
+        """Return the header's bytes and what they say."""
+        start = self._read(min(8, self._size))
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or length > MAX_HEADER or length > self._size - 8:
+            start += self._read(min(512, self._size) - len(start))
+            raise DamageError(*foreign(bytes(start), length, self._size))
+        raw = bytes(self._read(length))
+        if not raw.startswith(b"{"):
+            raise DamageError(*foreign(bytes(start) + raw[:504], length, self._size))
+        kind, meta, entries, sha256 = parse(raw, self._size - 8 - length)
+        if sha256 == _ZEROS or raw.count(sha256.encode()) != 1:
+            raise DamageError("the digits of its SHA-256 exactly once in the header", "them more or less often")
+        return raw, Header(kind, meta, entries, self._size, sha256)
+
+    def data(self, header: Header) -> bytearray:
+        """Return the data, all of it."""
+        names = getattr(os, "sysconf_names", {})
+        if "SC_PHYS_PAGES" in names and header.size > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+            raise SystemProblem(
+                f"cannot read {printable(str(self._file.name))}: {header.size} bytes are more than this machine's "
+                "memory. Use a machine with more."
+            )
+        return self._read(max((entry.stop for entry in header.entries.values()), default=0))
+
+    def _read(self, size: int) -> bytearray:
+        try:
+            buffer = bytearray(size)
+            view, done = memoryview(buffer), 0
+            while done < size:
+                count = self._file.readinto(view[done:])
+                if not count:
+                    raise DamageError(f"{self._size} bytes", "fewer: the file became shorter while it was read")
+                done += count
+        except MemoryError:
+            raise SystemProblem(
+                f"cannot read a checkpoint: out of memory ({size} bytes needed). Close other programs, or use a "
+                "machine with more."
+            ) from None
+        except OSError as error:
+            raise DamageError("a readable file", f"a read error ({error.strerror})") from error
+        return buffer
+
+
+def _refuse(path: Path, expected: str, found: str, step: str = _RESTORE) -> NoReturn:
+    raise CheckpointError(f"checkpoint {printable(str(path))}: expected {expected}, found {found}. {step}.")
+
+
+def _finite(dtype: str, data: memoryview) -> bool:
+    """Whether no element has all exponent bits set, seen from its two highest bytes."""
+    if dtype not in _EXPONENT:
+        return True
+    width = DTYPES[dtype][1]
+    high, low = (_marks(mask) for mask in _EXPONENT[dtype])
+    for chunk in _chunks(data):
+        first = chunk[width - 1 :: width].translate(high)
+        if b"\1" in first:
+            second = chunk[width - 2 :: width].translate(low)
+            # As one large number each: a bit that is set in both is an element with both bytes marked.
+            if int.from_bytes(first, "little") & int.from_bytes(second, "little"):
+                return False
+    return True
+
+
+def _marks(mask: int) -> bytes:
+    """Return the table that turns a byte into 1 if all bits of `mask` are set in it, else 0."""
+    return bytes(byte & mask == mask for byte in range(256))
+
+
+def _chunks(data: memoryview) -> Iterator[bytes]:
+    for start in range(0, len(data), _CHUNK):
+        yield bytes(data[start : start + _CHUNK])

@@ -1,0 +1,4 @@
+"""Train networks: `trainer` is the loop, `members` the networks of a run, `backprop` the gradient by hand, `optim` AdamW.
+
+Called by `lstmlm train` alone. `events`, `distributed`, `clock_log` and `malloc` import no torch.
+"""

@@ -1,0 +1,141 @@
+"""Where a run stands, and what it reports on the way: numbers without a tensor among them.
+
+The trainer reports an `Event` to whoever watches (`display`) and keeps its `TrainState` in every checkpoint.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lstmlm.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """One step of training.
+
+    step: Counted from 1: the number of steps done.
+    steps: Of the whole run; None while the budget in minutes has not been turned into steps.
+    nats_per_char: Mean over the window's B x T predictions.
+    rate: Learning rate of the step.
+    chars: Characters trained on since the run began.
+    """
+
+    step: int
+    steps: int | None
+    nats_per_char: float
+    rate: float
+    chars: int
+
+
+@dataclass(frozen=True)
+class Decided:
+    """The budget in minutes has become a number of steps."""
+
+    steps: int
+    chars_per_second: float
+
+
+@dataclass(frozen=True)
+class Validated:
+    """The validation text was scored, warm.
+
+    members: What each network takes alone, where several are read as one.
+    """
+
+    step: int
+    nats_per_char: float
+    best: bool
+    members: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A short text that the network wrote."""
+
+    step: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint was committed."""
+
+    step: int
+    path: Path
+
+
+@dataclass(frozen=True)
+class SteppedBack:
+    """A step was not finite; the run goes on from an earlier one with a smaller rate."""
+
+    step: int
+    to: int
+    what: str
+    rate_scale: float
+
+
+Event = StepDone | Decided | Validated | Sampled | Saved | SteppedBack
+
+
+@dataclass
+class TrainState:
+    """Where a run stands: all that is not a tensor and that going on needs.
+
+    `recent` is the sum of nats and the number of steps since the last record of metrics.jsonl. `validated` is the last
+    step after which the validation text was scored: a signal may come between a step and its validation.
+    """
+
+    step: int = 0
+    steps: int | None = None
+    eval_every: int = 0
+    rate_scale: float = 1.0
+    retries: int = 0
+    best_step: int = 0
+    best_nats: float = math.inf
+    final_nats: float = math.inf
+    worse: int = 0
+    validated: int = 0
+    recent_nats: float = 0.0
+    recent_steps: int = 0
+    metrics_bytes: int = 0
+    samples_bytes: int = 0
+
+    def to_meta(self) -> dict[str, Any]:
+        """Return what goes into a checkpoint's header, where infinity has no place."""
+        return {k: None if v == math.inf else v for k, v in vars(self).items()}
+
+    @classmethod
+    def from_meta(cls, meta: dict[str, Any]) -> "TrainState":
+        """Return the inverse of `to_meta`.
+
+        Raises:
+            CheckpointError: A field is missing, unknown or of the wrong type.
+        """
+        plain = cls()
+        if set(meta) != set(vars(plain)):
+            raise CheckpointError("checkpoint: its training state has other fields than this version knows.")
+        for key, value in meta.items():
+            if key in ("best_nats", "final_nats") and value is None:
+                continue
+            kind = int if key == "steps" else type(getattr(plain, key))
+            if not (isinstance(value, kind) and not isinstance(value, bool)) and not (key == "steps" and value is None):
+                raise CheckpointError(f"checkpoint: training.{key}: expected {kind.__name__}, found {type(value).__name__}.")
+            setattr(plain, key, value)
+        return plain
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The wall time of the whole command.
+
+    started: `time.perf_counter()` when the process began, as near as can be told. Seconds.
+    """
+
+    started: float
+
+    def seconds(self) -> float:
+        """Return the seconds since the process began."""
+        return time.perf_counter() - self.started

@@ -1,0 +1,144 @@
+"""The networks that a run trains: their weights, their optimizers, and their way through a window.
+
+A run has one of them or several (`model.members`), each as a run of its own seed would have it. The trainer calls
+`Members.learn` once a step.
+"""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from lstmlm.config.run_config import RunConfig
+from lstmlm.kernels import Kernel
+from lstmlm.kernels.dropout import Dropout
+from lstmlm.kernels.pointwise import Number
+from lstmlm.model import ensemble
+from lstmlm.model.cell import LSTMState
+from lstmlm.model.char_lm import CharLM
+from lstmlm.model.lstm import StackState
+from lstmlm.training.backprop import Backprop
+from lstmlm.training.optim import Optimizer
+from lstmlm.training.train_step import TrainStep
+
+
+class Member:
+    """One network of a run.
+
+    Args:
+        config: Of the run; no size may be None any more.
+        vocabulary: V.
+        kernel: What runs the recurrence.
+        number: Counted from 0: it is added to the run's seed.
+        device: Where it is trained; its weights are drawn on the CPU, the same for every device.
+
+    Attributes:
+        prefix: Before the names of its tensors in a checkpoint.
+    """
+
+    def __init__(self, config: RunConfig, vocabulary: int, kernel: Kernel, number: int, device: torch.device) -> None:
+        self._config = config
+        self._seed = (config.train.seed + number) % 2**63
+        self.prefix = ensemble.prefix(config.model, number)
+        torch.manual_seed(self._seed)
+        self.model = CharLM(config.model, vocabulary, kernel).to(device)
+        self.optimizer = Optimizer(self.model, config.train, kernel.pointwise)
+
+    def dropout(self, step: int, streams: int, first: int) -> Dropout:
+        """Return the dropout of a step of the run, counted from 0, for the streams of the global batch from `first` on."""
+        model = self._config.model
+        return Dropout(model.dropout or 0.0, self._seed, step, streams, first, model.weight_dropout or 0.0)
+
+
+class Members:
+    """All networks of a run.
+
+    Args:
+        config: See `Member`.
+        vocabulary: V.
+        kernel: What runs the recurrence.
+        device: Where they are trained.
+
+    Attributes:
+        each: One after another.
+        network: All of them as one, which reads.
+    """
+
+    def __init__(self, config: RunConfig, vocabulary: int, kernel: Kernel, device: torch.device) -> None:
+        self._config = config
+        self.each = [Member(config, vocabulary, kernel, number, device) for number in range(config.model.members)]
+        self.network = ensemble.of([member.model for member in self.each])
+        self._deferred = kernel.pointwise.deferred
+        self._backprop: dict[int, Backprop] = {}
+        self._steps: dict[int, TrainStep] = {}
+        self._whole: TrainStep | None = None
+
+    @property
+    def gradients(self) -> list[Tensor]:
+        """Return the flat gradients of all."""
+        return [gradient for member in self.each for gradient in member.optimizer.gradients]
+
+    def prepare(self, counts: Iterable[int], window: int, streams: int) -> None:
+        """Take the memory for windows of so many streams each, of so many in the whole batch."""
+        for count in counts:
+            self._backprop[count] = backprop = Backprop(self.network, count, window, self._config.train.segment)
+            if self._deferred:
+                taken = [member.optimizer for member in self.each] if count == streams else []
+                self._steps[count] = TrainStep(self.network, backprop, taken, window, count, 1 / (streams * window))
+        self._whole = self._steps.get(streams)
+
+    def begin(self, rate: float) -> None:
+        """Set the learning rate of the next step; `learn` and `finish` follow."""
+        for member in self.each:
+            member.optimizer.prepare(rate)
+
+    def learn(
+        self, ids: Tensor, targets: Tensor, state: StackState | None, step: int, streams: int, first: int
+    ) -> tuple[Number, StackState]:
+        """Read a window of some streams and add the gradient of their part of the mean nats.
+
+        Args:
+            ids: (T, B)
+            targets: The id after each. (T, B)
+            state: Of all networks before the window; None: the empty one.
+            step: Of the run, counted from 0.
+            streams: Of the global batch.
+            first: The first of them that is here.
+
+        Returns:
+            Their part of the mean over the networks, and their state after the window.
+        """
+        T, count = ids.shape
+        share = self._config.train.state_dropout
+        drops = [member.dropout(step, streams, first) for member in self.each]
+        emptied = torch.stack([drop.emptied(share, count) for drop in drops]) if state is not None and share else None
+        if self._deferred:
+            return self._steps[count](ids, targets, state, drops, emptied)
+        if state is None:
+            state = self.network.initial_state(count)
+        elif emptied is not None:
+            kept = (~emptied[..., None]).repeat_interleave(len(state) // len(drops), dim=0)
+            state = tuple(LSTMState(layer.hidden * own, layer.cell * own) for layer, own in zip(state, kept, strict=True))
+        scale = 1 / (streams * T)
+        summed, after = self._backprop[count](ids, targets, state, scale, *drops)
+        return summed * (scale / len(drops)), after
+
+    def finish(self, loss: Number) -> list[tuple[Number, Number]]:
+        """Take the optimizers' step by the gradient that all streams have left, unless it or the loss is not finite.
+
+        Args:
+            loss: Mean nats over the whole batch.
+
+        Returns:
+            Of each network the norm of the gradient, and whether all weights are finite.
+        """
+        if self._whole is not None:  # that was part of it
+            return list(self._whole.found)
+        return [self._finish(member.optimizer, loss) for member in self.each]
+
+    def _finish(self, optimizer: Optimizer, loss: Number) -> tuple[Number, Number]:
+        norm = optimizer.gradient_norm()
+        if not (self._deferred or math.isfinite(norm + loss)):
+            return norm, True
+        return norm, optimizer.step(norm, loss)

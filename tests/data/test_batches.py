@@ -1,0 +1,135 @@
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lstmlm.data.batches import Streams, clamped
+from lstmlm.data.ids import Ids
+
+
+def counting(chars: int, batch: int, window: int) -> Streams:
+    """Make streams over ids that are their own positions."""
+    return Streams(Ids.of(range(chars)), batch, window)
+
+
+sizes = st.tuples(st.integers(2, 300), st.integers(1, 9), st.integers(1, 40))
+
+
+@given(sizes=sizes)
+def test_each_character_is_a_target_once_in_a_pass(sizes: tuple[int, int, int]) -> None:
+    """A pass predicts no character twice, and leaves out exactly the few that the formula states."""
+    chars, streams = sizes[0], counting(*sizes)
+    B, T = streams.batch_size, streams.window
+    for p in range(4):
+        steps = range(p * streams.steps_per_epoch, (p + 1) * streams.steps_per_epoch)
+        seen = Counter(i for step in steps for i in streams.batch(step)[1].flatten().tolist())
+        left_out = 1 + B * (streams.length % T) + (chars - 1) % B
+
+        assert max(seen.values()) == 1
+        assert len(seen) == chars - left_out
+
+
+@given(sizes=sizes)
+def test_four_passes_see_everything(sizes: tuple[int, int, int]) -> None:
+    """In any four passes that belong together every character but the first of the text is a target."""
+    streams = counting(*sizes)
+    for group in (0, 1):
+        first = 4 * group * streams.steps_per_epoch
+        steps = range(first, first + 4 * streams.steps_per_epoch)
+        seen = {i for step in steps for i in streams.batch(step)[1].flatten().tolist()}
+
+        assert seen == set(range(1, sizes[0]))
+
+
+@given(sizes=sizes, step=st.integers(0, 10**15))
+def test_targets_are_inputs_one_further_on(sizes: tuple[int, int, int], step: int) -> None:
+    """At any step targets follow inputs by one, in the stated shape and type, and stay in the text."""
+    streams = counting(*sizes)
+    inputs, targets, _ = streams.batch(step)
+
+    assert torch.equal(inputs + 1, targets)
+    assert inputs.shape == (streams.window, streams.batch_size)
+    assert inputs.dtype == targets.dtype == torch.int64
+    assert inputs.is_contiguous()
+    assert targets.is_contiguous()
+    assert int(inputs.min()) >= 0
+    assert int(targets.max()) < sizes[0]
+
+
+@given(sizes=sizes)
+def test_state_is_fresh_only_where_a_pass_starts(sizes: tuple[int, int, int]) -> None:
+    """Where the state is carried each stream goes on with the very next character."""
+    streams = counting(*sizes)
+    last = torch.empty(0)
+    for step in range(3 * streams.steps_per_epoch):
+        inputs, targets, fresh = streams.batch(step)
+
+        assert fresh == (step % streams.steps_per_epoch == 0)
+        assert fresh or torch.equal(inputs[0], last)
+        last = targets[-1]
+
+
+def test_offsets_are_the_stated_formula() -> None:
+    """A batch worked out by hand: 23 characters, 2 streams of 11, windows of 3, 3 steps a pass."""
+    streams = counting(23, 2, 3)
+
+    assert (streams.length, streams.steps_per_epoch) == (11, 3)
+    assert streams.batch(1)[0].T.tolist() == [[3, 4, 5], [14, 15, 16]]
+    assert streams.batch(3)[0].T.tolist() == [[2, 3, 4], [13, 14, 15]]
+    assert streams.batch(1)[1].T.tolist() == [[4, 5, 6], [15, 16, 17]]
+
+
+def test_a_part_of_the_streams_is_that_part_of_the_batch() -> None:
+    """A process that owns some streams reads the same characters as one that owns all."""
+    streams = counting(500, 7, 11)
+    inputs, targets, fresh = streams.batch(5)
+    part = streams.batch(5, first=2, count=3)
+
+    assert torch.equal(part[0], inputs[:, 2:5])
+    assert torch.equal(part[1], targets[:, 2:5])
+    assert part[2] == fresh
+    assert torch.equal(streams.batch(5, first=5)[0], inputs[:, 5:])
+
+
+@pytest.mark.parametrize("width", [1, 2, 4])
+def test_every_width_of_id_reads_the_same(width: int) -> None:
+    """Ids stored in 1, 2 and 4 bytes give the same batches."""
+    values = [i * 7 % 256 for i in range(200)]
+    stored = b"".join(value.to_bytes(width, "little") for value in values)
+    inputs, _, _ = Streams(Ids(bytearray(stored), width, 0, 200), 3, 5).batch(4)
+
+    assert torch.equal(inputs, Streams(Ids.of(values), 3, 5).batch(4)[0])
+
+
+def test_a_batch_is_a_copy() -> None:
+    """Writing into a batch leaves the text as it was."""
+    streams = counting(50, 2, 3)
+    streams.batch(0)[0].zero_()
+
+    assert streams.batch(0)[0][1, 0] == 1
+
+
+@pytest.mark.parametrize(
+    ("wanted", "chars", "expected"),
+    [
+        ((16, 64), 2, (1, 1)),
+        ((16, 64), 40, (1, 39)),
+        ((16, 64), 65, (1, 64)),
+        ((16, 64), 200, (3, 64)),
+        ((16, 64), 1025, (16, 64)),
+        ((16, 64), 10**10, (16, 64)),
+        ((1, 1), 2, (1, 1)),
+    ],
+)
+def test_sizes_shrink_to_the_text(wanted: tuple[int, int], chars: int, expected: tuple[int, int]) -> None:
+    """The window shrinks to a short text first, then the batch to what is left."""
+    assert clamped(*wanted, chars) == expected
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (0, 1, 1), (9, 0, 1), (9, 1, 0)])
+def test_impossible_sizes_are_refused(sizes: tuple[int, int, int]) -> None:
+    """A text of one character predicts nothing, and no stream or step is not a batch."""
+    with pytest.raises(ValueError, match="cannot cut"):
+        counting(*sizes)

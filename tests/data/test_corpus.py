@@ -1,0 +1,121 @@
+import gzip
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from lstmlm.data import sources
+from lstmlm.errors import TextError
+from tests.corpora import ACCEPTED, REFUSED, Reader, text_of
+
+
+@pytest.fixture(name="read")
+def _read(tmp_path: Path) -> Reader:
+    """Read a corpus with a cache folder of its own."""
+    return Reader(tmp_path)
+
+
+@pytest.mark.parametrize("data", ACCEPTED.values(), ids=ACCEPTED.keys())
+def test_odd_texts_come_back_byte_for_byte(read: Reader, data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An accepted text decodes to the very bytes of the file, in characters and in bytes, and is counted right."""
+    monkeypatch.setattr(sources, "CHUNK", 50_021)  # borders fall inside characters
+    path = read.file(data)
+    chars, raw = read(path), read(path, tokenizer="byte")
+
+    assert text_of(chars).encode() == data
+    assert bytes([*raw.train.tensor(0, raw.chars).tolist(), *raw.val.tensor(0, raw.chars).tolist()]) == data
+    assert (chars.chars, chars.bytes, raw.bytes) == (len(data.decode()), len(data), len(data))
+    assert chars.tokenizer.encode("".join(sorted(set(data.decode())))) == list(range(len(chars.tokenizer)))
+    assert sum(chars.counts) == len(chars.train)
+    assert chars.counts == torch.bincount(chars.train.tensor(0, chars.chars), minlength=len(chars.counts)).tolist()
+    assert chars.val_bytes == len(data.decode()[len(chars.train) :].encode())
+
+
+@pytest.mark.parametrize("data", [case[0] for case in REFUSED.values()], ids=REFUSED.keys())
+def test_bytes_take_anything_of_two_or_more(read: Reader, data: bytes) -> None:
+    """The byte tokenizer, offered as the way out, takes every file with two bytes."""
+    path = read.file(data)
+    if len(data) < 2:
+        with pytest.raises(TextError, match="at least 2"):
+            read(path, tokenizer="byte")
+        return
+
+    assert read(path, tokenizer="byte").chars == len(data)
+
+
+@pytest.mark.parametrize(
+    ("chars", "fraction", "held_out"),
+    [(1000, 0.1, 100), (1009, 0.1, 100), (10, 0.1, 1), (9, 0.1, 0), (2, 0.5, 0), (3, 0.5, 1), (1000, 0.0, 0)],
+)
+def test_the_end_of_the_text_is_held_out(read: Reader, chars: int, fraction: float, held_out: int) -> None:
+    """The last floor(chars * fraction) characters are for validation, and two are always left for training."""
+    text = "".join(random.Random(chars).choices("abcdefgh", k=chars))
+    split = read(read.file(text), val_fraction=fraction)
+
+    assert (len(split.train), len(split.val)) == (chars - held_out, held_out)
+    assert split.tokenizer.decode(split.val.tensor(0, chars).tolist()) == text[chars - held_out :]
+    assert any("too few" in note for note in split.notes) == (held_out == 0 and fraction > 0)
+
+
+def test_the_vocabulary_covers_both_parts(read: Reader) -> None:
+    """A character that only the held-out end has is in the vocabulary, with a count of zero."""
+    split = read(read.file("ab" * 50 + "z"))
+
+    assert split.tokenizer.encode("z") == [2]
+    assert split.counts[2] == 0
+
+
+def test_a_validation_file_is_encoded_alike(read: Reader) -> None:
+    """With a file for validation the whole corpus trains; its unknown characters are left out and counted."""
+    split = read(read.file("abc" * 30), val=read.file("cab€cab€é", "val.txt"))
+
+    assert (len(split.train), len(split.val)) == (90, 6)
+    assert split.tokenizer.decode(split.val.tensor(0, 9).tolist()) == "cabcab"
+    assert any("3 validation characters left out" in note and "U+20AC" in note for note in split.notes)
+    assert split.val_bytes == 6
+
+
+@pytest.mark.parametrize(("data", "found"), [(b"", "empty"), (b"xyz", "none that training has")])
+def test_a_validation_file_of_nothing_is_refused(read: Reader, data: bytes, found: str) -> None:
+    """A validation file without a single known character can validate nothing."""
+    with pytest.raises(TextError, match=rf"val\.txt: .*{found}"):
+        read(read.file("abc" * 30), val=read.file(data, "val.txt"))
+
+
+def test_a_given_vocabulary_is_kept(read: Reader) -> None:
+    """A model that goes on keeps its ids, whatever the new text has of them."""
+    symbols = "".join(map(chr, range(32, 127)))
+    split = read(read.file("hello" * 9), symbols=symbols)
+
+    assert len(split.tokenizer) == len(split.counts) == 95
+    assert split.train.tensor(0, 5).tolist() == [symbols.index(c) for c in "hello"]
+
+
+@pytest.mark.parametrize("unknown", ["€", "A"])
+def test_characters_outside_a_given_vocabulary_are_named(read: Reader, unknown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new text with characters that the model does not know is refused, with the first one's place."""
+    monkeypatch.setattr(sources, "CHUNK", 8)
+    with pytest.raises(TextError, match=rf"at character 45: .*{unknown}.*U\+{ord(unknown):04X}"):
+        read(read.file("hello" * 9 + unknown), symbols="ehlo")
+
+
+def test_the_fingerprint_knows_text_and_split(read: Reader) -> None:
+    """The fingerprint depends on the decoded text and the split, not on file, encoding or packing."""
+    path = read.file("naïve text\n" * 40)
+    first = read(path).fingerprint
+
+    assert read(read.file("naïve text\n" * 40, "other.md")).fingerprint == first
+    assert read(read.file(gzip.compress(("naïve text\n" * 40).encode()), "t.gz")).fingerprint == first
+    assert read(read.file(("naïve text\n" * 40).encode("latin-1"), "l"), encoding="latin-1").fingerprint == first
+    assert read(path, val_fraction=0.2).fingerprint != first
+    assert read(read.file("naïve text\n" * 39 + "naïve tixt\n")).fingerprint != first
+
+
+def test_progress_adds_up(read: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Progress goes up to the size of the files, once for each pass."""
+    monkeypatch.setattr(sources, "CHUNK", 10)
+    calls: list[tuple[str, int, int]] = []
+    read(read.file("abcdefghij" * 2, "1"), read.file("k" * 5, "2"), progress=lambda *call: calls.append(call))
+
+    assert calls == [(doing, done, 25) for doing in ("reading", "encoding") for done in (10, 20, 25)]

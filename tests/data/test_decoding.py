@@ -1,0 +1,137 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lstmlm.data import sources
+from lstmlm.errors import ConfigError, TextError
+from tests.corpora import REFUSED, Reader, text_of
+
+
+@pytest.fixture(name="read")
+def _read(tmp_path: Path) -> Reader:
+    """Read a corpus with a cache folder of its own."""
+    return Reader(tmp_path)
+
+
+@pytest.mark.parametrize(("data", "message"), REFUSED.values(), ids=REFUSED.keys())
+@pytest.mark.parametrize("chunk", [4, 5, 65_536])
+def test_bad_texts_are_refused_with_their_place(
+    read: Reader, data: bytes, message: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refused text names file, offset and way out, wherever the borders of the pieces read lie."""
+    if len(data) > 100_000 and chunk < 100:
+        chunk += 7777
+    monkeypatch.setattr(sources, "CHUNK", chunk)
+    with pytest.raises(TextError, match=message) as caught:
+        read(read.file(data))
+
+    assert "text.txt" in str(caught.value)
+    assert len(str(caught.value).splitlines()) <= 6
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@given(data=st.binary(max_size=60), chunk=st.integers(4, 9))
+def test_any_bytes_are_text_or_an_error_of_ours(data: bytes, chunk: int, read: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any file is decoded as Python decodes it, or refused at the offset at which Python refuses it."""
+    monkeypatch.setattr(sources, "CHUNK", chunk)
+    path = read.file(data)
+    marks = ("\ufeff".encode(), b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")
+    body = data.removeprefix(marks[0])
+    try:
+        expected = body.decode()
+    except UnicodeDecodeError as error:
+        message = "order mark" if data.startswith(marks[1:]) else f"at byte {len(data) - len(body) + error.start}:"
+        with pytest.raises(TextError, match=message):
+            read(path)
+        return
+    if len(expected) < 2 or data.startswith(marks[1:]):
+        with pytest.raises(TextError):
+            read(path)
+        return
+
+    assert text_of(read(path)) == expected
+
+
+@pytest.mark.parametrize(
+    ("encoding", "data"),
+    [
+        ("latin-1", bytes(range(256)) * 3),
+        ("utf-16", "héllo 😀\r\n".encode("utf-16") + "x".encode("utf-16-le") * 30),
+        ("utf-16-le", "héllo 😀".encode("utf-16-le") * 9),
+        ("utf-32", "héllo 😀".encode("utf-32")),
+        ("cp1252", b"\x93quoted\x94 " * 9),
+        ("shift_jis", "日本語 text".encode("shift_jis") * 9),
+        ("gb18030", "中文 😀".encode("gb18030") * 9),
+        ("utf-7", "naïve +-".encode("utf-7") * 9),
+    ],
+)
+def test_other_encodings_decode_across_borders(read: Reader, encoding: str, data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file in a stated encoding gives the text that Python's codec gives."""
+    monkeypatch.setattr(sources, "CHUNK", 5)
+
+    assert text_of(read(read.file(data), encoding=encoding)) == data.decode(encoding)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "data", "offset"),
+    [
+        ("utf-16-le", b"ab\0\xd8cd", 2),
+        ("utf-16-le", "abcdé".encode("utf-16-le")[:-1], 8),
+        ("shift_jis", "日本語".encode("shift_jis") + b"\x81", 6),
+        ("cp1252", b"abcdefg\x81", 7),
+        ("ascii", b"abcdefgh\xe9", 8),
+    ],
+)
+def test_offsets_are_right_in_other_encodings(
+    read: Reader, encoding: str, data: bytes, offset: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The offset of a bad byte is that in the file, also where the decoder held bytes back."""
+    monkeypatch.setattr(sources, "CHUNK", 5)
+    with pytest.raises(TextError, match=f"at byte {offset}:"):
+        read(read.file(data), encoding=encoding)
+
+
+def test_surrogates_of_a_lax_encoding_are_refused(read: Reader) -> None:
+    """UTF-7 can spell half a character, which is no text."""
+    with pytest.raises(TextError, match=r"U\+D800|surrogate"):
+        read(read.file(b"ab+2AA-cd"), encoding="utf-7")
+
+
+@pytest.mark.parametrize("name", ["utf-99", "", "hex", "rot13", "idna", "unicode_escape", "utf 8\0", "x" * 5000])
+def test_unknown_encodings_are_configuration_errors(read: Reader, name: str) -> None:
+    """What is no encoding of files is refused before a file is read."""
+    with pytest.raises(ConfigError, match=r"data\.encoding"):
+        read(read.file(b"abc"), encoding=name)
+
+
+def test_a_mark_at_the_start_is_dropped_and_said(read: Reader) -> None:
+    """The byte order mark of each file is no part of the text, and the notes say so."""
+    one, two = read.file(b"\xef\xbb\xbfab", "one.txt"), read.file(b"\xef\xbb\xbfcd", "two.txt")
+    joined = read(one, two)
+
+    assert text_of(joined) == "abcd"
+    assert any("one.txt and 1 more" in note and "byte order mark" in note for note in joined.notes)
+    assert text_of(read(read.file("\ufeffabc".encode("utf-16-le")), encoding="utf-16-le")) == "abc"
+
+
+@pytest.mark.parametrize(
+    ("data", "note"),
+    [
+        (b"a\nb\r\nc\r" * 40, "mixed line ends, kept: 40 LF, 40 CRLF, 40 CR alone"),
+        (b"a\r\n" * 40, "all 40 line ends are CRLF, kept"),
+        (b"a\r" * 40, "all 40 line ends are CR alone, kept"),
+        (b"a\0b\0" * 40, "80 NUL characters"),
+    ],
+)
+def test_notes_say_what_is_odd(read: Reader, data: bytes, note: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Line ends and NULs are kept, counted right across the borders of pieces, and said."""
+    monkeypatch.setattr(sources, "CHUNK", 5)
+
+    assert any(note in n for n in read(read.file(data)).notes)
+
+
+def test_ordinary_text_has_no_notes(read: Reader) -> None:
+    """Nothing is said about a text with nothing odd in it."""
+    assert read(read.file("naïve text\n" * 40)).notes == []

@@ -1,0 +1,279 @@
+import gzip
+import io
+import os
+import random
+import threading
+from pathlib import Path
+
+import pytest
+
+from lstmlm.data import cache, sources
+from lstmlm.errors import SystemProblem, TextError, UsageError
+from tests.corpora import PACK, Reader, text_of
+
+
+@pytest.fixture(name="read")
+def _read(tmp_path: Path) -> Reader:
+    """Read a corpus with a cache folder of its own."""
+    return Reader(tmp_path)
+
+
+def test_files_are_joined_in_the_order_given(read: Reader) -> None:
+    """Several files are one text, with nothing between them, also where a character cannot lie across two."""
+    one, two = read.file("one", "1"), read.file("two", "2")
+
+    assert text_of(read(two, one)) == "twoone"
+    with pytest.raises(TextError, match="half at byte 1"):
+        read(read.file(b"a\xe2\x82", "half"), read.file(b"\xac", "rest"))
+
+
+def test_a_folder_is_its_files_by_relative_path(read: Reader) -> None:
+    """A folder gives its files by sorted relative path, compressed ones unpacked, hidden and special ones left out."""
+    read.file("3", "f/b/x.txt")
+    read.file("2", "f/b.txt")
+    read.file("1", "f/a.txt")
+    read.file("4", "f/c")
+    read.file(gzip.compress(b"5"), "f/d.gz")
+    read.file("!", "f/.hidden")
+    read.file("!", "f/.git/config")
+    os.mkfifo(read.folder / "f/pipe")
+    (read.folder / "f/loop").symlink_to(read.folder / "f")
+
+    assert text_of(read(str(read.folder / "f"))) == "12345"
+    assert read(str(read.folder / "f")).name == "f"
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_folder_without_files_is_refused(read: Reader, hidden: bool) -> None:
+    """An empty folder, or one of hidden files only, is no corpus."""
+    (read.folder / "empty").mkdir()
+    if hidden:
+        read.file("x", "empty/.x")
+    with pytest.raises(TextError, match="found none in it"):
+        read(str(read.folder / "empty"))
+
+
+def test_a_folder_with_something_unreachable_is_refused(read: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link in a folder that the system does not let anybody follow (/proc/1/cwd) is named, without a traceback."""
+    read.file("text", "folder/text.txt")
+
+    def refuse(self: Path, **_: object) -> bool:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    with pytest.raises(TextError, match=r"folder/text.txt: .*Permission denied"):
+        read(str(read.folder / "folder"))
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".xz", ".bz2", ".GZ"])
+@pytest.mark.parametrize("damage", [None, "truncated", "flipped", "plain"])
+def test_compressed_files_are_read_as_streams(read: Reader, suffix: str, damage: str | None) -> None:
+    """A compressed file is its text; a damaged one is refused by name."""
+    text = "".join(random.Random(1).choices("abcdé \n", k=20_000))
+    data = PACK[suffix.lower()](text.encode())
+    if damage == "truncated":
+        data = data[: len(data) // 2]
+    elif damage == "flipped":
+        data = data[:500] + bytes([data[500] ^ 255]) + data[501:]
+    elif damage == "plain":
+        data = text.encode()
+    path = read.file(data, f"text.txt{suffix}")
+    if damage:
+        with pytest.raises(TextError, match=rf"text\.txt{suffix}.*"):
+            read(path)
+        return
+
+    assert text_of(read(path)) == text
+    assert read(path).name == "text"
+
+
+def test_members_of_a_compressed_file_are_joined(read: Reader) -> None:
+    """A gzip file of several members is all of them."""
+    assert text_of(read(read.file(gzip.compress(b"one") + gzip.compress(b"two"), "t.gz"))) == "onetwo"
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "byte"])
+def test_a_pipe_is_read_once(read: Reader, tokenizer: str) -> None:
+    """A FIFO that gives its text in dribbles is read like a file."""
+    path = read.folder / "pipe"
+    os.mkfifo(path)
+
+    def write() -> None:
+        with open(path, "wb", buffering=0) as pipe:
+            for byte in "naïve 😀\n".encode() * 20:
+                pipe.write(bytes([byte]))
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    got = read(str(path), tokenizer=tokenizer)
+    writer.join()
+
+    assert text_of(got) == "naïve 😀\n" * 20
+
+
+def test_standard_input_is_a_source(read: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dash is standard input, whose corpus is called stdin."""
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("naïve".encode() * 50)))
+    got = read("-")
+
+    assert text_of(got) == "naïve" * 50
+    assert got.name == "stdin"
+
+
+def test_standard_input_cannot_be_read_twice(read: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asking for standard input as corpus and validation is a mistake of usage."""
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"abc")))
+    with pytest.raises(UsageError, match="twice"):
+        read("-", "-")
+    with pytest.raises(UsageError, match="twice"):
+        read("-", val="-")
+
+
+def test_closed_standard_input_is_refused(read: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process without standard input says so."""
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(TextError, match="closed"):
+        read("-")
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "/dev/null", "/dev/full"])
+@pytest.mark.parametrize("as_input", [False, True])
+def test_devices_are_refused(read: Reader, path: str, as_input: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device, which may never end, is refused at once, by name and as standard input."""
+    with open(path) as device:
+        monkeypatch.setattr("sys.stdin", device)
+        with pytest.raises(TextError, match="device"):
+            read("-" if as_input else path)
+
+
+def test_files_that_the_system_makes_up_are_read(read: Reader) -> None:
+    """A file below /proc says that it has no bytes, and is read all the same."""
+    if not Path("/proc/self/status").exists():
+        pytest.skip("no /proc")
+
+    assert text_of(read("/proc/self/status")).startswith("Name:")
+
+
+@pytest.mark.parametrize("name", ["-dash.txt", "new\nline.txt", "sp ace.txt", "ünï.txt", "\x1b[31m.txt"])
+def test_odd_names_are_read_and_shown_safely(read: Reader, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file may have any name; it gives a tame name to the corpus, and none of its controls reach a message."""
+    monkeypatch.chdir(read.folder)
+    read.file("abc", name)
+    got = read(name)
+    read.file(b"\xff\xff", name)
+    with pytest.raises(TextError) as caught:
+        read(name)
+
+    assert text_of(got) == "abc"
+    assert got.name.replace("_", "").replace("-", "").replace(".", "").isalnum()
+    assert got.name[0] not in ".-"
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["", "nothing\0here", "x" * 5000, "/no/such/folder/text", "text.txt/inside"])
+def test_names_that_lead_nowhere_are_refused(read: Reader, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that cannot be a file is an error of ours."""
+    monkeypatch.chdir(read.folder)
+    read.file("abc")
+    with pytest.raises(TextError) as caught:
+        read(name)
+
+    assert len(str(caught.value)) < 6000
+
+
+def test_a_mistyped_name_gets_help(read: Reader, tmp_path: Path) -> None:
+    """A missing file names its likely neighbours, and what comes along."""
+    read.file("abc", "shakespeare.txt")
+    bundled = read.folder / "bundled"
+    read.file("abc", "bundled/stories.txt")
+    with pytest.raises(TextError, match=r"Did you mean '.*shakespeare\.txt'\?"):
+        read(str(read.folder / "shakespear.txt"))
+    with pytest.raises(TextError, match="found an address"):
+        read("https://example.com/text.txt")
+    with pytest.raises(TextError, match=r"Did you mean 'stories'\? .*come along: stories"):
+        read("storys", bundled=bundled)
+
+
+def test_a_bundled_name_is_a_source_but_files_win(read: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name of a bundled corpus is enough, unless a file is called the same."""
+    read.file("bundled", "bundled/stories.txt")
+    monkeypatch.chdir(read.folder)
+
+    assert text_of(read("stories", bundled=read.folder / "bundled")) == "bundled"
+    read.file("own file", "stories")
+    assert text_of(read("stories", bundled=read.folder / "bundled")) == "own file"
+
+
+def test_nothing_to_read_is_a_mistake_of_usage(read: Reader) -> None:
+    """No source at all is refused."""
+    with pytest.raises(UsageError):
+        read()
+
+
+def test_a_file_that_cannot_be_read_says_why(read: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refusal of the system is passed on in words: permission is the user's matter, a broken disk the machine's."""
+    path = read.file("abc")
+    for reason, kind in (
+        (PermissionError(13, "Permission denied"), TextError),
+        (OSError(5, "I/O error"), SystemProblem),
+    ):
+
+        def fail(*_: object, reason: OSError = reason, **__: object) -> None:
+            raise reason
+
+        monkeypatch.setattr("lstmlm.data.sources.open", fail, raising=False)
+        with pytest.raises(kind, match=r"Permission denied|I/O error"):
+            read(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "when"),
+    [("grown", "reading"), ("grown", "encoding"), ("cut", "reading"), ("cut", "encoding"), ("replaced", "reading")],
+)
+def test_a_file_that_changes_while_it_is_read_is_noticed(
+    read: Reader, change: str, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Text is never a mixture of two states of a file, within a pass or between two."""
+    monkeypatch.setattr(cache, "MEMORY_LIMIT", 1000)
+    path = Path(read.file("abcd" * 1000))
+    changed: list[bool] = []
+
+    def progress(doing: str, done: int, total: int) -> None:
+        if doing == when and not changed:
+            changed.append(True)
+            if change == "grown":
+                path.write_bytes(path.read_bytes() + b"more")
+            elif change == "cut":
+                os.truncate(path, 10)
+            else:
+                Path(read.file("dcba" * 1000, "new")).replace(path)
+
+    with pytest.raises(TextError, match="changed while it was read"):
+        read(str(path), progress=progress)
+
+
+def test_a_file_replaced_after_it_was_opened_is_whole(read: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands in a file's place during its last pass is not mixed in, and is read the next time."""
+    monkeypatch.setattr(cache, "MEMORY_LIMIT", 1000)
+    path = read.file("abcd" * 1000)
+
+    def progress(doing: str, done: int, total: int) -> None:
+        if doing == "encoding":
+            Path(read.file("dcba" * 1000, "new")).replace(path)
+
+    assert text_of(read(path, progress=progress)) == "abcd" * 1000
+    assert text_of(read(path)) == "dcba" * 1000
+
+
+def test_a_changed_content_under_an_unchanged_face_is_noticed(read: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even where size and times say nothing the second pass sees that its text is not the first one's."""
+    monkeypatch.setattr(cache, "MEMORY_LIMIT", 1000)
+    monkeypatch.setattr(sources.Source, "_unchanged", lambda *_: None)
+    path = read.file("abcd" * 1000)
+
+    def progress(doing: str, done: int, total: int) -> None:
+        if doing == "reading" and done == total:
+            Path(path).write_text("abdc" * 1000)
+
+    with pytest.raises(TextError, match="changed while it was read"):
+        read(path, progress=progress)

@@ -1,0 +1,178 @@
+"""Learning from a text while it is scored: score first, learn then, and leave the model as it was."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lstmlm.evaluation import dynamic
+from lstmlm.evaluation.dynamic import SEGMENT, DynamicEvaluator, Rates
+from lstmlm.evaluation.sampler import Sampling, generate
+from lstmlm.evaluation.scoring import Scored, Scorer, warm
+from lstmlm.model.char_lm import CharLM, nats
+from tests.helpers import assert_close, small_model, some_ids
+
+V = 11
+COUNTS = [7, 0, 3, 1, 9, 2, 5, 11, 0, 6, 8]
+RATES = Rates(rate=0.03)
+STILL = Rates(rate=0.0, decay=0.0)
+OWN = 2 * SEGMENT + 9
+
+
+def evaluator(model: CharLM, rates: Rates = RATES) -> DynamicEvaluator:
+    """Return a evaluator whose own text is short."""
+    return DynamicEvaluator(model, 3, rates, OWN)
+
+
+def read(model: CharLM, ids: Tensor, rates: Rates = RATES) -> Scored:
+    """Score a text with a new evaluator."""
+    return evaluator(model, rates).read(ids)
+
+
+@pytest.mark.parametrize("length", [2, SEGMENT, SEGMENT + 1, SEGMENT + 2, 3 * SEGMENT + 7])
+def test_without_learning_it_is_warm(length: int) -> None:
+    """At rate 0 every character but the first gets its warm score, whatever the length, and the state is the same."""
+    model, ids = small_model(), some_ids(length)
+    expected, found = warm(model, ids, batch=1), read(model, ids, STILL)
+
+    assert_close(found.nats, expected.nats, "nats")
+    assert torch.equal(found.correct, expected.correct)
+    for one, other in zip(found.state, expected.state, strict=True):
+        assert_close(one.cell, other.cell, "cell")
+
+
+def test_score_first() -> None:
+    """What comes later in a text changes no score before it; within a segment nothing has been learnt from it yet."""
+    model, ids = small_model(), some_ids(4 * SEGMENT)
+    changed = ids.clone()
+    place = 2 * SEGMENT + 5
+    changed[place:] = (changed[place:] + 1) % V
+    one, other, plain = read(model, ids), read(model, changed), warm(model, ids, batch=1)
+
+    assert torch.equal(one.nats[: place - 1], other.nats[: place - 1])
+    assert_close(one.nats[:SEGMENT], plain.nats[:SEGMENT], "the first segment")
+    assert (one.nats[SEGMENT:] - plain.nats[SEGMENT:]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("most", [1e9, 0.1])
+def test_the_step(monkeypatch: pytest.MonkeyPatch, most: float) -> None:
+    """After a segment the weights are those of the formula, with the gradient that autograd finds on the model itself."""
+    monkeypatch.setattr(dynamic, "LARGEST", most)
+    model, ids = small_model(), some_ids(SEGMENT + 1)
+    rates = Rates(rate=0.01, decay=0.25, floor=0.5)
+    one = evaluator(model, rates)
+    [network] = one._networks
+    usual = network._usual(3, OWN)
+    network.restart()
+    network.weights.add_(0.125)  # so that there is a way back
+    before = network.weights.clone()
+    one.read(ids)
+
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.125)
+    logits, _ = model(ids[:-1, None])
+    gradient = torch.autograd.grad(nats(logits, ids[1:, None]).mean(), list(model.parameters()))
+    flat = torch.cat([g.reshape(-1) for g in gradient])
+    n = flat / (usual + 0.5 * usual.square().mean().sqrt())
+    size = float(n.square().mean().sqrt())
+    assert_close(network.weights, before - 0.25 * 0.125 - 0.01 * n * min(1.0, most / size), "weights")
+    assert size > 0.1
+
+
+def test_usual_size() -> None:
+    """The usual size of a gradient is its root mean square over the segments of a text that the model writes."""
+    model = small_model()
+    [network] = evaluator(model)._networks
+    found = network._usual(3, OWN)
+    squares = []
+    stream = generate(model, [3], [0], Sampling())
+    ids = torch.tensor([3, *(next(stream)[0][0] for _ in range(OWN))])
+    state = model.initial_state(1)
+    for first in range(0, OWN, SEGMENT):
+        piece = ids[first : first + SEGMENT + 1]
+        logits, after = model(piece[:-1, None], state)
+        state = tuple(layer.detach() for layer in after)
+        gradient = torch.autograd.grad(nats(logits, piece[1:, None]).mean(), list(model.parameters()))
+        squares.append(torch.cat([g.reshape(-1) for g in gradient]).square())
+
+    assert len(squares) == 3
+    assert_close(found, torch.stack(squares).mean(0).sqrt(), "usual size")
+
+
+def test_it_learns() -> None:
+    """A text that repeats itself in a way that the model does not expect takes fewer nats than warm."""
+    model, ids = small_model(), torch.tensor([1, 7, 7, 2, 9] * 300)
+
+    assert read(model, ids).nats.mean() < 0.7 * warm(model, ids).nats.mean()
+
+
+def test_decay_holds_it_back() -> None:
+    """With a decay of 1 each segment is scored by the trained weights and the last step alone."""
+    model = small_model()
+    ids = torch.tensor([1, 7, 7, 2, 9] * 300)
+    free, held = (float(read(model, ids, Rates(0.03, decay)).nats.mean()) for decay in (0.0, 1.0))
+
+    assert free < held < float(warm(model, ids).nats.mean())
+
+
+def test_the_model_stays() -> None:
+    """The model keeps its weights, its gradients and its mode, and shares no memory with the evaluator."""
+    model, ids = small_model(), some_ids(3 * SEGMENT)
+    before = [p.detach().clone() for p in model.parameters()]
+    one = evaluator(model)
+    one.read(ids)
+    one._networks[0].weights.fill_(math.nan)
+
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
+    assert all(p.grad is None for p in model.parameters())
+    assert not model.training
+
+
+@pytest.mark.parametrize("options", [{}, {"readout": "direct"}, {"bias": False, "layer_norm": False}, {"layers": 1}])
+def test_same_bits(options: dict[str, Any]) -> None:
+    """A second run, other numbers of threads and another piece size give the same bits, for every kind of model."""
+    model, ids = small_model(dtype=torch.float32, **options), some_ids(5 * SEGMENT + 9)
+    expected = read(model, ids)
+    torch.set_num_threads(2)
+    again = evaluator(model)
+    pieces = [again.read(ids[: 2 * SEGMENT + 1]), again.read(ids[2 * SEGMENT :])]
+
+    assert torch.get_num_threads() == 2
+    assert torch.equal(torch.cat([piece.nats for piece in pieces]), expected.nats)
+
+
+def test_under_a_scorer() -> None:
+    """A scorer hands over every character once, however the text comes, and charges the first and unknown ones as always."""
+    model, ids = small_model(), some_ids(3 * SEGMENT + 50)
+    whole, still = (float(read(model, ids, rates).nats.sum()) for rates in (Rates(rate=0.03), STILL))
+
+    def score(pieces: list[Tensor], rates: Rates) -> float:
+        scorer = Scorer(model, COUNTS, window=SEGMENT, read=evaluator(model, rates).read)
+        for piece in pieces:
+            scorer.add(piece, len(piece) + 1, len(piece))
+        return scorer.finish().nats
+
+    unknown = math.log(1_114_112)
+    apart = [ids[:1], ids[1:5], ids[5:300], ids[300:]]
+    plain = Scorer(model, COUNTS)
+    plain.add(ids, len(ids), len(ids))
+
+    assert score(apart, STILL) - 4 * unknown == pytest.approx(plain.finish().nats)
+    assert score(apart, Rates(rate=0.03)) - 4 * unknown == pytest.approx(plain.finish().nats - still + whole)
+    assert score([ids], Rates(rate=0.03)) - unknown == pytest.approx(score(apart, Rates(rate=0.03)) - 4 * unknown, abs=1e-9)
+
+
+def test_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rate chosen is the one that scores a text best, and the evaluator then reads as a new one at that rate does."""
+    monkeypatch.setattr(dynamic, "CHOICES", (0.3, 0.0, 0.01))
+    model, ids = small_model(), torch.tensor([1, 7, 7, 2, 9] * 300)
+    one = evaluator(model)
+    chosen = one.choose(ids)
+    scores = {rate: float(read(model, ids, Rates(rate=rate)).nats.sum()) for rate in dynamic.CHOICES}
+
+    assert chosen.rate == min(scores, key=lambda rate: scores[rate])
+    assert chosen.rate != 0.0
+    assert float(one.read(ids).nats.sum()) == scores[chosen.rate]

@@ -1,0 +1,89 @@
+"""Scores of lines: the same however many come at a time, and in sum those of the whole text."""
+
+import math
+
+import pytest
+import torch
+
+from lstmlm.data.tokenizer import CharTokenizer
+from lstmlm.evaluation import per_line
+from lstmlm.evaluation.per_line import Line, LineScorer
+from lstmlm.evaluation.scoring import CODE_POINTS, first_char, score_ids
+from lstmlm.model.char_lm import CharLM
+from tests.helpers import small_model
+
+WITH_NEWLINE = CharTokenizer("abcdefghij\n")
+WITHOUT = CharTokenizer("abcdefghijk")
+COUNTS = [7, 0, 3, 1, 9, 2, 5, 11, 0, 6, 8]
+LINES = ["abc\n", "\n", "jihgfedcba\n", "a\n", "aab", "a?b\n", "\n", "", "??\n"]
+
+
+def score(model: CharLM, tokenizer: CharTokenizer, lines: list[str], at_once: int, carried: bool) -> list[Line]:
+    """Score lines, some at a time."""
+    scorer = LineScorer(model, tokenizer, COUNTS, carried)
+    return [line for low in range(0, len(lines), at_once) for line in scorer.score(lines[low : low + at_once])]
+
+
+@pytest.mark.parametrize("tokenizer", [WITH_NEWLINE, WITHOUT])
+@pytest.mark.parametrize("carried", [False, True])
+@pytest.mark.parametrize("at_once", [1, 2, 4])
+def test_lines_may_come_in_any_groups(
+    tokenizer: CharTokenizer, carried: bool, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many lines come at a time and are read side by side, each gets the same numbers, in order."""
+    monkeypatch.setattr(per_line, "TOGETHER", 3)
+    monkeypatch.setattr(per_line, "PIECE", 8)
+    model = small_model()
+    together, apart = (score(model, tokenizer, LINES, n, carried) for n in (len(LINES), at_once))
+
+    assert [line.number for line in together] == list(range(1, len(LINES) + 1))
+    for one, other in zip(together, apart, strict=True):
+        assert (one.text, one.unknown, one.chars) == (other.text, other.unknown, len(one.text))
+        assert one.costs == pytest.approx(other.costs, abs=1e-9)
+
+
+def test_reset_lines_are_texts_of_their_own() -> None:
+    """Each line costs what it costs read alone after a line end."""
+    model = small_model()
+    for line in score(model, WITH_NEWLINE, LINES[:5], 5, carried=False):
+        assert line.bits == pytest.approx(alone(model, line.text), abs=1e-9)
+
+
+def alone(model: CharLM, text: str) -> float:
+    """Return the bits of a text after a line end, id 0 of this vocabulary, the obvious way."""
+    ids = [0, *(WITH_NEWLINE.symbols.index(c) for c in text)]
+    with torch.inference_mode():
+        logs = torch.log_softmax(model(torch.tensor(ids)[:, None])[0][:, 0], -1)
+    return -sum(float(logs[t, ids[t + 1]]) for t in range(len(ids) - 1)) / math.log(2)
+
+
+def test_carried_lines_sum_to_the_whole_text() -> None:
+    """With the state carried, the lines cost together what the text costs in one piece."""
+    model = small_model()
+    text = "".join(LINES[:5])
+    ids = torch.tensor(WITH_NEWLINE.encode(text))
+    total = score_ids(model, ids, COUNTS, byte_length=len(text))
+
+    assert sum(line.bits for line in score(model, WITH_NEWLINE, LINES[:5], 2, carried=True)) == pytest.approx(
+        total.nats / math.log(2), abs=1e-9
+    )
+
+
+def test_unknown_characters_are_charged_where_they_stand() -> None:
+    """Their cost has their place in the line, is counted, and the others cost what they cost without them."""
+    with_unknown, without = score(small_model(), WITH_NEWLINE, ["a?b\n", "ab\n"], 2, carried=False)
+
+    assert with_unknown.costs[1] == math.log2(CODE_POINTS)
+    assert with_unknown.unknown == 1
+    assert with_unknown.costs[:1] + with_unknown.costs[2:] == pytest.approx(without.costs, abs=1e-9)
+
+
+def test_a_first_character_without_anything_before_it_is_charged_at_its_frequency() -> None:
+    """Where the vocabulary has no line end, and where the state is carried from the very start."""
+    frequency = first_char(COUNTS, 2) / math.log(2)
+    (reset,) = score(small_model(), WITHOUT, ["cab"], 1, carried=False)
+    one, two = score(small_model(), WITHOUT, ["cab", "cab"], 1, carried=True)
+
+    assert reset.costs[0] == pytest.approx(frequency)
+    assert one.costs[0] == pytest.approx(frequency)
+    assert two.costs[0] != pytest.approx(frequency)

@@ -1,0 +1,304 @@
+"""Scores of a text: the same number for every batch, window and piece, and the rules for what a model cannot score."""
+
+import math
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from lstmlm.evaluation import scoring
+from lstmlm.evaluation.scoring import Score, Scored, Scorer, cold, first_char, score_ids, warm
+from lstmlm.model.cell import LSTMState
+from lstmlm.model.char_lm import CharLM, StackState
+from tests.helpers import assert_close, small_model, some_ids
+
+V = 11
+COUNTS = [7, 0, 3, 1, 9, 2, 5, 11, 0, 6, 8]
+
+
+def forgetful(dtype: torch.dtype = torch.float64) -> CharLM:
+    """Make a model that forgets where it started within some ten characters."""
+    model = small_model(dtype=dtype, forget_bias=0.0)
+    with torch.no_grad():
+        for layer in model.stack():
+            layer.W.mul_(0.5)
+    return model
+
+
+def mindful(dtype: torch.dtype = torch.float64) -> CharLM:
+    """Make a model that never forgets: with a forget bias of 20 its cell state only adds up."""
+    model = small_model(dtype=dtype, forget_bias=20.0, layers=1)
+    with torch.no_grad():
+        for layer in model.stack():
+            layer.U.mul_(0.2)
+            layer.W.mul_(0.01)
+    return model
+
+
+def plain(model: CharLM, ids: Tensor, state: StackState | None = None) -> Scored:
+    """Score one character after the other, the obvious way."""
+    state = model.initial_state(1) if state is None else state
+    nats, correct = [], []
+    with torch.inference_mode():
+        for now, following in pairwise(ids):
+            logits, state = model(now[None, None], state)
+            nats.append(-torch.log_softmax(logits[0, 0], -1)[following])
+            correct.append(logits[0, 0].argmax() == following)
+    return Scored(torch.stack(nats), torch.stack(correct), state)
+
+
+def assert_same(actual: Scored, expected: Scored, tolerance: float) -> None:
+    """Compare the nats and hits of every character, and the state at the end."""
+    assert_close(actual.nats, expected.nats, "nats", tolerance)
+    assert torch.equal(actual.correct, expected.correct)
+    for one, other in zip(actual.state, expected.state, strict=True):
+        assert_close(one.hidden, other.hidden, "last H", tolerance)
+        assert_close(one.cell, other.cell, "last C", tolerance * (1 + float(other.cell.abs().max())))
+
+
+class Counted:
+    """Counts the characters that a model reads, and its calls."""
+
+    def __init__(self, model: CharLM) -> None:
+        self.read = self.calls = self.largest = 0
+        model.register_forward_pre_hook(self)
+
+    def __call__(self, _module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """Look at what goes in."""
+        self.read += inputs[0].numel()
+        self.calls += 1
+        self.largest = max(self.largest, inputs[0].numel())
+
+
+@pytest.mark.parametrize("make", [forgetful, mindful])
+@pytest.mark.parametrize("batch", [1, 2, 5, 64])
+@pytest.mark.parametrize("window", [1, 3, 10, 1000])
+def test_warm_is_one_pass_from_left_to_right(make: Callable[[], CharLM], batch: int, window: int) -> None:
+    """For every batch and window, each character's score, and the state at the end, are those of reading one by one."""
+    model, ids = make(), some_ids(401)
+
+    assert_same(warm(model, ids, None, batch, window), plain(model, ids), 1e-9)
+
+
+@pytest.mark.parametrize("make", [forgetful, mindful])
+@pytest.mark.parametrize("batch", [1, 3, 64])
+def test_warm_in_float32_is_right_to_a_millionth_per_character(make: Callable[[torch.dtype], CharLM], batch: int) -> None:
+    """In the precision that models are trained in, the mean does not depend on the batch to 1e-6 nats."""
+    model, ids = make(torch.float32), some_ids(1003)
+
+    actual, expected = warm(model, ids, None, batch, 2), plain(model, ids)
+
+    assert float(actual.nats.double().mean()) == pytest.approx(float(expected.nats.double().mean()), abs=1e-6)
+    assert_close(actual.nats, expected.nats, "nats", 1e-3)
+
+
+@pytest.mark.parametrize("length", [2, 3, 31, 32, 33, 95, 96, 97, 98, 127, 128, 129, 130])
+def test_warm_cuts_no_tail(length: int) -> None:
+    """Texts of lengths around every border have each character after the first scored once."""
+    model, ids = forgetful(), some_ids(length)
+
+    actual = warm(model, ids, None, 3, 2)
+
+    assert len(actual.nats) == len(actual.correct) == length - 1
+    assert_same(actual, plain(model, ids), 1e-9)
+
+
+@pytest.mark.parametrize("make", [forgetful, mindful])
+@pytest.mark.parametrize("segment", [1, 7, 100, 398, 399, 400, 401])
+def test_borders_of_segments_do_not_show(make: Callable[[], CharLM], segment: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text longer than what is scored at once is still one text."""
+    monkeypatch.setattr(scoring, "SEGMENT", segment)
+    model, ids = make(), some_ids(401)
+
+    assert_same(warm(model, ids, None, 5, 2), plain(model, ids), 1e-9)
+
+
+@pytest.mark.parametrize(("batch", "window"), [(5, 3), (64, 1)])  # the second starts over with fewer streams
+def test_warm_goes_on_from_a_state(batch: int, window: int) -> None:
+    """Scoring the rest from the state after the beginning gives the rest of the whole, and leaves that state."""
+    model, ids = mindful(), some_ids(701)
+    whole = plain(model, ids)
+    before = plain(model, ids[:301]).state
+    copy = [(s.hidden.clone(), s.cell.clone()) for s in before]
+
+    actual = warm(model, ids[300:], before, batch, window)
+
+    assert_same(actual, Scored(whole.nats[300:], whole.correct[300:], whole.state), 1e-9)
+    for s, (hidden, cell) in zip(before, copy, strict=True):
+        assert torch.equal(s.hidden, hidden)
+        assert torch.equal(s.cell, cell)
+
+
+def test_the_mindful_model_does_not_forget() -> None:
+    """The promise above is worth something: 300 characters on, this model's scores still depend on where it started."""
+    model, ids = mindful(), some_ids(601)
+
+    late = plain(model, ids).nats[-300:] - plain(model, ids[300:]).nats
+
+    assert float(late.abs().max()) > 0.05
+
+
+def test_a_forgetful_model_reads_a_text_about_once() -> None:
+    """Where streams meet, warm scoring costs one reading and a little more, side by side."""
+    model, ids = forgetful(torch.float32), some_ids(64 * 256 + 1)
+    counted = Counted(model)
+
+    warm(model, ids, None, 64, 16)
+
+    assert counted.read <= 1.3 * len(ids)
+    assert counted.calls <= 1.5 * 256 / 16
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [0.0, 1.0, 300.0])
+def test_states_are_compared_by_their_own_roundings(size: float, dtype: torch.dtype) -> None:
+    """Eight roundings of a value are no difference, however large the value; sixty-four are, in any one unit."""
+    values = torch.full((3, 7), size, dtype=dtype)
+    rounding = torch.finfo(dtype).eps * (1 + size)
+    near, far = values + 8 * rounding, values.clone()
+    far[1, 5] += 64 * rounding
+
+    def moved(other: Tensor) -> list[bool]:
+        return scoring._moved((LSTMState(values, other),), (LSTMState(values, values),)).tolist()
+
+    assert moved(near) == [False, False, False]
+    assert moved(far) == [False, True, False]
+
+
+@pytest.mark.parametrize("batch", [8, 64, 200])
+def test_a_model_that_never_forgets_costs_a_bounded_number_of_readings(batch: int) -> None:
+    """Where streams never meet they become fewer and longer, so that the work does not grow with their number."""
+    model, ids = mindful(), some_ids(64 * 16 + 1)
+    counted = Counted(model)
+
+    warm(model, ids, None, batch, 1)
+
+    assert counted.read <= 12 * len(ids)
+
+
+@pytest.mark.parametrize("protocol", ["warm", "cold"])
+def test_the_model_is_called_with_pieces_of_bounded_size(protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a long window nor many of them lets one call grow beyond the bound, and the scores stay."""
+    model, ids = forgetful(), some_ids(501)
+
+    def run() -> Scored:
+        return warm(model, ids, None, 1, 400) if protocol == "warm" else cold(model, ids, 400, 64)
+
+    expected = run()
+    monkeypatch.setattr(scoring, "PIECE", 30)
+    counted = Counted(model)
+    actual = run()
+
+    assert counted.largest <= 30
+    assert_close(actual.nats, expected.nats, "nats", 1e-12)
+
+
+@pytest.mark.parametrize("window", [1, 6, 25, 100, 150])
+@pytest.mark.parametrize("batch", [1, 3, 64])
+def test_cold_windows_by_hand(window: int, batch: int) -> None:
+    """Each window of N inputs starts from the empty state, the character after each input is scored; so is the rest."""
+    model, ids = mindful(), some_ids(101)
+
+    actual = cold(model, ids, window, batch)
+
+    pieces = [plain(model, ids[start : start + window + 1]) for start in range(0, 100, window)]
+    assert_close(actual.nats, torch.cat([piece.nats for piece in pieces]), "nats", 1e-12)
+    assert torch.equal(actual.correct, torch.cat([piece.correct for piece in pieces]))
+
+
+@pytest.mark.parametrize("length", [0, 1])
+def test_a_text_without_a_second_character_has_no_scores(length: int) -> None:
+    """Nothing follows a first character: both protocols return nothing, and the state as it was."""
+    model, ids = forgetful(), some_ids(length)
+
+    for scored in (warm(model, ids), cold(model, ids, 7)):
+        assert len(scored.nats) == len(scored.correct) == 0
+        assert all(torch.equal(s.cell, torch.zeros(1, 7)) for s in scored.state)
+
+
+def test_evaluating_changes_nothing_else() -> None:
+    """Neither torch's generator, nor the weights' gradients, nor the ids know afterwards that a text was scored."""
+    model, ids = forgetful(), some_ids(200)
+    copy, generator = ids.clone(), torch.get_rng_state()
+
+    warm(model, ids, None, 3, 2)
+    cold(model, ids, 7)
+
+    assert torch.equal(ids, copy)
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_the_first_character_is_charged_at_its_frequency() -> None:
+    """One is added to each count, so that the charges of all symbols are a distribution and none is infinite."""
+    charges = [first_char(COUNTS, symbol) for symbol in range(V)]
+
+    assert charges[4] == pytest.approx(-math.log(10 / (sum(COUNTS) + V)))
+    assert sum(math.exp(-charge) for charge in charges) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("protocol", ["warm", "cold"])
+def test_a_score_adds_up(protocol: str) -> None:
+    """A text's nats are those of its first character, of each that follows, and of each that is unknown."""
+    model, ids = forgetful(), some_ids(60)
+
+    score = score_ids(model, ids, COUNTS, byte_length=90, unknown=3, protocol=protocol, window=8)
+
+    scored = plain(model, ids) if protocol == "warm" else cold(model, ids, 8)
+    expected = first_char(COUNTS, int(ids[0])) + float(scored.nats.sum()) + 3 * math.log(1_114_112)
+    assert score.nats == pytest.approx(expected, rel=1e-12)
+    assert (score.chars, score.bytes, score.unknown, score.correct) == (63, 90, 3, int(scored.correct.sum()))
+
+
+@pytest.mark.parametrize(("length", "unknown"), [(0, 0), (0, 3), (1, 0)])
+def test_texts_that_a_model_cannot_read_have_a_score(length: int, unknown: int) -> None:
+    """An empty text, one of unknown characters only and one of a single character have finite numbers."""
+    ids = some_ids(length)
+
+    score = score_ids(forgetful(), ids, COUNTS, byte_length=length + unknown, unknown=unknown)
+
+    expected = unknown * math.log(1_114_112) + (first_char(COUNTS, int(ids[0])) if length else 0.0)
+    assert score.nats == pytest.approx(expected)
+    assert score.chars == length + unknown
+    numbers = [score.nats_per_char, score.bits_per_char, score.bits_per_byte, score.perplexity, score.accuracy]
+    assert all(math.isfinite(number) for number in numbers)
+
+
+def test_units_of_a_score() -> None:
+    """Nats become bits by ln 2, per character or per byte; perplexity is e to the nats; accuracy a share."""
+    score = Score(chars=50, bytes=80, unknown=0, nats=50 * math.log(8), correct=20, order0=0.0)
+
+    assert score.nats_per_char == pytest.approx(math.log(8))
+    assert score.bits_per_char == pytest.approx(3.0)
+    assert score.bits_per_byte == pytest.approx(150 / 80)
+    assert score.perplexity == pytest.approx(8.0)
+    assert score.accuracy == 0.4
+
+
+def cuts(text: Tensor, sizes: list[int]) -> Iterator[Tensor]:
+    """Cut a text into pieces of the given sizes, the rest last."""
+    yield from text.split([*sizes, len(text) - sum(sizes)])
+
+
+@pytest.mark.parametrize("protocol", ["warm", "cold"])
+@pytest.mark.parametrize("sizes", [[], [0, 1, 0, 1, 150], [500], [100, 100, 100, 100], [3] * 150])
+@pytest.mark.parametrize("segment", [16, 90, 10_000])
+def test_a_text_in_pieces_has_the_score_of_the_whole(
+    protocol: str, sizes: list[int], segment: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However a text arrives and however little is kept of it, its score is that of the text at once."""
+    model, ids = mindful(), some_ids(511)
+    expected = score_ids(model, ids, COUNTS, byte_length=600, unknown=5, protocol=protocol, window=13, batch=3)
+
+    monkeypatch.setattr(scoring, "SEGMENT", segment)
+    scorer = Scorer(model, COUNTS, protocol, 13, 3)
+    scorer.add(some_ids(0), 5, 89)  # five characters that the model does not know
+    for piece in cuts(ids, sizes):
+        scorer.add(piece, len(piece), len(piece))
+    score = scorer.finish()
+
+    assert score.nats == pytest.approx(expected.nats, rel=1e-10)
+    assert (score.chars, score.bytes, score.unknown) == (516, 600, 5)
+    assert score.correct == expected.correct

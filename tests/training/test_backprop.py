@@ -1,0 +1,168 @@
+"""A window's gradient by hand equals the one that autograd finds through the model's own forward pass."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lstmlm.kernels import Kernel, native
+from lstmlm.kernels.dropout import Dropout
+from lstmlm.kernels.eager import EagerKernel
+from lstmlm.model.cell import LSTMState
+from lstmlm.model.char_lm import CharLM, StackState, nats
+from lstmlm.training.backprop import Backprop
+from tests.helpers import assert_close, small_model
+
+V, T, B, SCALE = 11, 9, 5, 0.25
+SHAPES = [
+    {
+        "readout": readout,
+        "layers": layers,
+        "layer_norm": norm,
+        "residual": residual,
+        "dropout": dropout,
+        "bias": bias,
+        "weight_dropout": dropout * bias,
+    }
+    for readout, layers, norm, residual, dropout, bias in itertools.product(
+        ("linear", "direct"), (1, 3), (True, False), (True, False), (0.0, 0.3), (True, False)
+    )
+]
+
+
+def window(seed: int = 1) -> tuple[Tensor, Tensor]:
+    """Return ids and targets. (T, B) each"""
+    ids = torch.randint(V, (T + 1, B), generator=torch.Generator().manual_seed(seed))
+    return ids[:-1], ids[1:]
+
+
+def some_state(model: CharLM) -> StackState:
+    """Return a state that is not empty."""
+    generator = torch.Generator().manual_seed(2)
+    return tuple(
+        LSTMState(*(torch.randn(part.shape, generator=generator, dtype=torch.float64).to(part) for part in layer))
+        for layer in model.initial_state(B)
+    )
+
+
+def prepared(model: CharLM, kernel: Kernel, dtype: torch.dtype) -> CharLM:
+    """Return a copy of a model with another kernel and type, each parameter with a gradient of zero."""
+    other = CharLM(model.config, V, kernel).to(dtype)
+    other.load_state_dict(model.state_dict())
+    for p in other.parameters():
+        p.grad = torch.zeros_like(p)
+    return other
+
+
+def dropout_of(shape: dict[str, Any]) -> Dropout | None:
+    """Return a step's dropout, for the middle streams of a larger batch."""
+    return Dropout(shape["dropout"], 7, 3, streams=8, first=2, weights=shape["weight_dropout"]) if shape["dropout"] else None
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "-".join(str(v) for v in shape.values()))
+def test_equals_autograd(shape: dict[str, Any]) -> None:
+    """In float64 loss, gradients and last state are autograd's, for every combination of the model's options."""
+    model = small_model(**shape)
+    drop, before = dropout_of(shape), some_state(model)
+    ids, targets = window()
+    logits, last = model(ids, before, drop)
+    loss = nats(logits, targets).sum()
+    (SCALE * loss).backward()
+
+    by_hand = prepared(model, EagerKernel(), torch.float64)
+    found, after = Backprop(by_hand, B, T)(ids, targets, before, SCALE, drop)
+
+    assert found == pytest.approx(float(loss.detach()), rel=1e-12)
+    for (name, p), q in zip(model.named_parameters(), by_hand.parameters(), strict=True):
+        assert p.grad is not None
+        assert q.grad is not None
+        assert_close(q.grad, p.grad, name, 1e-9)
+    for one, other in zip(after, last, strict=True):
+        assert_close(one.hidden, other.hidden, "hidden", 1e-9)
+        assert_close(one.cell, other.cell, "cell", 1e-9)
+
+
+@pytest.mark.parametrize("shape", SHAPES[::5], ids=lambda shape: "-".join(str(v) for v in shape.values()))
+@pytest.mark.parametrize(("precision", "within", "cosine"), [("float32", 3e-5, 1 - 1e-9), ("auto", 3e-2, 0.999)])
+def test_native_equals_eager(shape: dict[str, Any], precision: str, within: float, cosine: float) -> None:
+    """The C code gives eager's loss and gradients, to the rounding of its products."""
+    try:
+        kernel = native.load(precision)
+    except native.Unavailable as error:
+        pytest.skip(str(error))
+    model = small_model(hidden=37, **shape)
+    slow, fast = prepared(model, EagerKernel(), torch.float64), prepared(model, kernel, torch.float32)
+    drop, (ids, targets) = dropout_of(shape), window()
+
+    expected, _ = Backprop(slow, B, T)(ids, targets, some_state(slow), SCALE, drop)
+    found, _ = Backprop(fast, B, T)(ids, targets, some_state(fast), SCALE, drop)
+
+    assert found == pytest.approx(float(expected), rel=within)
+    for (name, p), q in zip(slow.named_parameters(), fast.parameters(), strict=True):
+        assert p.grad is not None
+        assert q.grad is not None
+        assert float(functional.cosine_similarity(p.grad.flatten(), q.grad.double().flatten(), dim=0)) > cosine, name
+
+
+@pytest.mark.parametrize("segment", [1, 4, 8, 20])
+@pytest.mark.parametrize("shape", SHAPES[::3], ids=lambda shape: "-".join(str(v) for v in shape.values()))
+def test_segments_change_nothing(shape: dict[str, Any], segment: int) -> None:
+    """What is computed again instead of kept gives the same loss, gradients and state."""
+    model = small_model(**shape)
+    whole, parts = prepared(model, EagerKernel(), torch.float64), prepared(model, EagerKernel(), torch.float64)
+    drop, (ids, targets), before = dropout_of(shape), window(), some_state(model)
+
+    expected, last = Backprop(whole, B, T)(ids, targets, before, SCALE, drop)
+    found, after = Backprop(parts, B, T, segment)(ids, targets, before, SCALE, drop)
+
+    assert found == pytest.approx(float(expected), rel=1e-12)
+    for (name, p), q in zip(whole.named_parameters(), parts.parameters(), strict=True):
+        assert_close(q.grad, p.grad, name, 1e-9)
+    for one, other in zip(after, last, strict=True):
+        assert_close(one.hidden, other.hidden, "hidden", 1e-9)
+        assert_close(one.cell, other.cell, "cell", 1e-9)
+
+
+def test_windows_do_not_disturb_each_other() -> None:
+    """The memory that is used again keeps nothing: a window after others gives the bits it gives alone."""
+    model = small_model(layers=2, dropout=0.3)
+    used, fresh = prepared(model, EagerKernel(), torch.float64), prepared(model, EagerKernel(), torch.float64)
+    drop = Dropout(0.3, seed=7, step=3, streams=B)
+    backprop = Backprop(used, B, T)
+    state = some_state(model)
+    for seed in (5, 6):
+        _, state = backprop(*window(seed), state, SCALE, drop)
+    for p in used.parameters():
+        assert p.grad is not None
+        p.grad.zero_()
+
+    one, after = backprop(*window(), some_state(model), SCALE, drop)
+    other, again = Backprop(fresh, B, T)(*window(), some_state(model), SCALE, drop)
+
+    assert one == other
+    for p, q in zip(used.parameters(), fresh.parameters(), strict=True):
+        assert p.grad is not None
+        assert q.grad is not None
+        assert torch.equal(p.grad, q.grad)
+    assert all(torch.equal(a, b) for one_, two in zip(after, again, strict=True) for a, b in zip(one_, two, strict=True))
+
+
+def test_gradients_are_added() -> None:
+    """Two windows add their gradients up, and a state that was returned is not written to by the next window."""
+    model = prepared(small_model(layers=2), EagerKernel(), torch.float64)
+    backprop = Backprop(model, B, T)
+    ids, targets = window()
+
+    _, kept = backprop(ids, targets, some_state(model), SCALE)
+    copy = [part.clone() for layer in kept for part in layer]
+    once = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    backprop(ids, targets, some_state(model), SCALE)
+
+    for p, gradient in zip(model.parameters(), once, strict=True):
+        assert p.grad is not None
+        assert_close(p.grad, 2 * gradient, "gradient", 1e-9)
+    backprop(*window(9), kept, SCALE)
+    assert all(torch.equal(a, b) for a, b in zip(copy, (part for layer in kept for part in layer), strict=True))

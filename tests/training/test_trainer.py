@@ -1,0 +1,547 @@
+import contextlib
+import hashlib
+import json
+import math
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lstmlm.config import auto_tune
+from lstmlm.config.run_config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from lstmlm.data.corpus import Corpus, open_corpus
+from lstmlm.errors import CheckpointError, Diverged, Stopped
+from lstmlm.evaluation import scoring
+from lstmlm.kernels.eager import EagerKernel
+from lstmlm.kernels.pointwise import Number
+from lstmlm.model.char_lm import StackState
+from lstmlm.storage import checkpoint
+from lstmlm.storage.checkpoint import Checkpoint
+from lstmlm.training import trainer
+from lstmlm.training.backprop import Backprop
+from lstmlm.training.events import Clock, Decided, Event, StepDone, SteppedBack, TrainState, Validated
+from lstmlm.training.trainer import Trainer
+
+pytestmark = pytest.mark.usefixtures("short_samples")
+STEPS = 20  # a pass of the text has 11: so many cross its border
+
+
+def configured(layers: int = 2, dropout: float = 0.3, weight_dropout: float = 0.0, **train: Any) -> RunConfig:
+    """Return the smallest configuration that has everything: carried state, dropout, warm-up, decay."""
+    chosen: dict[str, Any] = {
+        "steps": STEPS, "batch": 3, "window": 5, "lr": 0.02, "warmup": 3, "weight_decay": 0.01,
+        "eval_every": 7, "save_every": 4, "average": 0.0, "state_dropout": 0.0, "patience": 0, **train,
+    }  # fmt: skip
+    network = ModelConfig(hidden=7, layers=layers, dropout=dropout, weight_dropout=weight_dropout)
+    return RunConfig(network, DataConfig(), TrainConfig(**chosen))
+
+
+class Bench:
+    """One run folder, in which a trainer is made as often as a process would be."""
+
+    def __init__(self, corpus: Corpus, folder: Path, config: RunConfig) -> None:
+        self.corpus, self.folder, self.config = corpus, folder, config
+        self.device: torch.device | None = None
+        self.kernel = EagerKernel()
+        self.records: list[Event] = []
+        folder.mkdir(exist_ok=True)
+
+    def trainer(self, *, resume: bool = False, stop: Callable[[], int | None] = lambda: None) -> Trainer:
+        """Make a trainer; a resumed one stands where the last checkpoint does."""
+        torch.manual_seed(int.from_bytes(self.folder.name.encode()[-4:]) + resume)  # no process has the generator of another
+        identity = {
+            "corpus": {"name": "text", "fingerprint": self.corpus.fingerprint, "chars": self.corpus.chars},
+            "versions": {},
+            "command": ["lstmlm"],
+        }
+        known = (self.config, self.corpus, self.kernel, self.folder, identity, self.records.append, Clock(0.0))
+        made = Trainer(*known, stop, device=self.device)
+        if resume:
+            made.restore(self.last())
+        made.begin()
+        return made
+
+    def last(self) -> Checkpoint:
+        """Read the last checkpoint, which checks every byte and that all numbers are finite."""
+        return checkpoint.read(self.folder / "last.safetensors")
+
+    def run(self, *, resume: bool = False) -> "Bench":
+        """Train to the end."""
+        self.trainer(resume=resume).run()
+        return self
+
+    def stop_at(self, step: int, *, resume: bool = False) -> "Bench":
+        """Train until a signal comes during a step."""
+        made = self.trainer(resume=resume, stop=lambda: signal.SIGTERM if made.progress.step >= step else None)
+        with pytest.raises(Stopped) as stopped:
+            made.run()
+        assert stopped.value.exit_code == 143
+        return self
+
+    def end(self) -> dict[str, str]:
+        """Return digests of all that a run leaves behind."""
+        found = {}
+        for kind in ("best", "last"):
+            read = checkpoint.read(self.folder / f"{kind}.safetensors")
+            for name, blob in read.tensors.items():
+                found[f"{kind}.{name}"] = hashlib.sha256(blob.data).hexdigest()
+            found[kind] = json.dumps([read.meta["training"], read.meta["scores"], read.meta["config"]])
+        for name in ("metrics.jsonl", "samples.txt"):
+            found[name] = hashlib.sha256((self.folder / name).read_bytes()).hexdigest()
+        return found
+
+    def weights(self) -> dict[str, bytes]:
+        """Return what learning left in the last checkpoint: weights, moments and carried state."""
+        return {name: bytes(blob.data) for name, blob in self.last().tensors.items()}
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return the records of metrics.jsonl."""
+        return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def bench(corpus: Corpus, tmp_path: Path) -> Callable[..., Bench]:
+    """Return a maker of runs."""
+    made: list[Bench] = []
+
+    def make(config: RunConfig | None = None, **train: Any) -> Bench:
+        made.append(Bench(corpus, tmp_path / f"run{len(made)}", config or configured(**train)))
+        return made[-1]
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        configured(),
+        configured(layers=1, dropout=0.0),
+        configured(layers=3, dropout=0.5, clip=0.0),
+        configured(eval_every=1),
+        configured(average=0.3, weight_dropout=0.2, state_dropout=0.2, segment=3),
+    ],
+    ids=["plain", "no dropout", "deep", "evaluating", "averaged"],
+)
+def test_ten_and_ten(bench: Callable[..., Bench], config: RunConfig) -> None:
+    """Ten steps, a save, a load and ten more leave the same bits as twenty: tensors, metrics, samples, scores."""
+    whole = bench(config).run().end()
+    halves = bench(config).stop_at(10).run(resume=True).end()
+
+    assert halves == whole
+
+
+def test_every_step(bench: Callable[..., Bench]) -> None:
+    """Stopping after any one step, the last of a pass and the first of the next among them, changes no bit of the end."""
+    whole = bench().run()
+    expected = whole.end()
+    border = whole.trainer(resume=True).streams.steps_per_epoch
+    assert 1 < border < STEPS - 1
+
+    differing = [k for k in range(1, STEPS) if bench().stop_at(k).run(resume=True).end() != expected]
+
+    assert differing == []
+
+
+def test_stopped_at_each_step(bench: Callable[..., Bench]) -> None:
+    """A run that is stopped after each single step ends as if it had never been stopped."""
+    expected = bench().run().end()
+    patient = bench().stop_at(1)
+    for step in range(2, STEPS):
+        patient.stop_at(step, resume=True)
+
+    assert patient.run(resume=True).end() == expected
+
+
+def test_finished(bench: Callable[..., Bench]) -> None:
+    """Resuming a run that has ended trains nothing and changes nothing."""
+    done = bench().run()
+    before, count = done.end(), len(done.records)
+
+    assert done.run(resume=True).end() == before
+    assert len(done.records) == count
+
+
+def test_evaluating_changes_nothing(bench: Callable[..., Bench]) -> None:
+    """How often a run is validated and sampled has no influence on weights, moments or carried state."""
+    rare, often = bench(eval_every=STEPS).run(), bench(eval_every=1).run()
+
+    assert often.weights() == rare.weights()
+    assert sum(isinstance(r, Validated) for r in often.records) == STEPS
+
+
+def test_saving_changes_nothing(bench: Callable[..., Bench]) -> None:
+    """How often a run is saved has no influence on anything that it leaves."""
+    ends = [bench(save_every=every).run().end() for every in (1, 6, None)]
+    for end in ends:  # the setting itself is all that differs
+        for kind in ("best", "last"):
+            training, scores, config = json.loads(end[kind])
+            config["train"]["save_every"] = None
+            end[kind] = json.dumps([training, scores, config])
+
+    assert ends[0] == ends[1] == ends[2]
+
+
+def test_carried_state(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state goes from window to window, as the last window left it, and starts empty where a pass does."""
+    made = bench(eval_every=STEPS).trainer()
+    began: list[Any] = []
+    ended: list[Any] = []
+    call = Backprop.__call__
+
+    def watched(*args: Any) -> tuple[Number, StackState]:
+        began.append([[part.clone() for part in layer] for layer in args[3]])
+        nats, state = call(*args)
+        ended.append(state)
+        return nats, state
+
+    monkeypatch.setattr(Backprop, "__call__", watched)
+    made.run()
+    fresh = [made.streams.position(step)[1] for step in range(STEPS)]
+
+    assert [not any(part.any() for layer in state for part in layer) for state in began] == fresh
+    assert fresh.count(True) == 2
+    pairs = [(after, state) for after, state, new in zip(ended, began[1:], fresh[1:], strict=False) if not new]
+    assert all(torch.equal(*parts) for pair in pairs for layers in zip(*pair, strict=True) for parts in zip(*layers, strict=True))
+
+
+def test_state_dropout(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some streams begin a step with an empty state, whole and in every layer; the others go on from where they were."""
+    made = bench(eval_every=STEPS, state_dropout=0.5).trainer()
+    call = Backprop.__call__
+    seen: list[list[bool]] = []
+
+    def watched(*args: Any) -> tuple[Number, StackState]:
+        rows = [[bool(part[row].any()) for layer in args[3] for part in layer] for row in range(len(args[3][0].hidden))]
+        assert all(len(set(row)) == 1 for row in rows)
+        seen.append([row[0] for row in rows])
+        return call(*args)
+
+    monkeypatch.setattr(Backprop, "__call__", watched)
+    made.run()
+    began = [flag for row, step in zip(seen, range(STEPS), strict=True) if not made.streams.position(step)[1] for flag in row]
+
+    assert 0.2 < sum(began) / len(began) < 0.8
+
+
+def test_averages_are_the_model(bench: Callable[..., Bench]) -> None:
+    """With averaging, what is scored and saved is the average; the weights themselves wait in `last` for the next step."""
+    made = bench(eval_every=STEPS, average=0.5).trainer()
+    made.run()
+    best, last = (checkpoint.read(made.folder / f"{kind}.safetensors") for kind in ("best", "last"))
+    own = checkpoint.to_blobs({f"model.{k}": v for k, v in made.model.state_dict().items()})
+    with made.members.each[0].optimizer.averaged():
+        averaged = checkpoint.to_blobs({f"model.{k}": v for k, v in made.model.state_dict().items()})
+
+    assert own != averaged
+    assert best.tensors == averaged
+    assert {k: v for k, v in last.tensors.items() if k.startswith("model.")} == averaged
+    weights = {k.replace("optimizer.weights.", "model."): v for k, v in last.tensors.items() if ".weights." in k}
+    assert weights == own
+
+
+def test_validation_is_strict(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A validation is scored by the kernel's strict twin, and the steps after it by the kernel itself."""
+    made = bench(eval_every=STEPS).trainer()
+    twin, own = EagerKernel(), made.model.stack()[0].kernel
+    seen: list[bool] = []
+    monkeypatch.setattr(EagerKernel, "strict", property(lambda _: twin))
+    made.model.register_forward_pre_hook(lambda *_: seen.append(made.model.stack()[-1].kernel is twin))
+    made._score(made.validation)
+
+    assert seen
+    assert all(seen)
+    assert all(layer.kernel is own for layer in made.model.stack())
+
+
+def test_metrics(bench: Callable[..., Bench]) -> None:
+    """metrics.jsonl holds the mean of each ten steps, and each validation, with rising steps."""
+    run = bench().run()
+    steps = [r for r in run.records if isinstance(r, StepDone)]
+    trained = [m for m in run.metrics() if "rate" in m]
+    validated = {m["step"]: m["validation_nats_per_char"] for m in run.metrics() if "rate" not in m}
+
+    assert [m["step"] for m in trained] == [10, 20]
+    assert trained[1]["nats_per_char"] == pytest.approx(sum(s.nats_per_char for s in steps[10:]) / 10)
+    assert validated == {r.step: r.nats_per_char for r in run.records if isinstance(r, Validated)}
+    assert sorted(validated) == [7, 14, 20]
+    assert steps[-1].chars == STEPS * 3 * 5
+
+
+def test_best(bench: Callable[..., Bench]) -> None:
+    """best.safetensors holds the weights of the best validation, and no optimizer."""
+    run = bench(eval_every=1, lr=0.5).run()
+    scores = {r.step: r.nats_per_char for r in run.records if isinstance(r, Validated)}
+    best = checkpoint.read(run.folder / "best.safetensors")
+
+    assert best.meta["step"] == min(scores, key=scores.__getitem__)
+    assert best.meta["scores"]["validation_nats_per_char"] == min(scores.values())
+    assert all(name.startswith("model.") for name in best.tensors)
+
+
+def test_without_validation(corpus: Corpus, tmp_path: Path) -> None:
+    """Without a validation text the newest model is the best, and resuming holds all the same."""
+    bare = open_corpus([str(tmp_path / "text.txt")], cache_dir=tmp_path / "cache", val_fraction=0.0)
+    whole = Bench(bare, tmp_path / "whole", configured()).run()
+    halves = Bench(bare, tmp_path / "halves", configured()).stop_at(9).run(resume=True)
+
+    assert checkpoint.read(whole.folder / "best.safetensors").meta["step"] == STEPS
+    assert halves.end() == whole.end()
+
+
+def test_patience(bench: Callable[..., Bench]) -> None:
+    """A run that gets worse more often than patience allows ends early, with a committed checkpoint."""
+    run = bench(eval_every=1, patience=2, lr=2.0, steps=400, warmup=0).run()
+    scores = [r.nats_per_char for r in run.records if isinstance(r, Validated)]
+
+    assert len(scores) < 400
+    assert min(scores) == min(scores[:-3])
+    assert run.last().meta["step"] == len(scores)
+
+
+# What is not finite
+
+
+def spoil_once(made: Trainer, monkeypatch: pytest.MonkeyPatch, what: str, at: int, value: float, times: int = 1) -> None:
+    """Put a value that is not finite into one part of training, at a step, so many times."""
+    left = [times]
+    member = made.members.each[-1]
+
+    def due() -> bool:
+        if made.progress.step != at or not left[0]:
+            return False
+        left[0] -= 1
+        return True
+
+    if what in ("loss", "gradient"):
+        call = Backprop.__call__
+
+        def spoiled_gradient(backprop: Backprop, *args: Any) -> tuple[Number, StackState]:
+            nats, state = call(backprop, *args)
+            if due():
+                if what == "loss":
+                    return nats * value, state
+                member.optimizer.gradients[0][0] = value
+            return nats, state
+
+        monkeypatch.setattr(Backprop, "__call__", spoiled_gradient)
+    else:
+        step = member.optimizer.step
+
+        def spoiled(norm: Number, loss: Number) -> Number:
+            now = due()
+            if now and what == "weight":
+                with torch.no_grad():
+                    list(member.model.parameters())[-1].view(-1)[0] = value
+            finite = step(norm, loss)
+            if now and what == "moment":
+                moments = {k: v for k, v in member.optimizer.state().items() if k.startswith("exp_avg_sq")}
+                next(iter(moments.values())).view(-1)[0] = value
+            return finite
+
+        monkeypatch.setattr(member.optimizer, "step", spoiled)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("what", ["loss", "gradient", "weight", "moment"])
+@pytest.mark.parametrize("at", [0, 5, 19])
+def test_stepped_back(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch, what: str, value: float, at: int) -> None:
+    """A value that is not finite is seen, the run goes back to its checkpoint with half the rate, and ends whole."""
+    run = bench()
+    made = run.trainer()
+    spoil_once(made, monkeypatch, what, at, value)
+    made.run()
+    back = [r for r in run.records if isinstance(r, SteppedBack)]
+    last = run.last()
+
+    assert len(back) == 1
+    assert back[0].to == min(at, last.meta["step"]) // 4 * 4
+    assert back[0].rate_scale == last.meta["training"]["rate_scale"] == 0.5
+    assert last.meta["step"] == STEPS
+    assert [m["step"] for m in run.metrics() if "rate" in m] == [10, 20]
+    assert [m["step"] for m in run.metrics() if "rate" not in m] == [7, 14, 20]
+    if what != "moment":  # that one is seen when it would be written, or hurts
+        assert back[0].step == at + 1
+
+
+def test_stepped_back_and_resumed(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The smaller rate is saved: a run that was stepped back and stopped goes on as it would have."""
+    ends = []
+    for stop in (False, True):
+        run = bench()
+        made = run.trainer(stop=lambda: signal.SIGINT if stop and made.progress.step >= 12 else None)  # noqa: B023  # read in this turn of the loop
+        spoil_once(made, monkeypatch, "gradient", 9, math.nan)
+        if stop:
+            with pytest.raises(Stopped):
+                made.run()
+            run.run(resume=True)
+        else:
+            made.run()
+        ends.append(run.end())
+
+    assert ends[0] == ends[1]
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient", "weight"])
+def test_diverged(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """A run that cannot be saved by smaller rates ends with exit code 6 and its last good checkpoint."""
+    run = bench()
+    made = run.trainer()
+    spoil_once(made, monkeypatch, what, 6, math.nan, times=1000)
+    with pytest.raises(Diverged) as diverged:
+        made.run()
+
+    assert diverged.value.exit_code == 6
+    assert [r.rate_scale for r in run.records if isinstance(r, SteppedBack)] == [0.5, 0.25, 0.125]
+    assert run.last().meta["step"] == 4
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e6, 1e20, 1e37])
+def test_huge_rate(bench: Callable[..., Bench], scale: float) -> None:
+    """An absurd learning rate ends in Diverged or in finite weights; what is on the disk can be read either way."""
+    run = bench(lr=10.0, clip=0.0, warmup=0)
+    made = run.trainer()
+    made.progress.rate_scale = scale
+    made.begin()
+    with contextlib.suppress(Diverged):
+        made.run()
+
+    assert run.last().meta["step"] <= STEPS
+
+
+# Minutes
+
+
+def test_minutes(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Minutes become steps once; the number is stored, and a resumed run keeps it, whatever its clock says."""
+    monkeypatch.setattr(auto_tune, "speed_is_known", lambda step, *_: step >= 3)
+    monkeypatch.setattr(auto_tune, "plan_steps", lambda *_: (STEPS, 7))
+    config = configured()
+    config = replace(config, train=replace(config.train, steps=None, minutes=1.0, eval_every=None))
+    whole = bench(config).run()
+    halves = bench(config).stop_at(11)
+    monkeypatch.setattr(auto_tune, "plan_steps", lambda *_: (999, 1))
+    halves.run(resume=True)
+
+    assert halves.end() == whole.end()
+    assert [r.steps for r in halves.records if isinstance(r, Decided)] == [STEPS]
+    assert halves.last().meta["training"]["steps"] == STEPS
+
+
+def test_minutes_are_fitted_again_near_the_end(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last eighth becomes as long as the time left, and the run is one of so many steps; resumed, it stays as it is."""
+    asked = []
+
+    def fits(left: float, per_step: float, per_eval: float) -> int:
+        assert left < 60
+        assert 0 < per_step < 10
+        assert per_eval > 0
+        asked.append(left)
+        return 30 if len(asked) == 1 else 2
+
+    monkeypatch.setattr(auto_tune, "speed_is_known", lambda step, *_: step >= 3)
+    monkeypatch.setattr(auto_tune, "plan_steps", lambda *_: (80, 40))
+    monkeypatch.setattr(auto_tune, "steps_in", fits)
+    config = configured()
+    config = replace(config, train=replace(config.train, steps=None, minutes=1.0, eval_every=None, final_lr=1.0))
+    run = bench(config).run()
+    steps = 70 + 30  # from 80 - 80 // 8 on
+    steps = steps - steps // 8 + 2  # and once more where the last eighth of those begins
+    fixed = bench(replace(config, train=replace(config.train, steps=steps, minutes=None, eval_every=steps))).run()
+
+    assert len(asked) == 2
+    assert run.last().meta["training"]["steps"] == run.last().meta["step"] == steps
+    assert [r.step for r in run.records if isinstance(r, Validated)] == [40, steps]
+    assert run.weights() == fixed.weights()
+
+    bench(config).stop_at(50).run(resume=True)
+    assert len(asked) == 2
+
+
+def test_minutes_after_an_early_stop(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run stopped before its speed was known measures only the steps of the process that decides."""
+    asked = []
+
+    def known(step: int, *_: object) -> bool:
+        asked.append(step)
+        return step >= 3
+
+    monkeypatch.setattr(auto_tune, "speed_is_known", known)
+    monkeypatch.setattr(auto_tune, "plan_steps", lambda *_: (STEPS, 7))
+    config = configured()
+    config = replace(config, train=replace(config.train, steps=None, minutes=1.0))
+    bench(config).stop_at(2).run(resume=True)
+
+    assert asked == [1, 2, 1, 2, 3]
+
+
+# Signals
+
+
+def test_signal_while_validating(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal during a validation does not wait for its end: it is owed, and made up on resuming, to the same bits."""
+    expected = bench().run().end()
+    run = bench()
+    came: list[int] = []
+    made = run.trainer(stop=lambda: came[0] if came else None)
+    score = scoring.side_by_side
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        if made.progress.step == 14:
+            came.append(signal.SIGHUP)
+        return score(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "side_by_side", interrupted)
+        with pytest.raises(Stopped) as stopped:
+            made.run()
+
+    assert stopped.value.exit_code == 129
+    assert run.last().meta["training"]["validated"] == 7
+    assert not any(isinstance(r, Validated) and r.step == 14 for r in run.records)
+    assert run.run(resume=True).end() == expected
+
+
+# Damage
+
+
+@pytest.mark.parametrize("prefix", ["model.", "optimizer.exp_avg.", "optimizer.exp_avg_sq.", "state.1."])
+def test_missing_part(bench: Callable[..., Bench], prefix: str) -> None:
+    """A checkpoint that lacks any part of the training state is refused, never resumed halfway."""
+    run = bench().stop_at(6)
+    saved = run.last()
+    name = next(name for name in saved.tensors if name.startswith(prefix))
+    broken = replace(saved, tensors={k: v for k, v in saved.tensors.items() if k != name})
+
+    with pytest.raises(CheckpointError, match=name.split(".")[-1]):
+        run.trainer().restore(broken)
+
+
+@pytest.mark.parametrize("name", ["state.0.hidden", "state.1.cell", "optimizer.exp_avg.layers.0.W"])
+def test_wrong_shape(bench: Callable[..., Bench], name: str) -> None:
+    """A part of the training state that has another shape is refused when it is loaded, not when it is used."""
+    run = bench().stop_at(6)
+    saved = run.last()
+    assert name in saved.tensors
+    small = checkpoint.to_blobs({"x": torch.zeros(1, 2)})["x"]
+
+    with pytest.raises(CheckpointError):
+        run.trainer().restore(replace(saved, tensors={**saved.tensors, name: small}))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("step", "6"), ("step", True), ("step", None), ("step", 6.0), ("best_nats", "low"), ("rate_scale", 1), ("other", 1)],
+)
+def test_wrong_progress(key: str, value: object) -> None:
+    """A training state with a value of another type, or of another version, is refused."""
+    with pytest.raises(CheckpointError):
+        TrainState.from_meta({**TrainState().to_meta(), key: value})
+
+
+def test_progress_round_trip() -> None:
+    """A training state goes into a header and comes back the same, infinite scores included."""
+    assert TrainState.from_meta(json.loads(json.dumps(TrainState(step=3).to_meta()))) == TrainState(step=3)
