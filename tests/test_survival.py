@@ -314,7 +314,7 @@ print("fine")
 
 @pytest.mark.parametrize("with_torch", [False, True])
 def test_without_what_only_posix_has(with_torch: bool) -> None:
-    """With fcntl and its like hidden every module loads, and training, resuming and sampling work; what is weaker is said."""
+    """With fcntl and its like hidden every module loads, and training, resuming and sampling work without a warning."""
     lines = ["train -h", "train text.txt --print-config"]
     if with_torch:
         flags = " ".join(FLAGS)
@@ -331,4 +331,4 @@ def test_without_what_only_posix_has(with_torch: bool) -> None:
 
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "fine"
-    assert not with_torch or "is not locked, because this system has no flock" in done.stderr
+    assert "Warning" not in done.stderr

@@ -149,7 +149,7 @@ def train(
     from_: Annotated[
         str | None, typer.Option("--from", metavar="MODEL", help="Start from a trained model, with its vocabulary.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run in DIR first.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in DIR once the new one is saved.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show sizes, memory and steps; train nothing.")] = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="Show every setting and where it came from.")] = False,
     tensorboard: Annotated[

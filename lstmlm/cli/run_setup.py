@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from lstmlm.config import run_config
 from lstmlm.config.run_config import Layer, RunConfig
 from lstmlm.config.setting import Located, Value
+from lstmlm.display import tensorboard as tensorboard_module
 from lstmlm.errors import CheckpointError, TextError, UsageError, printable
 from lstmlm.storage import atomic, run_dir
 from lstmlm.storage.checkpoint import Checkpoint
@@ -33,7 +34,7 @@ JOB = ".job"
 """Which torchrun job a run is of: started again by its agent, the same command goes on with it."""
 
 OURS = (JOB, "config.yaml", "metrics.jsonl", "samples.txt", "best.safetensors", "last.safetensors", "clock.jsonl")
-"""Files of a run: what --overwrite deletes."""
+"""Files of a run, which a new one takes the place of with --overwrite; see `replaced`."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,11 @@ def started_again(request: Request, folder: Path) -> Request:
         if begun and distributed.job() and (folder / JOB).read_text(encoding="utf-8") == distributed.job():
             return replace(request, resume=True, overwrite=False, start=None)
     return request
+
+
+def replaced(folder: Path) -> list[str]:
+    """Return the names of the files in a run folder that --overwrite replaces: the run's, and TensorBoard's events of it."""
+    return [*OURS, *(str(path.relative_to(folder)) for path in tensorboard_module.events(folder))]
 
 
 def _layers(request: Request) -> list[Layer]:
@@ -139,6 +145,18 @@ def saved_in(folder: Path, request: Request) -> Checkpoint | None:
     if not folder.is_dir():
         raise CheckpointError(f"run {printable(str(folder))}: expected a folder to resume from, found none. {_others()}")
     if not (folder / "last.safetensors").exists():
+        if (folder / "best.safetensors").exists():
+            raise CheckpointError(
+                f"run {printable(str(folder))}: expected last.safetensors to resume from, found best.safetensors alone, which "
+                "does not say how training goes on. Put last.safetensors back from a copy, or train on from these weights in a "
+                f"new run: --from {printable(str(folder))} --out DIR."
+            )
+        trained = _size(folder / "metrics.jsonl")
+        if trained:
+            raise CheckpointError(
+                f"run {printable(str(folder))}: expected last.safetensors to resume from, found none, though {trained} bytes of "
+                "metrics.jsonl say that it has trained. Put last.safetensors back from a copy, or begin again with --overwrite."
+            )
         if (folder / "config.yaml").exists():
             return None
         raise CheckpointError(
@@ -149,6 +167,13 @@ def saved_in(folder: Path, request: Request) -> Checkpoint | None:
     from lstmlm.storage import checkpoint
 
     return checkpoint.read(folder / "last.safetensors", check)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _others() -> str:
@@ -187,7 +212,7 @@ def refuse_existing(folder: Path, request: Request) -> None:
     if request.resume or request.overwrite:
         return
     try:
-        theirs = sorted(p.name for p in folder.iterdir() if p.name not in (run_dir.LOCK, JOB))
+        theirs = sorted(p.name for p in folder.iterdir() if p.name not in (run_dir.LOCK, run_dir.HOLDER, JOB))
     except OSError as error:
         raise atomic.problem(error, f"cannot look into {folder}") from None
     if theirs:

@@ -63,15 +63,17 @@ def _lead(request: Request, group: ProcessGroup) -> None:
     if group.size > 1 and "-" in [*request.corpus, request.val]:
         raise UsageError("corpus -: expected files, as each process reads the text, found standard input. Put it into a file.")
     folder = Path(request.out or f"runs/{run_setup.name_of(request.corpus)}")
-    request = run_setup.started_again(request, folder)
-    parent = run_setup.parent_of(request, folder)
-    config, sources = run_setup.resolved(request, parent)
     with contextlib.ExitStack() as held:
         makes = not (request.dry_run or request.print_config)
-        if makes:
+        began_here = makes and folder.exists()
+        if began_here:
+            _hold(held, folder, run_setup.started_again(request, folder), console)
+        # What a killed command has set aside is back now: only now it shows what the folder holds.
+        request = run_setup.started_again(request, folder)
+        if began_here:
             run_setup.refuse_existing(folder, request)
-            if folder.is_dir():
-                _hold(held, folder, console)
+        parent = run_setup.parent_of(request, folder)
+        config, sources = run_setup.resolved(request, parent)
         saved = run_setup.saved_in(folder, request)
         if saved:
             from lstmlm.api import parts
@@ -124,9 +126,8 @@ def _lead(request: Request, group: ProcessGroup) -> None:
             return
         if device.type == "cpu":
             _refuse_too_large(config, corpus, group.local_size)
-        if not folder.is_dir():
-            atomic.make_folder(folder)
-            _hold(held, folder, console)
+        if not began_here:
+            _hold(held, folder, request, console)
             run_setup.refuse_existing(folder, request)  # somebody may have trained here while the text was read
         caught = held.enter_context(signals.caught(console))
         identity = _identity(corpus, request, kernel.name, devices.name(device))
@@ -173,26 +174,29 @@ def _reports(view: RunView, shown: tensorboard.Board | None) -> "Callable[[Event
     return both
 
 
-def _hold(held: contextlib.ExitStack, folder: Path, console: Console) -> None:
-    """Lock a run folder until the command ends, and remove what a killed one left there."""
+def _hold(held: contextlib.ExitStack, folder: Path, request: Request, console: Console) -> None:
+    """Lock the run folder until the command ends, made where it is missing, and put right what a killed command left there."""
+    run_setup.refuse_existing(folder, request)  # where others' files lie, not even a lock is left
+    atomic.make_folder(folder)
     weakened = held.enter_context(run_dir.lock(folder))
     if weakened:
         console.say(weakened)
     atomic.clean(folder)
+    atomic.put_back(folder, run_setup.replaced(folder))
 
 
 def _begin(trainer: "Trainer", folder: Path, parent: Checkpoint | None, saved: Checkpoint | None, request: Request) -> None:
     """Write what a run starts with: its job, its configuration and its first checkpoint."""
     job = distributed.job()
+    text = run_config.to_yaml(trainer.config)
     if saved:
         if job:
             atomic.write_text(folder / run_setup.JOB, job)
+        if not (folder / "config.yaml").exists():  # killed between its first checkpoint and this
+            atomic.write_text(folder / "config.yaml", text)
         trainer.begin()
         return
-    text = run_config.to_yaml(trainer.config)
-    with atomic.set_aside(folder, run_setup.OURS):  # what --overwrite deletes is deleted when there is something in its place
-        if request.overwrite:
-            tensorboard.remove(folder)
+    with atomic.set_aside(folder, run_setup.replaced(folder)):  # what --overwrite deletes is there until the new run is
         if job:
             atomic.write_text(folder / run_setup.JOB, job)
         if parent is None:

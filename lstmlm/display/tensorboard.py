@@ -35,14 +35,9 @@ def require() -> None:
         ) from None
 
 
-def remove(run: Path) -> None:
-    """Remove the event files of a run, and nothing else.
-
-    Raises:
-        OSError: The system refuses.
-    """
-    for path in (run / FOLDER).glob(EVENTS):
-        path.unlink()
+def events(run: Path) -> list[Path]:
+    """Return the event files of a run."""
+    return sorted((run / FOLDER).glob(EVENTS))
 
 
 class Board:

@@ -13,12 +13,20 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from lstmlm.errors import CheckpointError, SystemProblem, printable
+
+if sys.platform != "win32":
+    try:
+        import fcntl
+    except ImportError:  # some POSIX systems without it, such as WebAssembly
+        fcntl = None  # type: ignore[assignment]  # a module or nothing
 
 Bytes = bytes | bytearray | memoryview
 
@@ -28,7 +36,14 @@ _CAREFUL = _BINARY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
 _NO_LINK = _BINARY | getattr(os, "O_NOFOLLOW", 0)
 
 _CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}
-_TEMP = re.compile(r"\..+\.(\d{1,10})\.tmp")
+_TEMP = re.compile(r"\..+\.[0-9a-f]{1,16}\.tmp")
+_ABANDONED = 86_400  # seconds without a write after which a draft that cannot be locked has no writer any more
+
+ASIDE = ".old"
+"""Folder with the files that a new run takes the place of, complete, until the new run is committed."""
+MOVING = ".old.moving"
+"""The same while files are on their way into it or back."""
+_REPLACED = ".old.done"
 
 _AGAIN = "then run the command again (a run goes on with --resume)"
 _FREE = f"Free some space, {_AGAIN}"
@@ -54,9 +69,9 @@ _MEANING = {
 class Disk:
     """The calls on the way to the disk, one method each; a test puts a failing one in its place."""
 
-    def open(self, path: Path, flags: int) -> int:
-        """Open `path`; a new file gets the permissions that the umask leaves."""
-        return os.open(path, flags, 0o666)
+    def open(self, path: Path, flags: int, mode: int = 0o666) -> int:
+        """Open `path`; a new file gets the permissions of `mode` that the umask leaves."""
+        return os.open(path, flags, mode)
 
     def write(self, fd: int, data: Bytes) -> int:
         """Write as much of `data` as the system takes, and return how much that was."""
@@ -101,11 +116,53 @@ def problem(error: OSError, what: str) -> SystemProblem:
     return SystemProblem(f"{printable(what)}: {meaning}. {step}.")
 
 
+class Draft:
+    """A file in the making: written beside the one whose place it takes in a single step, or gone.
+
+    Its name is drawn at random and the open file is locked, so that `clean`, in whatever process and on whatever machine,
+    knows it from what a dead process left behind. A method may raise OSError; `problem` words it.
+
+    Args:
+        folder: Where the file will be; it exists.
+        name: What the file will be called, as far as that is known.
+        mode: Permissions, before the umask.
+    """
+
+    def __init__(self, folder: Path, name: str, mode: int = 0o666) -> None:
+        self._path = folder / f".{name}.{os.urandom(8).hex()}.tmp"
+        self.fd = _create(self._path, mode)
+
+    def write(self, data: Bytes) -> int:
+        """Append bytes, and return how many."""
+        return _write_all(self.fd, data)
+
+    def commit(self, target: Path) -> None:
+        """Sync, close, and take the place of `target`, in the same folder; the name is synced too."""
+        _sync(self.fd)
+        held = os.dup(self.fd)  # the lock lasts until the draft has its name
+        try:
+            fd, self.fd = self.fd, -1
+            calls.close(fd)  # where closing fails, so did writing (network drives say it here)
+            calls.replace(self._path, target)
+        finally:
+            os.close(held)
+        sync_folder(target.parent)
+
+    def discard(self) -> None:
+        """Remove the draft; it was not committed."""
+        fd, self.fd = self.fd, -1
+        with contextlib.suppress(OSError):
+            if fd >= 0:
+                calls.close(fd)
+        with contextlib.suppress(OSError):
+            calls.unlink(self._path)
+
+
 def write_atomic(path: Path, pieces: Iterable[Bytes]) -> int:
     """Write a file whole or not at all: beside it, synced, renamed over it, folder synced.
 
     Whatever happens (a kill at any instant, a full disk, a power loss), `path` is afterwards the previous file or the
-    new one. A second writer of the same path in the same process is not foreseen.
+    new one.
 
     Args:
         path:   The file; its folder exists.
@@ -117,17 +174,14 @@ def write_atomic(path: Path, pieces: Iterable[Bytes]) -> int:
     Raises:
         SystemProblem: If the system refuses; the previous file is untouched and the temporary one is removed.
     """
-    temp = path.parent / f".{path.name}.{os.getpid()}.tmp"
     try:
-        fd = _create(temp)
+        draft = Draft(path.parent, path.name)
         try:
-            size = _fill(fd, pieces)
-            calls.replace(temp, path)
+            size = sum(map(draft.write, pieces))
+            draft.commit(path)
         except BaseException:
-            with contextlib.suppress(OSError):
-                calls.unlink(temp)
+            draft.discard()
             raise
-        sync_folder(path.parent)
     except OSError as error:
         raise problem(error, f"cannot write {path}") from error
     return size
@@ -168,50 +222,65 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def set_aside(folder: Path, names: Iterable[str]) -> Iterator[None]:
-    """Take files out of the way while others of the same names are begun, and put them back if that fails.
+def set_aside(folder: Path, names: Sequence[str]) -> Iterator[None]:
+    """Take files out of the way while others take their place, and put them back unless that is done.
 
-    They are deleted when the block has ended. What a process that was killed meanwhile had set aside, `clean` removes.
+    All of them lie in the folder `ASIDE` while the block runs. The one rename that ends it is the commit: before that,
+    whatever happens, `put_back` in this process or in a later one makes the folder as it was.
 
     Args:
         folder: Locked by the caller.
-        names: Of files in it; they need not exist.
+        names: Of files in it, some perhaps a folder deeper; they need not exist.
 
     Raises:
         SystemProblem: If the system refuses, here or in the block; the files are as they were.
     """
-    aside: dict[Path, Path | None] = {}
     try:
-        for name in names:
-            path, away = folder / name, folder / f".{name}.old.{os.getpid()}.tmp"
-            with contextlib.suppress(FileNotFoundError):
-                calls.replace(path, away)
-                aside[path] = away
-            aside.setdefault(path, None)
-        yield
-    except BaseException as error:
-        for path, was in aside.items():
+        try:
+            began = _move_aside(folder, names)
+            yield
+            if began:
+                calls.replace(folder / ASIDE, folder / _REPLACED)
+                sync_folder(folder)
+        except BaseException:
+            put_back(folder, names)
+            raise
+    except OSError as error:
+        raise problem(error, f"cannot begin a run in {folder}") from error
+    _remove(folder / _REPLACED)
+
+
+def put_back(folder: Path, names: Sequence[str]) -> None:
+    """Put back what `set_aside` took away and nothing has replaced, and remove what it has replaced.
+
+    What the system refuses now stays set aside until the next call.
+
+    Args:
+        folder: Locked by the caller.
+        names: As `set_aside` was given.
+    """
+    with contextlib.suppress(OSError):
+        if (folder / ASIDE).is_dir():  # complete: what has one of the names now is new
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    calls.unlink(folder / name)
+            with contextlib.suppress(OSError):  # a disk that refuses this may still rename
+                sync_folder(folder)
+            calls.replace(folder / ASIDE, folder / MOVING)
+        if (folder / MOVING).is_dir():
+            for path in _files_below(folder / MOVING):
+                calls.replace(path, folder / path.relative_to(folder / MOVING))
             with contextlib.suppress(OSError):
-                calls.replace(was, path) if was else calls.unlink(path)
-        if isinstance(error, OSError):
-            raise problem(error, f"cannot begin a run in {folder}") from error
-        raise
-    for was in aside.values():
-        with contextlib.suppress(OSError):  # litter, not harm
-            if was:
-                calls.unlink(was)
+                sync_folder(folder)
+            _remove(folder / MOVING)
+    _remove(folder / _REPLACED)
 
 
 def clean(folder: Path) -> list[Path]:
-    """Remove temporary files that a killed process left in a folder, and return them.
-
-    To be called while the folder is locked and before anything is written: a temporary file with this process's own
-    number then belongs to a dead one that had the same number (as in containers).
-    """
+    """Remove the drafts that killed processes left in a folder, and return them; those that are being written stay."""
     removed = []
     for path in sorted(folder.iterdir()):
-        match = _TEMP.fullmatch(path.name)
-        if match and not _lives_elsewhere(int(match[1])):
+        if _TEMP.fullmatch(path.name) and _is_abandoned(path):
             with contextlib.suppress(OSError):  # litter, not harm
                 calls.unlink(path)
                 removed.append(path)
@@ -331,27 +400,75 @@ class Journal:
         self.close()
 
 
-def _create(temp: Path) -> int:
-    """Open a new file, removing what a dead process with this one's number left there."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK
-    try:
-        return calls.open(temp, flags)
-    except FileExistsError:
-        calls.unlink(temp)
-        return calls.open(temp, flags)
+def _create(path: Path, mode: int) -> int:
+    """Open a new file and lock it."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_LINK
+    while True:
+        fd = calls.open(path, flags, mode)
+        _flock(fd, wait=True)  # `clean` may be looking at it
+        if os.fstat(fd).st_nlink or os.name == "nt":
+            return fd
+        calls.close(fd)  # and has taken it for an old one
 
 
-def _fill(fd: int, pieces: Iterable[Bytes]) -> int:
-    """Write the pieces to a fresh file, sync and close it; return its size."""
+def _flock(fd: int, *, wait: bool) -> bool | None:
+    """Lock an open file; False: another process has locked it; None: there are no locks here."""
+    if sys.platform == "win32" or fcntl is None:
+        return None
     try:
-        size = sum(_write_all(fd, piece) for piece in pieces)
-        _sync(fd)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            calls.close(fd)
-        raise
-    calls.close(fd)  # where closing fails, so did writing (network drives say it here)
-    return size
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def _is_abandoned(path: Path) -> bool:
+    """Whether nobody writes a draft any more."""
+    if os.name == "nt":
+        return True  # there a file that is open cannot be removed
+    try:
+        fd = os.open(path, os.O_RDWR | _CAREFUL | _NO_LINK)
+    except OSError:
+        return False
+    try:
+        free = _flock(fd, wait=False)
+        return time.time() - os.fstat(fd).st_mtime > _ABANDONED if free is None else free
+    finally:
+        os.close(fd)
+
+
+def _move_aside(folder: Path, names: Sequence[str]) -> bool:
+    """Move files into the folder `ASIDE`; say whether there were any."""
+    found = [name for name in names if os.path.lexists(folder / name)]
+    if not found:
+        return False
+    for name in found:
+        place = folder / MOVING / name
+        for parent in [p for p in reversed(place.relative_to(folder).parents) if p.name]:
+            with contextlib.suppress(FileExistsError):
+                calls.mkdir(folder / parent)
+        calls.replace(folder / name, place)
+        sync_folder(place.parent)
+    sync_folder(folder)
+    calls.replace(folder / MOVING, folder / ASIDE)
+    sync_folder(folder)
+    return True
+
+
+def _files_below(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder of set aside files, as far as the system lets us: what stays is litter, not harm."""
+    with contextlib.suppress(OSError):
+        for path in _files_below(folder):
+            calls.unlink(path)
+        for path in sorted(folder.rglob("*"), reverse=True):
+            os.rmdir(path)
+        os.rmdir(folder)
 
 
 def _write_all(fd: int, data: Bytes) -> int:
@@ -371,19 +488,6 @@ def _sync(fd: int) -> None:
     except OSError as error:
         if error.errno not in _CANNOT_SYNC:
             raise
-
-
-def _lives_elsewhere(pid: int) -> bool:
-    """Whether another process with this number is alive."""
-    if pid == os.getpid() or os.name == "nt":  # there a file in use cannot be removed anyway, and asking would signal
-        return False
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:  # alive, and not ours
-        return True
-    return pid > 0
 
 
 def _require_regular(mode: int) -> None:

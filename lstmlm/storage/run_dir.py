@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import socket
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,10 @@ from lstmlm.storage.header import KINDS, Header, parse_json
 ROOT = Path("runs")
 SUFFIX = ".safetensors"
 LOCK = ".lock"
+HOLDER = ".lock.holder"
+"""Who holds the lock: a file of its own, as a locked one cannot be read on Windows."""
 
+_LOCKLESS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)
 _DEPTH = 3  # runs/a, runs/a/b and runs/a/b/c are found
 _SHOWN = 5  # names in a message
 
@@ -117,77 +121,57 @@ def load(
 def lock(folder: Path) -> Iterator[str | None]:
     """Hold a run folder for writing until the block ends or the process dies, however it dies.
 
-    Gives None, or a sentence to report where the system has no such lock (not POSIX, some network drives): then two
-    trainings in one folder are not prevented.
+    Gives None, or a sentence to report where the file system has no locks: then two trainings in one folder are not
+    prevented.
 
     Raises:
         SystemProblem: If another process holds it (named by number and host), or the folder cannot be written.
     """
+    name, note = printable(str(folder)), None
     try:
-        fd, note = _acquire(folder)
+        with warnings.catch_warnings(), contextlib.ExitStack() as until:
+            warnings.simplefilter("ignore")  # that a lock is kept as a mere file, where a system has no better ones
+            import filelock  # 50 ms that only training needs
+
+            held = filelock.FileLock(folder / LOCK, timeout=0, thread_local=False)
+            if not folder.is_dir():  # filelock would make it
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            try:
+                until.enter_context(held)
+            except filelock.Timeout:
+                raise SystemProblem(
+                    f"run folder {name}: in use by {_holder(folder)}. Wait for it, or choose another folder with --out."
+                ) from None
+            except (OSError, NotImplementedError) as error:  # the latter by filelock up to 3
+                if isinstance(error, OSError) and error.errno not in _LOCKLESS:
+                    raise
+                note = f"{name} is not locked, because its file system has no locks: train only once in it at a time."
+            who = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
+            atomic.write_text(folder / HOLDER, who)
+            until.callback(_forget, folder / HOLDER)
+            kept = until.pop_all()
     except OSError as error:
         raise atomic.problem(error, f"cannot lock {folder}") from error
-    try:
+    with kept:
         yield note
-    finally:
-        os.close(fd)  # the file stays: removing it would let two processes lock two files of one name
 
 
-def _acquire(folder: Path) -> tuple[int, str | None]:
-    path = folder / LOCK
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    while True:
-        fd = os.open(path, flags, 0o666)
-        try:
-            note = _flock(fd, folder)
-            if note is None and not _same(fd, path):  # the folder was removed and made again meanwhile
-                os.close(fd)
-                continue
-            os.ftruncate(fd, 0)
-            os.write(fd, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.close(fd)
-            raise
-        return fd, note
+def _forget(holder: Path) -> None:
+    with contextlib.suppress(OSError):
+        holder.unlink()
 
 
-def _flock(fd: int, folder: Path) -> str | None:
-    """Take the lock; return why there is none, where the system has none."""
-    name = printable(str(folder))
+def _holder(folder: Path) -> str:
+    """Return who holds a locked folder, as far as its note says so."""
     try:
-        import fcntl  # only POSIX has it
-    except ImportError:
-        return f"{name} is not locked, because this system has no flock: train only once in it at a time."
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise SystemProblem(
-            f"run folder {name}: in use by {_holder(fd)}. Wait for it, or choose another folder with --out."
-        ) from None
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL):
-            raise
-        return f"{name} is not locked, because its file system has no locks: train only once in it at a time."
-    return None
-
-
-def _holder(fd: int) -> str:
-    """Return who wrote the lock file, as far as it says so."""
-    try:
-        owner = parse_json(os.read(fd, 1000).decode())
+        fd, _ = atomic.open_regular(folder / HOLDER)
+        with os.fdopen(fd, "rb") as file:
+            owner = parse_json(file.read(1000).decode())
     except (OSError, ValueError):  # taken a moment ago, or somebody else's file
         return "another process"
     if not isinstance(owner, dict) or type(owner.get("pid")) is not int:
         return "another process"
     return f"process {owner['pid']} on {printable(str(owner.get('host'))[:100])}"
-
-
-def _same(fd: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(fd), os.stat(path))
-    except FileNotFoundError:
-        return False
 
 
 def _collect(folder: Path, depth: int, runs: list[RunDir]) -> None:
@@ -207,9 +191,9 @@ def _collect(folder: Path, depth: int, runs: list[RunDir]) -> None:
 def _changed(folder: Path) -> int | None:
     """Return when the newest checkpoint of a folder was written; None if it has none."""
     times = []
-    for kind in KINDS:
+    for file in _files(folder):
         with contextlib.suppress(OSError):
-            times.append((folder / f"{kind}{SUFFIX}").stat().st_mtime_ns)
+            times.append(file.stat().st_mtime_ns)
     return max(times, default=None)
 
 
@@ -223,8 +207,11 @@ def _exists(path: Path) -> bool:
 
 
 def _files(folder: Path, kinds: Sequence[str] = KINDS) -> list[Path]:
-    """Return the checkpoints of a folder."""
-    return [file for kind in kinds if _exists(file := folder / f"{kind}{SUFFIX}")]
+    """Return the checkpoints of a folder: of the run in it, or of one that a killed --overwrite has set aside."""
+    for place in (folder, folder / atomic.ASIDE, folder / atomic.MOVING):
+        if files := [file for kind in kinds if _exists(file := place / f"{kind}{SUFFIX}")]:
+            return files
+    return []
 
 
 def _advice(path: Path, root: Path) -> str:

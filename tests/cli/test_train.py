@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import gzip
 import hashlib
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from lstmlm.cli import corpora
 from lstmlm.config.run_config import load_preset
 from lstmlm.storage import atomic, checkpoint, run_dir
 from lstmlm.training import clock_log
@@ -149,6 +151,81 @@ def test_a_folder_of_others(lstmlm: Lstmlm, text: Path) -> None:
 
     assert result.code == 2
     assert [path.name for path in Path("mine").iterdir()] == ["letter.txt"]
+
+
+def test_two_begun_at_once(lstmlm: Lstmlm, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two trainings begun in a folder that was not there, the second is refused once its text is read: busy, or used."""
+    read, codes = corpora.open_named, []
+
+    def slowly(*args: Any, **more: Any) -> Any:
+        with monkeypatch.context() as once:
+            once.setattr("lstmlm.cli.train.open_named", read)
+            codes.append(lstmlm("train", text, *TINY, "-q", "--out", "new").code)
+        return read(*args, **more)
+
+    monkeypatch.setattr("lstmlm.cli.train.open_named", slowly)
+    used = lstmlm("train", text, *TINY, "--hidden", "9", "-q", "--out", "new")
+    before = digest(Path("new"))
+
+    assert codes == [0]
+    assert used.code == 2, used.err
+    assert "Use --resume" in used.err
+
+    def held(*args: Any, **more: Any) -> Any:
+        Path("busy").mkdir()
+        kept.enter_context(run_dir.lock(Path("busy")))
+        return read(*args, **more)
+
+    with contextlib.ExitStack() as kept:
+        monkeypatch.setattr("lstmlm.cli.train.open_named", held)
+        busy = lstmlm("train", text, *TINY, "-q", "--out", "busy")
+
+    assert busy.code == 5
+    assert "in use by process" in busy.err
+    assert sorted(path.name for path in Path("busy").iterdir()) == [".lock"]
+    assert digest(Path("new")) == before
+
+
+def test_overwrite_keeps_the_pictures_of_the_old_run_too(
+    lstmlm: Lstmlm, run: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorBoard's files of the old run go when the new one is committed, and not before."""
+    old = run / "tensorboard" / "events.out.tfevents.1"
+    old.parent.mkdir()
+    old.write_text("events")
+    (old.parent / "notes.txt").write_text("mine")
+    with monkeypatch.context() as once:
+        once.setattr("lstmlm.training.trainer.Trainer.begin", refused)
+        assert lstmlm("train", text, *TINY, "--overwrite").code == 5
+
+    assert old.read_text() == "events"
+    assert lstmlm("train", text, *TINY, "--overwrite").code == 0
+    assert [path.name for path in old.parent.iterdir()] == ["notes.txt"]
+
+
+def refused(_: object) -> None:
+    """Stand for a call that the system refuses."""
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+@pytest.mark.parametrize("moved", [".old", ".old.moving"])
+def test_a_run_that_was_set_aside_is_still_the_run(lstmlm: Lstmlm, run: Path, text: Path, moved: str) -> None:
+    """Killed while --overwrite begins, the old run is what others read, and the next training finds it where it was."""
+    before = digest(run)
+    (run / moved).mkdir()
+    for name in ("best.safetensors", "last.safetensors", "metrics.jsonl", "samples.txt"):
+        os.replace(run / name, run / moved / name)
+    if moved == ".old":  # of the new run, not yet committed
+        (run / "metrics.jsonl").write_text("")
+        os.replace(run / "config.yaml", run / moved / "config.yaml")
+        (run / "config.yaml").write_text("train:\n  steps: 3\n")
+
+    assert lstmlm("info").code == 0
+    assert lstmlm("sample", "-m", run, "--length", "3").code == 0
+    assert lstmlm("train", text).code == 2
+    assert lstmlm("train", text, "--resume").code == 0
+    assert digest(run) == before
+    assert not (run / moved).exists()
 
 
 def test_overwrite(lstmlm: Lstmlm, run: Path, text: Path) -> None:
@@ -396,6 +473,31 @@ def test_resume_before_the_first_checkpoint(lstmlm: Lstmlm, run: Path, text: Pat
 
     assert lstmlm("train", text, "--resume").code == 0
     assert digest(run) == before
+
+
+@pytest.mark.parametrize(
+    ("gone", "advice"),
+    [(("last",), "--from runs/text"), (("last", "best"), "--overwrite")],
+)
+def test_resume_never_begins_again(lstmlm: Lstmlm, run: Path, text: Path, gone: tuple[str, ...], advice: str) -> None:
+    """Without `last`, --resume of a run that has trained is exit 4 with the way on, and what is there stays."""
+    for kind in gone:
+        (run / f"{kind}.safetensors").unlink()
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.name != run_dir.LOCK}
+    result = lstmlm("train", text, "--resume")
+
+    assert result.code == 4
+    assert advice in result.err
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.name != run_dir.LOCK} == before
+
+
+def test_resume_writes_a_configuration_that_is_missing(lstmlm: Lstmlm, run: Path, text: Path) -> None:
+    """A run from another model that was killed between its first checkpoint and its config.yaml gets the file later."""
+    kept = (run / "config.yaml").read_bytes()
+    (run / "config.yaml").unlink()
+
+    assert lstmlm("train", text, "--resume").code == 0
+    assert (run / "config.yaml").read_bytes() == kept
 
 
 @pytest.mark.parametrize("flags", [("--overwrite",), ("--from", "runs/text")])

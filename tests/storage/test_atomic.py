@@ -1,5 +1,6 @@
 """What must hold when the disk fails, the process is killed or the power goes, at every single call."""
 
+import contextlib
 import errno
 import itertools
 import os
@@ -8,6 +9,7 @@ import stat
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,10 +42,10 @@ class Faulty(atomic.Disk):
             return True
         return False
 
-    def open(self, path: Path, flags: int) -> int:
+    def open(self, path: Path, flags: int, mode: int = 0o666) -> int:
         """Open, or fail."""
         self.strikes()
-        return super().open(path, flags)
+        return super().open(path, flags, mode)
 
     def write(self, fd: int, data: atomic.Bytes) -> int:
         """Write, or fail, or write half."""
@@ -214,9 +216,9 @@ class Losing(atomic.Disk):
             self.live[path.name] = self.names[path.name] = len(self.data)
             self.data[len(self.data)] = path.read_bytes()
 
-    def open(self, path: Path, flags: int) -> int:
+    def open(self, path: Path, flags: int, mode: int = 0o666) -> int:
         """Open; a new file is a change of names."""
-        fd = super().open(path, flags)
+        fd = super().open(path, flags, mode)
         if path == self.folder:
             self.handles[fd] = None
             return fd
@@ -350,28 +352,135 @@ def test_permissions_follow_the_umask(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
 
 
-def test_a_left_over_temporary_file_is_no_obstacle(tmp_path: Path) -> None:
-    """A temporary file of a dead process that had the same number is replaced, also if it is a link elsewhere."""
-    victim = tmp_path / "victim"
-    victim.write_text("untouched")
-    (tmp_path / f".file.{os.getpid()}.tmp").symlink_to(victim)
-    atomic.write_text(tmp_path / "file", "text")
-
-    assert (tmp_path / "file").read_text() == "text"
-    assert victim.read_text() == "untouched"
-
-
 def test_clean_removes_what_the_dead_left_and_nothing_else(tmp_path: Path) -> None:
-    """Temporary files of dead processes and of this one's number go; those of living ones and all others stay."""
-    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
-    gone = {f".last.safetensors.{int(dead.stdout)}.tmp", f".config.yaml.{os.getpid()}.tmp", ".a.9999999999.tmp"}
-    kept = {f".last.safetensors.{os.getppid()}.tmp", "last.safetensors", ".lock", "a.1.tmp", ".b.x.tmp"}
+    """Drafts of dead processes go, whatever number they had; one that is being written and all other files stay."""
+    gone = {".last.safetensors.1.tmp", f".config.yaml.{os.getpid()}.tmp", f".file.{os.getppid()}.tmp", ".a.0123456789abcdef.tmp"}
+    kept = {"last.safetensors", ".lock", "a.1.tmp", ".b.x.tmp"}
     for name in gone | kept:
         (tmp_path / name).write_text("")
+    (tmp_path / ".link.1.tmp").symlink_to(tmp_path / "last.safetensors")
+    draft = atomic.Draft(tmp_path, "file")
     removed = atomic.clean(tmp_path)
+    draft.write(b"text")
+    draft.commit(tmp_path / "file")
 
     assert {path.name for path in removed} == gone
-    assert set(os.listdir(tmp_path)) == kept
+    assert set(os.listdir(tmp_path)) == {*kept, ".link.1.tmp", "file"}
+    assert (tmp_path / "file").read_bytes() == b"text"
+
+
+ELSEWHERE = """
+    import sys
+    from pathlib import Path
+    from lstmlm.storage import atomic as disk
+    print("cleaning", flush=True)
+    while True:
+        disk.clean(Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no flock on this system")
+def test_cleaning_meets_writing(tmp_path: Path) -> None:
+    """Another process that cleans all the while, as one of another machine would, never takes a file that is being written."""
+    command = [sys.executable, "-c", textwrap.dedent(ELSEWHERE), str(tmp_path)]
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"cleaning\n"
+        for _ in range(200):
+            atomic.write_atomic(tmp_path / "file", NEW)
+        assert other.poll() is None
+        other.kill()
+
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize(("age", "stays"), [(60, True), (100_000, False)])
+def test_without_locks_a_draft_goes_with_its_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, age: int, stays: bool) -> None:
+    """Where a file cannot be locked, only a draft that nobody has written to for a day is taken for a dead one's."""
+    draft = tmp_path / ".file.1.tmp"
+    draft.write_text("")
+    os.utime(draft, (time.time() - age,) * 2)
+    monkeypatch.setattr(atomic, "_flock", lambda fd, *, wait: None)
+    atomic.clean(tmp_path)
+
+    assert draft.exists() == stays
+
+
+ASIDE = """
+    import os, signal, sys
+    from pathlib import Path
+    from lstmlm.storage import atomic as disk
+
+    class Deadly(disk.Disk):
+        def __getattribute__(self, name):
+            call = super().__getattribute__(name)
+            def counted(*args):
+                global left
+                left -= 1
+                if left == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return call(*args)
+            return counted
+
+    folder, left, names = Path(sys.argv[1]), int(sys.argv[2]), ["one", "two", "deep/three", "four"]
+    disk.put_back(folder, names)
+    disk.calls = Deadly()
+    if sys.argv[3] == "begin":
+        with disk.set_aside(folder, names):
+            disk.write_text(folder / "four", "new")
+            disk.write_text(folder / "one", "new")
+    else:
+        disk.put_back(folder, names)
+"""
+FOLDER = {"one": "old 1", "two": "old 2", "deep/three": "old 3", "deep/mine": "mine", "mine": "mine"}
+
+
+def _contents(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def _aside(folder: Path, at: int, what: str) -> int:
+    command = [sys.executable, "-c", textwrap.dedent(ASIDE), str(folder), str(at), what]
+    return subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False).returncode
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no kill -9 on this system")
+def test_a_kill_while_files_are_set_aside_loses_none(tmp_path: Path) -> None:
+    """Killed at any call, and at any call of putting back: what is there in the end is all of the old files or the new ones."""
+    new = {"one": "new", "four": "new", "deep/mine": "mine", "mine": "mine"}
+    seen = []
+    for at in itertools.count(1):
+        folder = tmp_path / str(at)
+        for name, text in FOLDER.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text)
+        ended = _aside(folder, at, "begin")
+        if at % 6 == 1:  # each fourth and more of these states are put back by processes that are killed too
+            for again in itertools.count(1):
+                if _aside(folder, again, "put back") == 0:
+                    break
+        atomic.put_back(folder, ["one", "two", "deep/three", "four"])
+        atomic.clean(folder)
+
+        assert _contents(folder) in (FOLDER, new), at
+        assert not list(folder.glob(".*")), at
+        seen.append(_contents(folder) == new)
+        if ended == 0:
+            break
+
+    assert seen == sorted(seen), "old up to the commit, new from there on"
+    assert seen[0] is False
+    assert seen[-1] is True
+    assert at > 20
+
+
+def test_what_nobody_had_is_not_set_aside(tmp_path: Path) -> None:
+    """Where there is nothing to replace, a block that fails leaves what it has written: a later command goes on from it."""
+    with contextlib.suppress(ZeroDivisionError), atomic.set_aside(tmp_path, ["one"]):
+        atomic.write_text(tmp_path / "one", "new")
+        raise ZeroDivisionError
+
+    assert _contents(tmp_path) == {"one": "new"}
 
 
 @pytest.mark.parametrize("error", ERRORS)
