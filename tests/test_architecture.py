@@ -34,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "analysis": {"evaluation", "model", "errors", "units"},
     "training": {"evaluation", "data", "model", "storage", "config", "kernels", "errors"},
     "evaluation": {"data", "model", "kernels", "errors", "units"},
-    "data": {"config", "errors"},
+    "data": {"storage", "config", "errors"},
     "model": {"config", "kernels", "errors"},
     "storage": {"errors"},
     "config": {"errors", "units"},

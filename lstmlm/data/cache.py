@@ -3,6 +3,10 @@
 The file holds a header of one page, the ids in 1, 2 or 4 bytes each, and a trailer that says what they are. It is written
 beside, fsynced and renamed; whatever is damaged, stale or half-written counts as no file at all. `corpus` asks `find` first,
 and writes with a `Writer` where nothing is found.
+
+The file holds a header of one page, the ids in 1, 2 or 4 bytes each, and a trailer that says what they are and holds the
+checksums of their segments. It is written beside, fsynced and renamed; all of it is checked before it is used, and whatever is
+damaged, stale or half-written counts as no file at all. `corpus` is who writes and finds such files.
 """
 
 import contextlib
@@ -12,26 +16,30 @@ import os
 import time
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lstmlm.data.digest import Digest
 from lstmlm.data.ids import Ids, Store, map_file
 from lstmlm.errors import SystemProblem, printable
+from lstmlm.storage import atomic
 
-MAGIC = b"lstmlm-ids-1\n"
+MAGIC = b"lstmlm-ids-2\n"
 PAGE = 4096
 MEMORY_LIMIT = 64 << 20  # bytes of ids that are kept in memory without a file
-SAMPLES = 64  # pages of the body whose checksum is compared each time the file is opened
+SEGMENT = 16 << 20  # bytes of the body that have a checksum of their own: several threads compare them
+THREADS = 4  # that do so, so that a file is checked as fast as most disks read it
 
 
 class Writer:
     """Collect ids in memory, and in a file of `folder` once they are more than `MEMORY_LIMIT` bytes."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._memory, self._file = folder, bytearray(), -1
-        self._temp = folder / f".{os.getpid()}-{time.monotonic_ns()}.tmp"
-        self._hash = Digest()
+        self._folder, self._memory = folder, bytearray()
+        self._draft: atomic.Draft | None = None
+        self._checks: list[int] = []  # of the whole segments so far, and of the one that has begun
+        self._written = 0
         self.size = 0
         self.started = time.time_ns()
 
@@ -39,11 +47,8 @@ class Writer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
-            with contextlib.suppress(OSError):
-                self._temp.unlink()
+        if self._draft is not None:
+            self._draft.discard()
 
     def append(self, data: bytes | bytearray) -> None:
         """Add ids, as they are to be stored.
@@ -53,25 +58,36 @@ class Writer:
         """
         self.size += len(data)
         # In memory nothing is known of files, and nothing of them can fail.
-        if self._file < 0 and self.size <= MEMORY_LIMIT:
+        if self._draft is None and self.size <= MEMORY_LIMIT:
             self._memory += data
             return
         with writing_to(self._folder):
-            if self._file < 0:
+            if self._draft is None:
                 self._folder.mkdir(parents=True, exist_ok=True)
-                _sweep(self._folder)
-                self._file = os.open(self._temp, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
-                _write(self._file, b"\0" * PAGE + self._memory)
-                self._hash.update(self._memory)
+                atomic.clean(self._folder)
+                self._draft = atomic.Draft(self._folder, "ids", 0o600)
+                self._draft.write(bytes(PAGE))
+                self._write(self._draft, self._memory)
                 self._memory = bytearray()
-            _write(self._file, data)
-            self._hash.update(data)
+            self._write(self._draft, data)
+
+    def _write(self, draft: atomic.Draft, data: bytes | bytearray) -> None:
+        """Write a part of the body, and bring the checksums up to date."""
+        left = memoryview(data)
+        while left:
+            into = self._written % SEGMENT
+            if not into:
+                self._checks.append(0)
+            part = left[: SEGMENT - into]
+            self._checks[-1] = zlib.crc32(part, self._checks[-1])
+            self._written += draft.write(part)
+            left = left[len(part) :]
 
     def ids(self, width: int) -> Ids:
         """Return what was collected so far; nothing can be added while it is in use."""
-        if self._file < 0:
+        if self._draft is None:
             return Ids(self._memory, width, 0, self.size // width)
-        return Ids(map_file(self._file), width, PAGE, self.size // width)
+        return Ids(map_file(self._draft.fd), width, PAGE, self.size // width)
 
     def finish(self, width: int, facts: dict[str, Any], key: str, stamp: str, place: str) -> Store:
         """Close the collection: in memory as it is, a file with its header and trailer, whole or not at all.
@@ -86,30 +102,26 @@ class Writer:
         Raises:
             SystemProblem: If the folder cannot be written to or the disk is full.
         """
-        if self._file < 0:
+        draft, self._draft = self._draft, None
+        if draft is None:
             return Store(self._memory, width, 0, facts)
-        trailer = json.dumps(facts).encode()
+        trailer = json.dumps({"facts": facts, "checks": self._checks}).encode()
         header = {
-            "width": width, "size": self.size, "body": self._hash.hexdigest(), "stamp": stamp, "stamped": self.started,
-            "place": place, "trailer": len(trailer), "trailer_sha256": hashlib.sha256(trailer).hexdigest(),
+            "width": width, "size": self.size, "stamp": stamp, "stamped": self.started, "place": place,
+            "trailer": len(trailer), "trailer_sha256": hashlib.sha256(trailer).hexdigest(),
         }  # fmt: skip
         path = self._folder / f"{key}.ids"
         with writing_to(self._folder):
-            _write(self._file, trailer)
-            header["sample"] = _sample(self._file, self.size)
-            os.lseek(self._file, 0, os.SEEK_SET)
-            _write(self._file, _pack(header))
-            os.fsync(self._file)
-            os.close(self._file)
-            self._file = -1
             try:
-                os.replace(self._temp, path)
-            except OSError:
-                self._temp.unlink()
+                draft.write(trailer)
+                os.lseek(draft.fd, 0, os.SEEK_SET)
+                draft.write(_pack(header))
+                draft.commit(path)
+            except BaseException:
+                draft.discard()
                 raise
-            _sync_folder(self._folder)
             _remove_older(path, place)
-        store = load(path)
+        store = load(path, whole=True)
         if store is None:
             raise SystemProblem(
                 f"cache {printable(str(path))}: expected the ids just written, found something else. "
@@ -118,28 +130,27 @@ class Writer:
         return store
 
 
-def load(path: Path, *, thorough: bool = False) -> Store | None:
-    """Map a file of ids, or return None if it is missing or not whole.
+def load(path: Path, *, whole: bool = False) -> Store | None:
+    """Map a file of ids, or return None if it is missing or damaged anywhere.
 
     Args:
         path: The file.
-        thorough: Compare the digest of all ids instead of the checksum of some pages.
+        whole: Its body was written by this process just now, and need not be read to be believed.
     """
     try:
-        with open(path, "rb") as file:
+        fd, size = atomic.open_regular(path)
+        with open(fd, "rb") as file:
             header = _unpack(file.read(PAGE))
-            if header is None or os.fstat(file.fileno()).st_size != PAGE + header["size"] + header["trailer"]:
-                return None
-            if header["sample"] != _sample(file.fileno(), header["size"]):
+            if header is None or size != PAGE + header["size"] + header["trailer"]:
                 return None
             file.seek(PAGE + header["size"])
             trailer = file.read(header["trailer"])
             if hashlib.sha256(trailer).hexdigest() != header["trailer_sha256"]:
                 return None
-            if thorough and not _body_is_whole(file.fileno(), header):
+            told = json.loads(trailer)
+            if not (whole or _body_checks(path, header["size"]) == told["checks"]):
                 return None
-            buffer = map_file(file.fileno())
-            return Store(buffer, header["width"], PAGE, json.loads(trailer))
+            return Store(map_file(file.fileno()), header["width"], PAGE, told["facts"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -182,46 +193,36 @@ def _pack(header: dict[str, Any]) -> bytes:
 
 
 def _unpack(page: bytes) -> dict[str, Any] | None:
-    lines = page.rstrip(b"\0").split(b"\n")
-    if len(page) != PAGE or not page.startswith(MAGIC) or len(lines) != 4:
+    if not page.startswith(MAGIC):
         return None
-    if hashlib.sha256(lines[1]).hexdigest().encode() != lines[2]:
-        return None
-    header: dict[str, Any] = json.loads(lines[1])
-    return header
+    header: dict[str, Any] = json.loads(page.split(b"\n", 2)[1])
+    return header if _pack(header) == page else None
 
 
 def _header(path: Path) -> dict[str, Any] | None:
     try:
-        with open(path, "rb") as file:
+        fd, _ = atomic.open_regular(path)
+        with open(fd, "rb") as file:
             return _unpack(file.read(PAGE))
     except (OSError, ValueError):
         return None
 
 
-def _sample(descriptor: int, size: int) -> int:
-    """Checksum pages spread over the body, the first and the last among them."""
-    check = 0
-    for i in range(SAMPLES):
-        offset = max(0, size - PAGE) * i // (SAMPLES - 1)
-        os.lseek(descriptor, PAGE + offset, os.SEEK_SET)
-        check = zlib.crc32(os.read(descriptor, min(PAGE, size)), check)
+def _body_checks(path: Path, size: int) -> list[int]:
+    """Return the checksums of the segments of a file's body."""
+    with ThreadPoolExecutor(THREADS) as threads:
+        return list(threads.map(partial(_segment_check, path, size), range(0, size, SEGMENT)))
+
+
+def _segment_check(path: Path, size: int, start: int) -> int:
+    check, left = 0, min(SEGMENT, size - start)
+    buffer = memoryview(bytearray(1 << 20))
+    with open(path, "rb", buffering=0) as file:
+        file.seek(PAGE + start)
+        while left > 0 and (count := file.readinto(buffer[:left])):
+            check = zlib.crc32(buffer[:count], check)
+            left -= count
     return check
-
-
-def _body_is_whole(descriptor: int, header: dict[str, Any]) -> bool:
-    digest, left = hashlib.sha256(), int(header["size"])
-    os.lseek(descriptor, PAGE, os.SEEK_SET)
-    while left and (data := os.read(descriptor, min(left, 1 << 20))):
-        digest.update(data)
-        left -= len(data)
-    return bool(digest.hexdigest() == header["body"])
-
-
-def _write(descriptor: int, data: bytes | bytearray) -> None:
-    left = memoryview(data)
-    while left:
-        left = left[os.write(descriptor, left) :]
 
 
 def _remove_older(kept: Path, place: str) -> None:
@@ -230,37 +231,6 @@ def _remove_older(kept: Path, place: str) -> None:
         if path != kept and header and header.get("place") == place:
             with contextlib.suppress(OSError):
                 path.unlink()
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what killed processes left half-written."""
-    for path in folder.glob(".*-*.tmp"):
-        owner = path.name[1:].split("-")[0]
-        if owner.isdigit() and not _alive(int(owner)):
-            with contextlib.suppress(OSError):
-                path.unlink()
-
-
-def _alive(process: int) -> bool:
-    if os.name != "posix":
-        return True  # os.kill would end it there; such leftovers stay
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
-    return True
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":
-        return  # a folder cannot be fsynced there
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -162,7 +162,7 @@ class _Plan:
             _refuse_short(self.texts[0], tally.chars, 0, 2)
             if len(feeds) == 1:
                 key = self._key([tally])
-                store = cache.load(self.folder / f"{key}.ids", thorough=True)
+                store = cache.load(self.folder / f"{key}.ids")
                 if store is not None:
                     cache.restamp(self.folder / f"{key}.ids", self.stamp, self.place, self.started)
                     return store

@@ -9,6 +9,7 @@ import hashlib
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import tempfile
 from pathlib import Path
@@ -33,7 +34,7 @@ def library() -> ctypes.CDLL:
     The file's name holds a hash of all that went into it (sources, compiler, flags, CPU) and one of its content, and
     it comes into being by a rename: a truncated or altered file is not loaded but made anew, and processes that compile
     at the same time do not disturb each other. Where the cache cannot be written, the file lives in a private folder
-    just until it is loaded.
+    just until it is loaded. So it does where anybody else could have written the file: what is loaded is executed.
 
     Raises:
         Unavailable: There is no compiler, or none of them can compile the sources.
@@ -44,9 +45,11 @@ def library() -> ctypes.CDLL:
     if kept is not None:
         try:
             for path in sorted(kept.glob(f"native-{key}-*.so")):
-                if path.stem.rpartition("-")[2] == _content_digest(path):
+                if _is_ours(path) and path.stem.rpartition("-")[2] == _content_digest(path):
                     return _open(path)
             kept.mkdir(parents=True, exist_ok=True)
+            if not _is_ours(kept):
+                raise Unavailable(f"{kept} can be written by others")
             with tempfile.TemporaryDirectory(prefix=".native-", dir=kept) as folder:
                 made = _compile(compiler, Path(folder))
                 target = kept / f"native-{key}-{_content_digest(made)}.so"
@@ -143,6 +146,36 @@ def _compile(compiler: list[str], folder: Path) -> Path:
         errors = [line for line in run.stderr.splitlines() if "error" in line]
         complaint = complaint or (errors or [f"exit status {run.returncode}"])[0]
     raise Unavailable(f"{compiler[0]} could not compile the kernel: {complaint.strip()}")
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a regular file or a folder is this user's or root's, and nobody else can change or replace it."""
+    if os.name != "posix":
+        return True  # there a user's cache folder is private, and modes say nothing
+    try:
+        status = os.lstat(path)
+        folder = os.stat(path if stat.S_ISDIR(status.st_mode) else path.parent)
+    except OSError:
+        return False
+    plain = stat.S_ISDIR(status.st_mode) or (stat.S_ISREG(status.st_mode) and not _others_write(status))
+    keeps = not _others_write(folder) or folder.st_mode & stat.S_ISVTX  # where only the owner of a file can replace it
+    return plain and bool(keeps) and {status.st_uid, folder.st_uid} <= {0, os.geteuid()}
+
+
+def _others_write(status: os.stat_result) -> bool:
+    return bool(status.st_mode & (stat.S_IWOTH | (0 if _is_own_group(status.st_gid) else stat.S_IWGRP)))
+
+
+def _is_own_group(group: int) -> bool:
+    """Whether a group is root's, or has this user's name and no other member, as most systems make one for each user."""
+    import grp
+    import pwd
+
+    try:
+        me, found = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(group)
+    except KeyError:
+        return group == 0
+    return group == 0 or (found.gr_name == me and not set(found.gr_mem) - {me})
 
 
 def _open(path: Path) -> ctypes.CDLL:

@@ -10,6 +10,7 @@ import torch
 
 from lstmlm.data import cache, corpus, sources
 from lstmlm.errors import SystemProblem, TextError
+from lstmlm.storage import atomic
 from tests.corpora import EVERY, PACK, Reader, text_of
 
 
@@ -27,6 +28,7 @@ class TestLarge:
     @pytest.fixture(autouse=True)
     def _low_limit(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(cache, "MEMORY_LIMIT", 5000)
+        monkeypatch.setattr(cache, "SEGMENT", 7001)
         monkeypatch.setattr(sources, "CHUNK", 1013)
         monkeypatch.setattr(corpus, "CHUNK", 1013)
 
@@ -154,7 +156,7 @@ class TestLarge:
         assert text_of(second) == self.text
         assert (len(second.tokenizer), len(second.train)) != (len(first.tokenizer), len(first.train))
 
-    @pytest.mark.parametrize("at", [3, 20, 1500, 4096, 9000, -1, -200])
+    @pytest.mark.parametrize("at", [3, 20, 1500, 4096, 9000, 20_011, -1, -200])
     @pytest.mark.parametrize("damage", ["flip", "cut", "grow", "zero"])
     def test_a_damaged_cache_is_noticed_and_made_again(self, read: Reader, at: int, damage: str) -> None:
         """Whatever happened to the file of ids, the text is right."""
@@ -171,6 +173,31 @@ class TestLarge:
         else:
             data[at:] = bytes(len(data[at:]))
         file.write_bytes(data)
+
+        assert text_of(read(path)) == self.text
+        assert file.read_bytes() != data
+
+    def test_damage_anywhere_in_the_ids_is_noticed(self, read: Reader, passes: list[str]) -> None:
+        """One bit changed at any of a hundred places of the body, and the text is read again instead of trained on."""
+        path = self.old(read)
+        read(path)
+        (file,) = read.cache.glob("*.ids")
+        whole = file.read_bytes()
+        size = len(self.text)
+        for at in range(cache.PAGE + 17, cache.PAGE + size, size // 100):
+            file.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+            passes.clear()
+
+            assert text_of(read(path)) == self.text
+            assert passes
+
+    def test_what_is_no_file_is_not_waited_for(self, read: Reader) -> None:
+        """A FIFO with the name of a file of ids is no file of ids."""
+        path = self.old(read)
+        read(path)
+        (file,) = read.cache.glob("*.ids")
+        file.unlink()
+        os.mkfifo(file)
 
         assert text_of(read(path)) == self.text
 
@@ -214,11 +241,13 @@ class TestLarge:
 
     def test_leftovers_of_the_dead_are_swept(self, read: Reader) -> None:
         """Half a file of a process that was killed is removed by the next one, that of a living one is not."""
-        dead, alive = read.file("x", "cache/.999999999-1.tmp"), read.file("x", f"cache/.{os.getpid()}-1.tmp")
+        dead = read.file("x", "cache/.ids.0123456789abcdef.tmp")
+        alive = atomic.Draft(Path(dead).parent, "ids")
         read(self.old(read))
+        alive.commit(read.cache / "other.ids")
 
         assert not Path(dead).exists()
-        assert Path(alive).exists()
+        assert len(list(read.cache.iterdir())) == 2
 
     def test_a_read_only_cache_still_serves(self, read: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
         """Where the new times of a file cannot be noted the old ids are served all the same."""

@@ -292,3 +292,63 @@ def test_an_examination_of_what_is_not_kept_is_forgotten(cache: Path) -> None:
     cache.write_text("a file where the folder should be")
 
     assert not build.passed(build.library(), "one", now=True)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="owners and modes are POSIX's")
+@pytest.mark.parametrize(
+    ("folder", "file"), [(0o777, 0o755), (0o1777, 0o757), (0o755, 0o757), (0o755, "link"), (0o755, "FIFO"), (0o755, "zeros")]
+)
+def test_what_others_could_have_written_is_not_loaded(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, folder: int, file: int | str
+) -> None:
+    """A kernel that others can write or replace, or that is no plain file, is compiled privately, and never waited for."""
+    build.library()
+    (path,) = kept(cache)
+    compilations = count_compilations(monkeypatch)
+    cache.chmod(folder)
+    if isinstance(file, int):
+        path.chmod(file)
+    else:
+        elsewhere = cache.parent / "elsewhere.so"
+        path.rename(elsewhere)
+        if file == "FIFO":
+            os.mkfifo(path)
+        else:
+            path.symlink_to(elsewhere if file == "link" else "/dev/zero")
+
+    assert build.library().answer() == 42
+    assert len(compilations) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("given", ["file", "folder"])
+def test_a_kernel_of_another_user_is_not_loaded(cache: Path, monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    """Planted by another user in a folder that all may write to, a kernel is not executed."""
+    build.library()
+    (path,) = kept(cache)
+    cache.chmod(0o1777)
+    compilations = count_compilations(monkeypatch)
+    os.chown(path if given == "file" else cache, 65534, 65534)
+
+    assert build.library().answer() == 42
+    assert len(compilations) == 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="owners and modes are POSIX's")
+@pytest.mark.parametrize(("folder", "umask"), [(0o1777, 0o022), (0o700, 0o022), (0o775, 0o002)])
+def test_an_own_kernel_in_a_shared_folder_is_loaded(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, folder: int, umask: int
+) -> None:
+    """In a folder like /tmp, and with a umask that lets the user's own group write, what was compiled is found again."""
+    monkeypatch.setattr(build, "_is_own_group", lambda group: True)
+    before = os.umask(umask)
+    try:
+        cache.mkdir()
+        cache.chmod(folder)
+        build.library()
+        compilations = count_compilations(monkeypatch)
+
+        assert build.library().answer() == 42
+        assert not compilations
+    finally:
+        os.umask(before)
