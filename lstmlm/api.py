@@ -17,7 +17,7 @@ from lstmlm import kernels
 from lstmlm.config.run_config import RunConfig, from_dict
 from lstmlm.data import tokenizer
 from lstmlm.data.tokenizer import OnUnknown, Tokenizer
-from lstmlm.errors import CheckpointError, ConfigError, TextError, UsageError, printable
+from lstmlm.errors import CheckpointError, ConfigError, TextError, UsageError, not_finite, printable
 from lstmlm.evaluation.sampler import Sampling, generate
 from lstmlm.model import devices, ensemble
 from lstmlm.model.char_lm import CharLM, load_weights
@@ -243,6 +243,8 @@ class LanguageModel:
         for step, (chosen, costs) in enumerate(generate(self.network, ids, seeds, how), start=1):
             for index in sorted(open_):
                 nats[index] += costs[index]
+                if not math.isfinite(nats[index]):
+                    raise not_finite()
                 held[index] += decoders[index].push([chosen[index]])
                 reason = ""
                 if hit := _first(held[index], stop):

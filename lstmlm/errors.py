@@ -66,6 +66,14 @@ class Stopped(LstmlmError):
         self.exit_code = 128 + signal_number
 
 
+def not_finite() -> CheckpointError:
+    """Return the error of a model whose weights are finite and yet give probabilities that are not numbers."""
+    return CheckpointError(
+        "model: expected probabilities from its weights, found values that are not finite: the weights are too large to compute "
+        "with. Take another checkpoint, or train it again."
+    )
+
+
 def printable(text: str) -> str:
     """Return text from outside the program with control and format characters escaped, fit for a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

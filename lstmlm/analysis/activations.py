@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lstmlm.errors import not_finite
 from lstmlm.model.cell import GATES, LSTMState
 from lstmlm.model.char_lm import CharLM
 from lstmlm.model.ensemble import Network, members, read
@@ -62,6 +63,9 @@ def trace(model: CharLM, ids: Tensor, state: StackState | None = None, forgotten
         ids: (T, B)
         state: Before the first step; None is the empty one.
         forgotten: Steps at which every forget gate is held at 0, so that the cell state before them is lost. (T, B)
+
+    Raises:
+        CheckpointError: The model gives something that is no probability.
     """
     state = model.initial_state(ids.shape[1]) if state is None else state
     layers, last = [], []
@@ -87,6 +91,8 @@ def trace(model: CharLM, ids: Tensor, state: StackState | None = None, forgotten
         x = x + y if model.config.residual and index else y
     if model.readout is not None:
         logits = model.readout(x)
+    if not bool(torch.isfinite(logits).all()):
+        raise not_finite()
     return Trace(tuple(layers), logits, tuple(last))
 
 

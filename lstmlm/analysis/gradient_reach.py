@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lstmlm.analysis.boundaries import spread, states_after
+from lstmlm.errors import not_finite
 from lstmlm.evaluation.ragged import pick
 from lstmlm.model.cell import LSTMState, gates, update
 from lstmlm.model.char_lm import CharLM, nats
@@ -106,5 +107,5 @@ def _gradients(model: CharLM, text: Tensor, entry: tuple[LSTMState, ...]) -> Ten
         found = torch.autograd.grad(total, asked, allow_unused=True)
     norms = [0.0 if gradient is None else float(gradient.norm(dim=-1).double().sum()) for gradient in found]
     if not all(map(math.isfinite, norms)):
-        raise ValueError("reach: expected finite gradients, found others.")
+        raise not_finite()
     return torch.tensor(norms, dtype=torch.float64).view(-1, len(inputs))

@@ -106,7 +106,7 @@ def run(request: Request) -> None:
     else:
         console.result(eval_report.as_text(found, request.protocol, request.window), end="")
     score = found.score
-    if request.max_bpc is not None and score.bits_per_char > request.max_bpc:
+    if request.max_bpc is not None and not score.bits_per_char <= request.max_bpc:
         raise CheckFailed(f"eval: expected at most {request.max_bpc:g} bits/char, found {score.bits_per_char:.4f}.")
 
 
@@ -120,7 +120,7 @@ def _each(request: Request, model: "LanguageModel", console: Console) -> None:
             console.as_json({"file": name, **eval_report.as_dict(found, request.protocol, request.window)}, flush=True)
         else:
             console.result(f"{score.bits_per_char:.4f}\t{score.chars}\t{printable(name)}", flush=True)
-        if request.max_bpc is not None and score.bits_per_char > request.max_bpc:
+        if request.max_bpc is not None and not score.bits_per_char <= request.max_bpc:
             above.append(name)
     if above:
         more = f" and {len(above) - 1} more" if len(above) > 1 else ""

@@ -9,31 +9,33 @@ from pathlib import Path
 from lstmlm.errors import UsageError, printable
 from lstmlm.storage import atomic
 
-STARTS = {"--svg": b"<svg ", "--html": b"<!DOCTYPE html>"}
-"""What an earlier picture begins with, by the flag that asks for one."""
+MARK = "<!-- written by lstmlm -->\n"
+"""The last line of every picture: without it a file is somebody's own page or drawing, and stays."""
 
 
 def refuse_other(flag: str, name: str | None) -> None:
     """Refuse to write where something else lies: whoever takes the flag for a switch names the text behind it.
 
     Raises:
-        UsageError: There is a file that does not begin like such a picture, or the name is empty.
+        UsageError: There is a file that does not end as the pictures of this program do, or the name is empty.
     """
     if name is None:
         return
     if not name:
         raise UsageError(f"{flag}: expected the name of a file to write, found nothing.")
-    path, start = Path(name), STARTS[flag]
+    path = Path(name)
     if not _regular(path):
         return  # nothing there, a folder, which is refused when it is written to, or a pipe
     try:
         with open(path, "rb") as file:
-            found = file.read(len(start))
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - len(MARK)))
+            end = file.read()
     except OSError as error:
         raise atomic.problem(error, f"cannot read {name}") from None
-    if found and found != start:
+    if size and end != MARK.encode():
         raise UsageError(
-            f"{flag} {printable(name)}: expected a new name or an earlier picture, found a file of another kind. "
+            f"{flag} {printable(name)}: expected a new name or an earlier picture, found a file that lstmlm has not written. "
             "Name another file."
         )
 
@@ -46,7 +48,7 @@ def write(flag: str, name: str, text: str) -> None:
         SystemProblem: It cannot be written.
     """
     refuse_other(flag, name)
-    path = Path(name)
+    path, text = Path(name), f"{text.rstrip(chr(10))}\n{MARK}"
     if _regular(path) or not path.exists():
         atomic.write_text(Path(os.path.realpath(name)) if path.is_symlink() else path, text)
         return

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lstmlm.data.tokenizer import Tokenizer
+from lstmlm.errors import not_finite
 from lstmlm.evaluation.scoring import CODE_POINTS, first_char, warm
 from lstmlm.model.char_lm import nats
 from lstmlm.model.ensemble import Network
@@ -80,7 +81,11 @@ class LineScorer:
         self._state: StackState | None = None
 
     def score(self, lines: Sequence[str]) -> list[Line]:
-        """Score the next lines; the result does not depend on how many come at a time."""
+        """Score the next lines; the result does not depend on how many come at a time.
+
+        Raises:
+            CheckpointError: The model gives something that is no probability.
+        """
         ids = [self._tokenizer.encode(line, on_unknown="skip") for line in lines]
         costs = self._in_a_row(ids) if self._carried else self._apart(ids)
         found = []
@@ -88,6 +93,8 @@ class LineScorer:
             self._number += 1
             unknown = self._tokenizer.unknown(line)
             each = own.tolist()
+            if not math.isfinite(math.fsum(each)):
+                raise not_finite()
             for position, _ in unknown:  # in rising order, so that each lands where it stands in the line
                 each.insert(position, math.log2(CODE_POINTS))
             found.append(Line(self._number, line, each, len(unknown)))

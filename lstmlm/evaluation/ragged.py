@@ -3,11 +3,13 @@
 Nothing is computed for padding. `read` is the entry point, for `cloze` and `analysis`; `pick` takes rows out of a state.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from lstmlm.errors import not_finite
 from lstmlm.model.cell import LSTMState
 from lstmlm.model.char_lm import nats
 from lstmlm.model.lstm import StackState
@@ -34,6 +36,9 @@ def read(run: Forward, rows: Sequence[Sequence[int]], state: StackState) -> tupl
 
     Returns:
         The nats of each row, and the states before its last id.
+
+    Raises:
+        CheckpointError: The model gives something that is no probability.
     """
     device = state[0].hidden.device
     order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
@@ -56,4 +61,7 @@ def read(run: Forward, rows: Sequence[Sequence[int]], state: StackState) -> tupl
         done = stop
     back = torch.empty_like(place)
     back[place] = torch.arange(len(rows), device=device)
-    return costs[back].tolist(), pick(final, back)
+    found = costs[back].tolist()
+    if not all(map(math.isfinite, found)):
+        raise not_finite()
+    return found, pick(final, back)

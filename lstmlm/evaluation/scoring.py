@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lstmlm.errors import not_finite
 from lstmlm.model.cell import LSTMState
 from lstmlm.model.char_lm import nats
 from lstmlm.model.ensemble import Network
@@ -297,6 +298,9 @@ class Scorer:
             ids: Its known characters. (n)
             chars: All of its characters.
             size: Its length in UTF-8, in bytes.
+
+        Raises:
+            CheckpointError: The model gives something that is no probability: a score of NaN would pass any check.
         """
         self._chars += chars
         self._bytes += size
@@ -309,7 +313,11 @@ class Scorer:
             self._score(final=False)
 
     def finish(self) -> Score:
-        """Score what is left and return the sum."""
+        """Score what is left and return the sum.
+
+        Raises:
+            CheckpointError: As `add`.
+        """
         self._score(final=True)
         unknown = self._chars - self._known
         charge = unknown * math.log(CODE_POINTS)
@@ -330,6 +338,8 @@ class Scorer:
             scored = warm(self._model, part, self._state, self._batch)
             self._state = scored.state
         self._nats += float(scored.nats.double().sum())
+        if not math.isfinite(self._nats):
+            raise not_finite()
         self._correct += int(scored.correct.sum())
         self._waiting = [ids[count:]]  # the last id was scored; it is still to be fed
 

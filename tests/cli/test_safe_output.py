@@ -24,6 +24,18 @@ def test_a_text_is_no_place_for_a_picture(lstmlm: Lstmlm, run: Path, text: Path,
     assert text.read_bytes() == before
 
 
+@pytest.mark.parametrize(("flag", "name"), [("--svg", "logo.svg"), ("--html", "index.html")])
+@pytest.mark.parametrize("start", ["<svg ", "<!DOCTYPE html>", "<!-- written by lstmlm -->"])
+def test_a_page_of_somebody_else_stays(lstmlm: Lstmlm, run: Path, flag: str, name: str, start: str) -> None:
+    """A user's own page or logo is refused, and is what it was, whatever it begins with."""
+    Path(name).write_text(f"{start}\n<title>mine</title>\n")
+    result = lstmlm("inspect", "Bob", flag, name, "-m", str(run))
+
+    assert (result.code, result.out) == (2, "")
+    assert "found a file that lstmlm has not written" in result.err
+    assert Path(name).read_text() == f"{start}\n<title>mine</title>\n"
+
+
 @pytest.mark.parametrize("line", LINES.values())
 def test_an_earlier_picture_is_replaced(lstmlm: Lstmlm, run: Path, line: str) -> None:
     """The same command twice is no mistake, also where an empty file lies or a link leads."""
@@ -55,7 +67,7 @@ def test_a_full_disk_leaves_the_earlier_picture(monkeypatch: pytest.MonkeyPatch,
     with pytest.raises(SystemProblem, match=r"a\.svg: the disk is full"):
         safe_output.write("--svg", "a.svg", "<svg two>")
 
-    assert Path("a.svg").read_text() == "<svg one>"
+    assert Path("a.svg").read_text() == f"<svg one>\n{safe_output.MARK}"
     assert os.listdir(tmp_path) == ["a.svg"]
 
 
@@ -64,7 +76,7 @@ def test_a_pipe_is_written_to(tmp_path: Path) -> None:
     reading, writing = os.pipe()
     safe_output.write("--svg", f"/dev/fd/{writing}", "<svg three>")
 
-    assert os.read(reading, 100) == b"<svg three>"
+    assert os.read(reading, 100).decode() == f"<svg three>\n{safe_output.MARK}"
     with pytest.raises(SystemProblem, match="a folder stands where"):
         safe_output.write("--html", str(tmp_path), "<!DOCTYPE html>")
     with pytest.raises(UsageError):
