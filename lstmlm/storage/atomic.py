@@ -13,7 +13,6 @@ import json
 import os
 import re
 import stat
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -21,12 +20,6 @@ from types import TracebackType
 from typing import Any, Self
 
 from lstmlm.errors import CheckpointError, SystemProblem, printable
-
-if sys.platform != "win32":
-    try:
-        import fcntl
-    except ImportError:  # some POSIX systems without it, such as WebAssembly
-        fcntl = None  # type: ignore[assignment]  # a module or nothing
 
 Bytes = bytes | bytearray | memoryview
 
@@ -413,7 +406,9 @@ def _create(path: Path, mode: int) -> int:
 
 def _flock(fd: int, *, wait: bool) -> bool | None:
     """Lock an open file; False: another process has locked it; None: there are no locks here."""
-    if sys.platform == "win32" or fcntl is None:
+    try:
+        import fcntl  # only POSIX has it
+    except ImportError:
         return None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
