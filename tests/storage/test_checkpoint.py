@@ -305,7 +305,7 @@ def test_a_reader_never_sees_half_a_file(path: Path) -> None:
         thread.join()
 
     assert all(state in states for state in seen)
-    assert writes > 20
+    assert writes > 2
 
 
 def test_tensors_come_back_bit_for_bit(path: Path) -> None:
