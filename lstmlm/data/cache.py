@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lstmlm.data.digest import Digest
 from lstmlm.data.ids import Ids, Store, map_file
 from lstmlm.errors import SystemProblem, printable
 
@@ -31,7 +30,7 @@ class Writer:
     def __init__(self, folder: Path) -> None:
         self._folder, self._memory, self._file = folder, bytearray(), -1
         self._temp = folder / f".{os.getpid()}-{time.monotonic_ns()}.tmp"
-        self._hash = Digest()
+        self._hash = hashlib.sha256()
         self.size = 0
         self.started = time.time_ns()
 
