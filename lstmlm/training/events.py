@@ -113,19 +113,20 @@ class TrainState:
 
     @classmethod
     def from_meta(cls, meta: dict[str, Any]) -> "TrainState":
-        """Return the inverse of `to_meta`, also of an earlier version's.
+        """Return the inverse of `to_meta`, also of an earlier version's: a field that it did not have yet is as in a new run.
 
         Raises:
-            CheckpointError: A field is missing, unknown or of the wrong type.
+            CheckpointError: `step` is missing, or a field is unknown or of the wrong type.
         """
         plain = cls()
         meta = {name: value for key, value in meta.items() if (name := FORMER.get(key, key)) is not None}
-        if other := sorted(set(meta) ^ set(vars(plain))):
-            here = "one that this version does not know" if other[0] in meta else "none"
+        if other := sorted(set(meta) - set(vars(plain))):
             raise CheckpointError(
-                f"checkpoint: training.{printable(other[0][:60])}: expected the fields of this version, found {here}. Go on with "
-                "the version of lstmlm that wrote it, or start from its weights: --from."
+                f"checkpoint: training.{printable(other[0][:60])}: expected the fields of this version, found one that it does "
+                "not know. Go on with the version of lstmlm that wrote it, or start from its weights: --from."
             )
+        if "step" not in meta:
+            raise CheckpointError("checkpoint: training.step: expected the number of steps done, found none.")
         for key, value in meta.items():
             if key in ("best_nats", "final_nats") and value is None:
                 continue

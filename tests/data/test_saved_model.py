@@ -53,5 +53,7 @@ def test_a_field_of_training_that_was_renamed_or_removed_is_read(monkeypatch: py
 
     assert TrainState.from_meta(saved) == TrainState(step=7, best_nats=2.5)
     del saved["failures"]
-    with pytest.raises(CheckpointError, match=r"training\.retries: .* found none"):
+    assert TrainState.from_meta(saved) == TrainState(step=7, best_nats=2.5)  # a version that did not count them yet
+    del saved["step"]
+    with pytest.raises(CheckpointError, match=r"training\.step: .* found none"):
         TrainState.from_meta(saved)
