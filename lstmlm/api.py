@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lstmlm import kernels
-from lstmlm.config.run_config import RunConfig, from_dict
-from lstmlm.data import tokenizer
+from lstmlm.config.run_config import RunConfig
+from lstmlm.data import saved_model
+from lstmlm.data.saved_model import parts
 from lstmlm.data.tokenizer import OnUnknown, Tokenizer
-from lstmlm.errors import CheckpointError, ConfigError, TextError, UsageError, not_finite, printable
+from lstmlm.errors import CheckpointError, TextError, UsageError, not_finite, printable
 from lstmlm.evaluation.sampler import Sampling, generate
 from lstmlm.model import devices, ensemble
 from lstmlm.model.char_lm import CharLM, load_weights
@@ -88,7 +89,10 @@ class LanguageModel:
         where = devices.choose("cpu" if device == "auto" and kernels.requested_kernel() == "native" else device)
         found, saved = run_dir.load(path, report=report, check=check)
         torch.set_num_threads(threads or os.cpu_count() or 1)
-        config, symbols = parts(saved.meta)
+        ignored: list[str] = []
+        config, symbols = parts(saved.meta, ignored)
+        if report and ignored:
+            report(f"checkpoint {printable(str(found))}: {saved_model.note(saved.meta, ignored)}")
         kernel, _ = kernels.choose(precision="float32", device=where.type)
         network = ensemble.build(config.model, len(symbols), kernel).to(where)
         tensors = {k.removeprefix("model."): v for k, v in saved.tensors.items() if k.startswith("model.")}
@@ -281,13 +285,17 @@ def _check_sampling(how: Sampling) -> None:
         raise UsageError(f"--top-k: expected a whole number from 0 on (0: all), found {how.top_k}.")
 
 
-def check(header: Header) -> None:
+def check(header: Header, *, resumes: bool = False) -> None:
     """Compare the weights that a file says it has with those that its configuration asks for, before they are read.
+
+    Args:
+        header: Of the file.
+        resumes: Its training is to go on: every setting of it has to be known.
 
     Raises:
         CheckpointError: They differ, or the configuration is refused.
     """
-    config, symbols = parts(header.meta)
+    config, symbols = parts(header.meta, None if resumes else [])
     if config.model.hidden is None or config.model.layers is None or config.model.dropout is None:
         raise CheckpointError("checkpoint: its configuration leaves the size of the network open.")
     expected = ensemble.shapes(config.model, len(symbols))
@@ -297,24 +305,6 @@ def check(header: Header) -> None:
             raise CheckpointError(
                 f"checkpoint: weight {printable(name)}: expected {expected.get(name, 'none')}, found {found.get(name, 'none')}."
             )
-
-
-def parts(meta: dict[str, Any]) -> tuple[RunConfig, Tokenizer]:
-    """Return the configuration and the tokenizer in a checkpoint's description, checked.
-
-    Raises:
-        CheckpointError: They do not make sense, alone or together.
-    """
-    try:
-        config = from_dict(meta["config"])
-    except ConfigError as error:
-        raise CheckpointError(f"checkpoint: its configuration is refused: {error}") from None
-    symbols = tokenizer.from_dict(meta["tokenizer"])
-    counts = meta["counts"]
-    whole = all(isinstance(count, int) and not isinstance(count, bool) and count >= 0 for count in counts)
-    if len(counts) != len(symbols) or not whole:
-        raise CheckpointError(f"checkpoint: counts: expected {len(symbols)} whole numbers, one for each symbol.")
-    return config, symbols
 
 
 def _first(text: str, stop: Sequence[str]) -> tuple[int, str] | None:

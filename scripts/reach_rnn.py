@@ -129,7 +129,7 @@ def show_reach(lines: dict[str, list[float]]) -> None:
 
 def answer(models: dict[str, CharLM | PlainRNN], corpus: Corpus, most: int) -> None:
     """Print the share of names that each network fills in rightly, by the distance from their last mention."""
-    asked = parse_set(BLANKS.read_text(encoding="utf-8").splitlines(), str(BLANKS))
+    asked = parse_set(BLANKS.read_text(encoding="utf-8"), str(BLANKS))
     asked = [one for one in asked if one.kind.startswith("name")]
     asked = asked[:: max(1, -(-len(asked) // most))]
     start = corpus.tokenizer.encode("\n")[0]

@@ -214,7 +214,7 @@ def _pieces(
     import torch
 
     from lstmlm.config import run_config
-    from lstmlm.data.decoding import Tally, decode, find_encoding
+    from lstmlm.data.decoding import decode, find_encoding
     from lstmlm.data.sources import find_sources
 
     if not texts:
@@ -227,7 +227,7 @@ def _pieces(
         for _, piece in raw:
             yield torch.frombuffer(bytearray(piece), dtype=torch.uint8).long(), len(piece), len(piece)
         return
-    for text in decode(raw, find_encoding(request.encoding), Tally()):
+    for text in decode(raw, find_encoding(request.encoding)):
         ids = torch.tensor(model.tokenizer.encode(text, on_unknown="skip"), dtype=torch.int64)
         if len(ids) < len(text):
             missing.update(char for _, char in model.tokenizer.unknown(text))

@@ -116,7 +116,7 @@ def _standard_input() -> Iterator[str]:
 def _lines(model: "LanguageModel", texts: list[str], encoding: str) -> Iterator[str]:
     """Give the lines of files, or of the run's validation part, each with its line end."""
     from lstmlm.config import run_config
-    from lstmlm.data.decoding import Tally, decode, find_encoding
+    from lstmlm.data.decoding import decode, find_encoding
     from lstmlm.data.sources import find_sources
 
     if not texts:
@@ -125,7 +125,7 @@ def _lines(model: "LanguageModel", texts: list[str], encoding: str) -> Iterator[
         return
     raw = ((source, piece) for source in find_sources(texts, run_config.resource_dir("data")) for piece in source.read())
     waiting = ""
-    for piece in decode(raw, find_encoding(encoding), Tally()):
+    for piece in decode(raw, find_encoding(encoding)):
         *whole, waiting = (waiting + piece).split("\n")
         yield from (line + "\n" for line in whole)
     if waiting:

@@ -63,11 +63,7 @@ def run(request: Request) -> None:
 
     if request.text is not None and BLANK not in request.text:
         Question(request.text, ("", ""))  # raises before a model is opened
-    asked = (
-        []
-        if request.file is None
-        else parse_set(read_text("--file", request.file).splitlines(), f"--file {printable(request.file)}")
-    )
+    asked = [] if request.file is None else parse_set(read_text("--file", request.file), f"--file {printable(request.file)}")
     choices = [*request.choices, *(read_text("--choices", request.choices_file).split() if request.choices_file else [])]
     model = LanguageModel.open(request.model, threads=request.threads, device=request.device, report=console.warn)
     if request.model is None:

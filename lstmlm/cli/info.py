@@ -6,14 +6,16 @@ from typing import Any
 
 from lstmlm.cli import safe_output
 from lstmlm.config import run_config
+from lstmlm.data.saved_model import note, parts
 from lstmlm.display.console import Console
-from lstmlm.errors import CheckpointError, ConfigError, printable
+from lstmlm.errors import printable
 from lstmlm.storage import checkpoint, run_dir
+from lstmlm.storage.header import Header
 from lstmlm.units import bits
 
 
 def run(model: str | None, *, verify: bool, json: bool, svg: str | None = None) -> None:
-    """Show what a checkpoint says of itself; it is read and checked, but no torch is needed for it.
+    """Show what a checkpoint says of itself; only `verify` reads its tensors, and neither needs torch.
 
     Raises:
         CheckpointError: It is missing or damaged; with `verify`, any checkpoint of the run is.
@@ -28,7 +30,7 @@ def run(model: str | None, *, verify: bool, json: bool, svg: str | None = None) 
             for name in verified:
                 console.result(f"{printable(name)}: whole")
         return
-    path, saved = run_dir.load(model, report=console.warn)
+    path, saved = run_dir.load_header(model, console.warn, lambda header: parts(header.meta, []))
     if model is None:
         console.say(f"model {printable(str(path))}")
     if svg is not None:
@@ -37,16 +39,19 @@ def run(model: str | None, *, verify: bool, json: bool, svg: str | None = None) 
         run_plots.write(path.parent, svg)
         console.say(f"wrote {printable(svg)}")
         return
+    ignored: list[str] = []
+    config, _ = parts(saved.meta, ignored)
+    if ignored:
+        console.warn(f"checkpoint {printable(str(path))}: {note(saved.meta, ignored)}")
     facts = _facts(path, saved)
     if json:
         console.as_json(facts)
     else:
-        console.result(_as_text(facts), end="")
+        console.result(_as_text(facts, run_config.flat(config)), end="")
 
 
-def _facts(path: Path, saved: checkpoint.Checkpoint) -> dict[str, Any]:
+def _facts(path: Path, saved: Header) -> dict[str, Any]:
     meta = saved.meta
-    symbols = meta["tokenizer"].get("symbols")
     nats = meta["scores"].get("validation_nats_per_char")
     return {
         "schema": 1,
@@ -57,7 +62,7 @@ def _facts(path: Path, saved: checkpoint.Checkpoint) -> dict[str, Any]:
         "parameters": meta["parameters"],
         "tokenizer": meta["tokenizer"].get("kind"),
         "vocabulary_size": len(meta["counts"]),
-        "vocabulary": symbols,
+        "vocabulary": meta["tokenizer"].get("symbols"),
         "scores": meta["scores"] | ({"validation_bits_per_char": bits(nats)} if isinstance(nats, float) else {}),
         "corpus": meta["corpus"],
         "config": meta["config"],
@@ -67,12 +72,8 @@ def _facts(path: Path, saved: checkpoint.Checkpoint) -> dict[str, Any]:
     }
 
 
-def _as_text(facts: dict[str, Any]) -> str:
+def _as_text(facts: dict[str, Any], values: dict[str, run_config.Value]) -> str:
     scores, corpus = facts["scores"], facts["corpus"]
-    try:
-        values = run_config.flat(run_config.from_dict(facts["config"]))
-    except ConfigError as error:
-        raise CheckpointError(f"checkpoint {printable(facts['model'])}: its configuration is refused: {error}") from None
     members = values["model.members"]
     each = f" ({members} members of {facts['parameters'] // members:,})" if isinstance(members, int) and members > 1 else ""
     rows = [

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lstmlm.cli import safe_output
-from lstmlm.cli.text_input import one_of, read_text, unknown_rule
+from lstmlm.cli.text_input import known_ids, one_of, read_text, unknown_rule
 from lstmlm.display.console import Console, colour_allowed, columns, unicode_allowed
 from lstmlm.errors import TextError, UsageError, printable
 from lstmlm.units import counted
@@ -75,6 +75,10 @@ def run(request: Request) -> None:
         raise UsageError(f"inspect: expected one of --at, --find and --reach, found {' and '.join(statistics)}.")
     if statistics and (request.svg or request.html):
         raise UsageError(f"{statistics[0]}: expected no picture, found --svg or --html. Leave it out; --json gives the numbers.")
+    if request.html and shows == ["surprise"]:
+        raise UsageError(
+            "--html: expected a quantity of units in --show, found surprise alone, which the page always has. Leave it out."
+        )
     safe_output.refuse_other("--svg", request.svg)
     safe_output.refuse_other("--html", request.html)
     text = request.text if request.file is None else read_text("--file", request.file)
@@ -116,7 +120,7 @@ def run(request: Request) -> None:
         inspect_probes.reach(console, model, text, on_unknown=on_unknown, json=request.json)
         return
     assert text is not None
-    ids = model.tokenizer.encode(text, on_unknown)
+    ids = known_ids(model, text, on_unknown)
     widths = [layer.width for layer in model.alone.stack()]
     for layer, unit in units:
         if not (1 <= layer <= len(widths) and 1 <= unit <= widths[layer - 1]):

@@ -4,7 +4,7 @@ import math
 from typing import TYPE_CHECKING
 
 from lstmlm.cli.inspect import NAMES, characters, steps
-from lstmlm.cli.text_input import statistics_text
+from lstmlm.cli.text_input import known_ids, statistics_text
 from lstmlm.display.console import Console, colour_allowed, columns, unicode_allowed
 from lstmlm.display.text_plots import curve, table
 from lstmlm.errors import TextError
@@ -43,7 +43,7 @@ def find(
     from lstmlm.analysis.probes import find as rank
     from lstmlm.display.gate_plots import Row, Scale, fitted, view
 
-    ids = model.tokenizer.encode(statistics_text(model, text, CHARS), on_unknown)[:CHARS]
+    ids = known_ids(model, statistics_text(model, text, CHARS), on_unknown)[:CHARS]
     chars = characters(model, ids)
     true, meaning = feature(name, "".join(chars))
     parts = [[getattr(layer, quantity)[:, 0] for layer in found.layers] for _, found, _ in steps(model, ids)]

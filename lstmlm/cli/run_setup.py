@@ -103,7 +103,7 @@ def resolved(request: Request, parent: Checkpoint | None) -> tuple[RunConfig, di
 
 def _inherited(parent: Checkpoint) -> dict[str, Value]:
     """Return the settings that a fine-tuned model inherits: its sizes and options, and its tokenizer."""
-    values = run_config.flat(run_config.from_dict(parent.meta["config"], "--from"))
+    values = run_config.flat(run_config.from_dict(parent.meta["config"], "--from", ignored=[]))
     return {key: value for key, value in values.items() if key.startswith("model.") or key == "data.tokenizer"}
 
 
@@ -166,7 +166,7 @@ def saved_in(folder: Path, request: Request) -> Checkpoint | None:
     from lstmlm.api import check
     from lstmlm.storage import checkpoint
 
-    return checkpoint.read(folder / "last.safetensors", check)
+    return checkpoint.read(folder / "last.safetensors", lambda header: check(header, resumes=True))
 
 
 def _size(path: Path) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from lstmlm.data.tokenizer import OnUnknown
 from lstmlm.errors import TextError, UsageError, printable
+from lstmlm.units import counted
 
 if TYPE_CHECKING:
     from lstmlm.api import LanguageModel
@@ -96,6 +97,19 @@ def one_symbol(flag: str, given: str, model: "LanguageModel") -> int:
     if len(ids) != 1:
         raise UsageError(f"{flag}: expected one character, found {_quoted(given)}.")
     return ids[0]
+
+
+def known_ids(model: "LanguageModel", text: str, on_unknown: OnUnknown) -> list[int]:
+    """Return the ids of a text to look into, of which there is at least one.
+
+    Raises:
+        TextError: A character is not in the vocabulary and may not be left out, or none of them is.
+    """
+    ids = model.tokenizer.encode(text, on_unknown)
+    if not ids:
+        found = f"none in {counted(len(text), 'character')}"
+        raise TextError(f"text to inspect: expected a character that the model knows, found {found}. Take another text.")
+    return ids
 
 
 def statistics_text(

@@ -12,6 +12,7 @@ from lstmlm.cli.corpora import open_named, seen_in_training
 from lstmlm.cli.run_setup import Request
 from lstmlm.config import auto_tune, run_config
 from lstmlm.config.run_config import RunConfig
+from lstmlm.data.saved_model import parts
 from lstmlm.display import tensorboard
 from lstmlm.display.console import Console
 from lstmlm.display.progress_view import RunView
@@ -76,8 +77,6 @@ def _lead(request: Request, group: ProcessGroup) -> None:
         config, sources = run_setup.resolved(request, parent)
         saved = run_setup.saved_in(folder, request)
         if saved:
-            from lstmlm.api import parts
-
             config, sources = run_setup.resumed(parts(saved.meta)[0], request)
         elif request.resume:
             name, begun = run_config.load_preset(str(folder / "config.yaml"))

@@ -14,6 +14,7 @@ from typing import TypeAlias
 from lstmlm.config.schema import (
     BUDGETS,
     DEFAULT_MINUTES,
+    FORMER,
     KEYS,
     SECTIONS,
     SETTINGS,
@@ -273,12 +274,15 @@ def to_dict(config: RunConfig) -> dict[str, dict[str, Value]]:
     return nested
 
 
-def from_dict(nested: object, source: str = "") -> RunConfig:
-    """Return the configuration that `to_dict` wrote, trusting nothing in it; missing keys are defaults.
+def from_dict(nested: object, source: str = "", ignored: list[str] | None = None) -> RunConfig:
+    """Return the configuration that `to_dict` wrote, here or in an earlier version, trusting nothing in it.
+
+    Missing keys are defaults, and settings of `FORMER` take their names of today.
 
     Args:
         nested: Anything, such as a part of a checkpoint's JSON.
         source: Where it came from, for messages.
+        ignored: Takes the keys of `train.` that do not exist, as a later version may have written them. None: they are refused.
 
     Raises:
         ConfigError: Not nested dicts, an unknown key, a wrong type or range, or values that cannot work together.
@@ -292,7 +296,12 @@ def from_dict(nested: object, source: str = "") -> RunConfig:
         if not isinstance(group, dict):
             raise ConfigError(f"{section}{at(source)}: expected a mapping, found {describe(group)}.")
         for name, value in group.items():
-            key = f"{section}.{name}" if isinstance(name, str) else name
+            key = FORMER.get(was := f"{section}.{name}", was)
+            if key is None:
+                continue
+            if ignored is not None and section == "train" and key not in KEYS:
+                ignored.append(key)
+                continue
             values[key] = known(key, source).check(value, source)
     return _build(values)
 

@@ -136,7 +136,6 @@ class TrainConfig(_Section):
     kernel: str = setting("auto", "code that runs the recurrence", choices=("auto", "eager", "native", "triton"))
     eval_every: int | None = setting(None, "steps between validations", low=1, high=MANY)
     save_every: int | None = setting(None, "steps between checkpoints", low=1, high=MANY)
-    sample_every: int | None = setting(None, "steps between sample texts", low=1, high=MANY)
     patience: int | None = setting(
         None,
         "validations without a better score after which to stop; 0: never; auto: 3, from 5 % above the best on",
@@ -184,6 +183,11 @@ def _declared(section: type[Any]) -> list[Setting]:
 
 SETTINGS: dict[str, list[Setting]] = {section.section: _declared(section) for section in SECTIONS}
 KEYS: dict[str, Setting] = {one.key: one for group in SETTINGS.values() for one in group}
+
+
+# Settings that models of earlier versions were saved with: what each is called now, or None where it is gone and decided nothing.
+# A setting that is renamed or removed gets its row here, and every model that was ever saved still loads.
+FORMER: dict[str, str | None] = {"train.sample_every": None}
 
 
 def keys() -> dict[str, Setting]:

@@ -2,11 +2,14 @@
 
 `entries` yields what a file says, for `run_config.parse_yaml`. It works on the parser's events, so nothing is resolved,
 constructed or recursed into, and its caller sees each key as it is met, so that a file of nonsense ends at its first line.
+
+`read_file` and `entries` are its entry points, for `config.parse_yaml`. PyYAML composes mappings of scalars, and whatever else
+comes is refused before it is composed; nothing is constructed. Which keys there are, only the caller knows.
 """
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,8 +41,56 @@ class YamlEntry(NamedTuple):
     line: int
 
 
+class _OddError(Exception):
+    """Something of YAML that is not taken here: where, what was expected, what was found, and the next step."""
+
+    def __init__(self, event: yaml.Event, found: str, expected: str = "", hint: str = _PLAIN) -> None:
+        super().__init__(event.start_mark.line + 1 if event.start_mark else 1, expected, found, hint)
+
+
 class StrictLoader(yaml.SafeLoader):
-    """SafeLoader, used for its scanner and parser alone: `entries` never asks it to construct anything."""
+    """SafeLoader for mappings of scalars, without anchors, aliases, tags and directives; nothing is constructed with it.
+
+    Attributes:
+        path: Dotted name of the key whose value comes next; empty where a key does.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.path = ""
+        self._open: list[str] = []  # keys of the mappings that are open, the outermost first
+
+    def _next(self) -> Any:
+        return self.peek_event()  # type: ignore[no-untyped-call]  # its stub lacks types
+
+    def compose_document(self) -> yaml.Node | None:
+        """Compose a document without directives before it and another one behind it."""
+        start = self._next()
+        if start.version or start.tags:
+            raise _OddError(start, "a % directive")
+        root = super().compose_document()
+        if not self.check_event(yaml.StreamEndEvent):
+            raise _OddError(self._next(), "a second one after `---`", "one document", "Delete it")
+        return root
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Compose the value of the key `index`, or where that is None a key of the mapping `parent`, or the root."""
+        if index is not None:
+            self._open.append(index.value)
+            self.path = ".".join(self._open)
+        event = self._next()
+        if found := _odd(event):
+            raise _OddError(event, found, "" if index is not None else "`key: value`")
+        if isinstance(event, yaml.MappingStartEvent):
+            if parent is not None and index is None:
+                raise _OddError(event, "a mapping", "a key")
+            if len(self._open) == DEEPEST:
+                raise _OddError(event, "more", f"at most {DEEPEST} levels", "Sections are one level deep")
+        self.path = ""
+        node = super().compose_node(parent, index)
+        if index is not None:
+            self._open.pop()
+        return node
 
 
 def read_file(path: Path, shown: str, like: str = "") -> str:
@@ -80,16 +131,16 @@ def read_file(path: Path, shown: str, like: str = "") -> str:
         raise ConfigError(f"{where}: expected UTF-8 text, found {found}. {hint}Save it as UTF-8.") from None
 
 
-def entries(text: str, source: str, allowed: Callable[[str], str] = lambda key: "a value") -> Iterator[YamlEntry]:
-    """Yield the keys of a YAML text in order, sections joined to names with a dot.
+def entries(text: str, source: str, allowed: Callable[[str], str] = lambda key: "a value") -> list[YamlEntry]:
+    """Return the keys of a YAML text in order, sections joined to names with a dot.
 
     Args:
         text: The file's text; a byte order mark is dropped.
         source: The file's name, for messages.
         allowed: What belongs under a key, in words, for messages.
 
-    Yields:
-        An `YamlEntry` for each scalar, and for each mapping below the root when it begins.
+    Returns:
+        An `YamlEntry` for each scalar, and for each mapping below the root where it begins.
 
     Raises:
         ConfigError: Not YAML; or YAML with an alias, anchor, tag, merge key, directive, list, second document,
@@ -97,58 +148,43 @@ def entries(text: str, source: str, allowed: Callable[[str], str] = lambda key: 
     """
     if len(text) > LARGEST:
         raise _too_large(source, len(text))
-    parts: list[str] = []  # keys of the mappings that are open, the outermost first
-    key: str | None = None  # a key whose value comes next
-    path, seen = "", dict[str, int]()
-    depth = documents = 0
     try:
-        for event in yaml.parse(text.removeprefix("\ufeff"), Loader=StrictLoader):
-            line = event.start_mark.line + 1 if event.start_mark else 1
-            path = ".".join(parts if key is None else [*parts, key])
-            expected = "`key: value`" if key is None else allowed(path)
-            if odd := _odd(event):
-                raise _refuse(source, line, expected, odd, _PLAIN, path)
-            if isinstance(event, yaml.DocumentStartEvent):
-                documents += 1
-                if documents > 1:
-                    raise _refuse(source, line, "one document", "a second one after `---`", "Delete it")
-            elif isinstance(event, yaml.MappingEndEvent):
-                depth -= 1
-                if parts:
-                    parts.pop()
-            elif isinstance(event, yaml.MappingStartEvent):
-                depth += 1
-                if depth > DEEPEST:
-                    raise _refuse(source, line, f"at most {DEEPEST} levels", "more", "Sections are one level deep")
-                if key is not None:
-                    parts.append(key)
-                    key = None
-                    yield YamlEntry(path, "", False, True, line)
-                elif depth > 1:
-                    raise _refuse(source, line, "a key", "a mapping", _PLAIN)
-            elif isinstance(event, yaml.ScalarEvent) and depth == 0:
-                if event.value or event.style:  # an empty file is an empty scalar, and sets nothing
-                    found = f"'{shorten(event.value)}'"
-                    raise _refuse(source, line, expected, found, "Put a colon and a blank after the key")
-            elif isinstance(event, yaml.ScalarEvent) and key is None:
-                key = event.value
-                path = ".".join([*parts, key])
-                if path in seen:
-                    raise _refuse(source, line, "each key once", f"it on line {seen[path]} too", "Delete one", path)
-                seen[path] = line
-            elif isinstance(event, yaml.ScalarEvent):
-                key = None
-                yield YamlEntry(path, event.value, event.style is not None, False, line)
+        loader = StrictLoader(text.removeprefix("\ufeff"))  # a control character is refused here
     except yaml.YAMLError as problem:
-        raise _broken(source, problem, path if key is not None else "", allowed(path)) from None
+        raise _broken(source, problem, "", "") from None
+    try:
+        root = loader.get_single_node()
+    except _OddError as odd:
+        line, expected, found, hint = odd.args
+        raise _refuse(source, line, expected or allowed(loader.path), found, hint, loader.path) from None
+    except yaml.YAMLError as problem:
+        raise _broken(source, problem, loader.path, allowed(loader.path)) from None
     except (ValueError, OverflowError):  # PyYAML on "\UFFFFFFFF" and on %YAML followed by 5,000 digits
         raise ConfigError(f"{shorten(source, 120)}: expected YAML, found a broken escape or number. {_PLAIN}.") from None
+    taken: dict[str, YamlEntry] = {}
+    if isinstance(root, yaml.MappingNode):
+        _collect(root, "", source, taken)
+    elif isinstance(root, yaml.ScalarNode) and (root.value or root.style):  # an empty file may be an empty scalar
+        line, found = root.start_mark.line + 1, f"'{shorten(root.value)}'"
+        raise _refuse(source, line, "`key: value`", found, "Put a colon and a blank after the key")
+    return list(taken.values())
+
+
+def _collect(mapping: yaml.MappingNode, above: str, source: str, found: dict[str, YamlEntry]) -> None:
+    """Add the entries of a mapping and of those in it; refuse a key that is there already."""
+    for key, value in mapping.value:
+        path, line = above + key.value, key.start_mark.line + 1
+        if path in found:
+            raise _refuse(source, line, "each key once", f"it on line {found[path].line} too", "Delete one", path)
+        if isinstance(value, yaml.MappingNode):
+            found[path] = YamlEntry(path, "", False, True, line)
+            _collect(value, f"{path}.", source, found)
+        else:
+            found[path] = YamlEntry(path, value.value, value.style is not None, False, value.start_mark.line + 1)
 
 
 def _odd(event: yaml.Event) -> str:
     """Name what is YAML and not taken here; empty for the rest."""
-    if isinstance(event, yaml.DocumentStartEvent):
-        return "a % directive" if event.version or event.tags else ""
     if isinstance(event, yaml.AliasEvent):
         return f"the alias *{shorten(str(event.anchor))}"
     if not isinstance(event, yaml.NodeEvent):

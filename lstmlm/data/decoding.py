@@ -8,12 +8,12 @@ import codecs
 import contextlib
 import difflib
 import encodings.aliases
+import hashlib
 import itertools
 import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from lstmlm.data.digest import Digest
 from lstmlm.data.sources import Source
 from lstmlm.errors import ConfigError, TextError, printable
 
@@ -35,7 +35,7 @@ class Tally:
     chars: int = 0
     pairs: int = 0  # CR and LF together
     marks: list[str] = field(default_factory=list)  # names of the files whose byte order mark was dropped
-    digest: Digest = field(default_factory=Digest)
+    digest: "hashlib._Hash" = field(default_factory=hashlib.sha256)
     _after_cr: bool = False
 
     def add(self, chars: int, data: bytes) -> None:
@@ -83,13 +83,13 @@ def find_encoding(name: str) -> str:
     return canonical
 
 
-def decode(pieces: Iterable[tuple[Source, bytes]], encoding: str, tally: Tally) -> Iterator[str]:
+def decode(pieces: Iterable[tuple[Source, bytes]], encoding: str, tally: Tally | None = None) -> Iterator[str]:
     """Decode what several sources hold, piece by piece; each source is decoded on its own.
 
     Args:
         pieces: Raw bytes in order, each with the source it is from.
         encoding: A canonical name, from `find_encoding`.
-        tally: Is brought up to date with every piece.
+        tally: Is brought up to date with every piece. None: nobody asks.
 
     Raises:
         TextError: At the first byte that is not text, naming file, offset, byte and the way out.
@@ -116,10 +116,11 @@ def decode(pieces: Iterable[tuple[Source, bytes]], encoding: str, tally: Tally) 
             marked = len(given) < len(raw)
             if start and text.startswith("\ufeff") and encoding != "utf-8":
                 marked, text = True, text[1:]
-            if marked:
-                tally.marks.append(source.name)
-            # What is UTF-8 already has no need to be encoded again.
-            tally.add(len(text), given if encoding == "utf-8" else text.encode("utf-8", "surrogatepass"))
+            if tally is not None:
+                if marked:
+                    tally.marks.append(source.name)
+                # What is UTF-8 already has no need to be encoded again.
+                tally.add(len(text), given if encoding == "utf-8" else text.encode("utf-8", "surrogatepass"))
             if text:
                 yield text
 

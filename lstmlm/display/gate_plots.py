@@ -7,10 +7,9 @@ import math
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
+from lstmlm.display.svg import document, label
 from lstmlm.display.text_plots import cells
-from lstmlm.errors import printable
 
 # From little to much. Each cell carries its own ground and its own ink, so that neither a dark nor a light terminal hides
 # it; the order is also one of brightness, for people who see no red or no green.
@@ -190,17 +189,17 @@ def gates_svg(chars: Sequence[str], rows: Sequence[Row], title: str) -> str:
     lines = _wrapped(chars, shown, PER_LINE)
     columns = max(sum(max(1, cells(c)) for c in shown[start:stop]) for start, stop in lines)
     width = EDGE * 2 + LABEL + max(columns * CELL, 420.0)
-    parts, y = [_words(EDGE, EDGE + 8, title, "title")], EDGE + 34.0
+    parts, y = [label(EDGE, EDGE + 8, title, "title")], EDGE + 34.0
     for start, stop in lines:
         x = EDGE + LABEL
         for char in shown[start:stop]:
             wide = max(1, cells(char)) * CELL
             if char != " ":
-                parts.append(_words(x + wide / 2, y, char, "char", "middle"))
+                parts.append(label(x + wide / 2, y, char, "char", "middle"))
             x += wide
         y += 5
         for row in rows:
-            parts.append(_words(EDGE + LABEL - 8, y + 10.5, row.label, "label", "end"))
+            parts.append(label(EDGE + LABEL - 8, y + 10.5, row.label, "label", "end"))
             x = EDGE + LABEL
             for char, value in zip(shown[start:stop], row.values[start:stop], strict=True):
                 wide = max(1, cells(char)) * CELL
@@ -210,7 +209,7 @@ def gates_svg(chars: Sequence[str], rows: Sequence[Row], title: str) -> str:
             y += LINE - 3
         y += GAP + 12
     for scale in dict.fromkeys(row.scale for row in rows):
-        parts.append(_words(EDGE + LABEL + 158, y, f"{scale.low:.3g} to {scale.high:.3g}: {scale.name}", "label"))
+        parts.append(label(EDGE + LABEL + 158, y, f"{scale.low:.3g} to {scale.high:.3g}: {scale.name}", "label"))
         parts += [
             f'<rect x="{EDGE + LABEL + step * 3:g}" y="{y - 10:g}" width="3.3" height="12" '
             f'fill="{_paper(step / 49, scale.signed)}"/>'
@@ -224,11 +223,7 @@ def gates_svg(chars: Sequence[str], rows: Sequence[Row], title: str) -> str:
         ".label { fill: #57606a; font-size: 11px; } @media (prefers-color-scheme: dark) { .paper { fill: #15181c; } "
         "text { fill: #e6e9ec; } .label { fill: #99a3ad; } }"
     )
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}" '
-        f'height="{height:g}" role="img">\n<title>{_text(title)}</title>\n<style>{style}</style>\n'
-        f'<rect class="paper" width="{width:g}" height="{height:g}"/>\n' + "\n".join(parts) + "\n</svg>\n"
-    )
+    return document(width, height, title, style, parts)
 
 
 def _paper(share: float, signed: bool) -> str:
@@ -243,12 +238,3 @@ def _paper(share: float, signed: bool) -> str:
         for k in (1, 3, 5)
     ]
     return "#" + "".join(f"{part:02x}" for part in mixed)
-
-
-def _words(x: float, y: float, words: str, name: str, anchor: str = "start") -> str:
-    return f'<text class="{name}" x="{x:g}" y="{y:g}" text-anchor="{anchor}" xml:space="preserve">{_text(words)}</text>'
-
-
-def _text(words: str) -> str:
-    """Escape markup, and what XML forbids."""
-    return escape("".join(c if c not in "\ufffe\uffff" else "\ufffd" for c in printable(words)))

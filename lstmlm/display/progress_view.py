@@ -6,14 +6,12 @@
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import assert_never
 
 from lstmlm.display.console import Console, unicode_allowed
 from lstmlm.errors import printable
+from lstmlm.training.events import Decided, Event, Sampled, Saved, StepDone, SteppedBack, Validated
 from lstmlm.units import bits, count, duration
-
-if TYPE_CHECKING:
-    from lstmlm.training.events import Decided, Event, Sampled, StepDone, SteppedBack, Validated
 
 LIVE_SECONDS = 0.2  # between two drawings of the live line
 PLAIN_SECONDS = 10.0  # between two plain lines
@@ -46,26 +44,33 @@ class RunView:
         self._rate = 0.0  # characters per second, as last measured
         self._tick = self._line_due = self._sample_due = 0.0
         self._announced = -1  # the step that the last line about a validation named
-        self._handlers: dict[str, Callable[[Any], None]] = {
-            "StepDone": self._step,
-            "Decided": self._decided,
-            "Validated": self._validated,
-            "Sampled": self._sampled,
-            "Saved": lambda record: None,
-            "SteppedBack": self._stepped_back,
-        }
 
-    def __call__(self, record: "Event") -> None:
+    def __call__(self, record: Event) -> None:
         """Take one record of the trainer."""
-        if not self.console.quiet:
-            self._handlers[type(record).__name__](record)
+        if self.console.quiet:
+            return
+        match record:
+            case StepDone():
+                self._step(record)
+            case Decided():
+                self._decided(record)
+            case Validated():
+                self._validated(record)
+            case Sampled():
+                self._sampled(record)
+            case SteppedBack():
+                self._stepped_back(record)
+            case Saved():
+                pass
+            case _:
+                assert_never(record)  # a type checker sees that no event is left out
 
     def close(self) -> None:
         """Take the live line away: what follows are the last words."""
         if self.live and not self.console.quiet:
             self.console.overwrite()
 
-    def _step(self, record: "StepDone") -> None:
+    def _step(self, record: StepDone) -> None:
         self._sum = SMOOTHING * self._sum + record.nats_per_char
         self._weight = SMOOTHING * self._weight + 1.0
         now = self.clock()
@@ -110,11 +115,11 @@ class RunView:
             parts.append(("left", f"{duration(left)} left" if self.live else f"left {duration(left)}"))
         return parts
 
-    def _decided(self, record: "Decided") -> None:
+    def _decided(self, record: Decided) -> None:
         speed = count(record.chars_per_second)
         self.console.say(f"{record.steps:,} steps fit into the time, at {speed} chars/s", "dim")
 
-    def _validated(self, record: "Validated") -> None:
+    def _validated(self, record: Validated) -> None:
         if record.best:
             self.best_nats, note = record.nats_per_char, "the best so far"
         else:
@@ -129,7 +134,7 @@ class RunView:
         # What validating took is no part of the speed of training.
         self._speed.clear()
 
-    def _sampled(self, record: "Sampled") -> None:
+    def _sampled(self, record: Sampled) -> None:
         now = self.clock()
         if not (self.live and now >= self._sample_due) and not self.console.verbose:
             return
@@ -141,7 +146,7 @@ class RunView:
             self.console.say(f"step {record.step}")
         self.console.say("\n".join("  " + line for line in cut), "dim")
 
-    def _stepped_back(self, record: "SteppedBack") -> None:
+    def _stepped_back(self, record: SteppedBack) -> None:
         self.console.warn(
             f"step {record.step}: the {record.what} is not finite; back to step {record.to}, "
             f"from there with {record.rate_scale:g} of the rate"

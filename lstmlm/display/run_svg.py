@@ -6,8 +6,8 @@
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
-from html import escape
 
+from lstmlm.display.svg import document, label
 from lstmlm.errors import printable
 from lstmlm.units import bits, count, duration
 
@@ -67,7 +67,7 @@ def run_svg(
     validation = [(x, bits(y)) for x, y in validation]
     heading = printable(title)
     heading = heading if len(heading) <= TITLE_COLUMNS else heading[: TITLE_COLUMNS - 4] + " ..."
-    parts = [_words(LEFT, 28, heading, "title", "start")]
+    parts = [label(LEFT, 28, heading, "title", "start")]
     bottom = TOP + CURVES
     if train or validation:
         last = max(x for x, _ in [*train, *validation, *rate])
@@ -85,16 +85,10 @@ def run_svg(
             parts += _rates(_thinned(rate), across, bottom)
         parts += _step_scale(across, bottom)
     else:
-        parts.append(_words(LEFT, TOP + 24, "No scores yet.", "faint", "start"))
+        parts.append(label(LEFT, TOP + 24, "No scores yet.", "faint", "start"))
     below, height = _samples(_three(samples), bottom + 62)
-    body = "\n".join([*parts, *below])
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
-        f'role="img">\n<title>{_text(printable(title))}</title>\n<style>{STYLE}</style>\n'
-        f'<clipPath id="curves"><rect x="{LEFT}" y="{TOP}" width="{WIDTH - LEFT - RIGHT}" height="{CURVES}"/>'
-        f"</clipPath>\n"
-        f'<rect class="paper" width="{WIDTH}" height="{height}"/>\n{body}\n</svg>\n'
-    )
+    clip = f'<clipPath id="curves"><rect x="{LEFT}" y="{TOP}" width="{WIDTH - LEFT - RIGHT}" height="{CURVES}"/></clipPath>'
+    return document(WIDTH, height, title, STYLE, [clip, *parts, *below])
 
 
 class _Scale:
@@ -149,7 +143,7 @@ def _frame(across: _Scale, upright: _Scale) -> list[str]:
     for value in marks:
         y = upright(value)
         parts.append(f'<line class="grid" x1="{across.start:g}" x2="{across.end:g}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(_words(LEFT - 8, y + 4, f"{value:.{digits}f}", "faint", "end"))
+        parts.append(label(LEFT - 8, y + 4, f"{value:.{digits}f}", "faint", "end"))
     return parts
 
 
@@ -158,8 +152,8 @@ def _step_scale(across: _Scale, y: float) -> list[str]:
     for value in ticks(across.low, across.high, 9):
         x = across(value)
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{y:g}" y2="{y + 5:g}"/>')
-        parts.append(_words(x, y + 19, count(value), "faint", "middle"))
-    return [*parts, _words(across.end, y + 36, "steps", "faint", "end")]
+        parts.append(label(x, y + 19, count(value), "faint", "middle"))
+    return [*parts, label(across.end, y + 36, "steps", "faint", "end")]
 
 
 def _time_scale(across: _Scale, seconds: Points) -> list[str]:
@@ -174,7 +168,7 @@ def _time_scale(across: _Scale, seconds: Points) -> list[str]:
         if last + TIMES_APART <= x <= across.end:  # while it validates and saves, time goes by and no step does
             last = x
             parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP - 5}" y2="{TOP}"/>')
-            parts.append(_words(x, TOP - 9, duration(value), "faint", "middle"))
+            parts.append(label(x, TOP - 9, duration(value), "faint", "middle"))
     return parts
 
 
@@ -203,7 +197,7 @@ def _validations(validation: Points, across: _Scale, upright: _Scale) -> list[st
     anchor = "end" if x > WIDTH * 0.6 else "start"
     parts.append(f'<circle class="best" cx="{x:.1f}" cy="{y:.1f}" r="5.5"/>')
     words = f"best {score:.4f} bits/char at step {step:,.0f}"
-    return [*parts, _words(x + (6 if anchor == "end" else -6), y - 14, words, "words", anchor)]
+    return [*parts, label(x + (6 if anchor == "end" else -6), y - 14, words, "words", anchor)]
 
 
 def _legend(train: bool, validation: bool) -> list[str]:
@@ -211,16 +205,16 @@ def _legend(train: bool, validation: bool) -> list[str]:
     for shown, name, words in ((train, "train", "training"), (validation, "validation", "validation")):
         if shown:
             parts.append(f'<path class="{name}" d="M{x:g},23 h22"/>')
-            parts.append(_words(x + 28, 27, words, "faint", "start"))
+            parts.append(label(x + 28, 27, words, "faint", "start"))
             x += 96
-    parts.append(_words(WIDTH - RIGHT, 27, "bits/char", "faint", "end"))
+    parts.append(label(WIDTH - RIGHT, 27, "bits/char", "faint", "end"))
     return parts
 
 
 def _cut_note(train: Points, across: _Scale, upright: _Scale) -> list[str]:
     """Return a note beside the place where the curve comes down into the picture, if it does."""
     above = [x for x, y in train if y > upright.high]
-    return [_words(across(above[-1]) + 14, TOP + 14, "earlier steps lie above", "faint", "start")] if above else []
+    return [label(across(above[-1]) + 14, TOP + 14, "earlier steps lie above", "faint", "start")] if above else []
 
 
 def _rates(rate: Points, across: _Scale, bottom: float) -> list[str]:
@@ -229,9 +223,9 @@ def _rates(rate: Points, across: _Scale, bottom: float) -> list[str]:
     parts = [f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:g}" y2="{y:g}"/>' for y in (bottom, bottom - RATES)]
     places = " ".join(f"{across(x):.1f},{upright(y):.1f}" for x, y in rate)
     parts.append(f'<path class="rate" d="M{places}"/>')
-    parts.append(_words(LEFT - 8, bottom - RATES + 4, f"{top:.2g}", "faint", "end"))
-    parts.append(_words(LEFT - 8, bottom + 4, "0", "faint", "end"))
-    return [*parts, _words(WIDTH - RIGHT, bottom - RATES - 7, "learning rate", "faint", "end")]
+    parts.append(label(LEFT - 8, bottom - RATES + 4, f"{top:.2g}", "faint", "end"))
+    parts.append(label(LEFT - 8, bottom + 4, "0", "faint", "end"))
+    return [*parts, label(WIDTH - RIGHT, bottom - RATES - 7, "learning rate", "faint", "end")]
 
 
 def _three(samples: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:
@@ -243,14 +237,14 @@ def _samples(samples: Sequence[tuple[int, str]], y: float) -> tuple[list[str], i
     """Return what the network wrote, each under its step, and where the page ends."""
     parts = []
     for step, text in samples:
-        parts.append(_words(LEFT, y, f"at step {step:,} it writes", "faint", "start"))
+        parts.append(label(LEFT, y, f"at step {step:,} it writes", "faint", "start"))
         # Empty lines would take the place of words.
         lines = [row for line in map(printable, text.split("\n")) if line.strip() for row in _rows(line)]
         if len(lines) > SAMPLE_ROWS:
             lines = [*lines[: SAMPLE_ROWS - 1], lines[SAMPLE_ROWS - 1][: SAMPLE_COLUMNS - 4] + " ..."]
         for line in lines:
             y += LINE
-            parts.append(_words(LEFT, y, line, "sample", "start"))
+            parts.append(label(LEFT, y, line, "sample", "start"))
         y += 2 * LINE
     return parts, math.ceil(y)
 
@@ -264,13 +258,3 @@ def _rows(line: str) -> list[str]:
         rows.append(line[:end])
         line = line[end:].removeprefix(" ") if blank >= 0 else line[end:]
     return [*rows, line]
-
-
-def _words(x: float, y: float, words: str, name: str, anchor: str) -> str:
-    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
-    return f'<text class="{name}" {place} xml:space="preserve">{_text(words)}</text>'
-
-
-def _text(words: str) -> str:
-    """Escape markup, and the few code points that XML forbids and `printable` lets through."""
-    return escape("".join(c if c not in "\ufffe\uffff" else "\ufffd" for c in words))

@@ -5,15 +5,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lstmlm.errors import UsageError, printable
+from lstmlm.training.events import Event, StepDone, SteppedBack, Validated
 from lstmlm.units import bits
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
-
-    from lstmlm.training.events import Event, StepDone, SteppedBack, Validated
 
 FOLDER = "tensorboard"  # in the run's
 EVENTS = "events.out.tfevents.*"
@@ -56,19 +55,21 @@ class Board:
         self._writer: SummaryWriter | None = None
         self._broken = False
         self._sum, self._count = 0.0, 0
-        self._handlers: dict[str, Callable[[Any], None]] = {
-            "StepDone": self._step,
-            "Validated": self._validated,
-            "SteppedBack": self._stepped_back,
-        }
 
-    def __call__(self, record: "Event") -> None:
+    def __call__(self, record: Event) -> None:
         """Take one record of the trainer."""
-        handler = self._handlers.get(type(record).__name__)
-        if handler is None or self._broken:
+        if self._broken:
             return
         try:
-            handler(record)
+            match record:
+                case StepDone():
+                    self._step(record)
+                case Validated():
+                    self._add("bits_per_char/validation", bits(record.nats_per_char), record.step)
+                case SteppedBack():
+                    self.close()
+                    self._purge = record.to + 1
+                    self._sum, self._count = 0.0, 0
         except OSError as error:
             self._give_up(error)
 
@@ -82,20 +83,12 @@ class Board:
             if not self._broken:
                 self._give_up(error)
 
-    def _step(self, record: "StepDone") -> None:
+    def _step(self, record: StepDone) -> None:
         self._sum, self._count = self._sum + record.nats_per_char, self._count + 1
         if record.step % EVERY and record.step != record.steps:
             return
         self._add("bits_per_char/training", bits(self._sum / self._count), record.step)
         self._add("rate", record.rate, record.step)
-        self._sum, self._count = 0.0, 0
-
-    def _validated(self, record: "Validated") -> None:
-        self._add("bits_per_char/validation", bits(record.nats_per_char), record.step)
-
-    def _stepped_back(self, record: "SteppedBack") -> None:
-        self.close()
-        self._purge = record.to + 1
         self._sum, self._count = 0.0, 0
 
     def _add(self, name: str, value: float, step: int) -> None:

@@ -187,8 +187,8 @@ class Filler:
         return answers
 
 
-def parse_set(lines: Sequence[str], source: str) -> list[Asked]:
-    """Read a set of questions: tab-separated lines under a header that names the columns.
+def parse_set(text: str, source: str) -> list[Asked]:
+    """Read a set of questions: tab-separated lines, which end at LF or CRLF, under a header that names the columns.
 
     The columns `text`, `candidates` (joined by `|`) and `answer` (with several blanks joined by `|`) have to be there,
     `kind` and `distance` may be. Others are left alone.
@@ -196,7 +196,8 @@ def parse_set(lines: Sequence[str], source: str) -> list[Asked]:
     Raises:
         TextError: A line is not as the header says, or its answer is none of its candidates.
     """
-    header = lines[0].rstrip("\r\n").split("\t") if lines else []
+    first, *lines = [line.removesuffix("\r") for line in text.split("\n")]
+    header = first.split("\t")
     missing = [name for name in ("text", "candidates", "answer") if name not in header]
     if missing:
         raise TextError(
@@ -204,10 +205,10 @@ def parse_set(lines: Sequence[str], source: str) -> list[Asked]:
             f"{missing[0]}. The columns kind and distance are optional."
         )
     found = []
-    for number, line in enumerate(lines[1:], start=2):
+    for number, line in enumerate(lines, start=2):
         if not line.strip():
             continue
-        cells = line.rstrip("\r\n").split("\t")
+        cells = line.split("\t")
         if len(cells) != len(header):
             raise TextError(f"{source} line {number}: expected {len(header)} columns, found {len(cells)}.")
         row = dict(zip(header, cells, strict=True))

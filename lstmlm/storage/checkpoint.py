@@ -12,9 +12,14 @@ The file is in the safetensors format: 8 bytes with the length of a JSON header,
     meta     JSON: what is known about the run; see `header.META`
 
 so that one flipped bit anywhere, or any missing or added byte, is seen. Nothing in it is ever executed or unpickled.
-The `safetensors` package reads these files, as a test shows. They are not made with it, because its torch-free
-`serialize` takes dictionaries of bytes in some versions and raw addresses in others; and not read with it, because
-what it checks (no holes, no overlaps) is less than what is checked here, and it copies the data once more.
+
+The entry points are `write`, for the trainer, and `read` and `read_header`, for all others, mostly through `runs.load`.
+Tensors are read with the `safetensors` package; what it does not check is checked here: the digest, bounds before memory
+is taken, finite values. The file is laid out by hand (`pack`), because `safetensors.serialize` writes the texts of
+`__metadata__` in another order each time, so that equal states would make different files, and because it copies all
+tensors once more before the first byte is written.
+
+torch is imported in `to_tensors` and `to_blobs` alone.
 """
 
 import errno
@@ -139,53 +144,82 @@ def pack(checkpoint: Checkpoint) -> list[atomic.Bytes]:
     return [prefix.replace(_ZEROS.encode(), digest.hexdigest().encode(), 1), *views]
 
 
-def read(path: Path, check: Callable[[Header], None] | None = None) -> Checkpoint:
+def read(path: Path, check: Callable[[Header], object] | None = None) -> Checkpoint:
     """Read a checkpoint and verify all of it.
 
     Args:
         path:  The file.
-        check: Called with the header before memory is taken for the data; raises to refuse the file.
+        check: Called with the header before memory is taken for the data; raises CheckpointError to refuse the file, and the
+            message then names it.
 
     Returns:
-        The checkpoint; its blobs are views of one buffer.
+        The checkpoint; each of its blobs has memory of its own, which may be written.
 
     Raises:
         CheckpointError: If it is missing, not a regular file, damaged, or not a checkpoint; says what is wrong.
         SystemProblem: If it is larger than the memory of this machine.
 
-    Memory: the file, the header as objects, and 2 MiB.
+    Memory: twice the file, of which one half is given back before it returns, and the header as objects.
     """
+    from safetensors import SafetensorError, deserialize
+
     try:
         with _Source(path) as source:
-            raw, header = source.header()
+            header = source.header()
             if check:
-                check(header)
-            data = source.data(header)
+                _ask(check, header, path)
+            data = source.whole()
     except DamageError as damage:
         _refuse(path, *damage.args)
-    digest = hashlib.sha256(len(raw).to_bytes(8, "little") + raw.replace(header.sha256.encode(), _ZEROS.encode()))
-    digest.update(data)
+    place = data.find(header.sha256.encode())
+    digest = hashlib.sha256(data[:place] + _ZEROS.encode())
+    digest.update(memoryview(data)[place + len(_ZEROS) :])
     if digest.hexdigest() != header.sha256:
         _refuse(path, f"the SHA-256 {header.sha256[:16]}...", f"{digest.hexdigest()[:16]}...: the file is damaged")
-    view = memoryview(data)
+    try:
+        found: list[tuple[str, dict[str, Any]]] = deserialize(data)  # type: ignore[no-untyped-call]  # its stub lacks types
+    except SafetensorError as error:
+        _refuse(path, "tensors side by side, without a hole or an overlap", printable(str(error)[:200]))
+    as_told = {name: (DTYPES[entry.dtype][0], entry.shape) for name, entry in header.entries.items()}
+    if {name: (tensor["dtype"], tuple(tensor["shape"])) for name, tensor in found} != as_told:
+        _refuse(path, "the tensors that its header had", "others: the file was changed while it was read")
     tensors = {}
-    for name, entry in header.entries.items():
-        piece = view[entry.start : entry.stop]
+    for name, tensor in found:
+        entry, piece = header.entries[name], memoryview(tensor["data"])
         if not _finite(entry.dtype, piece):
             _refuse(path, f"finite values in tensor {name}", "infinity or NaN")
         if entry.dtype == "bool" and len(bytes(piece).translate(None, b"\0\1")):
             _refuse(path, f"0 or 1 in tensor {name} of type bool", "other values")
-        tensors[name] = Blob(entry.dtype, entry.shape, piece)
+        tensors[name] = Blob(entry.dtype, entry.shape, tensor["data"])
     return Checkpoint(header.kind, header.meta, tensors)
 
 
-def peek(path: Path) -> Header:
-    """Read what a checkpoint says about itself, checked but without its data or digest; raises as `read` does."""
+def read_header(path: Path, check: Callable[[Header], object] | None = None) -> Header:
+    """Read what a checkpoint says about itself, but neither its tensors nor its digest: at once, however large the file is.
+
+    Args:
+        path:  As in `read`.
+        check: As in `read`.
+
+    Raises:
+        CheckpointError: As `read`, as far as the header and the size of the file tell.
+    """
     try:
         with _Source(path) as source:
-            return source.header()[1]
+            header = source.header()
     except DamageError as damage:
         _refuse(path, *damage.args)
+    if check:
+        _ask(check, header, path)
+    return header
+
+
+def _ask(check: Callable[[Header], object], header: Header, path: Path) -> None:
+    """Let the caller check a header; what it refuses, the message names the file for."""
+    try:
+        check(header)
+    except CheckpointError as error:
+        raise CheckpointError(f"checkpoint {printable(str(path))}: {str(error).removeprefix('checkpoint: ')}") from None
 
 
 def to_blobs(tensors: "dict[str, torch.Tensor]") -> dict[str, Blob]:
@@ -209,25 +243,27 @@ def to_blobs(tensors: "dict[str, torch.Tensor]") -> dict[str, Blob]:
 
 
 def to_tensors(blobs: dict[str, Blob]) -> "dict[str, torch.Tensor]":
-    """Copy bytes to contiguous tensors on the CPU, which share no memory with them or with each other."""
+    """Return contiguous tensors on the CPU: the blobs' own memory, where it may be written, and else a copy."""
     import torch
 
     tensors = {}
     for name, blob in blobs.items():
-        tensor = torch.empty(blob.shape, dtype=getattr(torch, blob.dtype))
-        if tensor.numel():
+        dtype = getattr(torch, blob.dtype)
+        if len(blob.data):
             # torch warns of memory that is read-only, although nothing here writes to it.
             data = bytearray(blob.data) if memoryview(blob.data).readonly else blob.data
-            tensor.copy_(torch.frombuffer(data, dtype=tensor.dtype).view(blob.shape))
-        tensors[name] = tensor
+            tensors[name] = torch.frombuffer(data, dtype=dtype).view(blob.shape)
+        else:  # frombuffer takes no empty buffer
+            tensors[name] = torch.empty(blob.shape, dtype=dtype)
     return tensors
 
 
 class _Source:
-    """An open checkpoint file, read from start to end once."""
+    """An open checkpoint file: its header, and then all of it."""
 
     def __init__(self, path: Path) -> None:
         name = printable(str(path))
+        self._path = path
         try:
             fd, self._size = atomic.open_regular(path)
         except FileNotFoundError:
@@ -251,40 +287,42 @@ class _Source:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def header(self) -> tuple[bytes, Header]:
-        """Return the header's bytes and what they say."""
+    def header(self) -> Header:
+        """Return what the header says."""
         start = self._read(min(8, self._size))
         length = int.from_bytes(start, "little")
         if len(start) < 8 or length > MAX_HEADER or length > self._size - 8:
             start += self._read(min(512, self._size) - len(start))
-            raise DamageError(*foreign(bytes(start), length, self._size))
-        raw = bytes(self._read(length))
+            raise DamageError(*foreign(start, length, self._size))
+        raw = self._read(length)
         if not raw.startswith(b"{"):
-            raise DamageError(*foreign(bytes(start) + raw[:504], length, self._size))
+            raise DamageError(*foreign(start + raw[:504], length, self._size))
         kind, meta, entries, sha256 = parse(raw, self._size - 8 - length)
         if sha256 == _ZEROS or raw.count(sha256.encode()) != 1:
             raise DamageError("the digits of its SHA-256 exactly once in the header", "them more or less often")
-        return raw, Header(kind, meta, entries, self._size, sha256)
+        return Header(kind, meta, entries, self._size, sha256)
 
-    def data(self, header: Header) -> bytearray:
-        """Return the data, all of it."""
+    def whole(self) -> bytes:
+        """Return the whole file, from its first byte."""
         names = getattr(os, "sysconf_names", {})
-        if "SC_PHYS_PAGES" in names and header.size > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+        if "SC_PHYS_PAGES" in names and self._size > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
             raise SystemProblem(
-                f"cannot read {printable(str(self._file.name))}: {header.size} bytes are more than this machine's "
+                f"cannot read {printable(str(self._path))}: {self._size} bytes are more than this machine's "
                 "memory. Use a machine with more."
             )
-        return self._read(max((entry.stop for entry in header.entries.values()), default=0))
+        self._file.seek(0)
+        return self._read(self._size)
 
-    def _read(self, size: int) -> bytearray:
+    def _read(self, size: int) -> bytes:
+        pieces: list[bytes] = []
         try:
-            buffer = bytearray(size)
-            view, done = memoryview(buffer), 0
-            while done < size:
-                count = self._file.readinto(view[done:])
-                if not count:
+            while size:  # one call reads 2 GiB at most
+                piece = self._file.read(size)
+                if not piece:
                     raise DamageError(f"{self._size} bytes", "fewer: the file became shorter while it was read")
-                done += count
+                pieces.append(piece)
+                size -= len(piece)
+            return b"".join(pieces)  # no copy of a single one
         except MemoryError:
             raise SystemProblem(
                 f"cannot read a checkpoint: out of memory ({size} bytes needed). Close other programs, or use a "
@@ -292,7 +330,6 @@ class _Source:
             ) from None
         except OSError as error:
             raise DamageError("a readable file", f"a read error ({error.strerror})") from error
-        return buffer
 
 
 def _refuse(path: Path, expected: str, found: str, step: str = _RESTORE) -> NoReturn:

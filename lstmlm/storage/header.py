@@ -19,6 +19,7 @@ MAX_PARTS = 500_000  # lists, objects and quotes; as JSON without a bound takes 
 MAX_TENSORS = 10_000
 MAX_DEPTH = 20
 MAX_AXES = 8
+MAX_ELEMENTS = 1 << 40  # of a tensor, an axis of zero counted as one: torch multiplies the others all the same
 MAX_NAME = 256
 
 # name of the dtype -> (its code in the file, bytes of an element)
@@ -54,19 +55,17 @@ _NEVER = "lstmlm never unpickles"
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """What the header says of one tensor: dtype, shape, and its place in the data, in bytes."""
+    """What the header says of one tensor: dtype and shape."""
 
     dtype: str
     shape: tuple[int, ...]
-    start: int
-    stop: int
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
     """What a file says about itself before its data is read; the digest is not yet checked.
 
-    `entries` are in the order of the data. `size` is that of the whole file in bytes, as it was when opened.
+    `size` is that of the whole file in bytes, as it was when opened.
     """
 
     kind: str
@@ -192,10 +191,13 @@ def _meta(text: str) -> dict[str, Any]:
 
 
 def _entries(header: dict[str, Any], available: int) -> dict[str, TensorEntry]:
-    """Check what the header says of the tensors: they fill the data exactly, in some order, without overlap."""
+    """Check what the header says of the tensors, each within its bounds and all of them as long as the data.
+
+    That they lie side by side, without a hole or an overlap, is for the safetensors package to check, which reads them.
+    """
     if len(header) > MAX_TENSORS:
         raise DamageError(f"at most {MAX_TENSORS} tensors", str(len(header)))
-    entries = {}
+    entries, end = {}, 0
     for name, value in header.items():
         if not (0 < len(name) <= MAX_NAME and name.isascii() and name.isprintable()):
             raise DamageError(f"tensor names of 1 to {MAX_NAME} printable ASCII characters", _brief(name))
@@ -204,24 +206,20 @@ def _entries(header: dict[str, Any], available: int) -> dict[str, TensorEntry]:
         code, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
         if not isinstance(code, str) or code not in _NAMES:
             raise DamageError(f"dtype {', '.join(_NAMES)} of tensor {name}", _brief(code))
-        if not _whole(shape) or len(shape) > MAX_AXES or max(shape, default=0) > 1 << 40:
-            raise DamageError(f"a shape of at most {MAX_AXES} whole numbers for tensor {name}", _brief(shape))
+        if not _whole(shape) or len(shape) > MAX_AXES or math.prod(length or 1 for length in shape) > MAX_ELEMENTS:
+            bounds = f"at most {MAX_AXES} whole numbers and {MAX_ELEMENTS} elements"
+            raise DamageError(f"a shape of {bounds} for tensor {name}", _brief(shape))
         if not _whole(offsets) or len(offsets) != 2:
             raise DamageError(f"data_offsets of two whole numbers for tensor {name}", _brief(offsets))
         size = math.prod(shape) * DTYPES[_NAMES[code]][1]  # Python's integers do not overflow, and all are bounded
         if offsets[1] - offsets[0] != size:
             raise DamageError(f"{size} bytes for tensor {name} of shape {_brief(shape)}", f"{offsets[1] - offsets[0]}")
-        entries[name] = TensorEntry(_NAMES[code], tuple(shape), offsets[0], offsets[1])
-    ordered = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)))
-    end = 0
-    for name, entry in ordered.items():
-        if entry.start != end:
-            raise DamageError(f"tensor {name} at byte {end} of the data", f"{entry.start}: a hole or an overlap")
-        end = entry.stop
+        entries[name] = TensorEntry(_NAMES[code], tuple(shape))
+        end = max(end, offsets[1])
     if end != available:
         found = "cut off" if end > available else "followed by something else"
         raise DamageError(f"{end} bytes of data", f"{available}: it is {found}")
-    return ordered
+    return entries
 
 
 def _whole(values: object) -> bool:

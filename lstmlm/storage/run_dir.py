@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from lstmlm.errors import CheckpointError, SystemProblem, printable
 from lstmlm.storage import atomic, checkpoint
@@ -26,6 +27,8 @@ HOLDER = ".lock.holder"
 """Who holds the lock: a file of its own, as a locked one cannot be read on Windows."""
 
 _LOCKLESS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)
+_Read = TypeVar("_Read")
+
 _DEPTH = 3  # runs/a, runs/a/b and runs/a/b/c are found
 _SHOWN = 5  # names in a message
 
@@ -83,7 +86,7 @@ def load(
     kind: str = "best",
     *,
     report: Callable[[str], None] | None = None,
-    check: Callable[[Header], None] | None = None,
+    check: Callable[[Header], object] | None = None,
     root: Path = ROOT,
 ) -> tuple[Path, checkpoint.Checkpoint]:
     """Read the checkpoint that a MODEL argument means; where it is damaged, the other one of the run.
@@ -101,10 +104,22 @@ def load(
     Raises:
         CheckpointError: If none can be read; that of the one asked for.
     """
+    return _first_whole(candidates(model, kind, root), lambda path: checkpoint.read(path, check), report)
+
+
+def load_header(
+    model: str | Path | None, report: Callable[[str], None], check: Callable[[Header], object]
+) -> tuple[Path, Header]:
+    """Read what the best checkpoint of a MODEL argument says about itself, but not its tensors; otherwise as `load`."""
+    return _first_whole(candidates(model), lambda path: checkpoint.read_header(path, check), report)
+
+
+def _first_whole(paths: list[Path], read: Callable[[Path], _Read], report: Callable[[str], None] | None) -> tuple[Path, _Read]:
+    """Return the first path that can be read, and what was read from it."""
     first: CheckpointError | None = None
-    for path in candidates(model, kind, root):
+    for path in paths:
         try:
-            state = checkpoint.read(path, check)
+            state = read(path)
         except CheckpointError as error:
             first = first or error
             if report is None:

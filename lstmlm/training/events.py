@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lstmlm.errors import CheckpointError
+from lstmlm.errors import CheckpointError, printable
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,10 @@ class SteppedBack:
 Event = StepDone | Decided | Validated | Sampled | Saved | SteppedBack
 
 
+# Fields that runs of earlier versions were saved with: what each is called now, or None where it is gone.
+FORMER: dict[str, str | None] = {}
+
+
 @dataclass
 class TrainState:
     """Where a run stands: all that is not a tensor and that going on needs.
@@ -109,14 +113,20 @@ class TrainState:
 
     @classmethod
     def from_meta(cls, meta: dict[str, Any]) -> "TrainState":
-        """Return the inverse of `to_meta`.
+        """Return the inverse of `to_meta`, also of an earlier version's: a field that it did not have yet is as in a new run.
 
         Raises:
-            CheckpointError: A field is missing, unknown or of the wrong type.
+            CheckpointError: `step` is missing, or a field is unknown or of the wrong type.
         """
         plain = cls()
-        if set(meta) != set(vars(plain)):
-            raise CheckpointError("checkpoint: its training state has other fields than this version knows.")
+        meta = {name: value for key, value in meta.items() if (name := FORMER.get(key, key)) is not None}
+        if other := sorted(set(meta) - set(vars(plain))):
+            raise CheckpointError(
+                f"checkpoint: training.{printable(other[0][:60])}: expected the fields of this version, found one that it does "
+                "not know. Go on with the version of lstmlm that wrote it, or start from its weights: --from."
+            )
+        if "step" not in meta:
+            raise CheckpointError("checkpoint: training.step: expected the number of steps done, found none.")
         for key, value in meta.items():
             if key in ("best_nats", "final_nats") and value is None:
                 continue

@@ -108,6 +108,29 @@ def test_hostile_config(lstmlm: Lstmlm, run: Path, config: dict[str, object]) ->
     assert codes == [0 if not config else 4, 4]
 
 
+@pytest.mark.parametrize("symbols", [5, None, ["a"], "ba", ""])
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_hostile_vocabulary(lstmlm: Lstmlm, run: Path, symbols: object, form: tuple[str, ...]) -> None:
+    """A vocabulary that makes no sense is a refused checkpoint, exit 4, in a message that names the file."""
+    path = run / "best.safetensors"
+    saved = checkpoint.read(path)
+    saved.meta["tokenizer"]["symbols"] = symbols
+    checkpoint.write(path, saved)
+    result = lstmlm("info", path, *form)
+
+    assert result.code == 4
+    assert str(path) in result.err
+
+
+def test_info_reads_no_tensors(lstmlm: Lstmlm, run: Path) -> None:
+    """What a model is, is told from the header alone, however large the file; --verify reads the rest."""
+    path = run / "best.safetensors"
+    flip(path, -1)
+
+    assert lstmlm("info", path).code == 0
+    assert lstmlm("info", path, "--verify").code == 4
+
+
 def test_not_a_model(lstmlm: Lstmlm) -> None:
     """A file that is no checkpoint is exit 4 and says what it looks like."""
     Path("model.safetensors").write_text("hello")

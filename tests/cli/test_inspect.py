@@ -157,6 +157,7 @@ def test_too_large_a_picture_is_refused_unless_told(picture: list[str], run: Pat
         [TEXT, "--units", "1:0"],
         [TEXT, "--units", "nine"],
         [TEXT, "--on-unknown", "maybe"],
+        [TEXT, "--html", "page.html", "--show", "surprise"],
     ],
 )
 def test_contradictions_are_usage_errors(arguments: list[str], run: Path) -> None:
@@ -170,6 +171,9 @@ def test_texts_that_cannot_be_read_are_text_errors(run: Path) -> None:
     assert isinstance(inspect("-m", str(run), "--file", "none").exception, TextError)
     assert isinstance(inspect("-m", str(run), "Bob €").exception, TextError)
     assert inspect("-m", str(run), "Bob €", "--on-unknown", "skip").exit_code == 0
+    for way in ([], ["--json"], ["--svg", "x.svg"], ["--html", "x.html"], ["--find", "quote"], ["--reach"], ["--at", "."]):
+        nothing_left = inspect("-m", str(run), "€é", "--on-unknown", "skip", *way)
+        assert isinstance(nothing_left.exception, TextError), way
     assert inspect("-m", str(run), "--file", "-", stdin="Bob is").stdout.lstrip().startswith("Bob is")
 
 

@@ -1,3 +1,4 @@
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -5,6 +6,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lstmlm.data import sources
+from lstmlm.data.decoding import Tally, decode
+from lstmlm.data.sources import Source
 from lstmlm.errors import ConfigError, TextError
 from tests.corpora import REFUSED, Reader, text_of
 
@@ -68,10 +71,14 @@ def test_any_bytes_are_text_or_an_error_of_ours(data: bytes, chunk: int, read: R
     ],
 )
 def test_other_encodings_decode_across_borders(read: Reader, encoding: str, data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file in a stated encoding gives the text that Python's codec gives."""
+    """A file in a stated encoding gives the text that Python's codec gives; its tally is for those who ask for it."""
     monkeypatch.setattr(sources, "CHUNK", 5)
 
     assert text_of(read(read.file(data), encoding=encoding)) == data.decode(encoding)
+    pieces = [(Source("text", None, None), data[at : at + 5]) for at in range(0, len(data), 5)]
+    tally = Tally()
+    assert "".join(decode(pieces, encoding, tally)) == "".join(decode(pieces, encoding)) == data.decode(encoding)
+    assert tally.digest.hexdigest() == hashlib.sha256(data.decode(encoding).encode()).hexdigest()
 
 
 @pytest.mark.parametrize(

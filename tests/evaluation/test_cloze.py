@@ -106,8 +106,8 @@ HEADER = "text\tcandidates\tanswer\tkind\tdistance"
 
 def test_a_set_is_read_by_its_header() -> None:
     """Columns are found by name in any order; kind and distance may be missing."""
-    (one,) = parse_set(["answer\tnote\ttext\tcandidates", "b\tx\ta____\ta|b", ""], "f")
-    (two,) = parse_set([HEADER, "a____b____\ta|b\tb|a\tname\t17"], "f")
+    (one,) = parse_set("answer\tnote\ttext\tcandidates\r\nb\tx\ta____\ta|b\r\n\n", "f")
+    (two,) = parse_set(f"{HEADER}\na____b____\ta|b\tb|a\tname\t17", "f")
 
     assert (one.question.text, one.answer, one.kind, one.distance) == ("a____", ("b",), "", None)
     assert (two.question.candidates, two.answer, two.kind, two.distance) == (("a", "b"), ("b", "a"), "name", 17)
@@ -127,16 +127,25 @@ def test_a_set_is_read_by_its_header() -> None:
 def test_a_bad_line_is_named(line: str, says: str) -> None:
     """A set with a line that makes no sense is refused, with its number and what was expected."""
     with pytest.raises(TextError, match="line 3") as caught:
-        parse_set([HEADER, "a____\ta|b\ta\tk\t1", line], "f")
+        parse_set(f"{HEADER}\na____\ta|b\ta\tk\t1\n{line}", "f")
 
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("inner", ["\u2028", "\u2029", "\x85", "\x0c", "\x0b", "\x1c", "\r"])
+def test_only_lf_and_crlf_end_a_line_of_a_set(inner: str) -> None:
+    """What a text may hold in its middle (line separators of Unicode, form feeds, a CR alone) does not cut its row in two."""
+    for end in ("\n", "\r\n"):
+        (asked,) = parse_set(end.join([HEADER, f"a{inner}b____\ta|b\ta\tk\t1", ""]), "f")
+
+        assert (asked.question.text, asked.answer) == (f"a{inner}b____", ("a",))
 
 
 @pytest.mark.parametrize("lines", [[], [HEADER], ["text\tanswer"]])
 def test_a_set_without_questions_is_refused(lines: list[str]) -> None:
     """No header, no rows or no candidates: an error, not an accuracy of nothing."""
     with pytest.raises(TextError, match="expected"):
-        parse_set(lines, "f")
+        parse_set("\n".join(lines), "f")
 
 
 def asked(distance: int | None, candidates: tuple[str, ...] = ("a", "b")) -> Asked:

@@ -226,6 +226,7 @@ HOSTILE: dict[str, bytes] = {
     "entry with more": forge(header({"a": tensor(more=1)}), EIGHT),
     **{f"dtype {dtype!r}": forge(header({"a": tensor(dtype)}), EIGHT) for dtype in CODES},
     **{f"shape {str(shape)[:30]}": forge(header({"a": tensor(shape=shape)}), EIGHT) for shape in SHAPES},
+    "shape that overflows without its 0": forge(header({"a": tensor(shape=[1 << 40, 0, 1 << 40, 1 << 40], offsets=[0, 0])})),
     "shape with 2**50 and 0": forge(header({"a": tensor(shape=[1 << 50, 0], offsets=[0, 0])})),
     **{f"offsets {offsets}": forge(header({"a": tensor(offsets=offsets)}), EIGHT) for offsets in OFFSETS},
     "two overlap": forge(header(TWO | {"b": tensor(offsets=(4, 12))}), bytes(12)),

@@ -1,0 +1,46 @@
+"""What a checkpoint's description says of the model: its configuration and its tokenizer, of this version or an earlier one.
+
+The entry point is `parts`; `info` calls it, and whoever loads a model or goes on with a run. It needs no torch.
+"""
+
+from typing import Any
+
+from lstmlm.config.run_config import RunConfig, from_dict
+from lstmlm.data import tokenizer
+from lstmlm.data.tokenizer import Tokenizer
+from lstmlm.errors import CheckpointError, ConfigError, printable
+
+
+def parts(meta: dict[str, Any], ignored: list[str] | None = None) -> tuple[RunConfig, Tokenizer]:
+    """Return the configuration and the tokenizer in a checkpoint's description, checked.
+
+    Args:
+        meta: As `header.META` has it.
+        ignored: Takes the settings of training that this version does not know: for reading a model they play no part. None:
+            they are refused, as for going on with its training.
+
+    Raises:
+        CheckpointError: They do not make sense, alone or together.
+    """
+    try:
+        config = from_dict(meta["config"], ignored=ignored)
+    except ConfigError as error:
+        raise CheckpointError(f"checkpoint: its configuration is refused: {error}{_writer(meta)}") from None
+    symbols = tokenizer.from_dict(meta["tokenizer"])
+    counts = meta["counts"]
+    whole = all(isinstance(count, int) and not isinstance(count, bool) and count >= 0 for count in counts)
+    if len(counts) != len(symbols) or not whole:
+        raise CheckpointError(f"checkpoint: counts: expected {len(symbols)} whole numbers, one for each symbol.")
+    return config, symbols
+
+
+def note(meta: dict[str, Any], ignored: list[str]) -> str:
+    """Say which settings of a model's training were ignored."""
+    names = ", ".join(printable(key[:60]) for key in ignored[:5])
+    return f"settings of its training that this version does not know are left out: {names}.{_writer(meta)}"
+
+
+def _writer(meta: dict[str, Any]) -> str:
+    """Say which version wrote a checkpoint, where it says so."""
+    wrote = meta["versions"].get("lstmlm")
+    return f" It was written by lstmlm {printable(wrote[:20])}." if isinstance(wrote, str) else ""

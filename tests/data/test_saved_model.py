@@ -1,0 +1,59 @@
+"""What an earlier version saved is read: `saved/` holds a run of each, stopped half-way."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lstmlm.api import LanguageModel
+from lstmlm.config import schema
+from lstmlm.config.run_config import from_dict
+from lstmlm.errors import CheckpointError
+from lstmlm.training import events
+from lstmlm.training.events import TrainState
+
+SAVED = sorted((Path(__file__).parents[1] / "saved").iterdir())
+
+
+@pytest.fixture(name="run", params=SAVED, ids=lambda path: path.name)
+def _run(request: pytest.FixtureRequest) -> Path:
+    """Copy a run, stopped half-way, into the current folder, with its text."""
+    return Path(shutil.copytree(request.param, "run"))
+
+
+def test_it_scores_as_it_did(run: Path) -> None:
+    """The best model still gives its validation text the number that was saved with it."""
+    model = LanguageModel.open(run)
+    text = (run / "text.txt").read_text(encoding="utf-8")
+    validation = text[len(text) - int(0.1 * len(text)) :]
+
+    assert model.score(validation).nats_per_char == pytest.approx(model.meta["scores"]["validation_nats_per_char"], abs=0.05)
+
+
+def test_a_setting_that_was_renamed_or_removed_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row of the table of former settings is all that it takes."""
+    monkeypatch.setattr(schema, "FORMER", schema.FORMER)
+    monkeypatch.setitem(schema.FORMER, "train.speed", "train.lr")
+    config = from_dict({"train": {"speed": 0.5, "sample_every": 3}})
+
+    assert config.train.lr == 0.5
+    assert all(now is None or now in schema.KEYS for now in schema.FORMER.values())
+    assert not set(schema.FORMER) & set(schema.KEYS)
+
+
+def test_a_field_of_training_that_was_renamed_or_removed_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So is a field of the training state; one that is neither is refused by its name."""
+    saved = TrainState(step=7, best_nats=2.5).to_meta()
+    saved["failures"] = saved.pop("retries")
+    saved["luck"] = 1
+    with pytest.raises(CheckpointError, match=r"training\.failures: .* does not know"):
+        TrainState.from_meta(saved)
+    monkeypatch.setitem(events.FORMER, "failures", "retries")
+    monkeypatch.setitem(events.FORMER, "luck", None)
+
+    assert TrainState.from_meta(saved) == TrainState(step=7, best_nats=2.5)
+    del saved["failures"]
+    assert TrainState.from_meta(saved) == TrainState(step=7, best_nats=2.5)  # a version that did not count them yet
+    del saved["step"]
+    with pytest.raises(CheckpointError, match=r"training\.step: .* found none"):
+        TrainState.from_meta(saved)
