@@ -152,6 +152,9 @@ def train(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in DIR once the new one is saved.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show sizes, memory and steps; train nothing.")] = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="Show every setting and where it came from.")] = False,
+    max_bpc: Annotated[
+        float | None, typer.Option(metavar="X", min=0.0, help="Exit 1 if the validation text takes more bits/char.")
+    ] = None,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write DIR/tensorboard too; needs pip install 'lstmlm[tensorboard]'.")
     ] = False,
@@ -179,7 +182,7 @@ def train(
             corpus=corpus, out=out, val=val, presets=config or [], assignments=set_ or [],
             flags={key: value for key, value in flags.items() if value is not None},
             resume=resume, start=from_, overwrite=overwrite, dry_run=dry_run, print_config=print_config,
-            tensorboard=tensorboard, json=json, quiet=quiet, verbose=verbose,
+            tensorboard=tensorboard, max_bpc=max_bpc, json=json, quiet=quiet, verbose=verbose,
         )
     )  # fmt: skip
 

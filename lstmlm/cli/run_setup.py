@@ -53,6 +53,7 @@ class Request:
     dry_run: bool
     print_config: bool
     tensorboard: bool
+    max_bpc: float | None
     json: bool
     quiet: bool
     verbose: bool

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from lstmlm.data.saved_model import parts
 from lstmlm.display import tensorboard
 from lstmlm.display.console import Console
 from lstmlm.display.progress_view import RunView
-from lstmlm.errors import SystemProblem, UsageError
+from lstmlm.errors import Stopped, SystemProblem, UsageError
 from lstmlm.model import devices
 from lstmlm.storage import atomic, run_dir
 from lstmlm.storage.checkpoint import Checkpoint
@@ -59,6 +60,8 @@ def _lead(request: Request, group: ProcessGroup) -> None:
             raise UsageError(f"{flag}: expected a name, found nothing. Give one, or do without {flag}.")
     if request.resume and (request.overwrite or request.start):
         raise UsageError("--resume goes on with a run as it is; leave out --overwrite and --from.")
+    if request.max_bpc is not None and not math.isfinite(request.max_bpc):
+        raise UsageError(f"--max-bpc: expected a number of bits, found {request.max_bpc}.")  # NaN would pass every model
     if request.tensorboard:
         tensorboard.require()
     if group.size > 1 and "-" in [*request.corpus, request.val]:
@@ -154,6 +157,9 @@ def _lead(request: Request, group: ProcessGroup) -> None:
         train_report.announce(console, corpus, trainer, kernel.name, folder, saved)
         try:
             trainer.run()
+        except Stopped as stopped:
+            command = train_report.going_on(request, folder)
+            raise Stopped(f"{stopped} Go on with:  {command}", stopped.exit_code - 128) from None
         finally:
             view.close()
             if shown:

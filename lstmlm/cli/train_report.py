@@ -1,5 +1,6 @@
 """What `lstmlm train` says before, between and after: the plan, how far the reading has come, what was reached."""
 
+import math
 import shlex
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ from lstmlm.config import auto_tune, run_config
 from lstmlm.config.run_config import RunConfig
 from lstmlm.display.console import Console
 from lstmlm.display.progress_view import PLAIN_SECONDS
-from lstmlm.errors import printable
+from lstmlm.errors import CheckFailed, printable
 from lstmlm.storage.checkpoint import Checkpoint
 from lstmlm.units import bits, counted, duration, size
 
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
     from lstmlm.data.corpus import Corpus
     from lstmlm.training.trainer import Trainer
 
-PROMPT = "Bob is"
-"""What is offered to go on from, where the model knows its characters."""
+PROMPT_FROM, PROMPT_WORDS, PROMPT_CHARS = 2000, 2, 24  # characters that are looked at, and how much of them is offered
 
 
 class Reading:
@@ -82,11 +82,17 @@ def _parameters(trainer: "Trainer") -> str:
 
 
 def finish(console: Console, request: Request, trainer: "Trainer", folder: Path) -> None:
-    """Say what was reached and what to type next."""
-    p = trainer.progress
+    """Say what was reached and what to type next.
+
+    Raises:
+        CheckFailed: The best model takes more bits/char than --max-bpc allows.
+    """
+    p, (nats, exact) = trainer.progress, trainer.best
     out = shlex.quote(str(folder))
     run_plots.say_curve(console, folder)
-    if p.best_step and p.best_nats < float("inf"):
+    scored = p.best_step > 0 and nats < math.inf
+    counting = trainer.counting_nats
+    if scored:
         if p.steps is not None and p.step < p.steps:
             above = (
                 f"{p.worse} validations in a row were worse than the best, the last one by {p.final_nats / p.best_nats - 1:.0%}"
@@ -95,10 +101,16 @@ def finish(console: Console, request: Request, trainer: "Trainer", folder: Path)
                 f"stopped at step {p.step:,} of {p.steps:,}: {above}. The model of step {p.best_step:,} is kept; with "
                 "`--set train.patience=0` a run goes to its end."
             )
-        reached = f"{bits(p.best_nats):.4f} bits/char ({p.best_nats:.4f} nats)"
-        console.say(f"best {reached} on the validation text, at step {p.best_step}")
-    prompt = "" if trainer.corpus.tokenizer.unknown(PROMPT) else f" --prompt {shlex.quote(PROMPT)}"
-    console.say(f"saved {printable(out)}/best.safetensors. Next:  lstmlm sample -m {printable(out)}{prompt}")
+        how = "" if exact else f", an estimate from {min(p.look_chars, len(trainer.validation)):,} characters of it"
+        console.say(f"best {bits(nats):.4f} bits/char ({nats:.4f} nats) on the validation text, at step {p.best_step}{how}")
+        if nats > counting:
+            console.warn(
+                f"the model has learnt nothing: counting single characters takes {bits(counting):.4f} bits/char. Give it more "
+                "time (--minutes), or a smaller rate (--lr)."
+            )
+    words = prompt(trainer.corpus)
+    offered = f" --prompt {shlex.quote(words)}" if words else ""
+    console.say(f"saved {printable(out)}/best.safetensors. Next:  lstmlm sample -m {printable(out)}{offered}")
     if request.json:
         console.as_json(
             {
@@ -112,14 +124,43 @@ def finish(console: Console, request: Request, trainer: "Trainer", folder: Path)
                 "seconds": round(time.perf_counter() - STARTED, 3),
                 "train_seconds": round(trainer.train_seconds, 3),
                 "parameters": trainer.model.parameter_count(),
-                "best": _score(p.best_step, p.best_nats),
-                "final": _score(p.step, p.final_nats),
+                "best": _score(p.best_step, nats, exact),
+                "final": _score(p.step, p.final_nats, exact=not trainer.estimates),
+                "worse_than_counting": scored and nats > counting,
             }
         )
+    if request.max_bpc is not None and not bits(nats) <= request.max_bpc:
+        found = f"{bits(nats):.4f}" if scored else "no score"
+        raise CheckFailed(f"train: expected at most {request.max_bpc:g} bits/char on the validation text, found {found}.")
 
 
-def _score(step: int, nats: float) -> dict[str, Any] | None:
-    return {"step": step, "bits_per_char": bits(nats), "nats_per_char": nats} if nats < float("inf") else None
+def _score(step: int, nats: float, exact: bool) -> dict[str, Any] | None:
+    if nats == math.inf:
+        return None
+    return {"step": step, "bits_per_char": bits(nats), "nats_per_char": nats, "exact": exact}
+
+
+def prompt(corpus: "Corpus") -> str:
+    """Return a few words of the training text to go on from: the beginning of one of its first lines; empty if there is none."""
+    text = corpus.tokenizer.decode(corpus.train.tensor(0, min(len(corpus.train), PROMPT_FROM)).tolist())
+    lines = [line.strip() for line in text.splitlines()[:-1] or [text]]
+    line = max(lines, key=lambda line: min(len(line.split()), PROMPT_WORDS), default="")  # the first that has enough words
+    words = " ".join(line.split()[:PROMPT_WORDS])[:PROMPT_CHARS].strip()
+    return words if words.isprintable() and not corpus.tokenizer.unknown(words) else ""
+
+
+def going_on(request: Request, folder: Path) -> str:
+    """Return the command that goes on with a run that was stopped."""
+    words = [
+        "lstmlm",
+        "train",
+        *request.corpus,
+        *(["--val", request.val] if request.val else []),
+        "--out",
+        str(folder),
+        "--resume",
+    ]
+    return printable(shlex.join(words))
 
 
 def show_plan(console: Console, request: Request, config: RunConfig, corpus: "Corpus", kernel: str) -> None:

@@ -12,8 +12,6 @@ from lstmlm.config.run_config import ModelConfig, RunConfig, TrainConfig
 from lstmlm.units import counted
 
 DEFAULT_MINUTES = 3.0
-EVALUATIONS = 10  # in one run, where the budget allows
-EVALUATION_SHARE = 0.06  # of a budget in minutes that may go into validating
 EVALUATION_CHARS = 1 << 18  # of the validation text, its beginning; `lstmlm eval` scores all of it
 WIDTHS = (128, 192, 256, 384, 512, 768, 1024)
 ENOUGH_CHARS = 1.2e6  # for 256 units: fewer, and a narrower network that sees more is better
@@ -26,10 +24,7 @@ PASSES = (
     (14.0, 8e-3, 0.3, 0.2),
     (math.inf, 8e-3, 0.4, 0.2),
 )
-PATIENCE = 3  # validations in a row that are worse than the best ...
-HOPELESS = 1.05  # ... and, the last of them, by this factor: what follows is known by heart, and no smaller rate mends it
 SHARE_OF_SPEED = 0.95  # of a float32 matrix product's speed that a whole training step reaches: scripts/bench.py train
-SHUTDOWN_SECONDS = 2.0  # at most: last checkpoints, last lines and the end of the process
 
 
 def choose(config: RunConfig, chars: int, speed: float) -> tuple[RunConfig, str]:
@@ -99,84 +94,6 @@ def steps_of(config: RunConfig, steps_per_epoch: int) -> int | None:
     if config.train.epochs is not None:
         return max(1, math.ceil(config.train.epochs * steps_per_epoch))
     return None
-
-
-def eval_every(steps: int) -> int:
-    """Return how many steps lie between two validations of a run of so many steps."""
-    return max(1, math.ceil(steps / EVALUATIONS))
-
-
-def should_stop_early(patience: int | None, worse: int, last: float, best: float) -> bool:
-    """Say whether going on can no longer make a better model.
-
-    Args:
-        patience: Validations in a row without a better score that are too many; 0: none are; None: `PATIENCE` of them, if the
-            last is `HOPELESS` times the best.
-        worse: Validations since the best one.
-        last: Nats per character of the last one.
-        best: Of the best one.
-    """
-    if patience is not None:
-        return bool(patience) and worse > patience
-    return worse >= PATIENCE and last > HOPELESS * best
-
-
-def eval_chars(config: RunConfig) -> int:
-    """Return how many characters of the validation text are scored while training."""
-    return EVALUATION_CHARS
-
-
-def speed_is_known(step: int, seconds: float, minutes: float, train: TrainConfig) -> bool:
-    """Say whether the first steps have shown how fast the rest will be.
-
-    Args:
-        step: Steps done.
-        seconds: They took, evaluations and saving apart.
-        minutes: The whole budget.
-        train: While the rate does not depend on the number of steps, there is time: before the end of the warm-up, or for a
-            fifth of the budget where the rate stays the same after it.
-    """
-    if train.final_lr == 1:
-        return step >= 3 and seconds > 0.2 * minutes * 60
-    return step >= 3 and (seconds > max(0.3, 0.03 * minutes * 60) or step >= (train.warmup or 0))
-
-
-def plan_steps(step: int, left: float, per_step: float, per_eval: float, train: TrainConfig) -> tuple[int, int]:
-    """Turn the seconds that are left into steps and validations.
-
-    Args:
-        step: Steps done.
-        left: Seconds until the budget ends.
-        per_step: Seconds of a step.
-        per_eval: Seconds of a validation, its sample and checkpoint included.
-        train: eval_every, where the user set it.
-
-    Returns:
-        The number of steps of the whole run, and how many lie between two validations.
-    """
-    left -= _shutdown_reserve(left)
-    if train.eval_every:
-        per_step += per_eval / train.eval_every
-        steps = step + max(1, int((left - per_eval) / per_step))
-        return steps, train.eval_every
-    count = max(1, min(EVALUATIONS, int(EVALUATION_SHARE * left / max(per_eval, 1e-9))))
-    steps = step + max(1, int((left - count * per_eval) / per_step))
-    return steps, max(1, math.ceil(steps / count))
-
-
-def time_to_adjust(step: int, steps: int, train: TrainConfig) -> bool:
-    """Say whether the last eighth of a run begins, its number of steps was found from minutes, and no rate depends on it."""
-    return train.minutes is not None and train.final_lr == 1 and steps // 8 >= 8 and step == steps - steps // 8
-
-
-def steps_in(left: float, per_step: float, per_eval: float) -> int:
-    """Return how many steps fit into the seconds that are left before the last validation, at least one."""
-    return max(1, int((left - _shutdown_reserve(left) - per_eval) / per_step))
-
-
-def _shutdown_reserve(left: float) -> float:
-    """Return the seconds to keep for the end of the process."""
-    return min(SHUTDOWN_SECONDS, 0.3 + 0.025 * max(0.0, left))
 
 
 def plan(config: RunConfig, chars: int, vocabulary: int, parameters: int) -> dict[str, int | float | str]:

@@ -10,7 +10,7 @@ from typing import assert_never
 
 from lstmlm.display.console import Console, unicode_allowed
 from lstmlm.errors import printable
-from lstmlm.training.events import Decided, Event, Sampled, Saved, StepDone, SteppedBack, Validated
+from lstmlm.training.events import Busy, Event, Planned, Sampled, Saved, Scored, StepDone, SteppedBack, Validated
 from lstmlm.units import bits, count, duration
 
 LIVE_SECONDS = 0.2  # between two drawings of the live line
@@ -38,6 +38,7 @@ class RunView:
         self.best_nats: float | None = None
         self._unicode = unicode_allowed(console.stderr)
         self._latest: StepDone | None = None
+        self._steps: int | None = None  # of the run, where minutes have become steps
         self._first = (0.0, 0)  # time and step when watching began
         self._sum = self._weight = 0.0
         self._speed: deque[tuple[float, int]] = deque()  # time, characters
@@ -52,10 +53,14 @@ class RunView:
         match record:
             case StepDone():
                 self._step(record)
-            case Decided():
-                self._decided(record)
+            case Planned():
+                self._planned(record)
+            case Busy():
+                self._busy(record)
             case Validated():
                 self._validated(record)
+            case Scored():
+                self._scored(record)
             case Sampled():
                 self._sampled(record)
             case SteppedBack():
@@ -115,9 +120,16 @@ class RunView:
             parts.append(("left", f"{duration(left)} left" if self.live else f"left {duration(left)}"))
         return parts
 
-    def _decided(self, record: Decided) -> None:
-        speed = count(record.chars_per_second)
-        self.console.say(f"{record.steps:,} steps fit into the time, at {speed} chars/s", "dim")
+    def _planned(self, record: Planned) -> None:
+        if not self._steps:
+            self.console.say(f"{record.steps:,} steps fit into the time, at {count(record.chars_per_second)} chars/s", "dim")
+        self._steps = record.steps
+
+    def _busy(self, record: Busy) -> None:
+        pass
+
+    def _scored(self, record: Scored) -> None:
+        self.console.say(f"step {record.step}: validation {bits(record.nats_per_char):.4f} bits/char, exactly")
 
     def _validated(self, record: Validated) -> None:
         if record.best:
@@ -148,7 +160,7 @@ class RunView:
 
     def _stepped_back(self, record: SteppedBack) -> None:
         self.console.warn(
-            f"step {record.step}: the {record.what} is not finite; back to step {record.to}, "
+            f"step {record.step}: the {record.what} {record.why}; back to step {record.to}, "
             f"from there with {record.rate_scale:g} of the rate"
         )
         # Steps will be counted a second time: nothing that was measured on them holds.

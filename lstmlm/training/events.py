@@ -31,11 +31,23 @@ class StepDone:
 
 
 @dataclass(frozen=True)
-class Decided:
-    """The budget in minutes has become a number of steps."""
+class Planned:
+    """The budget in minutes has become a number of steps, or another one.
 
+    step: After which that was.
+    steps: Of the whole run.
+    """
+
+    step: int
     steps: int
     chars_per_second: float
+
+
+@dataclass(frozen=True)
+class Busy:
+    """Something begins during which no step is taken: validating, scoring (the best model, exactly) or saving."""
+
+    doing: str
 
 
 @dataclass(frozen=True)
@@ -43,12 +55,22 @@ class Validated:
     """The validation text was scored, warm.
 
     members: What each network takes alone, where several are read as one.
+    exact: Whether this is the score that `lstmlm eval` gives; else an estimate of it.
     """
 
     step: int
     nats_per_char: float
     best: bool
     members: tuple[float, ...] = ()
+    exact: bool = False
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The validation text was scored by the best model, exactly as `lstmlm eval` does."""
+
+    step: int
+    nats_per_char: float
 
 
 @dataclass(frozen=True)
@@ -69,15 +91,16 @@ class Saved:
 
 @dataclass(frozen=True)
 class SteppedBack:
-    """A step was not finite; the run goes on from an earlier one with a smaller rate."""
+    """A step was not finite, or a score worse than guessing; the run goes on from an earlier step with a smaller rate."""
 
     step: int
     to: int
     what: str
     rate_scale: float
+    why: str = "is not finite"
 
 
-Event = StepDone | Decided | Validated | Sampled | Saved | SteppedBack
+Event = StepDone | Planned | Busy | Validated | Scored | Sampled | Saved | SteppedBack
 
 
 # Fields that runs of earlier versions were saved with: what each is called now, or None where it is gone.
@@ -89,17 +112,23 @@ class TrainState:
     """Where a run stands: all that is not a tensor and that going on needs.
 
     `recent` is the sum of nats and the number of steps since the last record of metrics.jsonl. `validated` is the last
-    step after which the validation text was scored: a signal may come between a step and its validation.
+    step after which the validation text was scored: a signal may come between a step and its validation. `look` is
+    `budget.Looks`. `exact` is the score of the best model as `lstmlm eval` gives it, and the model's step once the run has ended
+    and that was tried.
     """
 
     step: int = 0
     steps: int | None = None
-    eval_every: int = 0
+    look_chars: int = 0
+    look_gap: int = 0
+    look_exact: bool = False
     rate_scale: float = 1.0
     retries: int = 0
     best_step: int = 0
     best_nats: float = math.inf
     final_nats: float = math.inf
+    exact_nats: float = math.inf
+    exact_step: int = 0
     worse: int = 0
     validated: int = 0
     recent_nats: float = 0.0
@@ -128,10 +157,10 @@ class TrainState:
         if "step" not in meta:
             raise CheckpointError("checkpoint: training.step: expected the number of steps done, found none.")
         for key, value in meta.items():
-            if key in ("best_nats", "final_nats") and value is None:
+            if key in ("best_nats", "final_nats", "exact_nats") and value is None:
                 continue
             kind = int if key == "steps" else type(getattr(plain, key))
-            if not (isinstance(value, kind) and not isinstance(value, bool)) and not (key == "steps" and value is None):
+            if type(value) is not kind and not (key == "steps" and value is None):
                 raise CheckpointError(f"checkpoint: training.{key}: expected {kind.__name__}, found {type(value).__name__}.")
             setattr(plain, key, value)
         return plain

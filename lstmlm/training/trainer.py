@@ -22,18 +22,33 @@ from lstmlm.data.batches import Streams
 from lstmlm.data.corpus import Corpus
 from lstmlm.errors import CheckpointError, Diverged, Stopped
 from lstmlm.evaluation.sampler import Sampling, generate
-from lstmlm.evaluation.scoring import side_by_side
+from lstmlm.evaluation.scoring import StreamsApartError, estimate, frequencies, side_by_side, streams_of
 from lstmlm.kernels import Kernel
 from lstmlm.kernels.cuda_graph import read_back
 from lstmlm.kernels.pointwise import Number
 from lstmlm.model.cell import LSTMState
 from lstmlm.model.char_lm import load_weights
+from lstmlm.model.ensemble import Network
 from lstmlm.model.lstm import StackState
 from lstmlm.storage import checkpoint
 from lstmlm.storage.checkpoint import Checkpoint, Journal
+from lstmlm.training import budget
+from lstmlm.training.budget import Budget, Looks
 from lstmlm.training.clock_log import Times
 from lstmlm.training.distributed import ProcessGroup, Shards, shards_for
-from lstmlm.training.events import Clock, Decided, Event, Sampled, Saved, StepDone, SteppedBack, TrainState, Validated
+from lstmlm.training.events import (
+    Busy,
+    Clock,
+    Event,
+    Planned,
+    Sampled,
+    Saved,
+    Scored,
+    StepDone,
+    SteppedBack,
+    TrainState,
+    Validated,
+)
 from lstmlm.training.members import Members
 from lstmlm.training.optim import learning_rate
 
@@ -98,13 +113,16 @@ class Trainer:
         self.members.prepare({count for _, count in self.shards.own}, T, B)
         self.states: list[StackState | None] = [None] * len(self.shards.own)
         self.progress = TrainState(steps=auto_tune.steps_of(config, self.streams.steps_per_epoch))
+        self.validation = corpus.val.tensor(0, min(len(corpus.val), auto_tune.EVALUATION_CHARS))
+        reading = budget.READING / self.batch_chars
         if self.progress.steps is not None:
-            self.progress.eval_every = train.eval_every or auto_tune.eval_every(self.progress.steps)
-        self.validation = corpus.val.tensor(0, min(len(corpus.val), auto_tune.eval_chars(config)))
+            self._set_looks(budget.plan_looks(self.progress.steps, len(self.validation), reading, train.eval_every))
         self.train_seconds = 0.0
-        self._step_seconds: list[float] = []  # of this process, until the budget in minutes is turned into steps
-        self._decided: tuple[int, float] | None = None  # the step at which this process did so, and its seconds of training
-        self._eval_seconds = 0.0  # of the last validation, or what one is expected to take
+        self._budget: Budget | None = None  # in minutes, as long as it decides on the number of steps
+        if train.minutes is not None:
+            self._budget = Budget(train.minutes, clock.seconds, reading)
+        self._replan = 0  # the step after which it does so next
+        self._taken = 0  # steps of this process
         self._saved_at = 0.0
         self._signal: int | None = None  # that came to any process, as of the last step
         self._wanted = False  # a checkpoint, by rank 0's clock, as of the last step
@@ -118,13 +136,20 @@ class Trainer:
         return self.streams.batch_size * self.streams.window
 
     def restore(self, saved: Checkpoint) -> None:
-        """Go back to where a `last` checkpoint stands: weights, optimizer, carried state, position, best so far.
+        """Go on from where a `last` checkpoint stands: weights, optimizer, carried state, position, best so far.
+
+        A run whose minutes have become steps keeps their number: this process has another clock.
 
         Raises:
             CheckpointError: Something is missing or has another shape; nothing is half restored silently.
         """
+        self._restore(saved)
+        if self.progress.steps is not None:
+            self._budget = None
+
+    def _restore(self, saved: Checkpoint) -> None:
         tensors = checkpoint.to_tensors(saved.tensors)
-        self.load_model({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+        self.load_model(_weights(tensors))
         self.progress = TrainState.from_meta(saved.meta["training"])
         try:
             for member in self.members.each:
@@ -184,13 +209,18 @@ class Trainer:
             Stopped: A signal came; its checkpoint is committed.
             Diverged: Stepping back did not help.
         """
+        if self._budget is not None:
+            self._budget.begin()
         while not self._ended():
-            if not self._owes_validation() and not self._advance():
+            if self._trained():
+                self._score_best()
+            elif not self._owes_validation() and not self._advance():
                 continue
             if self._owes_validation() and self._stopping() is None:
-                began = time.perf_counter()
                 self._validate()
-                self._eval_seconds = time.perf_counter() - began
+                if self._budget is not None:
+                    self._budget.looked(self.progress.look_chars)
+                self._plan()
             signal = self._stopping()
             if not (self._save_due() or self._ended() or signal is not None):
                 continue
@@ -201,7 +231,7 @@ class Trainer:
                 continue
             if signal is not None:
                 self.group.barrier()  # torchrun ends all when the first one leaves
-                raise Stopped(f"stopped at step {self.progress.step}: the checkpoint is saved. `--resume` goes on.", signal)
+                raise Stopped(f"stopped at step {self.progress.step}: the checkpoint is saved.", signal)
 
     def _stopping(self) -> int | None:
         """Return the signal to stop for: alone at once, with others the one that all have heard of."""
@@ -217,29 +247,37 @@ class Trainer:
         return time.perf_counter() - self._saved_at > SAVE_SECONDS
 
     def _ended(self) -> bool:
+        """Say whether nothing is left to do."""
+        return self._trained() and self.progress.exact_step == self.progress.best_step
+
+    def _trained(self) -> bool:
+        """Say whether the last step is taken, and validated."""
         p, patience = self.progress, self.config.train.patience
         done = p.step == p.steps and not self._owes_validation()
-        return done or auto_tune.should_stop_early(patience, p.worse, p.final_nats, p.best_nats)
+        return done or budget.should_stop_early(patience, p.worse, p.final_nats, p.best_nats, p.validated, p.best_step)
 
     def _owes_validation(self) -> bool:
-        p = self.progress
-        return p.step > p.validated and (p.step == p.steps or bool(p.eval_every and p.step % p.eval_every == 0))
+        p, every = self.progress, self.config.train.eval_every
+        if p.steps is None or p.step <= p.validated:
+            return False
+        if every is not None:
+            return p.step == p.steps or p.step % every == 0
+        return p.step >= min(p.steps, budget.next_look(p.validated, p.steps, self.streams.steps_per_epoch, p.look_gap))
 
     def _advance(self) -> bool:
         """Take one step and report it; say whether it counts."""
         began = time.perf_counter()
         done = self._step()
-        seconds = time.perf_counter() - began
-        self.train_seconds += seconds
+        self.train_seconds += time.perf_counter() - began
         if done is None:
             return False
         self.report(done)
-        if self.progress.steps is None:
-            self._step_seconds.append(seconds)
-            self._decide()
-        elif auto_tune.time_to_adjust(self.progress.step, self.progress.steps, self.config.train):
-            self._adjust()
-        return True
+        self._taken += 1
+        if self._budget is not None:
+            self._budget.stepped()
+        if self.progress.step >= self._replan:
+            self._plan()
+        return self._log_steps(done.rate)
 
     def _step(self) -> StepDone | None:
         """Take one step; None where it was not finite and the run was stepped back."""
@@ -260,26 +298,43 @@ class Trainer:
         p.step += 1
         p.recent_nats += value
         p.recent_steps += 1
-        if p.recent_steps == LOG_EVERY or p.step == p.steps:
-            mean = p.recent_nats / p.recent_steps
-            self._log({"step": p.step, "nats_per_char": mean, "rate": rate, "chars": p.step * self.batch_chars})
-            p.recent_nats, p.recent_steps = 0.0, 0
         return StepDone(p.step, p.steps, value, rate, p.step * self.batch_chars)
+
+    def _log_steps(self, rate: float) -> bool:
+        """Write down the mean of the last steps when they are enough; False where it is one of a run that has diverged."""
+        p = self.progress
+        if p.recent_steps < LOG_EVERY and p.step != p.steps:
+            return True
+        mean = p.recent_nats / p.recent_steps
+        self._log({"step": p.step, "nats_per_char": mean, "rate": rate, "chars": p.step * self.batch_chars})
+        full = p.recent_steps == LOG_EVERY
+        p.recent_nats, p.recent_steps = 0.0, 0
+        if full and p.step > (self.config.train.warmup or 0) and mean > budget.limit_nats(len(self.corpus.tokenizer)):
+            self._step_back("score", "is above that of guessing evenly", p.step)
+            return False
+        return True
 
     def _shard(self, first: int, count: int, state: StackState | None) -> tuple[Number, StackState]:
         """Let the members learn from some streams; return their part of the mean nats, and their state after the window."""
         inputs, targets, fresh = self.streams.batch(self.progress.step, first, count)
         return self.members.learn(inputs, targets, None if fresh else state, self.progress.step, self.streams.batch_size, first)
 
-    def _step_back(self, what: str) -> None:
-        """Go back to the last checkpoint, or to the start, with half the rate."""
-        step, retries, scale = self.progress.step, self.progress.retries + 1, self.progress.rate_scale / 2
+    def _step_back(self, what: str, why: str = "is not finite", step: int | None = None) -> None:
+        """Go back to the last checkpoint, or to the start, with half the rate.
+
+        Args:
+            what: Is wrong.
+            why: It is.
+            step: In which it was seen; None: the one that is being taken.
+        """
+        p = self.progress
+        step, retries, scale = step or p.step + 1, p.retries + 1, p.rate_scale / 2
         if retries > RETRIES:
             raise Diverged(
-                f"training at step {step + 1}: expected a finite {what}, found one that is not, {RETRIES} steps back and with "
-                f"1/{2**RETRIES} of the rate too. Try a smaller --lr; the last good checkpoint is kept."
+                f"training at step {step}: expected a finite {what}, better than guessing, found one that {why}, {RETRIES} steps "
+                f"back and with 1/{2**RETRIES} of the rate too. Try a smaller --lr; the last good checkpoint is kept."
             )
-        self.restore(
+        self._restore(
             self.group.broadcast_checkpoint(
                 checkpoint.read(self.folder / "last.safetensors") if self.group.is_rank_zero else None
             )
@@ -288,51 +343,38 @@ class Trainer:
         if self.group.is_rank_zero:
             self._open_journals()
             self._times.step_back(self.progress.step)
-        self.report(SteppedBack(step + 1, self.progress.step, what, scale))
+        self.report(SteppedBack(step, self.progress.step, what, scale, why))
+        self._replan = 0
         self.save()
 
-    def _decide(self) -> None:
-        """Turn the minutes into a number of steps, from the speed of the first steps."""
-        p, minutes = self.progress, self.config.train.minutes
-        assert minutes is not None
-        found = 0.0, 0.0, 0.0
-        if self.group.is_rank_zero:
-            with contextlib.suppress(_Interrupted):
-                found = self._plan_steps(minutes)
-        steps, eval_every, speed = self.group.broadcast_floats(*found)
-        if steps:
-            p.steps, p.eval_every = int(steps), int(eval_every)
-            self._decided = p.step, self.train_seconds
-            self.report(Decided(p.steps, speed))
+    def _plan(self) -> None:
+        """Turn the minutes that are left into a number of steps, where nothing that was done so far depends on it."""
+        p, train, text = self.progress, self.config.train, len(self.validation)
+        if self._budget is None or (p.steps is not None and train.final_lr != 1):
+            return
+        first, found = p.steps is None, (0.0, 0.0, 0.0, 0.0, 0.0)
+        if self.group.is_rank_zero and (not first or self._budget.known(self._taken, train)):
+            looks = None if first else self._looks()
+            steps = self._budget.steps(p.step, looks, text)
+            looks = self._budget.looks(steps, text, train.eval_every, p.look_chars)
+            found = steps, looks.chars, looks.gap, looks.exact, self.batch_chars / self._budget.per_step
+        told, chars, gap, exact, speed = self.group.broadcast_floats(*found)
+        if not told:
+            return
+        p.steps = int(told)
+        self._set_looks(Looks(int(chars), int(gap), bool(exact)))
+        self._replan = p.step + max(1, (p.steps - p.step) // 16)
+        self.report(Planned(p.step, p.steps, speed))
+        if first:
             self.save()
 
-    def _adjust(self) -> None:
-        """Near the end, fit the number of steps to the time that is left, where nothing done so far depends on it.
+    def _looks(self) -> Looks:
+        p = self.progress
+        return Looks(p.look_chars, p.look_gap, p.look_exact)
 
-        A run that was resumed keeps the number that it was given: its clock is another one.
-        """
-        p, minutes = self.progress, self.config.train.minutes
-        if minutes is None or self._decided is None or p.step == self._decided[0]:
-            return
-        since, seconds = self._decided
-        per_step = (self.train_seconds - seconds) / (p.step - since)
-        steps = auto_tune.steps_in(minutes * 60 - self.clock.seconds(), per_step, self._eval_seconds)
-        p.steps = p.step + int(self.group.broadcast_floats(steps)[0])
-        p.eval_every = self.config.train.eval_every or p.steps
-        self.save()
-
-    def _plan_steps(self, minutes: float) -> tuple[float, float, float]:
-        """Return steps, steps between validations and characters a second; 0 steps as long as that is not known."""
-        timed = self._step_seconds
-        if not auto_tune.speed_is_known(len(timed), sum(timed), minutes, self.config.train):
-            return 0, 0, 0
-        later = timed[len(timed) // 4 :]  # the first steps find memory and caches cold
-        per_step = sum(later) / len(later)
-        began = time.perf_counter()
-        self._score(self.validation[: max(2, min(len(self.validation), self.batch_chars * 8))])
-        per_eval = self._eval_seconds = (time.perf_counter() - began) * len(self.validation) / (self.batch_chars * 8)
-        left = minutes * 60 - self.clock.seconds()
-        return *auto_tune.plan_steps(self.progress.step, left, per_step, per_eval, self.config.train), self.batch_chars / per_step
+    def _set_looks(self, looks: Looks) -> None:
+        p = self.progress
+        p.look_chars, p.look_gap, p.look_exact = looks.chars, looks.gap, looks.exact
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
@@ -348,15 +390,16 @@ class Trainer:
                 until.enter_context(member.optimizer.averaged())
             yield
 
-    def _score(self, ids: Tensor) -> tuple[float, tuple[float, ...]]:
-        """Score a text as `lstmlm eval` does, in strict float32: nats per character together, and of each member alone."""
+    @contextlib.contextmanager
+    def _strictly(self) -> Iterator[list[Network]]:
+        """Let the members read in strict float32, as `lstmlm eval` does."""
         stack = self.model.stack()
         own = [layer.kernel for layer in stack]
         for layer in stack:
             layer.kernel = layer.kernel.strict
         try:
             with self._reading():
-                return side_by_side([member.model for member in self.members.each], ids, self.corpus.counts)
+                yield [member.model for member in self.members.each]
         finally:
             for layer, kernel in zip(stack, own, strict=True):
                 layer.kernel = kernel
@@ -366,10 +409,12 @@ class Trainer:
         p = self.progress
         value, text, signal = math.inf, "", 0.0
         alone: tuple[float, ...] = ()
+        self.report(Busy("validating"))
         if self.group.is_rank_zero:
             try:
                 if len(self.validation):
-                    value, alone = self._score(self.validation)
+                    with self._strictly() as models:
+                        value, alone = estimate(models, self.validation, self.corpus.counts, p.look_chars)
                 text = self._sample()
             except _Interrupted:
                 signal = self.stop() or 0
@@ -383,7 +428,7 @@ class Trainer:
             p.final_nats = value
             p.worse = 0 if best else p.worse + 1
         if best:
-            p.best_nats, p.best_step = value, p.step
+            p.best_nats, p.best_step, p.exact_nats = value, p.step, math.inf
         if self.group.is_rank_zero:
             self._keep(value, alone if len(alone) > 1 else (), text, best=best)
 
@@ -394,12 +439,72 @@ class Trainer:
             checkpoint.write(self.folder / "best.safetensors", self._checkpoint("best", None))
         if math.isfinite(value):
             each = {"members_nats_per_char": list(alone)} if alone else {}
-            self._log({"step": p.step, "validation_nats_per_char": value, **each})
-            self.report(Validated(p.step, value, best, alone))
+            exact = {} if self.estimates else {"exact": True}
+            self._log({"step": p.step, "validation_nats_per_char": value, **exact, **each})
+            self.report(Validated(p.step, value, best, alone, exact=not self.estimates))
         assert self._samples is not None
         self._samples.append_text(f"--- step {p.step}\n{text}\n")
         p.samples_bytes = self._samples.size
         self.report(Sampled(p.step, text))
+
+    @property
+    def estimates(self) -> bool:
+        """Whether validations are estimates: a short text is always scored exactly."""
+        return streams_of(len(self.validation), self.progress.look_chars) > 1
+
+    @property
+    def best(self) -> tuple[float, bool]:
+        """The nats per character of the best model, and whether they are those that `lstmlm eval` gives or an estimate."""
+        p = self.progress
+        if p.exact_nats < math.inf:
+            return p.exact_nats, True
+        return p.best_nats, not self.estimates
+
+    @property
+    def counting_nats(self) -> float:
+        """The nats per character that the validation text takes by the counts of single characters alone."""
+        ids = self.validation
+        return float(frequencies(self.corpus.counts)[ids].mean()) if len(ids) else math.inf
+
+    def _score_best(self) -> None:
+        """Score the validation text exactly by the model that is kept, at the end, where there is time for it."""
+        p = self.progress
+        value, signal = math.inf, 0.0
+        if self.group.is_rank_zero and self.estimates and p.look_exact and p.best_nats < math.inf:
+            self.report(Busy("scoring"))
+            try:
+                value = self._exactly()
+            except _Interrupted:
+                signal = self.stop() or 0
+        value, signal = self.group.broadcast_floats(value, signal)
+        if signal:
+            self._signal = int(signal)
+            return
+        p.exact_step, p.exact_nats = p.best_step, value
+        if self.group.is_rank_zero and value < math.inf:
+            path = self.folder / "best.safetensors"
+            kept = checkpoint.read(path)
+            checkpoint.write(path, replace(kept, meta={**kept.meta, "scores": self._scores()}))
+            self._log({"step": p.best_step, "validation_nats_per_char": value, "exact": True})
+            self.report(Scored(p.best_step, value))
+
+    def _exactly(self) -> float:
+        """Return the exact score of the model that is kept; infinity where reading from left to right would take too long."""
+        path = self.folder / "best.safetensors"
+        with self._strictly() as models:
+            own = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+            self.load_model(_weights(checkpoint.to_tensors(checkpoint.read(path).tensors)))
+            try:
+                return side_by_side(models, self.validation, self.corpus.counts, one_pass=False)[0]
+            except StreamsApartError:
+                return math.inf
+            finally:
+                self.load_model(own)
+
+    def _scores(self) -> dict[str, Any]:
+        """Return what a checkpoint says of how good the best model is."""
+        nats, exact = self.best
+        return {} if nats == math.inf else {"validation_nats_per_char": nats, "step": self.progress.best_step, "exact": exact}
 
     def _sample(self) -> str:
         tokenizer = self.corpus.tokenizer
@@ -432,6 +537,8 @@ class Trainer:
         if self.group.broadcast_floats(float(refused is not None))[0]:
             raise refused or Diverged("rank 0's checkpoint has a value that is not finite")
         self._saved_at = time.perf_counter()
+        if self._budget is not None:
+            self._budget.saved()
 
     def _write_last(self, whole: StackState | None) -> None:
         assert self._metrics is not None
@@ -467,7 +574,7 @@ class Trainer:
             "counts": list(self.corpus.counts),
             "step": p.step,
             "parameters": self.model.parameter_count(),
-            "scores": {} if p.best_nats == math.inf else {"validation_nats_per_char": p.best_nats, "step": p.best_step},
+            "scores": self._scores(),
             "training": {},
         }
         if kind == "last":
@@ -478,3 +585,8 @@ class Trainer:
             meta["training"] = p.to_meta()
             blobs |= checkpoint.to_blobs(tensors)
         return Checkpoint(kind, meta, blobs)
+
+
+def _weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights among a checkpoint's tensors."""
+    return {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}

@@ -48,7 +48,9 @@ def test_leaves(lstmlm: Lstmlm, text: Path) -> None:
 
 def test_curve(lstmlm: Lstmlm, text: Path) -> None:
     """With -v the way down is drawn on stderr before the last words; in a pipe without it, or with -q, it is not."""
-    shown, plain, quiet = (lstmlm("train", text, *TINY, "--overwrite", flag).err for flag in ("-v", "--json", "-q"))
+    shown, plain, quiet = (
+        lstmlm("train", text, *TINY, "--set", "train.eval_every=2", "--overwrite", flag).err for flag in ("-v", "--json", "-q")
+    )
 
     assert "validation, bits/char over steps" in shown
     assert shown.index("bits/char over steps") < shown.index("saved runs/text")
@@ -59,7 +61,7 @@ def test_curve(lstmlm: Lstmlm, text: Path) -> None:
 def test_times(lstmlm: Lstmlm, run: Path, text: Path) -> None:
     """clock.jsonl says when each validation was reached; --overwrite begins it again, and without it a run is resumed."""
     first = clock_log.read(run)
-    assert {12.0, 4.0} <= {step for step, _ in first}
+    assert {12.0, 10.0} <= {step for step, _ in first}
     (run / "clock.jsonl").unlink()
 
     assert lstmlm("train", text, *TINY, "--lr", "0.05", "--resume").code == 0
@@ -70,11 +72,12 @@ def test_times(lstmlm: Lstmlm, run: Path, text: Path) -> None:
 def test_json(lstmlm: Lstmlm, text: Path) -> None:
     """--json prints one object with the fields and types that scripts rely on, and nothing else on stdout."""
     told = lstmlm("train", text, *TINY, "--json").json
-    score = {"step": int, "bits_per_char": float, "nats_per_char": float}
+    score = {"step": int, "bits_per_char": float, "nats_per_char": float, "exact": bool}
 
     assert {key: type(value) for key, value in told.items()} == {
         "schema": int, "command": str, "run": str, "model": str, "steps": int, "stopped_early": bool, "chars_seen": int,
         "seconds": float, "train_seconds": float, "parameters": int, "best": dict, "final": dict,
+        "worse_than_counting": bool,
     }  # fmt: skip
     assert told["schema"] == 1
     assert told["command"] == "train"
@@ -102,6 +105,27 @@ def test_how_it_is_shown(lstmlm: Lstmlm, text: Path, monkeypatch: pytest.MonkeyP
     ends = [digest(Path(f"r{index}")) for index in range(len(ways))]
 
     assert all(end == ends[0] for end in ends)
+
+
+@pytest.mark.parametrize(("limit", "code"), [("9", 0), ("0.5", 1), ("nan", 2), ("-1", 2)])
+def test_max_bpc(lstmlm: Lstmlm, text: Path, limit: str, code: int) -> None:
+    """--max-bpc: a model that takes more is exit 1, after it is saved and reported; what is no limit is exit 2."""
+    result = lstmlm("train", text, *TINY, "--max-bpc", limit, "--json")
+
+    assert result.code == code
+    assert Path("runs/text/best.safetensors").exists() == (code < 2)
+    if code < 2:
+        assert (result.json["best"]["bits_per_char"] > float(limit)) == bool(code)
+        assert ("error: train: expected at most 0.5 bits/char on the validation text, found" in result.err) == bool(code)
+
+
+@pytest.mark.parametrize(("steps", "worse"), [("1", True), ("300", False)])
+def test_a_model_that_has_learnt_nothing_is_said_to_have(lstmlm: Lstmlm, text: Path, steps: str, worse: bool) -> None:
+    """Worse than the counts of single characters is a warning, and a field of the JSON object."""
+    result = lstmlm("train", text, *TINY, "--lr", "0.02", "--steps", steps, "--json")
+
+    assert result.json["worse_than_counting"] is worse
+    assert ("has learnt nothing: counting single characters takes" in result.err) is worse
 
 
 @pytest.mark.parametrize("source", ["gz", "folder", "two files", "stdin"])

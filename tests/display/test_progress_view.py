@@ -6,7 +6,7 @@ import pytest
 
 from lstmlm.display.console import Console
 from lstmlm.display.progress_view import RunView, live_line
-from lstmlm.training.events import Decided, Event, Sampled, Saved, StepDone, SteppedBack, Validated
+from lstmlm.training.events import Event, Planned, Sampled, Saved, StepDone, SteppedBack, Validated
 from tests.display.test_console import Stream
 
 NATS = math.log(2)  # of one bit
@@ -30,7 +30,7 @@ def run(steps: int = 2000) -> Iterator[Event]:
     for step in range(1, steps + 1):
         yield StepDone(step, steps if step > 20 else None, 2.0 * NATS, 0.01, step * 1024)
         if step == 20:
-            yield Decided(steps, 204_800.0)
+            yield Planned(step, steps, 204_800.0)
         if step == 700:
             yield SteppedBack(701, 700, "gradient", 0.5)
         if step % 500 == 0:

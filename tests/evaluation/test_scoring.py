@@ -160,22 +160,98 @@ def test_states_are_compared_by_their_own_roundings(size: float, dtype: torch.dt
     near, far = values + 8 * rounding, values.clone()
     far[1, 5] += 64 * rounding
 
-    def moved(other: Tensor) -> list[bool]:
-        return scoring._moved((LSTMState(values, other),), (LSTMState(values, values),)).tolist()
+    def roundings(other: Tensor) -> list[float]:
+        return scoring._roundings((LSTMState(values, other),), (LSTMState(values, values),)).tolist()
 
-    assert moved(near) == [False, False, False]
-    assert moved(far) == [False, True, False]
+    assert max(roundings(near)) < scoring.SAME
+    assert roundings(far) == [0.0, pytest.approx(64, rel=0.05), 0.0]
 
 
-@pytest.mark.parametrize("batch", [8, 64, 200])
-def test_a_model_that_never_forgets_costs_a_bounded_number_of_readings(batch: int) -> None:
-    """Where streams never meet they become fewer and longer, so that the work does not grow with their number."""
-    model, ids = mindful(), some_ids(64 * 16 + 1)
+@pytest.mark.parametrize("batch", [2, 8, 64, 200])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_model_that_never_forgets_is_read_from_left_to_right(batch: int, dtype: torch.dtype) -> None:
+    """That streams never meet is seen halfway through their second run; what follows is one pass, and nothing else."""
+    model, ids = mindful(dtype), some_ids(64 * 16 + 1)
     counted = Counted(model)
 
     warm(model, ids, None, batch, 1)
 
-    assert counted.read <= 12 * len(ids)
+    assert counted.read <= 2.6 * len(ids)
+
+
+def test_reading_from_left_to_right_can_be_declined() -> None:
+    """Who has no time for a whole pass is told so, at the cost of a pass and a half side by side."""
+    model, ids = mindful(), some_ids(64 * 16 + 1)
+    counted = Counted(model)
+
+    with pytest.raises(scoring.StreamsApartError):
+        warm(model, ids, None, 64, 1, one_pass=False)
+    assert counted.read <= 1.6 * len(ids)
+    assert counted.calls <= 1.6 * 16
+
+
+@pytest.mark.parametrize(
+    ("quarter", "half", "read", "expected"),
+    [
+        (0.0, 900.0, 0, True), (900.0, 10.0, 0, True), (900.0, 900.0, 0, False), (900.0, 1000.0, 0, False),
+        (1e6, 1e5, 0, True), (1e6, 9.9e5, 0, False), (1e6, 1e5, 4001, False),
+    ],
+)  # fmt: skip
+def test_whether_streams_will_meet(quarter: float, half: float, read: int, expected: bool) -> None:
+    """What comes nearer fast enough is waited for, what does not or has been read too often already is not."""
+    assert scoring._will_meet(quarter, half, 4, 16, read, 1000) is expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("chars", [2048, 5000, 10**6])
+def test_an_estimate_is_near_and_cheap(chars: int, dtype: torch.dtype) -> None:
+    """An estimate reads each stream's characters and a short way before them, whatever the model remembers."""
+    ids = some_ids(20_001)
+    for model in (forgetful(dtype), mindful(dtype)):
+        counted = Counted(model)
+        value, alone = scoring.estimate([model], ids, COUNTS, chars)
+        read = counted.read
+
+        assert read <= 1.3 * min(chars, len(ids))
+        assert alone == (value,)
+        assert value == scoring.estimate([model], ids, COUNTS, chars)[0]
+    model = forgetful(dtype)
+    exact, _ = scoring.side_by_side([model], ids, COUNTS)
+    assert scoring.estimate([model], ids, COUNTS, chars)[0] == pytest.approx(exact, rel=0.05)
+
+
+def test_an_estimate_counts_what_it_says() -> None:
+    """The characters that count are spread evenly over the text, each once, and have the scores of a model that forgets."""
+    model, ids = forgetful(), some_ids(10_240)
+    streams = scoring.streams_of(len(ids), len(ids))
+    each = plain(model, ids).nats
+    length = (len(ids) - 1 - scoring.WARM_UP) // streams
+    starts = [(len(ids) - 1 - scoring.WARM_UP - length) * one // (streams - 1) + scoring.WARM_UP for one in range(streams)]
+    counted = torch.stack([each[start : start + length] for start in starts])
+
+    assert streams == 10
+    assert streams * length > len(ids) - scoring.WARM_UP - 2 * streams
+    assert scoring.estimate([model], ids, COUNTS, len(ids))[0] == pytest.approx(float(counted.mean()), rel=1e-9)
+
+
+def test_a_short_text_is_never_estimated() -> None:
+    """Below two streams the text is read as it is, and the number is that of `side_by_side`."""
+    model, ids = mindful(), some_ids(2 * scoring.STREAM_CHARS - 1)
+
+    assert scoring.streams_of(len(ids), 10**6) == 1
+    assert scoring.estimate([model], ids, COUNTS, 10**6) == scoring.side_by_side([model], ids, COUNTS)
+    assert scoring.streams_of(10**6, 100) == 2
+
+
+def test_a_large_vocabulary_makes_pieces_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many characters there are to choose from, one call has a bounded number of scores."""
+    monkeypatch.setattr(scoring, "PIECE_SCORES", 40 * V)
+    model, ids = forgetful(), some_ids(501)
+    counted = Counted(model)
+
+    warm(model, ids, None, 8, 40)
+
+    assert counted.largest <= 40
 
 
 @pytest.mark.parametrize("protocol", ["warm", "cold"])
