@@ -63,6 +63,7 @@ def test_python_of_the_readme_runs(folder: Path) -> None:
 
 def test_generated_parts_are_up_to_date() -> None:
     """The table of settings in the README is what the code gives now."""
-    done = subprocess.run([sys.executable, "scripts/readme.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False)
+    command = [sys.executable, "scripts/dev/readme.py", "--check"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
     assert (done.returncode, done.stderr) == (0, "")

@@ -1,8 +1,8 @@
 """What a run does with its time where the user leaves it open: sizes, rates, steps, and when to look.
 
 `choose` fills in the open sizes before training, for `train`; the trainer asks `plan_steps` once the speed is known. The
-numbers rest on few runs of one seed each of about a minute, recorded in `scripts/results/`; what they say of longer budgets is
-extrapolated.
+numbers rest on few runs of one seed each of about a minute, recorded in `scripts/experiments/results/`; what they say of
+longer budgets is extrapolated.
 """
 
 import math
@@ -28,7 +28,7 @@ PASSES = (
 )
 PATIENCE = 3  # validations in a row that are worse than the best ...
 HOPELESS = 1.05  # ... and, the last of them, by this factor: what follows is known by heart, and no smaller rate mends it
-SHARE_OF_SPEED = 0.95  # of a float32 matrix product's speed that a whole training step reaches: scripts/bench.py train
+SHARE_OF_SPEED = 0.95  # of a float32 matrix product's speed that a whole training step reaches: scripts/bench/bench.py train
 SHUTDOWN_SECONDS = 2.0  # at most: last checkpoints, last lines and the end of the process
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lstmlm.config import run_config
 
-README = Path(__file__).parent.parent / "README.md"
+README = Path(__file__).resolve().parents[2] / "README.md"
 
 
 def updated(text: str) -> str:
@@ -26,7 +26,7 @@ def main() -> None:
     old = README.read_text(encoding="utf-8")
     new = updated(old)
     if check:
-        sys.exit(0 if old == new else "README.md is out of date: run python scripts/readme.py")
+        sys.exit(0 if old == new else "README.md is out of date: run python scripts/dev/readme.py")
     README.write_text(new, encoding="utf-8")
 
 
