@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from lstmlm.api import LanguageModel
 
 __all__ = ["__version__", "load"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # torch says this on import where NumPy is not installed; nothing here needs NumPy.
 warnings.filterwarnings("ignore", message="Failed to initialize NumPy")

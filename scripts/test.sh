@@ -1,8 +1,13 @@
 #!/usr/bin/env bash
-# Set up and run every check: ruff, mypy --strict, pytest. Arguments go to pytest.
+# Set up and run every check: ruff, mypy --strict, pytest. Usage: test.sh [--fast] [pytest's own]; --fast leaves out tests marked slow.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+tests=()
+if [ "${1:-}" = --fast ]; then
+  tests=(-m "not slow")
+  shift
+fi
 bash scripts/setup.sh dev
 .venv/bin/ruff check .
 .venv/bin/mypy
-exec .venv/bin/python -m pytest "$@"
+exec .venv/bin/python -m pytest ${tests[@]+"${tests[@]}"} "$@"

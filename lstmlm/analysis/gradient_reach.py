@@ -1,6 +1,6 @@
 """How far back a network looks: the gradient of a prediction with respect to what was k characters before.
 
-`reach` measures it, for `inspect --reach` and `scripts/reach_rnn.py`; `fades` says where it has become small.
+`reach` measures it, for `inspect --reach` and `scripts/experiments/reach_rnn.py`; `fades` says where it has become small.
 
 The recurrence is written out step by step with the equations of `model.cell`, so that autograd gives the gradient with
 respect to every state in between; the kernels keep only those of the ends.

@@ -1,8 +1,8 @@
 """What a run does with its time where the user leaves it open: sizes, rates, steps, and when to look.
 
 `choose` fills in the open sizes before training, for `train`; the trainer asks `plan_steps` once the speed is known. The
-numbers rest on few runs of one seed each of about a minute, recorded in `scripts/results/`; what they say of longer budgets is
-extrapolated.
+numbers rest on few runs of one seed each of about a minute, recorded in `scripts/experiments/results/`; what they say of
+longer budgets is extrapolated.
 """
 
 import math
@@ -24,7 +24,7 @@ PASSES = (
     (14.0, 8e-3, 0.3, 0.2),
     (math.inf, 8e-3, 0.4, 0.2),
 )
-SHARE_OF_SPEED = 0.95  # of a float32 matrix product's speed that a whole training step reaches: scripts/bench.py train
+SHARE_OF_SPEED = 0.95  # of a float32 matrix product's speed that a whole training step reaches: scripts/bench/bench.py train
 
 
 def choose(config: RunConfig, chars: int, speed: float) -> tuple[RunConfig, str]:

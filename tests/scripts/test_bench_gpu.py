@@ -11,12 +11,12 @@ import torch
 from lstmlm import kernels
 from lstmlm.kernels.eager import EagerKernel
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(name="bench")
 def _bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    monkeypatch.syspath_prepend(str(ROOT / "scripts" / "bench"))
     import bench_gpu
 
     return bench_gpu
@@ -25,7 +25,7 @@ def _bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 def test_without_a_gpu_it_says_so() -> None:
     """One line, exit 2, and no table."""
-    command = [sys.executable, "-W", "ignore", "scripts/bench.py", "gpu"]  # torch warns where there is no NumPy
+    command = [sys.executable, "-W", "ignore", "scripts/bench/bench.py", "gpu"]  # torch warns where there is no NumPy
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
     assert done.returncode == 2

@@ -11,7 +11,7 @@ import pytest
 from lstmlm import cli
 from lstmlm.evaluation.cloze import Asked, Question
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts" / "experiments"
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ TEXT = bytes(range(97, 123)) * 9001  # several pieces, not a whole number of the
 
 def load() -> Any:
     """Import the script, which lies outside the package."""
-    spec = importlib.util.spec_from_file_location("get_data", ROOT / "scripts" / "get_data.py")
+    spec = importlib.util.spec_from_file_location("get_data", ROOT / "scripts" / "data" / "get_data.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

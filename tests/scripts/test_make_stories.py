@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def load() -> Any:
     """Import the script, which lies outside the package."""
-    spec = importlib.util.spec_from_file_location("make_stories", ROOT / "scripts" / "make_stories.py")
+    spec = importlib.util.spec_from_file_location("make_stories", ROOT / "scripts" / "data" / "make_stories.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -14,7 +14,7 @@ from tests.helpers import some_ids
 
 def load() -> Any:
     """Import the script, which lies outside the package."""
-    path = Path(__file__).resolve().parents[2] / "scripts" / "reach_rnn.py"
+    path = Path(__file__).resolve().parents[2] / "scripts" / "experiments" / "reach_rnn.py"
     spec = importlib.util.spec_from_file_location("reach_rnn", path)
     assert spec is not None
     assert spec.loader is not None

@@ -11,7 +11,7 @@ from tests.cli.conftest import call
 
 def load() -> Any:
     """Import the script, which lies outside the package."""
-    path = Path(__file__).resolve().parents[2] / "scripts" / "unlike_texts.py"
+    path = Path(__file__).resolve().parents[2] / "scripts" / "experiments" / "unlike_texts.py"
     spec = importlib.util.spec_from_file_location("unlike_texts", path)
     assert spec is not None
     assert spec.loader is not None

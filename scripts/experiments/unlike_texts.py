@@ -23,7 +23,7 @@ from typing import Any
 from lstmlm.display.text_plots import table
 
 LONG = 400_000  # characters of a text, at most
-STORIES = Path(__file__).resolve().parent.parent / "data" / "stories.txt"
+STORIES = Path(__file__).resolve().parents[2] / "data" / "stories.txt"
 
 
 def python_sources() -> str:

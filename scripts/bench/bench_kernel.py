@@ -1,6 +1,6 @@
 """Time the recurrence, forward and backward: the native kernel against eager and torch.nn.LSTM.
 
-    python scripts/bench_kernel.py [--repeats 7] [--shape 512,64,128]...
+    python scripts/bench/bench_kernel.py [--repeats 7] [--shape 512,64,128]...
 
 The rivals take turns, one repeat each, so that a busy machine slows all of them alike. A kernel does the recurrence
 alone; nn.LSTM also multiplies its input, which here is one wide so that this costs next to nothing, and computes dW in
@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 from torch import Tensor, nn

@@ -1,6 +1,6 @@
 """Kill a random rank of a torchrun job again and again, and compare the end with that of one process that nobody disturbed.
 
-    python scripts/kill_ranks.py --kills 20 --seed 1
+    python scripts/campaigns/kill_ranks.py --kills 20 --seed 1
 
 torchrun's agent starts all ranks again after each kill (--max-restarts); the same command finds its job in the run folder and
 goes on from the last checkpoint. Kills come at random moments, while processes start, read and train. Ends with exit 1 if
@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 os.environ.update({"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
 

@@ -1,4 +1,6 @@
-"""Measure whole training steps and sampling on a CUDA device, beside `torch.nn.LSTM` at its best: `python scripts/bench.py gpu`.
+"""Measure whole training steps and sampling on a CUDA device, beside `torch.nn.LSTM` at its best.
+
+    python scripts/bench/bench.py gpu
 
 Both sides train the same weights on the same ids in one process, in strict alternation, timed by CUDA events after their losses
 have been compared. nn.LSTM runs in float32 with TF32 products, in bfloat16 and in float16, weights and all, called and as a CUDA

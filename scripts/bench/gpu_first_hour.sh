@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measure a bare machine with a CUDA device: gpu_first_hour.sh OUT [TEXT]. Needs python3 with torch, triton, typer, pyyaml; fetches nothing.
 set -uo pipefail
-cd "$(dirname "$0")/.."
-export PYTHONPATH="$PWD:$PWD/scripts" PYTHONUNBUFFERED=1
+cd "$(dirname "$0")/../.."
+export PYTHONPATH="$PWD:$PWD/scripts/bench" PYTHONUNBUFFERED=1
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
-timeout "${LIMIT:-470}" python3 scripts/gpu_first_hour.py "$@" 2>&1 | tee "$1/gpu.log"
+timeout "${LIMIT:-470}" python3 scripts/bench/gpu_first_hour.py "$@" 2>&1 | tee "$1/gpu.log"

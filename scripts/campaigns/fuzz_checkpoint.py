@@ -1,6 +1,6 @@
 """Damage, kill and starve checkpoints for a while, and say how many survived.
 
-    python scripts/fuzz_checkpoint.py --seconds 60 --seed 1
+    python scripts/campaigns/fuzz_checkpoint.py --seconds 60 --seed 1
 
 Campaigns: every bit of a checkpoint flipped; headers mutated with their digest made right again; bytes spliced; disks
 that fail at random calls; SIGKILL at random moments of a process that saves without pause; reads beside it. Ends with
@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from lstmlm.errors import CheckpointError, LstmlmError, SystemProblem  # noqa: E402  # as above

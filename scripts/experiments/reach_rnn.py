@@ -37,7 +37,7 @@ from lstmlm.model.char_lm import CharLM, StackState, nats
 from lstmlm.training.optim import Optimizer, learning_rate
 from lstmlm.units import bits
 
-BLANKS = Path(__file__).parent.parent / "data" / "blanks.tsv"
+BLANKS = Path(__file__).resolve().parents[2] / "data" / "blanks.tsv"
 LENGTH = 200  # characters back
 ROWS = (0, 1, 2, 5, 10, 20, 50, 100, LENGTH - 1)
 PREDICTIONS = 64

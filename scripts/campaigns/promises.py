@@ -1,7 +1,7 @@
 """Try what the README promises, and print the table of it: promise, cases, survived, command.
 
-    python scripts/promises.py            # runs the tests behind each promise: some minutes
-    python scripts/promises.py --count    # counts the cases alone
+    python scripts/campaigns/promises.py            # runs the tests behind each promise: some minutes
+    python scripts/campaigns/promises.py --count    # counts the cases alone
 
 A case is one input, one command line or one moment; where a test goes through many of them, they are counted here by what the
 test goes through. The long campaigns print their own figures: crash_campaign.py and fuzz_checkpoint.py.
@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from tests import corpora  # noqa: E402  # the checkout may not be installed

@@ -3,7 +3,7 @@
     trials.py --text FILE [--steps 2800] [key=value,key=value ...]    e.g. hidden=512,lr=0.0055 hidden=384,lr=0.0065
 
 Only the first nine tenths of the text are used: trained on nine tenths of them and scored on the rest, warm and cold256, so that
-no reported figure is made of what is chosen on. Results are appended to scripts/results/trials.jsonl: [warm, cold256] in nats
+no reported figure is made of what is chosen on. Results are appended to results/trials.jsonl here: [warm, cold256] in nats
 a character for each share. `experiment.py` compares at equal wall time; this needs no quiet machine.
 """
 

@@ -1,10 +1,10 @@
 """Get text to train on: well-known corpora from the network, or real English and Python without one.
 
-    python scripts/get_data.py tinyshakespeare --out shakespeare.txt    # 1,115,394 bytes
-    python scripts/get_data.py text8           --out text8.txt          # 100,000,000 bytes
-    python scripts/get_data.py enwik8          --out enwik8.txt         # 100,000,000 bytes
-    python scripts/get_data.py english         --out english.txt        # the running Python's own documentation
-    python scripts/get_data.py python          --out python.txt         # the running Python's own source
+    python scripts/data/get_data.py tinyshakespeare --out shakespeare.txt    # 1,115,394 bytes
+    python scripts/data/get_data.py text8           --out text8.txt          # 100,000,000 bytes
+    python scripts/data/get_data.py enwik8          --out enwik8.txt         # 100,000,000 bytes
+    python scripts/data/get_data.py english         --out english.txt        # the running Python's own documentation
+    python scripts/data/get_data.py python          --out python.txt         # the running Python's own source
 
 A download goes on where an earlier one was cut (HTTP Range, in `FILE.part`), is checked by SHA-256, and takes its name
 only when it is whole and right. Exit codes: 0 done, 2 usage, 5 no network, no such file or a disk that refuses.

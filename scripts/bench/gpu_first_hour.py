@@ -1,7 +1,7 @@
 """Measure a bare machine with a CUDA device in minutes: every part in a child process with a time limit of its own.
 
-`bash scripts/gpu_first_hour.sh OUT [TEXT]` writes OUT/gpu.jsonl, a line for each part, as it comes; a part that hangs is killed
-and said to have, and the next one goes on. torch is imported once, before the children are forked; CUDA is started in each.
+`bash scripts/bench/gpu_first_hour.sh OUT [TEXT]` writes OUT/gpu.jsonl, a line a part; a part that hangs is killed and
+said to have, and the next one goes on. torch is imported once, before the children are forked; CUDA is started in each.
 """
 
 import json
@@ -32,7 +32,7 @@ def kernel_of(mode: str) -> Kernel:
     if mode == "eager":
         return EagerKernel(fast=True)
     properties = torch.cuda.get_device_properties()
-    memory = properties.shared_memory_per_block_optin
+    memory = getattr(properties, "shared_memory_per_block_optin", properties.shared_memory_per_block)
     chip = Chip(0 if mode == "step" else properties.multi_processor_count, memory)
     strict = persistent.PersistentKernel(torch.float32, chip)
     return persistent.PersistentKernel(torch.bfloat16, chip, strict)

@@ -1,8 +1,8 @@
 """Kill a training process at random moments, resume it to the end, and compare its bits with an uninterrupted run.
 
-    python scripts/crash_campaign.py --kills 300 --seed 1
-    python scripts/crash_campaign.py --kills 300 --seed 2 --kernel native
-    python scripts/crash_campaign.py --signals 200
+    python scripts/campaigns/crash_campaign.py --kills 300 --seed 1
+    python scripts/campaigns/crash_campaign.py --kills 300 --seed 2 --kernel native
+    python scripts/campaigns/crash_campaign.py --signals 200
 
 Half of the kills come after a random time, half at a random call on the way to the disk; some runs are killed several
 times before they may end. The processes are forked from this one, which has torch already, so that no time goes by in which
@@ -25,7 +25,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 os.environ.update({"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
 

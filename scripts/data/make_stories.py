@@ -1,7 +1,7 @@
 """Write `data/stories.txt`, little stories that can only be told from memory, and the held-out `data/blanks.tsv`.
 
-    python scripts/make_stories.py                        # the two files of the checkout, byte for byte
-    python scripts/make_stories.py --chars 200000 --out x # smaller, elsewhere
+    python scripts/data/make_stories.py                        # the two files of the checkout, byte for byte
+    python scripts/data/make_stories.py --chars 200000 --out x # smaller, elsewhere
 
 A story names a subject, says something about it over one or several sentences, lets another subject take over at a
 full stop, and needs a name or a fact again 0 to 400 characters later, mostly soon and sometimes late. Three kinds:
@@ -457,7 +457,7 @@ def table(stories: Sequence[Story]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(description="Write stories.txt and blanks.tsv.")
-    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent.parent / "data", help="folder")
+    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parents[2] / "data", help="folder")
     parser.add_argument("--seed", type=int, default=SEED, help="of the stories; the blanks use the one after it")
     parser.add_argument("--chars", type=int, default=CHARS, help="characters, up to the end of the last story")
     parser.add_argument("--blanks", type=int, default=BLANKS, help="blanks of each kind for each 50 characters")

@@ -1,13 +1,13 @@
 """Write a text of any size: blocks of the bundled stories in a random order, a different one for each seed.
 
-python scripts/make_big.py big.txt --gigabytes 5
+python scripts/data/make_big.py big.txt --gigabytes 5
 """
 
 import argparse
 import random
 from pathlib import Path
 
-STORIES = Path(__file__).parent.parent / "data" / "stories.txt"
+STORIES = Path(__file__).resolve().parents[2] / "data" / "stories.txt"
 BLOCK = 64 << 10  # bytes, up to the next line end
 
 

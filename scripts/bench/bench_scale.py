@@ -1,6 +1,6 @@
 """Time training with one process and with several under torchrun, one thread each, with the same global batch.
 
-    python scripts/bench_scale.py --rounds 3
+    python scripts/bench/bench_scale.py --rounds 3
 
 Whole steps, the exchange of gradients included, as rank 0 measures them; validating and saving apart. The two are run in turns,
 and the median of each is compared. With it come the bytes that a process sends and receives in a step.
@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def trained(processes: int, flags: list[str]) -> dict[str, float]:

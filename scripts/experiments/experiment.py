@@ -4,7 +4,7 @@
 
 Every run is the command `lstmlm train`, whole process, and is scored on the last tenth of its text. With --choose the text is
 first cut to the training part's first nine tenths, so that what is compared is chosen on characters that no reported
-figure is made of. Results are appended to scripts/results/<LIST>.jsonl, and the table is printed from there.
+figure is made of. Results are appended to results/<LIST>.jsonl here, and the table is printed from there.
 """
 
 import argparse

@@ -259,7 +259,8 @@ def memory(rounds: int) -> list[Row]:
     rows: list[Row] = []
     for name, segment in steps.items():
         code = (
-            "import warnings; warnings.simplefilter('ignore'); import sys; sys.path.insert(0, 'scripts'); from bench import *;"
+            "import warnings; warnings.simplefilter('ignore'); import sys; sys.path.insert(0, 'scripts/bench');"
+            "from bench import *;"
             f"step = training_step({layers}, {width}, {B}, '{segment}'); step(2); before = resident();"
             f"step({T}); print(resident('VmHWM') - before)"
         )
