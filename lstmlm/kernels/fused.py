@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from lstmlm.kernels.dropout import Dropout
-from lstmlm.kernels.persistent_memory import checked
 from lstmlm.kernels.pointwise import EPS, Norm, TorchPointwise
+from lstmlm.kernels.triton_kernel import checked
 
 __all__ = ["TritonPointwise", "disagreement", "load"]
 
@@ -78,16 +78,16 @@ class TritonPointwise(TorchPointwise):
         if not self._takes(y, norm, drop):
             super().norm_dropout_residual(y, x, norm, drop, layer, out, stats)
             return
-        shape = T, B, S = checked("y", y, [], *y.shape).shape
+        shape = T, B, S = checked("y", y, *y.shape).shape
         # A pointer that is not followed still has a type: any will do.
         gamma = beta = told = y
         if norm is not None:
-            gamma, beta = checked("gamma", norm.gamma, [], S), checked("beta", norm.beta, [], S)
-            told = checked("stats", stats, [], T, B, 2)
+            gamma, beta = checked("gamma", norm.gamma, S), checked("beta", norm.beta, S)
+            told = checked("stats", stats, T, B, 2)
         cut = tile(S, whole=norm is not None)
         numbers, options = _drop(drop, layer, B)
         self._rows.norm_dropout_residual[-(-T * B // cut.rows), -(-S // cut.columns)](
-            *(y, y if x is None else checked("x", x, [], *shape), gamma, beta, checked("out", out, [], *shape), told),
+            *(y, y if x is None else checked("x", x, *shape), gamma, beta, checked("out", out, *shape), told),
             *(T * B, B, S, *numbers),
             NORM=norm is not None,
             EPS=EPS,
@@ -108,15 +108,15 @@ class TritonPointwise(TorchPointwise):
         if norm is None:  # dropout is its own gradient
             self.norm_dropout_residual(dx, None, None, drop, layer, dy, stats)
             return
-        shape = T, B, S = checked("y", y, [], *y.shape).shape
-        gamma, dgamma, dbeta = (checked(name, getattr(norm, name), [], S) for name in ("gamma", "dgamma", "dbeta"))
+        shape = T, B, S = checked("y", y, *y.shape).shape
+        gamma, dgamma, dbeta = (checked(name, getattr(norm, name), S) for name in ("gamma", "dgamma", "dbeta"))
         cut = tile(S, whole=True)
         parts = min(PARTS, -(-T * B // cut.rows))
         partial = y.new_empty(parts, 2, S)
         numbers, options = _drop(drop, layer, B)
         self._rows.norm_dropout_residual_backward[parts, 1](
-            *(checked("dx", dx, [], *shape), y, gamma, checked("stats", stats, [], T, B, 2)),
-            *(checked("dy", dy, [], *shape), partial),
+            *(checked("dx", dx, *shape), y, gamma, checked("stats", stats, T, B, 2)),
+            *(checked("dy", dy, *shape), partial),
             *(T * B, B, S, *numbers),
             **options,
             ROWS=cut.rows,
