@@ -17,9 +17,8 @@ from torch import Tensor
 
 from lstmlm.kernels.dropout import Dropout
 from lstmlm.kernels.pointwise import EPS, Norm, TorchPointwise
-from lstmlm.kernels.triton_kernel import checked
 
-__all__ = ["TritonPointwise", "disagreement", "load"]
+__all__ = ["TritonPointwise", "checked", "disagreement", "load"]
 
 TILE = 2048
 """Values that a program has in registers at a time, 16 in each of its threads, unless a row has more."""
@@ -176,6 +175,24 @@ def disagreement(pointwise: TorchPointwise, device: str) -> float:
             results.append([part.double() for part in (out, dy, *([stats, norm.dgamma, norm.dbeta] if norm else []))])
         differences += [(one - other).abs().max() / one.abs().max() for one, other in zip(*results, strict=True)]
     return float(torch.stack(differences).max())  # or NaN
+
+
+def checked(name: str, tensor: Tensor, *shape: int, also: torch.dtype = torch.float32) -> Tensor:
+    """Return the tensor; the device code trusts what has passed here.
+
+    Args:
+        name: In the error.
+        tensor: Of this shape.
+        shape: What is expected.
+        also: A type that is as good as float32.
+
+    Raises:
+        ValueError: It is not of this shape and type, or not contiguous.
+    """
+    if tensor.shape != shape or tensor.dtype not in (torch.float32, also) or not tensor.is_contiguous():
+        found = f"{tuple(tensor.shape)} of {tensor.dtype} with strides {tensor.stride()}"
+        raise ValueError(f"{name}: expected contiguous {shape} of float32, found {found}.")
+    return tensor
 
 
 def _drop(drop: Dropout | None, layer: int, B: int) -> tuple[tuple[Any, ...], dict[str, bool]]:

@@ -19,9 +19,11 @@ from torch import Tensor
 from lstmlm.kernels import Activations, Rows
 from lstmlm.kernels.build import Unavailable, cache_folder
 from lstmlm.kernels.eager import EagerKernel
-from lstmlm.kernels.pointwise import Pointwise
+from lstmlm.kernels.fused import checked
+from lstmlm.kernels.fused import load as load_fused
+from lstmlm.kernels.pointwise import Pointwise, TorchPointwise
 
-__all__ = ["TritonKernel", "Unavailable", "checked", "disagreement", "load"]
+__all__ = ["TritonKernel", "Unavailable", "disagreement", "load"]
 
 PRODUCTS = {"auto": torch.bfloat16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 """The precisions there are."""
@@ -54,14 +56,12 @@ class TritonKernel:
     def __init__(
         self, factors: torch.dtype, strict: "TritonKernel | None" = None, *, interpreted: bool = False, fused: bool = True
     ) -> None:
-        from lstmlm.kernels import fused as rows
         from lstmlm.kernels import triton_steps
-        from lstmlm.kernels.pointwise import TorchPointwise
 
         self._steps = triton_steps
         self._strict, self._factors, self._interpreted = strict, factors, interpreted
         fast = factors != torch.float32
-        self.pointwise: Pointwise = rows.load(interpreted, fast=fast) if fused else TorchPointwise(fast=fast)
+        self.pointwise: Pointwise = load_fused(interpreted, fast=fast) if fused else TorchPointwise(fast=fast)
         self.name = f"triton {str(factors).removeprefix('torch.')}" + (" (interpreted)" if interpreted else "")
 
     @property
@@ -162,24 +162,6 @@ class TritonKernel:
         B, S = given[-2].shape
         block = min(256, max(32, 1 << (S - 1).bit_length()))
         function[B, -(-S // block)](*given, S, **options, BLOCK=block, num_warps=max(1, block // 128))
-
-
-def checked(name: str, tensor: Tensor, *shape: int, also: torch.dtype = torch.float32) -> Tensor:
-    """Return the tensor; the device code trusts what has passed here.
-
-    Args:
-        name: In the error.
-        tensor: Of this shape.
-        shape: What is expected.
-        also: A type that is as good as float32.
-
-    Raises:
-        ValueError: It is not of this shape and type, or not contiguous.
-    """
-    if tensor.shape != shape or tensor.dtype not in (torch.float32, also) or not tensor.is_contiguous():
-        found = f"{tuple(tensor.shape)} of {tensor.dtype} with strides {tensor.stride()}"
-        raise ValueError(f"{name}: expected contiguous {shape} of float32, found {found}.")
-    return tensor
 
 
 @cache
