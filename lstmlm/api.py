@@ -86,14 +86,16 @@ class LanguageModel:
             CheckpointError: It is missing, damaged or of another version.
             UsageError: There is no such device.
         """
-        where = devices.choose("cpu" if device == "auto" and kernels.requested_kernel() == "native" else device)
+        requested = "cpu" if device == "auto" and kernels.requested_kernel() == "native" else device
+        if requested != "auto":
+            devices.choose(requested)  # what cannot be is said before a file is read
         found, saved = run_dir.load(path, report=report, check=check)
         torch.set_num_threads(threads or os.cpu_count() or 1)
         ignored: list[str] = []
         config, symbols = parts(saved.meta, ignored)
         if report and ignored:
             report(f"checkpoint {printable(str(found))}: {saved_model.note(saved.meta, ignored)}")
-        kernel, _ = kernels.choose(precision="float32", device=where.type)
+        where, kernel, _ = devices.with_kernel(requested, precision="float32")
         network = ensemble.build(config.model, len(symbols), kernel).to(where)
         tensors = {k.removeprefix("model."): v for k, v in saved.tensors.items() if k.startswith("model.")}
         load_weights(network, checkpoint.to_tensors(tensors))

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 import lstmlm.training.train_step
-from lstmlm import kernels
 from lstmlm.analysis.activations import Forgetting
 from lstmlm.data.tokenizer import CharTokenizer
 from lstmlm.evaluation import dynamic, sampler
@@ -20,7 +19,7 @@ from lstmlm.evaluation.cloze import Filler, Question
 from lstmlm.evaluation.per_line import LineScorer
 from lstmlm.evaluation.sampler import Sampling, generate
 from lstmlm.evaluation.scoring import Scored, Scorer, cold, warm
-from lstmlm.kernels.cuda_graph import Graph
+from lstmlm.kernels.cuda_graph import Graph, speed_of
 from lstmlm.kernels.dropout import Dropout
 from lstmlm.kernels.eager import EagerKernel
 from lstmlm.kernels.pointwise import TorchPointwise
@@ -242,31 +241,13 @@ def test_dropout_is_made_where_it_is_used() -> None:
         assert all(torch.equal(mask.cpu(), wanted) for mask, wanted in zip(found, expected, strict=True))
 
 
-@pytest.mark.parametrize("networks", [1, 3])
 @pytest.mark.parametrize("name", ["cpu", "device"])
-def test_the_speed_of_a_recurrence(name: str, networks: int) -> None:
+def test_the_speed_of_a_recurrence(name: str) -> None:
     """What a device computes in a second is measured there, and lies between an abacus and the fastest machine there is."""
     with pretend.device() as device:
-        where = device if name == "device" else torch.device("cpu")
-        found = kernels.speed_of(EagerKernel(side_by_side=64), where, networks, 4, 2, 8, 1)
+        found = speed_of(EagerKernel(), device if name == "device" else torch.device("cpu"), 4, 2, 8, 1)
 
     assert 1e3 < found < 1e18
-
-
-@pytest.mark.parametrize(("networks", "abreast", "measured"), [(1, 64, ()), (3, 64, (3, 1)), (5, 2, (2, 1)), (3, 1, ())])
-def test_the_speed_of_several(networks: int, abreast: int, measured: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many networks as run side by side are measured in one call."""
-    seen: list[tuple[int, ...]] = []
-    forward = EagerKernel.forward
-
-    def watched(kernel: EagerKernel, a: Any, W: torch.Tensor, *rest: Any, **options: Any) -> Any:
-        seen.append(tuple(W.shape[:-2]))
-        return forward(kernel, a, W, *rest, **options)
-
-    monkeypatch.setattr(EagerKernel, "forward", watched)
-    kernels.speed_of(EagerKernel(side_by_side=abreast), torch.device("cpu"), networks, 4, 2, 8, 1)
-
-    assert seen == [measured] * 3
 
 
 @CUDA

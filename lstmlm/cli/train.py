@@ -107,6 +107,7 @@ def _lead(request: Request, group: ProcessGroup) -> None:
         import torch
 
         from lstmlm import kernels
+        from lstmlm.kernels.cuda_graph import speed_of
         from lstmlm.training import malloc
         from lstmlm.training.events import Clock
         from lstmlm.training.trainer import Trainer
@@ -115,14 +116,15 @@ def _lead(request: Request, group: ProcessGroup) -> None:
         torch.set_num_threads(threads(config, group))
         if requested == "auto" and kernels.requested_kernel(config.train.kernel) == "native":
             requested = "cpu"
-        device = devices.choose(requested, console.say if request.verbose else None, group.local_rank, group.local_size)
-        kernel, why = kernels.choose(config.train.kernel, config.train.precision, device.type)
-        speed = kernels.speed() if device.type == "cpu" else kernels.speed_of(kernel, device, config.model.members)
+        say = console.say if request.verbose else None
+        device, kernel, why = devices.with_kernel(
+            requested, config.train.kernel, config.train.precision, say, group.local_rank, group.local_size
+        )
+        speed = kernels.speed() if device.type == "cpu" else speed_of(kernel, device)
         config, chosen = auto_tune.choose(config, len(corpus.train), speed * group.size)
-        if chosen:
-            console.say(chosen)
-        if why:
-            console.say(why)
+        kernel, wrong = kernels.at_sizes(kernel, device, *sizes(config, corpus))
+        for line in filter(None, (chosen, why, wrong)):
+            console.say(line)
         if request.dry_run:
             train_report.show_plan(console, request, config, corpus, kernel.name)
             return
@@ -154,7 +156,8 @@ def _lead(request: Request, group: ProcessGroup) -> None:
             trainer.restore(saved)
             train_report.say_differences(console, saved.meta["versions"], identity["versions"])
         _begin(trainer, folder, parent, saved, request)
-        train_report.announce(console, corpus, trainer, kernel.name, folder, saved)
+        where = kernel.name if device.type == "cpu" else f"{kernel.name} on {devices.name(device)}"
+        train_report.announce(console, corpus, trainer, where, folder, saved)
         try:
             trainer.run()
         except Stopped as stopped:
@@ -225,6 +228,15 @@ def weights_of(parent: Checkpoint) -> "dict[str, Tensor]":
 def threads(config: RunConfig, group: ProcessGroup) -> int:
     """Return how many threads a process takes: its share of the machine's cores, where nothing else is said."""
     return config.train.threads or max(1, (os.cpu_count() or 1) // group.local_size)
+
+
+def sizes(config: RunConfig, corpus: "Corpus") -> tuple[int, int, int, int]:
+    """Return a run's time steps, rows, units and vocabulary, none of them open any more."""
+    train, hidden = config.train, config.model.hidden
+    assert train.window is not None
+    assert train.batch is not None
+    assert hidden is not None
+    return train.window, train.batch, hidden, len(corpus.tokenizer)
 
 
 def _refuse_too_large(config: RunConfig, corpus: "Corpus", processes: int) -> None:

@@ -54,7 +54,7 @@ def _run(names: list[str], val: str | None, group: ProcessGroup) -> None:
     import torch
 
     from lstmlm import kernels
-    from lstmlm.cli.train import threads, weights_of
+    from lstmlm.cli.train import sizes, threads, weights_of
     from lstmlm.model import devices
     from lstmlm.training import malloc
     from lstmlm.training.events import Clock
@@ -62,8 +62,10 @@ def _run(names: list[str], val: str | None, group: ProcessGroup) -> None:
 
     malloc.tune_malloc()
     torch.set_num_threads(threads(config, group))
-    device = devices.choose(told["device"], None, group.local_rank, group.local_size)
-    kernel, _ = kernels.choose(config.train.kernel, config.train.precision, device.type)
+    device, kernel, _ = devices.with_kernel(
+        told["device"], config.train.kernel, config.train.precision, None, group.local_rank, group.local_size
+    )
+    kernel, _ = kernels.at_sizes(kernel, device, *sizes(config, corpus))
     with signals.caught(Console(quiet=True)) as caught:
         trainer = Trainer(config, corpus, kernel, Path(), {}, lambda record: None, Clock(STARTED), caught, group, device)
         first = group.broadcast_checkpoint(None) if told["starts"] else None

@@ -12,12 +12,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from lstmlm.kernels import arguments, persistent_generate
+from lstmlm.kernels import arguments
 from lstmlm.kernels.cuda_graph import Graph
 from lstmlm.kernels.generate import Choice, Generator, LayerWeights, fingerprint
 from lstmlm.kernels.native import NativeKernel
-from lstmlm.kernels.persistent import PersistentKernel
-from lstmlm.kernels.persistent_generate import PersistentGenerator
 from lstmlm.model.cell import LSTMState
 from lstmlm.model.char_lm import CharLM
 from lstmlm.model.ensemble import Network, members
@@ -26,6 +24,8 @@ from lstmlm.model.lstm import StackState
 NOISE_BLOCK = 256  # steps of noise drawn at once; the stream of a seed does not depend on it
 PROMPT_BLOCK = 4096  # characters of a prompt read at once: bounds memory, whatever its length
 SHORT = 16  # a prompt up to this is read by the native generator: packing the weights once more would take longer
+RECORDED = 16  # characters of a graph: in fewer, what is done once for each graph shows
+COOLEST = 1e-3  # a temperature below this may turn logits into infinities
 SECONDS = 0.05  # about how long a block of characters may take before its first one is seen
 
 
@@ -37,8 +37,7 @@ class Sampling:
     top_k: Keep the k likeliest (0: all).
     top_p: Keep the fewest that together have at least this probability (1: all).
     greedy: The article's rule: the largest score is the prediction.
-    exact: From the weights as they are, not from bytes or bfloat16 where those are quicker (`kernels/products.h`,
-        `kernels/persistent_generate.py`).
+    exact: From the weights as they are, not from bytes where those are quicker (`kernels/products.h`).
     """
 
     temperature: float = 1.0
@@ -146,13 +145,7 @@ def generate(
     noise = Noise(seeds)
     generator = native_generator(model, n, "float32" if how.exact else "auto")
     if generator is None:
-        on_device = device_generator(model, n, how)
-        logits, state = _read(model, prompt, n)
-        if on_device is None:
-            yield from _drawn(model, logits, state, noise, how)
-        else:
-            on_device.begin(logits, state)
-            yield from _native(on_device, noise, how)
+        yield from _drawn(model, *_read(model, prompt, n), noise, how)
         return
     try:
         if len(prompt) <= SHORT:
@@ -177,38 +170,70 @@ def _drawn(
 ) -> Iterator[tuple[list[int], list[float]]]:
     """Draw and step by the model itself: any kernel, device and floating type.
 
-    A step finds its noise, and leaves what it has drawn, in memory for a whole block: nobody waits for a character.
+    Nobody waits for a character: on a device some of them are one graph.
     """
     logits = logits.clone()
-    numbers = logits.new_empty(NOISE_BLOCK, len(logits), dtype=torch.float32)
-    ids, nats = torch.empty_like(numbers, dtype=torch.int64), torch.empty_like(numbers, dtype=logits.dtype)
-    place = torch.zeros(1, dtype=torch.int64, device=logits.device)
+    draw_next = _drawing(how, logits.shape[-1])
 
-    def step() -> None:
-        chosen = draw(distribution(logits, how), numbers.index_select(0, place).t())
-        cost = -torch.log_softmax(logits, dim=-1).gather(-1, chosen[:, None])
-        ids.index_copy_(0, place, chosen[None])
-        nats.index_copy_(0, place, cost.t())
-        place.add_(1)
-        scores, after = model(chosen[None], state)
-        logits.copy_(scores[-1])
-        for own, new in zip(state, after, strict=True):
-            own.hidden.copy_(new.hidden)
-            own.cell.copy_(new.cell)
+    def recorded(count: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """Return what draws so many characters: noise (count, n) -> ids and nats, in memory that it uses again."""
+        numbers = logits.new_empty(count, len(logits), 1, dtype=torch.float64)
+        ids, nats = logits.new_empty(count, len(logits), dtype=torch.int64), logits.new_empty(count, len(logits))
 
-    graph = Graph(step, logits.device)
+        def step() -> None:
+            scores, after = logits, state
+            seen, chosen = [], []
+            for number in numbers.unbind(0):
+                seen.append(scores)
+                chosen.append(draw_next(scores, number))
+                rows, after = model(chosen[-1][None], after)
+                scores = rows[-1]
+            ids.copy_(torch.stack(chosen))
+            nats.copy_(-torch.log_softmax(torch.stack(seen), dim=-1).gather(-1, ids[..., None]).squeeze(-1))
+            logits.copy_(scores)
+            for own, new in zip(state, after, strict=True):
+                own.hidden.copy_(new.hidden)
+                own.cell.copy_(new.cell)
+
+        graph = Graph(step, logits.device)
+
+        def run(block: Tensor) -> tuple[Tensor, Tensor]:
+            numbers.copy_(block[..., None])
+            graph()
+            return ids, nats
+
+        return run
+
+    one, several = recorded(1), recorded(RECORDED)
 
     def run(block: Tensor) -> tuple[Tensor, Tensor]:
-        numbers[: len(block)].copy_(block)
-        place.zero_()
-        for _ in range(len(block)):
-            graph()
-        return ids[: len(block)], nats[: len(block)]
+        whole = len(block) // RECORDED
+        found = []
+        for pieces, draws in ((block[: whole * RECORDED].split(RECORDED), several), (block[whole * RECORDED :].split(1), one)):
+            found += [[part.clone() for part in draws(piece)] for piece in pieces if len(piece)]
+        ids, nats = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return ids, nats
 
     return _blocks(noise, run)
 
 
-def _native(generator: Generator | PersistentGenerator, noise: Noise, how: Sampling) -> Iterator[tuple[list[int], list[float]]]:
+def _drawing(how: Sampling, V: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return what draws ids from logits (n, V) and noise (n, 1): `draw` from `distribution`, in few operations if it can be."""
+    if how.greedy or how.temperature == 0:
+        return lambda logits, noise: logits.argmax(-1)
+    if how.top_p < 1 or 0 < how.top_k < V or how.temperature < COOLEST:
+        return lambda logits, noise: draw(distribution(logits, how), noise)
+
+    def plain(logits: Tensor, noise: Tensor) -> Tensor:
+        scaled = logits if how.temperature == 1 else logits.double() / how.temperature
+        upto = torch.softmax(scaled, dim=-1, dtype=torch.float64).cumsum(-1)
+        # The last sum is 1 to 1e-15 and the noise a float32 below 1: the id found has a probability; of NaN any id is.
+        return torch.searchsorted(upto, noise, right=True).squeeze(-1).clamp_(max=V - 1)
+
+    return plain
+
+
+def _native(generator: Generator, noise: Noise, how: Sampling) -> Iterator[tuple[list[int], list[float]]]:
     """Let the generator draw and step, a block of characters in a call."""
     choice = Choice(how.temperature, how.top_k, how.top_p, how.greedy)
     return _blocks(noise, lambda block: generator.run(block, choice))
@@ -257,18 +282,6 @@ def native_generator(model: Network, n: int, storage: str = "auto") -> Generator
         generator.join(other)
     generator.key = key
     return generator
-
-
-def device_generator(model: Network, n: int, how: Sampling) -> PersistentGenerator | None:
-    """Pack a model whose kernel is Triton's for n streams, if there is a generator for it that draws in this way.
-
-    The weights are copied for each text: that takes the device less time than to look whether they have changed.
-    """
-    one, *others = members(model)
-    kernel = one.stack()[0].kernel
-    if others or how.exact or how.top_k > 0 or how.top_p < 1 or not isinstance(kernel, PersistentKernel):
-        return None
-    return persistent_generate.load(kernel, *_weights(one), n, residual=one.config.residual)
 
 
 def _packed(model: CharLM, n: int, storage: str) -> Generator:

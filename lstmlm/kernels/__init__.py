@@ -18,9 +18,6 @@ from lstmlm.kernels.pointwise import Pointwise
 KERNELS = ("auto", "eager", "native", "triton")
 """What may be requested."""
 
-MANY = 64
-"""As many recurrences as this run in one call at most."""
-
 
 class Activations(NamedTuple):
     """What the forward pass keeps for the backward pass, and nothing else: 6 TBS values.
@@ -60,11 +57,6 @@ class Kernel(Protocol):
         H_t = o_t * tanh(C_t)
 
     All tensors are contiguous and of one floating type, W perhaps of `factors`' type.
-
-    Where `side_by_side` is more than 1, all tensors may have two more dimensions in front, (M, L): that many recurrences of one
-    size, with any non-negative strides along these two; what lies behind them is contiguous. Then `a` is a tensor, `into` is
-    given and its gates are `a`. No two of them write the same memory. Each gives what it gives in a call of its own, to the
-    rounding of its products.
     """
 
     @property
@@ -81,10 +73,7 @@ class Kernel(Protocol):
 
     @property
     def factors(self) -> torch.dtype | None:
-        """The type in which recurrent weights are best kept between calls; None: their own."""
-
-    def side_by_side(self, B: int, S: int) -> int:
-        """Return how many recurrences of B rows and S units are worth running in one call; 1: each in its own."""
+        """The type in which a layer's weights are best kept between calls; None: their own."""
 
     def forward(
         self,
@@ -96,7 +85,7 @@ class Kernel(Protocol):
         bias: Tensor | None = None,
         into: Activations | None = None,
     ) -> Activations:
-        """Run T steps, of one recurrence or of (M, L).
+        """Run T steps.
 
         Args:
             a: Input part of the pre-activations, x U. Its memory becomes `gates` unless it is `Rows`. (T, B, 4S)
@@ -110,7 +99,7 @@ class Kernel(Protocol):
     def backward(
         self, dH: Tensor, dC_T: Tensor, gates: Tensor, C: Tensor, C_0: Tensor, W: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Run the T steps back, of one recurrence or of (M, L).
+        """Run the T steps back.
 
         Args:
             dH: Gradient that reaches each H_t from outside the recurrence; that of the last state is in dH[-1].
@@ -161,8 +150,7 @@ def choose(requested: str = "auto", precision: str = "auto", device: str = "cpu"
             f"kernel {printable(requested)!r}: expected auto, eager, native or triton. "
             "Check --set train.kernel and LSTMLM_KERNEL."
         )
-    # On the CPU a recurrence has the bits of a run of its own, and waits for nothing.
-    eager = EagerKernel(fast=device != "cpu" and precision != "float32", side_by_side=1 if device == "cpu" else MANY)
+    eager = EagerKernel(fast=device != "cpu" and precision != "float32")
     if requested == "eager":
         return eager, ""
     best = "native" if device == "cpu" else "triton"
@@ -193,40 +181,32 @@ def _load(name: str, precision: str) -> Kernel:
         from lstmlm.kernels import native
 
         return native.load(precision)
-    from lstmlm.kernels import persistent
+    from lstmlm.kernels import triton_kernel
 
-    return persistent.load(precision)
+    return triton_kernel.load(precision)
 
 
-def speed_of(
-    kernel: Kernel, device: torch.device, networks: int = 1, T: int = 64, B: int = 16, S: int = 512, runs: int = 5
-) -> float:
-    """Measure a recurrence of a middling size, forward and back, FLOP/s: where steps wait for each other, no product tells it.
-
-    Narrower networks are hardly faster there and wider ones hardly slower: what is told of them by this number errs towards
-    seeing less of a text than they will.
+def at_sizes(kernel: Kernel, device: torch.device, T: int, B: int, S: int, V: int) -> tuple[Kernel, str]:
+    """Return a kernel that agrees with eager at the sizes of a run: itself, or eager and one line why.
 
     Args:
-        kernel: What runs it.
-        device: Where.
-        networks: How many are to learn; as many of them as run side by side are measured, and their speeds added.
-        T: Time steps.
+        kernel: As `choose` gave it; the ones of the CPU have been checked there.
+        device: Where it runs.
+        T: Time steps; a few are enough.
         B: Rows.
         S: Units.
-        runs: How many are timed, after two that are not.
+        V: Vocabulary.
     """
-    count = max(1, min(networks, kernel.side_by_side(B, S)))
-    many = (count, 1) if count > 1 else ()
-    shapes = [(S, 4 * S), (B, S), (B, S), (T, B, 4 * S), (T, B, S), (T, B, S), (T, B, S)]
-    W, H_0, C_0, a, C, H, dH = (torch.zeros(*many, *shape, device=device) for shape in shapes)
-    began = 0.0
-    for run in range(2 + runs):
-        if run == 2:
-            began = time.perf_counter()
-        kernel.forward(a, W, H_0, C_0, into=Activations(a, C, H))
-        _, dH_0, _ = kernel.backward(dH, C_0, a, C, C_0, W)
-        float(dH_0.sum())  # wait for it
-    return 24 * T * B * S * S * count * runs / (time.perf_counter() - began)
+    if device.type != "cuda" or kernel.name.startswith("eager"):
+        return kernel, ""
+    from lstmlm.kernels import triton_kernel
+
+    assert isinstance(kernel, triton_kernel.TritonKernel)
+    reason = triton_kernel.wrong(kernel, device, min(T, 8), B, S, V)
+    if not reason:
+        return kernel, ""
+    eager = choose("eager", "float32" if kernel.factors is None else "auto", device.type)[0]
+    return eager, f"kernel {eager.name}: triton is not used ({reason})"
 
 
 def speed() -> float:

@@ -16,24 +16,19 @@ class EagerKernel:
     Args:
         fast: Whether the products of a CUDA device may round float32 factors to TF32; sums and all else stay float32. What is
             not a product of this kernel, such as the readout, never does.
-        side_by_side: As many recurrences as this are worth running in one call, whatever their size.
     """
 
     factors = None
 
-    def __init__(self, *, fast: bool = False, side_by_side: int = 1) -> None:
-        self._fast, self._side_by_side = fast, side_by_side
+    def __init__(self, *, fast: bool = False) -> None:
+        self._fast = fast
         self.pointwise = TorchPointwise(fast=fast)
         self.name = "eager TF32" if fast else "eager"
 
     @property
     def strict(self) -> "EagerKernel":
         """See `Kernel.strict`: its products are of the tensors' own type."""
-        return EagerKernel(side_by_side=self._side_by_side) if self._fast else self
-
-    def side_by_side(self, B: int, S: int) -> int:
-        """See `Kernel.side_by_side`."""
-        return self._side_by_side
+        return EagerKernel() if self._fast else self
 
     def forward(
         self,
@@ -46,27 +41,21 @@ class EagerKernel:
         into: Activations | None = None,
     ) -> Activations:
         """Run T steps; see `Kernel.forward`."""
-        *many, T, B, S4 = a.shape
+        T, B, S4 = a.shape
         S = S4 // 4
         if isinstance(a, Rows):
             gates = H_0.new_empty(T * B, S4) if into is None else into.gates.view(T * B, S4)
             a = torch.index_select(a.table, 0, a.ids.reshape(-1), out=gates).view(T, B, S4)
         if bias is not None:
-            a.add_(bias if bias.dim() == 1 else bias[:, :, None, None])
-        _, C, H = into or Activations(a, a.new_empty(*many, T, B, S), a.new_empty(*many, T, B, S))
-        steps = a.movedim(-3, 0)
-        W = W.contiguous()  # once: `@` would do so in every step
+            a.add_(bias)
+        _, C, H = into or Activations(a, a.new_empty(T, B, S), a.new_empty(T, B, S))
+        W = W.contiguous()  # once: a product would do so in every step
         H_prev, C_prev = H_0, C_0
         with tf32(self._fast):
             for a_t, sigmoids, N_t, f_t, i_t, o_t, C_t, H_t in zip(
-                *(steps.unbind(0), steps[..., : 3 * S].unbind(0), *_last_first(steps, S)),
-                *(C.movedim(-3, 0).unbind(0), H.movedim(-3, 0).unbind(0)),
-                strict=True,
+                *(a.unbind(0), a[..., : 3 * S].unbind(0), *_last_first(a, S), C.unbind(0), H.unbind(0)), strict=True
             ):
-                if many:
-                    a_t.add_(H_prev @ W)
-                else:
-                    a_t.addmm_(H_prev, W)
+                a_t.addmm_(H_prev, W)
                 sigmoids.sigmoid_()
                 N_t.tanh_()
                 torch.mul(f_t, C_prev, out=C_t).addcmul_(i_t, N_t)
@@ -78,16 +67,14 @@ class EagerKernel:
         self, dH: Tensor, dC_T: Tensor, gates: Tensor, C: Tensor, C_0: Tensor, W: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run the T steps back; see `Kernel.backward`. tanh(C_t) is computed again rather than kept."""
-        *many, T, B, S = C.shape
+        T, B, S = C.shape
         dC = dC_T.clone(memory_format=torch.contiguous_format)
-        ds = gates.new_empty(*many, B, 3 * S)  # gradients of f, i, o after their activation
+        ds = gates.new_empty(B, 3 * S)  # gradients of f, i, o after their activation
         df, di, do = ds.split(S, dim=-1)
-        tanh_C, through = gates.new_empty(*many, B, S), gates.new_empty(*many, B, S)
-        W_back = W.contiguous().mT
-        over_time = gates.movedim(-3, 0)
-        N, f, i, o = _last_first(over_time, S)
-        steps, sigmoids, cells = over_time.unbind(0), over_time[..., : 3 * S].unbind(0), C.movedim(-3, 0).unbind(0)
-        dH = dH.movedim(-3, 0)
+        tanh_C, through = gates.new_empty(B, S), gates.new_empty(B, S)
+        W_back = W.contiguous().t()
+        N, f, i, o = _last_first(gates, S)
+        steps, sigmoids, cells = gates.unbind(0), gates[..., : 3 * S].unbind(0), C.unbind(0)
         dH_t = dH[-1].clone()
         with tf32(self._fast):
             for t in range(T - 1, -1, -1):
@@ -105,12 +92,7 @@ class EagerKernel:
                 _tanh_backward(through, N[t], grad_input=N[t])
                 _sigmoid_backward(ds, sigmoids[t], grad_input=sigmoids[t])
                 # a_t = a[t] + H_{t-1} W
-                if t == 0:
-                    dH_t = steps[0] @ W_back
-                elif many:
-                    dH_t = dH[t - 1] + steps[t] @ W_back
-                else:
-                    dH_t = torch.addmm(dH[t - 1], steps[t], W_back)
+                dH_t = torch.addmm(dH[t - 1], steps[t], W_back) if t else steps[0] @ W_back
         return gates, dH_t, dC
 
     def product(self, A: Tensor, B: Tensor, out: Tensor | None = None, *, add: bool = False) -> Tensor:

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from lstmlm.kernels.dropout import Dropout
-from lstmlm.kernels.persistent_memory import checked
 from lstmlm.kernels.pointwise import EPS, Norm, TorchPointwise
 
-__all__ = ["TritonPointwise", "disagreement", "load"]
+__all__ = ["TritonPointwise", "checked", "disagreement", "load"]
 
 TILE = 2048
 """Values that a program has in registers at a time, 16 in each of its threads, unless a row has more."""
@@ -78,16 +77,16 @@ class TritonPointwise(TorchPointwise):
         if not self._takes(y, norm, drop):
             super().norm_dropout_residual(y, x, norm, drop, layer, out, stats)
             return
-        shape = T, B, S = checked("y", y, [], *y.shape).shape
+        shape = T, B, S = checked("y", y, *y.shape).shape
         # A pointer that is not followed still has a type: any will do.
         gamma = beta = told = y
         if norm is not None:
-            gamma, beta = checked("gamma", norm.gamma, [], S), checked("beta", norm.beta, [], S)
-            told = checked("stats", stats, [], T, B, 2)
+            gamma, beta = checked("gamma", norm.gamma, S), checked("beta", norm.beta, S)
+            told = checked("stats", stats, T, B, 2)
         cut = tile(S, whole=norm is not None)
         numbers, options = _drop(drop, layer, B)
         self._rows.norm_dropout_residual[-(-T * B // cut.rows), -(-S // cut.columns)](
-            *(y, y if x is None else checked("x", x, [], *shape), gamma, beta, checked("out", out, [], *shape), told),
+            *(y, y if x is None else checked("x", x, *shape), gamma, beta, checked("out", out, *shape), told),
             *(T * B, B, S, *numbers),
             NORM=norm is not None,
             EPS=EPS,
@@ -108,15 +107,15 @@ class TritonPointwise(TorchPointwise):
         if norm is None:  # dropout is its own gradient
             self.norm_dropout_residual(dx, None, None, drop, layer, dy, stats)
             return
-        shape = T, B, S = checked("y", y, [], *y.shape).shape
-        gamma, dgamma, dbeta = (checked(name, getattr(norm, name), [], S) for name in ("gamma", "dgamma", "dbeta"))
+        shape = T, B, S = checked("y", y, *y.shape).shape
+        gamma, dgamma, dbeta = (checked(name, getattr(norm, name), S) for name in ("gamma", "dgamma", "dbeta"))
         cut = tile(S, whole=True)
         parts = min(PARTS, -(-T * B // cut.rows))
         partial = y.new_empty(parts, 2, S)
         numbers, options = _drop(drop, layer, B)
         self._rows.norm_dropout_residual_backward[parts, 1](
-            *(checked("dx", dx, [], *shape), y, gamma, checked("stats", stats, [], T, B, 2)),
-            *(checked("dy", dy, [], *shape), partial),
+            *(checked("dx", dx, *shape), y, gamma, checked("stats", stats, T, B, 2)),
+            *(checked("dy", dy, *shape), partial),
             *(T * B, B, S, *numbers),
             **options,
             ROWS=cut.rows,
@@ -176,6 +175,24 @@ def disagreement(pointwise: TorchPointwise, device: str) -> float:
             results.append([part.double() for part in (out, dy, *([stats, norm.dgamma, norm.dbeta] if norm else []))])
         differences += [(one - other).abs().max() / one.abs().max() for one, other in zip(*results, strict=True)]
     return float(torch.stack(differences).max())  # or NaN
+
+
+def checked(name: str, tensor: Tensor, *shape: int, also: torch.dtype = torch.float32) -> Tensor:
+    """Return the tensor; the device code trusts what has passed here.
+
+    Args:
+        name: In the error.
+        tensor: Of this shape.
+        shape: What is expected.
+        also: A type that is as good as float32.
+
+    Raises:
+        ValueError: It is not of this shape and type, or not contiguous.
+    """
+    if tensor.shape != shape or tensor.dtype not in (torch.float32, also) or not tensor.is_contiguous():
+        found = f"{tuple(tensor.shape)} of {tensor.dtype} with strides {tensor.stride()}"
+        raise ValueError(f"{name}: expected contiguous {shape} of float32, found {found}.")
+    return tensor
 
 
 def _drop(drop: Dropout | None, layer: int, B: int) -> tuple[tuple[Any, ...], dict[str, bool]]:

@@ -69,10 +69,6 @@ class NativeKernel:
         """See `Kernel.strict`."""
         return self._strict or self
 
-    def side_by_side(self, B: int, S: int) -> int:
-        """See `Kernel.side_by_side`: each in its own call, on all threads."""
-        return 1
-
     def pack(self, W: Tensor) -> Packed:
         """Return W packed; `forward` and `backward` take it in place of W and then need not pack it again."""
         checked("W", W, W.shape[0], 4 * W.shape[0])

@@ -17,6 +17,8 @@ from lstmlm.errors import SystemProblem, UsageError, printable
 if TYPE_CHECKING:
     import torch
 
+    from lstmlm.kernels import Kernel
+
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -54,6 +56,42 @@ def choose(
     if requested == "cuda":
         raise UsageError(f"--device cuda: expected a working CUDA device, found: {wrong}. Leave it out, or say --device cpu.")
     return torch.device("cpu")
+
+
+def with_kernel(
+    requested: str,
+    kernel_wish: str = "auto",
+    precision: str = "auto",
+    report: Callable[[str], None] | None = None,
+    place: int = 0,
+    places: int = 1,
+) -> "tuple[torch.device, Kernel, str]":
+    """Return the device, the fastest kernel that works there, and one line where that is not the one to be expected.
+
+    A device that the kernel's check has broken is not used, as one that never worked.
+
+    Args:
+        requested: See `choose`; so are `report`, `place` and `places`.
+        kernel_wish: See `kernels.choose`.
+        precision: Likewise.
+        report: Of `choose`.
+        place: Likewise.
+        places: Likewise.
+
+    Raises:
+        UsageError: See `choose` and `kernels.choose`.
+    """
+    from lstmlm import kernels
+
+    device = choose(requested, report, place, places)
+    kernel, why = kernels.choose(kernel_wish, precision, device.type)
+    if why and device.type == "cuda" and (wrong := broken(device)):
+        if requested == "cuda":
+            raise UsageError(f"--device cuda: expected a working CUDA device, found: {wrong}. Leave it out, or say --device cpu.")
+        device = choose("cpu")
+        kernel, _ = kernels.choose(kernel_wish, precision, device.type)
+        why = f"device cpu: there is a CUDA device, but {wrong}"
+    return device, kernel, why
 
 
 def missing(places: int = 1) -> str:

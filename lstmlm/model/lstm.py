@@ -173,8 +173,13 @@ class LSTMLayer(nn.Module):
             H: Hidden state after every step. (T, B, S)
             last: State after step T; gradients flow through both of its parts.
         """
+        W = self.W if W is None else W
+        if not torch.is_grad_enabled():
+            own, hidden, cell = input_part(self.kernel, x, self.U), state.hidden.contiguous(), state.cell.contiguous()
+            _, C, H = self.kernel.forward(own, W, hidden, cell, bias=self.b)
+            return H, LSTMState(H[-1], C[-1].clone() if len(C) > 1 else C[0])  # a view of many would keep them all
         run: Any = _Recurrent.apply  # torch does not annotate it
-        H, C_T = run(self.kernel, x, self.U, self.W if W is None else W, self.b, state.hidden, state.cell)
+        H, C_T = run(self.kernel, x, self.U, W, self.b, state.hidden, state.cell)
         return H, LSTMState(H[-1], C_T)
 
 

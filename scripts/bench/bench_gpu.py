@@ -80,7 +80,9 @@ def floor(L: int, S: int, B: int, T: int) -> Floor:
     return Floor(6 * products * B * T, 4 * (8 * parameters + 2 * kept), 2 * (T + L - 1))
 
 
-def ours(rival: Rival, kernel: Kernel, ids: Tensor, targets: Tensor, count: int = 1) -> tuple[float, Callable[[], object]]:
+def ours(
+    rival: Rival, kernel: Kernel, ids: Tensor, targets: Tensor, count: int = 1, chunks: int | None = None
+) -> tuple[float, Callable[[], object]]:
     """Return the loss before the first step, and a function that takes one; the rival's weights are on the CPU.
 
     Args:
@@ -88,14 +90,15 @@ def ours(rival: Rival, kernel: Kernel, ids: Tensor, targets: Tensor, count: int 
         kernel: What runs the recurrence.
         ids: (T, B)
         targets: Likewise.
-        count: Networks that learn side by side, all with the same weights.
+        count: Networks that learn from the same ids, all with the same weights.
+        chunks: See `Backprop`.
     """
     (T, B), width, layers = ids.shape, rival.lstm.hidden_size, rival.lstm.num_layers
     models = [ours_like(rival, layers, width, kernel).to(ids.device) for _ in range(count)]
     config = TrainConfig(lr=1e-3, weight_decay=0.01, average=0.0)
     optimizers = [Optimizer(model, config, kernel.pointwise) for model in models]
     network = ensemble.of(models)
-    step = TrainStep(network, Backprop(network, B, T), optimizers, T, B, 1 / ids.numel())
+    step = TrainStep(network, Backprop(network, B, T, chunks=chunks), optimizers, T, B, 1 / ids.numel())
     drops = [Dropout(0.0, 0, 0, B)] * count
 
     def take() -> Tensor:
@@ -185,8 +188,9 @@ def train(
     dtypes: dict[str, torch.dtype],
     card: Card | None = None,
     times: int = STEPS,
+    chunks: dict[str, int] | None = None,
 ) -> Row:
-    """Compare training steps of a shape: forward, backward, clipping, AdamW."""
+    """Compare training steps of a shape: forward, backward, clipping, AdamW; `chunks` of `Backprop` are by the name of a side."""
     L, S, B, T = shape
     torch.manual_seed(0)
     ids, targets = torch.randint(VOCABULARY, (2, T, B)).to(device)
@@ -195,7 +199,7 @@ def train(
         expected = float(nats(copy.deepcopy(rival).to(device)(ids)[0], targets).mean())
     sides: dict[str, Callable[[], object]] = {}
     for name, kernel in own.items():
-        loss, sides[name] = ours(rival, kernel, ids, targets)
+        loss, sides[name] = ours(rival, kernel, ids, targets, chunks=(chunks or {}).get(name))
         _agree(name, loss, expected, STRICT if kernel.strict.name == kernel.name else WITHIN[torch.bfloat16])
     for name, dtype in dtypes.items():
         for graph in (False, True) if device.type == "cuda" else (False,):
@@ -222,7 +226,7 @@ def train(
 def members(
     shape: tuple[int, int, int, int], device: torch.device, rounds: int, kernel: Kernel, counts: Sequence[int] = COUNTS
 ) -> list[Row]:
-    """Compare training steps of some networks side by side with that of the first number of them."""
+    """Compare training steps of some networks with that of the first number of them."""
     L, S, B, T = shape
     torch.manual_seed(0)
     ids, targets = torch.randint(VOCABULARY, (2, T, B)).to(device)
@@ -267,7 +271,7 @@ def _agree(name: str, loss: float, expected: float, within: float) -> None:
 
 
 def measure(rounds: int) -> tuple[list[Row], ...]:
-    """Print what is expected at best, then measure: training steps, those of members side by side, and sampling.
+    """Print what is expected at best, then measure: training steps, those of members, and sampling.
 
     Raises:
         SystemExit: There is no GPU, which is said in a line (exit 2), or the two sides do not compute the same.

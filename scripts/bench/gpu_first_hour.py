@@ -1,9 +1,11 @@
 """Measure a bare machine with a CUDA device in minutes: every part in a child process with a time limit of its own.
 
-`bash scripts/bench/gpu_first_hour.sh OUT [TEXT]` writes OUT/gpu.jsonl, a line a part; a part that hangs is killed and
-said to have, and the next one goes on. torch is imported once, before the children are forked; CUDA is started in each.
+`bash scripts/bench/gpu_first_hour.sh OUT [TEXT]` writes OUT/gpu.jsonl, a line for each part, as it comes; a part that hangs is
+killed and said to have, and the next one goes on. torch is imported once, before the children are forked; CUDA is started in each.
 """
 
+import contextlib
+import hashlib
 import json
 import multiprocessing
 import os
@@ -14,78 +16,200 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import bench_gpu
 import torch
+from bench import VOCABULARY
 
-from lstmlm.kernels import Kernel, persistent
+from lstmlm.config.run_config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from lstmlm.data.corpus import open_corpus
+from lstmlm.errors import Stopped
+from lstmlm.kernels import Activations, Kernel, fused, triton_kernel
+from lstmlm.kernels.cuda_graph import Graph
+from lstmlm.kernels.dropout import Dropout
 from lstmlm.kernels.eager import EagerKernel
-from lstmlm.kernels.persistent_tiles import Chip
+from lstmlm.kernels.triton_kernel import TritonKernel
+from lstmlm.model import devices
+from lstmlm.model.char_lm import CharLM
+from lstmlm.storage import checkpoint
+from lstmlm.training import backprop
+from lstmlm.training.events import Clock
+from lstmlm.training.optim import Optimizer
+from lstmlm.training.train_step import TrainStep
+from lstmlm.training.trainer import Trainer
 
 Row = dict[str, Any]
+CUDA = torch.device("cuda")
+STEPS = 60
 
 
 def kernel_of(mode: str) -> Kernel:
-    """Return a kernel by mode: eager, step (one launch a step) or waiting (one launch for all steps)."""
-    if mode == "eager":
+    """Return a kernel by mode: eager, triton, or triton with norm and dropout by torch (unfused)."""
+    if mode.startswith("eager"):
         return EagerKernel(fast=True)
-    properties = torch.cuda.get_device_properties()
-    memory = getattr(properties, "shared_memory_per_block_optin", properties.shared_memory_per_block)
-    chip = Chip(0 if mode == "step" else properties.multi_processor_count, memory)
-    strict = persistent.PersistentKernel(torch.float32, chip)
-    return persistent.PersistentKernel(torch.bfloat16, chip, strict)
+    strict = TritonKernel(torch.float32, fused="unfused" not in mode)
+    return TritonKernel(torch.bfloat16, strict, fused="unfused" not in mode)
 
 
-def check(mode: str) -> Row:
-    """Compare a mode with eager in float64, and time the compilation with it."""
-    kernel = kernel_of(mode)
+def check() -> Row:
+    """Compare all device code with eager in float64, and time the compilation with it."""
     began = time.perf_counter()
-    errors = {"bfloat16": persistent.disagreement(kernel, "cuda"), "float32": persistent.disagreement(kernel.strict, "cuda")}  # type: ignore[arg-type]
-    return {"mode": mode, "disagreement": errors, "seconds": time.perf_counter() - began}
+    kernel = kernel_of("triton")
+    assert isinstance(kernel, TritonKernel)
+    errors = {
+        f"{one.name} {case}": triton_kernel.disagreement(one, CUDA, *case)
+        for one in (kernel, kernel.strict)
+        for case in triton_kernel.CASES
+    }
+    rows = fused.disagreement(fused.TritonPointwise("cuda"), "cuda")
+    seconds = time.perf_counter() - began
+    began = time.perf_counter()
+    try:
+        triton_kernel.load()
+        loaded = "loaded"
+    except triton_kernel.Unavailable as error:
+        loaded = str(error)
+    child = time.perf_counter() - began
+    return {"disagreement": errors, "fused": rows, "seconds": seconds, "child": loaded, "child seconds": child}
 
 
-def train(mode: str, *shape: int, rivals: bool = True) -> Row:
-    """Time training steps of a mode and eager, beside nn.LSTM where wanted."""
-    own = {name: kernel_of(name) for name in dict.fromkeys((mode, "eager"))}
-    dtypes = bench_gpu.DTYPES if rivals else {"float16": torch.float16}
-    row = bench_gpu.train(shape, torch.device("cuda"), 3, own, dtypes, bench_gpu.CARDS["NVIDIA H200"], 5)  # type: ignore[arg-type]
-    return {"mode": mode} | row
+def train(*shape: int) -> Row:
+    """Time training steps beside nn.LSTM, layers side by side and one after another."""
+    own = {name: kernel_of(name) for name in ("triton", "triton in one lane", "eager")}
+    chunks = {"triton in one lane": 1}
+    return bench_gpu.train(shape, CUDA, 3, own, bench_gpu.DTYPES, bench_gpu.CARDS["NVIDIA H200"], 5, chunks)  # type: ignore[arg-type]
+
+
+def whole(L: int, S: int, B: int, T: int) -> Row:
+    """Time training steps as the command line takes them, with norm, dropout of all kinds, residuals and averages."""
+    config = ModelConfig(hidden=S, layers=L, dropout=0.3, weight_dropout=0.2)
+    ids, targets = torch.randint(VOCABULARY, (2, T, B)).to(CUDA)
+    sides: dict[str, Callable[[], object]] = {}
+    for name in ("triton", "triton in one lane", "triton unfused", "eager"):
+        torch.manual_seed(0)
+        kernel = kernel_of(name)
+        model = CharLM(config, VOCABULARY, kernel).to(CUDA)
+        optimizer = Optimizer(model, TrainConfig(lr=1e-3, weight_decay=0.01, average=0.2), kernel.pointwise)
+        way = backprop.Backprop(model, B, T, chunks=1 if "one lane" in name else None)
+        step = TrainStep(model, way, [optimizer], T, B, 1 / ids.numel())
+
+        def take(step: TrainStep = step, optimizer: Optimizer = optimizer) -> object:
+            optimizer.prepare(1e-4)
+            return step(ids, targets, None, [Dropout(0.3, 0, optimizer.step_count, B, 0, 0.2)])[0]
+
+        sides[name] = take
+    median = bench_gpu.alternate(sides, 3, 5, CUDA)
+    return {"shape": f"{L}x{S} B{B} T{T}"} | {f"{name} us/step": seconds / T * 1e6 for name, seconds in median.items()}
+
+
+def anatomy(S: int, B: int, T: int) -> Row:
+    """Time what a time step is made of, as graphs: passes of one layer, and their products alone."""
+    kernel = kernel_of("triton")
+    assert isinstance(kernel, TritonKernel)
+    X, W, dA = (torch.zeros(*shape, device=CUDA).bfloat16() for shape in ((B, S), (S, 4 * S), (B, 4 * S)))
+    out, dX = torch.zeros(B, 4 * S, device=CUDA), torch.zeros(B, S, device=CUDA)
+    shapes = [(T, B, 4 * S), (T, B, S), (T, B, S), (B, S)]
+    gates, C, H, state = (torch.zeros(*shape, device=CUDA) for shape in shapes)
+
+    def repeated(one: Callable[[], object]) -> Callable[[], None]:
+        def run() -> None:
+            for _ in range(T):
+                one()
+
+        return run
+
+    parts: dict[str, Callable[[], object]] = {
+        "forward": lambda: kernel.forward(gates, W, state, state, into=Activations(gates, C, H)),
+        "backward": lambda: kernel.backward(H, state, gates, C, state, W),
+        "forward product": repeated(lambda: kernel._multiply(X, W, out)),
+        "backward product": repeated(lambda: kernel._multiply(dA, W.t(), dX)),
+        "backward product of a copy": repeated(lambda: kernel._multiply(dA, X.new_empty(4 * S, S), dX)),
+        "small operation": repeated(lambda: dX.add_(1.0)),
+        "small operation of 4": repeated(lambda: out.add_(1.0)),
+    }
+    graphs = {name: Graph(_nothing(run), CUDA) for name, run in parts.items()}
+    median = bench_gpu.alternate(dict(graphs), 3, 10, CUDA)
+    return {"shape": f"{S} B{B} T{T}"} | {f"{name} us": seconds / T * 1e6 for name, seconds in median.items()}
+
+
+def _nothing(run: Callable[[], object]) -> Callable[[], None]:
+    """Return the same without a result."""
+
+    def alone() -> None:
+        run()
+
+    return alone
 
 
 def sample(mode: str, *shape: int) -> Row:
     """Time sampling beside a loop over nn.LSTM."""
-    return {"mode": mode} | bench_gpu.sample(shape, torch.device("cuda"), 3, kernel_of(mode))  # type: ignore[arg-type]
+    return {"mode": mode} | bench_gpu.sample(shape, CUDA, 3, kernel_of(mode).strict)  # type: ignore[arg-type]
 
 
 def text(mode: str, path: str, minutes: float) -> Row:
     """Train by the command line and report its own JSON."""
-    code = "import sys; from lstmlm.__main__ import main; sys.exit(main())"
-    if mode == "step":
-        code = "from lstmlm.kernels import persistent as p; C = p.Chip; p.Chip = lambda n, m: C(0, m); " + code
-    env = os.environ | {"LSTMLM_KERNEL": "eager" if mode == "eager" else "triton"}
     out = str(Path(tempfile.mkdtemp()) / mode)
+    command = [sys.executable, "-m", "lstmlm", "train", path, "--minutes", str(minutes), "--device", "cuda"]
     began = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-c", code, "train", path, "--minutes", str(minutes), "--device", "cuda", "--out", out, "--json"],
-        capture_output=True,
-        text=True,
-        env=env,
-        check=False,
-    )
+    command += ["--out", out, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"LSTMLM_KERNEL": mode}, check=False)
     lines = done.stdout.strip().splitlines()
     return {
-        "mode": mode,
-        "minutes": minutes,
-        "rc": done.returncode,
-        "wall": time.perf_counter() - began,
-        "result": json.loads(lines[-1]) if lines else None,
-        "stderr": done.stderr[-1500:],
-    }
+        "mode": mode, "minutes": minutes, "rc": done.returncode, "wall": time.perf_counter() - began,
+        "result": json.loads(lines[-1]) if lines else None, "stderr": done.stderr[-1500:],
+    }  # fmt: skip
+
+
+def resumed(path: str) -> Row:
+    """Compare the bits of a run of 60 steps with those of one that was stopped after 30 and went on, in memory of its own."""
+    device, kernel, why = devices.with_kernel("cuda")
+    corpus = open_corpus([path], cache_dir=Path(tempfile.mkdtemp()))
+    config = RunConfig(
+        ModelConfig(hidden=256, layers=2, dropout=0.3, weight_dropout=0.2),
+        DataConfig(),
+        TrainConfig(steps=STEPS, batch=32, window=64, lr=0.01, warmup=5, weight_decay=0.01, average=0.2, state_dropout=0.1),
+    )
+    config = replace(config, train=replace(config.train, eval_every=STEPS))
+    about = {"name": "text", "fingerprint": corpus.fingerprint, "chars": corpus.chars}
+    identity = {"corpus": about, "versions": {}, "command": []}
+
+    def trainer(folder: Path, stops: int) -> Trainer:
+        made: list[Trainer] = []
+        stop = lambda: 15 if made and made[0].progress.step >= stops else None  # noqa: E731
+        made.append(Trainer(config, corpus, kernel, folder, identity, lambda record: None, Clock(0.0), stop, None, device))
+        return made[0]
+
+    def end(folder: Path) -> dict[str, str]:
+        last = checkpoint.read(folder / "last.safetensors")
+        return {name: hashlib.sha256(blob.data).hexdigest() for name, blob in last.tensors.items()}
+
+    one, two, again = (Path(tempfile.mkdtemp()) for _ in range(3))
+    for folder in (one, again):
+        run = trainer(folder, STEPS + 1)
+        run.begin()
+        run.run()
+    run = trainer(two, STEPS // 2)
+    run.begin()
+    with contextlib.suppress(Stopped):
+        run.run()
+    stopped = run.progress.step
+    run = trainer(two, STEPS + 1)
+    run.restore(checkpoint.read(two / "last.safetensors"))
+    run.begin()
+    run.run()
+    a, b, c = end(one), end(two), end(again)
+    return {
+        "kernel": kernel.name, "why": why, "stopped at": stopped, "tensors": len(a),
+        "differ after resuming": [name for name in a if a[name] != b.get(name)],
+        "differ in a second run": [name for name in a if a[name] != c.get(name)],
+    }  # fmt: skip
 
 
 def _child(part: Callable[..., Row], arguments: tuple[Any, ...], pipe: Any) -> None:
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     try:
         pipe.send(part(*arguments))
     except BaseException:
@@ -114,33 +238,26 @@ def limited(part: Callable[..., Row], *arguments: Any, seconds: float) -> Row:
 def main() -> None:
     """Run all parts, the ones that decide first, until the time is over."""
     out, corpus = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else None
-    total = float(os.environ.get("SECONDS_ALL", "420"))
+    total = float(os.environ.get("SECONDS_ALL", "190"))
     began = time.monotonic()
     parts: list[tuple[Callable[..., Row], tuple[Any, ...], float]] = [
-        (check, ("step",), 60),
-        (check, ("waiting",), 60),
-        (train, ("step", 2, 512, 64, 128), 60),
-        (train, ("waiting", 2, 512, 64, 128), 60),
-        (sample, ("waiting", 2, 512, 1), 40),
-        (sample, ("eager", 2, 512, 1), 40),
-        (train, ("step", 3, 1024, 64, 128), 60),
-        (train, ("waiting", 3, 1024, 64, 128), 60),
-    ]
+        (check, (), 60), (train, (2, 512, 64, 128), 40), (whole, (2, 512, 64, 128), 30), (anatomy, (512, 64, 128), 20),
+        (sample, ("triton", 2, 512, 1), 20),
+    ]  # fmt: skip
     if corpus:
-        parts += [(text, (mode, corpus, 0.5), 75) for mode in ("step", "eager", "waiting")]
+        parts += [(resumed, (corpus,), 30)]
+    parts += [(train, (3, 1024, 64, 128), 40)]
+    if corpus:
+        parts += [(text, ("triton", corpus, 0.5), 60)]
     parts += [
-        (train, ("step", 2, 512, 256, 128), 60),
-        (train, ("waiting", 2, 512, 256, 128), 60),
-        (train, ("step", 3, 1024, 256, 128), 60),
-        (train, ("waiting", 3, 1024, 256, 128), 60),
-        (sample, ("eager", 3, 1024, 1), 40),
-        (sample, ("eager", 2, 512, 4096), 40),
-    ]
+        (sample, ("triton", 2, 512, 4096), 20), (train, (2, 512, 256, 128), 40), (train, (3, 1024, 256, 128), 40),
+        (anatomy, (1024, 64, 128), 20), (sample, ("eager", 2, 512, 1), 20), (whole, (3, 1024, 64, 128), 30),
+    ]  # fmt: skip
     with (out / "gpu.jsonl").open("a", buffering=1) as log:
         log.write(json.dumps({"python": platform.python_version(), "torch": torch.__version__}) + "\n")
         for part, arguments, seconds in parts:
             left = total - (time.monotonic() - began)
-            if left < 20:
+            if left < 12:
                 break
             row = limited(part, *arguments, seconds=min(seconds, left))
             print(json.dumps(row), flush=True)

@@ -75,8 +75,8 @@ def test_what_differs_is_not_compared(bench: ModuleType, monkeypatch: pytest.Mon
 
 
 def test_members(bench: ModuleType) -> None:
-    """One network and two side by side are timed, and compared with the first."""
-    rows = bench.members((2, 8, 4, 5), torch.device("cpu"), 1, EagerKernel(side_by_side=4), counts=(1, 2))
+    """One network and two are timed, and compared with the first."""
+    rows = bench.members((2, 8, 4, 5), torch.device("cpu"), 1, EagerKernel(), counts=(1, 2))
 
     assert [row["members"] for row in rows] == [1, 2]
     assert rows[0]["vs 1"] == 1

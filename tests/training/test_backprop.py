@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+import lstmlm.training.backprop
 from lstmlm.kernels import Kernel, native
 from lstmlm.kernels.dropout import Dropout
 from lstmlm.kernels.eager import EagerKernel
@@ -121,6 +122,27 @@ def test_segments_change_nothing(shape: dict[str, Any], segment: int) -> None:
     assert found == pytest.approx(float(expected), rel=1e-12)
     for (name, p), q in zip(whole.named_parameters(), parts.parameters(), strict=True):
         assert_close(q.grad, p.grad, name, 1e-9)
+    for one, other in zip(after, last, strict=True):
+        assert_close(one.hidden, other.hidden, "hidden", 1e-9)
+        assert_close(one.cell, other.cell, "cell", 1e-9)
+
+
+@pytest.mark.parametrize(("chunks", "segment"), [(4, 0), (20, 0), (2, 18)])
+@pytest.mark.parametrize("shape", SHAPES[::3], ids=lambda shape: "-".join(str(v) for v in shape.values()))
+def test_chunks_change_nothing(shape: dict[str, Any], chunks: int, segment: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers that follow one another by a chunk of time give the same loss, gradients and state."""
+    monkeypatch.setattr(lstmlm.training.backprop, "SHORTEST", 2)
+    model = small_model(**shape)
+    whole, parts = prepared(model, EagerKernel(), torch.float64), prepared(model, EagerKernel(), torch.float64)
+    drop, before = dropout_of(shape), some_state(model)
+    ids = torch.randint(V, (2 * T + 1, B))
+
+    expected, last = Backprop(whole, B, 2 * T)(ids[:-1], ids[1:], before, SCALE, drop)
+    found, after = Backprop(parts, B, 2 * T, segment, chunks)(ids[:-1], ids[1:], before, SCALE, drop)
+
+    assert found == pytest.approx(float(expected), rel=1e-12)
+    for (name, p), q in zip(whole.named_parameters(), parts.named_parameters(), strict=True):
+        assert_close(q[1].grad, p.grad, name, 1e-9)
     for one, other in zip(after, last, strict=True):
         assert_close(one.hidden, other.hidden, "hidden", 1e-9)
         assert_close(one.cell, other.cell, "cell", 1e-9)
