@@ -5,13 +5,15 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from lstmlm.cli import eval_report
 from lstmlm.cli.eval_report import Scores
-from lstmlm.cli.text_input import one_of, standard_input
-from lstmlm.data.tokenizer import describe
+from lstmlm.cli.options import MODEL, OUTPUT, Device, Json, Model, Quiet, Threads, words
+from lstmlm.cli.text_input import standard_input
 from lstmlm.display.console import Console
 from lstmlm.errors import CheckFailed, TextError, UsageError, printable
 from lstmlm.units import counted
@@ -27,104 +29,182 @@ if TYPE_CHECKING:
 SHOWN = 5  # characters that the model does not know, by name
 
 
-@dataclass(frozen=True)
-class Request:
-    """What the command line asked for."""
+GROUPS = {
+    "Text": "held-out.txt --max-bpc 2.2",
+    "Ways of scoring": "--protocol cold --window 128",
+    "By line, character or file": "--lines --sort surprise",
+    MODEL: "-m runs/stories --threads 2",
+    OUTPUT: "--json -q",
+}
 
-    texts: list[str]
-    model: str | None
-    protocol: str
-    window: int
-    batch: int
-    max_bpc: float | None
-    encoding: str
-    threads: int
-    device: str
-    json: bool
-    quiet: bool
-    lines: bool = False
-    chars: bool = False
-    state: str = "reset"
-    sort: str | None = None
-    files_from: str | None = None
-    dynamic: bool = False
-    baselines: bool | None = None
+RULES = """\
+The first character is charged at its frequency in the training text (one added to each count). A character that the model
+does not know is charged log2(1,114,112) = 20.09 bits, and is not fed to the network. With --protocol cold the text is cut
+into windows of N inputs, each from an empty state, and the character after each input is scored. With --dynamic it is also
+scored by a copy of the network that learns from each 128 characters once it has been scored on them.
+
+--lines scores every line with its line end, from an empty state after a line end, or with --state carried from where the line
+before it ended (then the lines sum to the score of the whole). Lines of a pipe are scored as they come.
+"""
 
 
-def run(request: Request) -> None:
-    """Score a text and print the result.
+def eval(
+    text: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TEXT...]", help="Files, folders, or - for stdin.", show_default="the run's validation part"),
+    ] = None,
+    max_bpc: Annotated[
+        float | None,
+        typer.Option(metavar="X", min=0.0, help="Exit 1 if the text takes more bits/char.", rich_help_panel="Text"),
+    ] = None,
+    encoding: Annotated[str, typer.Option(metavar="NAME", help="Of the text files.", rich_help_panel="Text")] = "utf-8",
+    protocol: Annotated[
+        str,
+        typer.Option(
+            metavar="warm|cold",
+            callback=words("warm", "cold"),
+            help="Carry the state through the text, or start each window empty.",
+            rich_help_panel="Ways of scoring",
+        ),
+    ] = "warm",
+    window: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Inputs of a cold window.", rich_help_panel="Ways of scoring")
+    ] = 256,
+    batch: Annotated[
+        int,
+        typer.Option(
+            metavar="B", min=1, help="Windows side by side; changes the speed, not the score.", rich_help_panel="Ways of scoring"
+        ),
+    ] = 64,
+    dynamic: Annotated[
+        bool,
+        typer.Option(
+            "--dynamic",
+            help="Also score a network that learns from the text, each piece once it is scored.",
+            rich_help_panel="Ways of scoring",
+        ),
+    ] = False,
+    baselines: Annotated[
+        bool | None,
+        typer.Option(
+            "--baselines/--no-baselines",
+            help="Bits/char by counts, bzip2 and xz too.",
+            show_default="if no TEXT is named",
+            rich_help_panel="Ways of scoring",
+        ),
+    ] = None,
+    lines: Annotated[
+        bool,
+        typer.Option(
+            "--lines", help="A score for every line, as TSV or --json lines.", rich_help_panel="By line, character or file"
+        ),
+    ] = False,
+    state: Annotated[
+        str,
+        typer.Option(
+            metavar="reset|carried",
+            callback=words("reset", "carried"),
+            help="With --lines or --chars: between lines.",
+            rich_help_panel="By line, character or file",
+        ),
+    ] = "reset",
+    sort: Annotated[
+        str | None,
+        typer.Option(
+            metavar="surprise",
+            callback=words("surprise"),
+            help="With --lines: the most surprising first, empty ones last.",
+            rich_help_panel="By line, character or file",
+        ),
+    ] = None,
+    chars: Annotated[
+        bool,
+        typer.Option(
+            "--chars",
+            help="The text, coloured by the surprise of every character.",
+            rich_help_panel="By line, character or file",
+        ),
+    ] = False,
+    files_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST|-",
+            help="A score for each file named in LIST, one a line, as it comes.",
+            rich_help_panel="By line, character or file",
+        ),
+    ] = None,
+    model: Model = None,
+    threads: Threads = 0,
+    device: Device = "auto",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure a model on a text: every character is scored exactly once.
 
-    Raises:
-        CheckFailed: The text takes more bits/char than --max-bpc allows; the result is printed all the same.
-        LstmlmError: With the exit code of what went wrong.
+    lstmlm eval held-out.txt --max-bpc 2.2
+
+    find texts -name '*.txt' | lstmlm eval --files-from - --json
+
+    tail -f log | lstmlm eval --lines -
     """
-    console = Console(quiet=request.quiet)
-    by_line = request.lines or request.chars
-    if request.lines and request.chars:
+    texts = text or []
+    beside = dynamic or bool(baselines)
+    if lines and chars:
         raise UsageError("eval: expected --lines or --chars, found both.")
-    one_of("--state", request.state, ("reset", "carried"))
-    beside = request.dynamic or bool(request.baselines)
-    if by_line and (request.max_bpc is not None or request.protocol != "warm" or beside):
+    if (lines or chars) and (max_bpc is not None or protocol != "warm" or beside):
         raise UsageError("--lines and --chars: expected no --max-bpc, --protocol cold, --dynamic or --baselines, found one.")
-    if request.sort and not request.lines:
+    if sort and not lines:
         raise UsageError("--sort: expected --lines too, found it alone.")
-    if request.json and request.chars:
+    if json and chars:
         raise UsageError("--chars: expected no --json. `inspect --json` gives the surprise of every character.")
-    one_of("--protocol", request.protocol, ("warm", "cold"))
-    if request.max_bpc is not None and not math.isfinite(request.max_bpc):
-        raise UsageError(f"--max-bpc: expected a number of bits, found {request.max_bpc}.")  # NaN would pass every text
-
-    if request.files_from == "":
+    if max_bpc is not None and not math.isfinite(max_bpc):
+        raise UsageError(f"--max-bpc: expected a number of bits, found {max_bpc}.")  # NaN would pass every text
+    if files_from == "":
         raise UsageError("--files-from: expected the name of a list, or - for stdin, found nothing.")
-    if request.files_from and (by_line or request.texts or beside):
+    if files_from and (lines or chars or texts or beside):
         raise UsageError("--files-from: expected no texts, --lines, --chars, --dynamic or --baselines beside it, found one.")
 
     from lstmlm.api import LanguageModel
     from lstmlm.training import malloc
 
     malloc.tune_malloc()
-    model = LanguageModel.open(request.model, threads=request.threads, device=request.device, report=console.warn)
-    if request.model is None:
-        console.say(f"model {printable(str(model.path))}")
-    if by_line:
-        from lstmlm.cli import eval_lines
+    console = Console(quiet=quiet)
+    opened = LanguageModel.open(model, threads=threads, device=device, report=console.warn)
+    if model is None:
+        console.say(f"model {printable(str(opened.path))}")
+    if lines or chars:
+        from lstmlm.cli import eval_lines as by_line
 
-        eval_lines.run(
-            console, model, request.texts, request.encoding, carried=request.state == "carried", chars=request.chars,
-            sort=request.sort, json=request.json,
-        )  # fmt: skip
+        by_line.run(console, opened, texts, encoding, carried=state == "carried", chars=chars, sort=bool(sort), json=json)
         return
-    if request.files_from:
-        _each(request, model, console)
+    plain = baselines if baselines is not None else not (texts or files_from)
+    score = partial(
+        _score, opened, encoding=encoding, protocol=protocol, window=window, batch=batch, dynamic=dynamic, plain=plain
+    )
+    if files_from:
+        above = []
+        for name in _listed(files_from):
+            found = score([name], missing=Counter())
+            if json:
+                console.as_json({"file": name, **eval_report.as_dict(found, protocol, window)}, flush=True)
+            else:
+                console.result(f"{found.score.bits_per_char:.4f}\t{found.score.chars}\t{printable(name)}", flush=True)
+            if max_bpc is not None and not found.score.bits_per_char <= max_bpc:
+                above.append(name)
+        if above:
+            more = f" and {len(above) - 1} more" if len(above) > 1 else ""
+            raise CheckFailed(f"eval: expected at most {max_bpc:g} bits/char, found more in {printable(above[0])}{more}.")
         return
     missing: Counter[str] = Counter()
-    found = _score(request, model, request.texts, missing)
+    found = score(texts, missing=missing)
     if missing:
         console.say(_not_known(missing))
-    if request.json:
-        console.as_json(eval_report.as_dict(found, request.protocol, request.window))
+    if json:
+        console.as_json(eval_report.as_dict(found, protocol, window))
     else:
-        console.result(eval_report.as_text(found, request.protocol, request.window), end="")
-    score = found.score
-    if request.max_bpc is not None and not score.bits_per_char <= request.max_bpc:
-        raise CheckFailed(f"eval: expected at most {request.max_bpc:g} bits/char, found {score.bits_per_char:.4f}.")
-
-
-def _each(request: Request, model: "LanguageModel", console: Console) -> None:
-    """Score the files of a list one after another, and write each result before the next file is opened."""
-    above = []
-    for name in _listed(request.files_from or ""):
-        found = _score(request, model, [name], Counter())
-        score = found.score
-        if request.json:
-            console.as_json({"file": name, **eval_report.as_dict(found, request.protocol, request.window)}, flush=True)
-        else:
-            console.result(f"{score.bits_per_char:.4f}\t{score.chars}\t{printable(name)}", flush=True)
-        if request.max_bpc is not None and not score.bits_per_char <= request.max_bpc:
-            above.append(name)
-    if above:
-        more = f" and {len(above) - 1} more" if len(above) > 1 else ""
-        raise CheckFailed(f"eval: expected at most {request.max_bpc:g} bits/char, found more in {printable(above[0])}{more}.")
+        eval_report.show(console, found, protocol, window)
+    if max_bpc is not None and not found.score.bits_per_char <= max_bpc:
+        raise CheckFailed(f"eval: expected at most {max_bpc:g} bits/char, found {found.score.bits_per_char:.4f}.")
 
 
 def _listed(name: str) -> Iterator[str]:
@@ -148,12 +228,25 @@ def _listed(name: str) -> Iterator[str]:
 
 def _not_known(missing: Counter[str]) -> str:
     """Say which characters the model lacks, the commonest first: a CRLF for a line end looks like any other text."""
+    from lstmlm.data.tokenizer import describe
+
     shown = [f"{describe(char)} {counted(count, 'time')}" for char, count in missing.most_common(SHOWN)]
     more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
     return f"not known to the model, 20.09 bits each: {', '.join(shown)}{more}"
 
 
-def _score(request: Request, model: "LanguageModel", texts: list[str], missing: Counter[str]) -> Scores:
+def _score(
+    model: "LanguageModel",
+    texts: list[str],
+    *,
+    encoding: str,
+    protocol: str,
+    window: int,
+    batch: int,
+    dynamic: bool,
+    plain: bool,
+    missing: Counter[str],
+) -> Scores:
     """Score texts as one, or, where none is named, the run's validation part, in all the ways asked for.
 
     What the model does not know is counted in `missing`.
@@ -163,25 +256,26 @@ def _score(request: Request, model: "LanguageModel", texts: list[str], missing: 
     """
     import torch
 
-    from lstmlm.evaluation import baselines, dynamic
+    from lstmlm.evaluation import baselines
+    from lstmlm.evaluation.dynamic import SEGMENT
     from lstmlm.evaluation.scoring import Scorer
 
-    plain = request.baselines if request.baselines is not None else not (texts or request.files_from)
     corpus = _corpus(model, texts) if plain or not texts else None
-    scorers = [Scorer(model.network, model.counts, request.protocol, request.window, request.batch)]
+    scorers = [Scorer(model.network, model.counts, protocol, window, batch)]
     rates = None
-    if request.dynamic:
+    if dynamic:
         evaluator, rates = _evaluator(model, corpus)
-        scorers.append(Scorer(model.network, model.counts, window=dynamic.SEGMENT, read=evaluator.read))
+        scorers.append(Scorer(model.network, model.counts, window=SEGMENT, read=evaluator.read))
     kept: list[Tensor] = []
-    for ids, chars, size in _pieces(request, model, texts, corpus, missing):
+    pieces = _pieces(model, texts, encoding, missing) if texts else [_validation(model, corpus)]
+    for ids, chars, size in pieces:
         for scorer in scorers:
             scorer.add(ids, chars, size)
         if plain and sum(map(len, kept)) < baselines.MOST:
             kept.append(ids)
     score, *learnt = [scorer.finish() for scorer in scorers]
     if not score.chars:
-        what = printable(texts[0]) if request.files_from else "text to score"
+        what = printable(texts[0]) if len(texts) == 1 and texts != ["-"] else "text to score"
         raise TextError(f"{what}: expected at least one character, found none. Name a file that has some.")
     means = eval_report.plain_means(model, corpus, torch.cat(kept)[: baselines.MOST], score) if plain and corpus else None
     return Scores(score, learnt[0] if learnt else None, rates, means)
@@ -208,7 +302,7 @@ def _corpus(model: "LanguageModel", texts: list[str]) -> "Corpus":
 
 
 def _pieces(
-    request: Request, model: "LanguageModel", texts: list[str], corpus: "Corpus | None", missing: Counter[str]
+    model: "LanguageModel", texts: list[str], encoding: str, missing: Counter[str]
 ) -> "Iterator[tuple[Tensor, int, int]]":
     """Give the text piece by piece: known ids, characters, bytes in UTF-8."""
     import torch
@@ -217,28 +311,24 @@ def _pieces(
     from lstmlm.data.decoding import decode, find_encoding
     from lstmlm.data.sources import find_sources
 
-    if not texts:
-        assert corpus is not None
-        yield _validation(model, corpus)
-        return
     sources = find_sources(texts, run_config.resource_dir("data"))
     raw = ((source, piece) for source in sources for piece in source.read())
     if model.tokenizer.kind == "byte":
         for _, piece in raw:
             yield torch.frombuffer(bytearray(piece), dtype=torch.uint8).long(), len(piece), len(piece)
         return
-    for text in decode(raw, find_encoding(request.encoding)):
+    for text in decode(raw, find_encoding(encoding)):
         ids = torch.tensor(model.tokenizer.encode(text, on_unknown="skip"), dtype=torch.int64)
         if len(ids) < len(text):
             missing.update(char for _, char in model.tokenizer.unknown(text))
         yield ids, len(text), len(text.encode("utf-8", "surrogatepass"))
 
 
-def _validation(model: "LanguageModel", corpus: "Corpus") -> "tuple[Tensor, int, int]":
+def _validation(model: "LanguageModel", corpus: "Corpus | None") -> "tuple[Tensor, int, int]":
     """Return the validation part that the run had, or say that it had none."""
     import torch
 
-    if not len(corpus.val):
+    if corpus is None or not len(corpus.val):
         raise TextError("eval: expected a validation part in this run, found none. Name a text to score.")
     ids = corpus.val.tensor(0, len(corpus.val))
     lengths = torch.tensor(model.tokenizer.byte_lengths())

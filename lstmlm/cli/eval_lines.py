@@ -2,17 +2,19 @@
 
 import itertools
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from lstmlm.cli.text_input import standard_input, statistics_text
 from lstmlm.display.console import Console, colour_allowed, columns, unicode_allowed
-from lstmlm.errors import TextError, UsageError, printable
+from lstmlm.errors import TextError, printable
 
 if TYPE_CHECKING:
     from lstmlm.api import LanguageModel
     from lstmlm.evaluation.per_line import Line
 
-AT_ONCE = 512  # lines scored together, where all of the text is there
+AT_ONCE = 512  # lines scored together, at most
+CHUNK = 1 << 16  # bytes of a line of standard input taken at a time, at most
 HEADER = "line\tchars\tunknown\tbits\tbits_per_char\ttext"
 FULL = 8.0  # bits that have the last colour
 
@@ -25,7 +27,7 @@ def run(
     *,
     carried: bool,
     chars: bool,
-    sort: str | None,
+    sort: bool,
     json: bool,
 ) -> None:
     """Print a score for every line as soon as it is there, or all of them sorted, or the text in colours.
@@ -35,13 +37,10 @@ def run(
     """
     from lstmlm.evaluation.per_line import LineScorer
 
-    if sort not in (None, "surprise"):
-        raise UsageError(f"--sort: expected surprise, found {printable(str(sort)[:40])}.")
     scorer = LineScorer(model.network, model.tokenizer, model.counts, carried)
     # A pipe may bring its next line tomorrow: what has come is shown.
     live = texts == ["-"] and not sort and not chars
-    groups = ([line] for line in _standard_input()) if live else _groups(_lines(model, texts, encoding))
-    scored = (line for group in groups for line in scorer.score(group))
+    scored = (line for group in _lines(_pieces(model, texts, encoding)) for line in scorer.score(group))
     state = "the state carried from line to line" if carried else "every line from an empty state, after a line end"
     console.say(state)
     first = next(scored, None)
@@ -97,36 +96,35 @@ def _coloured(console: Console, model: "LanguageModel", lines: "Iterable[Line]")
     console.result(view("", [Row("", [], scale)], 80, colour, unicode_allowed(out)).split("\n")[-1])
 
 
-def _groups(lines: Iterable[str]) -> Iterator[list[str]]:
-    lines = iter(lines)
-    while group := list(itertools.islice(lines, AT_ONCE)):
-        yield group
+def _lines(pieces: Iterable[str]) -> Iterator[list[str]]:
+    """Give the lines of a text, each with its line end, some at a time: a line is given as soon as its end is there."""
+    begun: list[str] = []  # of a line without an end so far: joined once, however many pieces it has
+    for piece in pieces:
+        *whole, rest = piece.split("\n")
+        if whole:
+            whole[0] = "".join([*begun, whole[0]])
+            begun = []
+            for low in range(0, len(whole), AT_ONCE):
+                yield [line + "\n" for line in whole[low : low + AT_ONCE]]
+        begun += [rest] if rest else []
+    if begun:
+        yield ["".join(begun)]
 
 
-def _standard_input() -> Iterator[str]:
-    """Give each line of standard input as soon as it is there."""
-    for number, raw in enumerate(iter(standard_input("text -").readline, b""), start=1):
-        try:
-            yield raw.decode("utf-8")
-        except UnicodeDecodeError as error:
-            byte = raw[error.start]
-            raise TextError(f"standard input line {number}: expected UTF-8, found byte {byte:#04x}.") from None
-
-
-def _lines(model: "LanguageModel", texts: list[str], encoding: str) -> Iterator[str]:
-    """Give the lines of files, or of the run's validation part, each with its line end."""
+def _pieces(model: "LanguageModel", texts: list[str], encoding: str) -> Iterator[str]:
+    """Give the text of files, or of the run's validation part, piece by piece; that of a pipe as soon as it is there."""
     from lstmlm.config import run_config
     from lstmlm.data.decoding import decode, find_encoding
     from lstmlm.data.sources import find_sources
 
     if not texts:
-        *whole, rest = statistics_text(model, None, advice="Name a text to score.").split("\n")
-        yield from [line + "\n" for line in whole] + ([rest] if rest else [])
+        yield statistics_text(model, None, advice="Name a text to score.")
         return
-    raw = ((source, piece) for source in find_sources(texts, run_config.resource_dir("data")) for piece in source.read())
-    waiting = ""
-    for piece in decode(raw, find_encoding(encoding)):
-        *whole, waiting = (waiting + piece).split("\n")
-        yield from (line + "\n" for line in whole)
-    if waiting:
-        yield waiting
+    sources = find_sources(texts, run_config.resource_dir("data"))
+    raw = ((source, piece) for source in sources for piece in (_arriving() if texts == ["-"] else source.read()))
+    yield from decode(raw, find_encoding(encoding))
+
+
+def _arriving() -> Iterator[bytes]:
+    """Give what comes through standard input line by line, as it comes; a very long line in several pieces."""
+    yield from iter(partial(standard_input("text -").readline, CHUNK), b"")

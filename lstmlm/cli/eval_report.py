@@ -4,7 +4,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from lstmlm.display.text_plots import table
+from lstmlm.display.console import Console
 from lstmlm.units import bits, counted
 
 if TYPE_CHECKING:
@@ -84,18 +84,20 @@ def as_dict(scores: Scores, protocol: str, window: int) -> dict[str, object]:
     }
 
 
-def as_text(scores: Scores, protocol: str, window: int) -> str:
-    """Return what is shown: the score, and below it what the same text takes by other means."""
+def show(console: Console, scores: Scores, protocol: str, window: int) -> None:
+    """Print the score, and below it what the same text takes by other means."""
     score, dynamic = scores.score, scores.dynamic
     how = "state carried through the text" if protocol == "warm" else f"windows of {window} from an empty state"
     unknown = f", {score.unknown:,} of them unknown" if score.unknown else ""
-    text = (
+    console.headline(
         f"{score.bits_per_char:.4f} bits/char   {score.nats_per_char:.4f} nats/char   perplexity {score.perplexity:.2f}   "
-        f"first guess right {score.accuracy:.1%}\n"
-        f"{counted(score.chars, 'character')}{unknown}, {score.bits_per_byte:.4f} bits/byte, {protocol}: {how}\n"
+        f"first guess right {score.accuracy:.1%}",
     )
+    console.result(f"{counted(score.chars, 'character')}{unknown}, {score.bits_per_byte:.4f} bits/byte, {protocol}: {how}")
     if not dynamic and not scores.baselines:
-        return text + f"by the frequencies of single characters alone it would take {score.order0_bits_per_char:.4f} bits/char\n"
+        alone = f"{score.order0_bits_per_char:.4f} bits/char"
+        console.result(f"by the frequencies of single characters alone it would take {alone}")
+        return
     names = {
         "order0": "frequencies of single characters",
         "order3": "counts of what follows 3 characters",
@@ -108,4 +110,5 @@ def as_text(scores: Scores, protocol: str, window: int) -> str:
         gain = 1 - dynamic.nats / score.nats if score.nats else 0.0
         note = f"{abs(gain):.1%} {'less' if gain >= 0 else 'more'}: it learns from the text as it goes, what is scored first"
         rows.append(("this network, dynamic", dynamic.bits_per_char, note))
-    return text + table(rows, ("the same text by", "bits/char", "")) + "\n"
+    best = min(range(len(rows)), key=lambda row: rows[row][1])
+    console.table(rows, ("the same text by", "bits/char", ""), best=best)

@@ -3,56 +3,80 @@
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from lstmlm.cli.text_input import one_symbol, read_text, unknown_rule
+import typer
+
+from lstmlm.cli.options import MODEL, OUTPUT, Device, Json, Model, OnUnknown, Quiet, Threads
+from lstmlm.cli.text_input import one_symbol, one_text, read_text, unknown_rule
 from lstmlm.display.console import Console
-from lstmlm.display.text_plots import table
 from lstmlm.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from lstmlm.api import LanguageModel
-    from lstmlm.evaluation.cloze import Answer, Asked, Filler
+    from lstmlm.evaluation.cloze import Asked, Filler
 
 SHOWN = 20  # answers to one text on a terminal; --json gives all
 WORD = re.compile(r"[^\W\d_]+")
 PIECE = 1 << 20  # characters of the training text in which words are counted at once
 
 
-@dataclass(frozen=True)
-class Request:
-    """What the command line asked for."""
+GROUPS = {
+    "Candidates": "--choice Bob --choice Dan",
+    "Questions": "--file data/blanks.tsv",
+    MODEL: "-m runs/stories --threads 2",
+    OUTPUT: "--json -q",
+}
 
-    text: str | None
-    choices: list[str]
-    choices_file: str | None
-    words: int | None
-    file: str | None
-    forget_at: str | None
-    on_unknown: str
-    model: str | None
-    threads: int
-    device: str
-    json: bool
-    quiet: bool
+RULES = """\
+The state starts empty and a line end is read first, if the model knows one: in training a story follows a line end.
+With several blanks every combination of the candidates is compared. A set (--file) has the columns text, candidates (a|b),
+answer and, if wanted, kind and distance (characters back to what has to be remembered); one accuracy for each.
+"""
 
 
-def run(request: Request) -> None:
-    """Fill the blanks of a text, or answer a whole set of questions, and print the result.
+def fill(
+    typed: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]", help="With ____ where something is missing.")] = None,
+    choice: Annotated[
+        list[str] | None, typer.Option(metavar="WORD", help="A candidate; repeatable.", rich_help_panel="Candidates")
+    ] = None,
+    choices: Annotated[
+        str | None,
+        typer.Option(metavar="FILE|-", help="Candidates, separated by spaces or line ends.", rich_help_panel="Candidates"),
+    ] = None,
+    words: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=2, help="The N commonest words of the training text.", rich_help_panel="Candidates"),
+    ] = None,
+    file: Annotated[
+        str | None,
+        typer.Option(metavar="FILE|-", help="Answer a set: TSV with text, candidates, answer.", rich_help_panel="Questions"),
+    ] = None,
+    forget_at: Annotated[
+        str | None,
+        typer.Option(metavar="CHAR", help="Set the memory C to zero after each such character.", rich_help_panel="Questions"),
+    ] = None,
+    model: Model = None,
+    on_unknown: OnUnknown = "error",
+    threads: Threads = 0,
+    device: Device = "auto",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fill the blanks of a text: candidates ranked by the bits of the whole text, so that what comes after counts too.
 
-    Raises:
-        LstmlmError: With the exit code of what went wrong.
+    lstmlm fill "For his deeds, brave ____ was honoured." --choice Bob --choice Dan
+
+    lstmlm fill --file data/blanks.tsv
     """
-    console = Console(quiet=request.quiet)
-    on_unknown = unknown_rule(request.on_unknown)
-    given = [name for name, value in _choice_flags(request) if value]
-    if (request.text is None) == (request.file is None):
+    text = one_text("fill", typed or [])
+    given = [flag for flag, value in (("--choice", choice), ("--choices", choices), ("--words", words)) if value]
+    if (text is None) == (file is None):
         raise UsageError("fill: expected a TEXT with ____ in it, or --file with a set of questions; one of them.")
-    if request.file is not None and given:
+    if file is not None and given:
         raise UsageError(f"--file: the set names its own candidates, found {given[0]} too. Leave it out.")
-    if request.text is not None and not given:
+    if text is not None and not given:
         raise UsageError(
             "fill: expected candidates for the blank, found none. Give --choice twice or more, or --choices, or --words."
         )
@@ -61,39 +85,36 @@ def run(request: Request) -> None:
     from lstmlm.api import LanguageModel
     from lstmlm.evaluation.cloze import BLANK, Filler, Question, parse_set
 
-    if request.text is not None and BLANK not in request.text:
-        Question(request.text, ("", ""))  # raises before a model is opened
-    asked = [] if request.file is None else parse_set(read_text("--file", request.file), f"--file {printable(request.file)}")
-    choices = [*request.choices, *(read_text("--choices", request.choices_file).split() if request.choices_file else [])]
-    model = LanguageModel.open(request.model, threads=request.threads, device=request.device, report=console.warn)
-    if request.model is None:
-        console.say(f"model {printable(str(model.path))}")
-    newline = model.tokenizer.encode("\n", on_unknown="skip")
-    without = (
-        None if request.forget_at is None else Forgetting(model.network, one_symbol("--forget-at", request.forget_at, model))
-    )
+    if text is not None and BLANK not in text:
+        Question(text, ("", ""))  # raises before a model is opened
+    asked = [] if file is None else parse_set(read_text("--file", file), f"--file {printable(file)}")
+    candidates = [*(choice or []), *(read_text("--choices", choices).split() if choices else [])]
+    console = Console(quiet=quiet)
+    opened = LanguageModel.open(model, threads=threads, device=device, report=console.warn)
+    if model is None:
+        console.say(f"model {printable(str(opened.path))}")
+    newline = opened.tokenizer.encode("\n", on_unknown="skip")
     filler = Filler(
-        model.network,
-        partial(model.tokenizer.encode, on_unknown=on_unknown),
-        model.counts,
+        opened.network,
+        partial(opened.tokenizer.encode, on_unknown=unknown_rule(on_unknown)),
+        opened.counts,
         newline[0] if newline else None,
-        without,
+        None if forget_at is None else Forgetting(opened.network, one_symbol("--forget-at", forget_at, opened)),
     )
-    if request.file is not None:
-        _answer_set(request, console, filler, asked)
+    if text is None:
+        _answer_set(console, filler, asked, forget_at, json)
         return
-    assert request.text is not None
-    if request.words:
-        choices += common_words(model, request.words)
-    question = Question(request.text, tuple(dict.fromkeys(choices)))
+    if words:
+        candidates += common_words(opened, words)
+    question = Question(text, tuple(dict.fromkeys(candidates)))
     (answers,) = filler.rank([question])
-    if request.json:
+    if json:
         console.as_json(
             {
                 "schema": 1,
                 "command": "fill",
-                "text": request.text,
-                "forget_at": request.forget_at,
+                "text": text,
+                "forget_at": forget_at,
                 "count": len(answers),
                 "answers": [
                     {"words": list(a.words), "text": question.filled(a.words), "bits": a.bits, "probability": a.probability}
@@ -101,8 +122,12 @@ def run(request: Request) -> None:
                 ],
             }
         )
-    else:
-        console.result(_as_table(answers), end="")
+        return
+    best = answers[0].bits
+    rows = [(", ".join(a.words), f"{a.probability:.2%}", a.bits, f"+{a.bits - best:.2f}") for a in answers[:SHOWN]]
+    console.table(rows, ("candidate", "share", "bits of the text", "worse by"), best=0)
+    if len(answers) > SHOWN:
+        console.result(f"... and {len(answers) - SHOWN} more")
 
 
 def common_words(model: "LanguageModel", count: int) -> list[str]:
@@ -127,18 +152,8 @@ def common_words(model: "LanguageModel", count: int) -> list[str]:
     return [word for word, _ in sorted(found.items(), key=lambda item: (-item[1], item[0]))[:count]]
 
 
-def _choice_flags(request: Request) -> list[tuple[str, object]]:
-    return [("--choice", request.choices), ("--choices", request.choices_file), ("--words", request.words)]
-
-
-def _as_table(answers: "Sequence[Answer]") -> str:
-    best = answers[0].bits
-    rows = [(", ".join(a.words), f"{a.probability:.2%}", a.bits, f"+{a.bits - best:.2f}") for a in answers[:SHOWN]]
-    more = f"... and {len(answers) - SHOWN} more\n" if len(answers) > SHOWN else ""
-    return table(rows, ("candidate", "share", "bits of the text", "worse by")) + "\n" + more
-
-
-def _answer_set(request: Request, console: Console, filler: "Filler", asked: "Sequence[Asked]") -> None:
+def _answer_set(console: Console, filler: "Filler", asked: "Sequence[Asked]", forget_at: str | None, json: bool) -> None:
+    """Answer a set of questions, and print how many answers are right: of all, by kind and by distance."""
     from lstmlm.evaluation.cloze import by_distance, chance, tally
 
     correct = []
@@ -150,14 +165,14 @@ def _answer_set(request: Request, console: Console, filler: "Filler", asked: "Se
     groups = {kind: [i for i, one in enumerate(asked) if one.kind == kind] for kind in kinds}
     parts = {kind: ([asked[i] for i in rows], [correct[i] for i in rows]) for kind, rows in groups.items()}
     whole = tally(asked, correct)
-    if request.json:
+    if json:
         console.as_json(
             {
                 "schema": 1,
                 "command": "fill",
                 "count": whole.count,
                 "correct": whole.correct,
-                "forget_at": request.forget_at,
+                "forget_at": forget_at,
                 "accuracy": whole.accuracy,
                 "chance": chance(asked),
                 "by_distance": _rows(by_distance(asked, correct)),
@@ -173,8 +188,8 @@ def _answer_set(request: Request, console: Console, filler: "Filler", asked: "Se
             }
         )
         return
-    if request.forget_at is not None:
-        console.say(f"the cell state C is set to zero after each '{printable(request.forget_at)}'")
+    if forget_at is not None:
+        console.say(f"the cell state C is set to zero after each '{printable(forget_at)}'")
     console.result(f"{whole.correct:,} of {whole.count:,} right, {whole.accuracy:.1%} (guessing: {chance(asked):.1%})")
     lows = {(b.low, b.high) for b in by_distance(asked, correct)}
     columns = {kind or "all": part for kind, part in parts.items()} | ({"all": (asked, correct)} if len(parts) > 1 else {})
@@ -188,7 +203,7 @@ def _answer_set(request: Request, console: Console, filler: "Filler", asked: "Se
         cells.append(line)
     totals = [f"{tally(*part).accuracy:7.1%} of {tally(*part).count}" for part in columns.values()]
     cells.append(["all", *totals])
-    console.result(table(cells, ("characters back", *columns)))
+    console.table(cells, ("characters back", *columns))
 
 
 def _rows(buckets: "Sequence[Any]") -> list[dict[str, object]]:

@@ -2,42 +2,79 @@
 
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from lstmlm.cli import safe_output
-from lstmlm.config import run_config
-from lstmlm.data.saved_model import note, parts
+from lstmlm.cli.options import OUTPUT, Json, Quiet
 from lstmlm.display.console import Console
-from lstmlm.errors import printable
-from lstmlm.storage import checkpoint, run_dir
-from lstmlm.storage.header import Header
+from lstmlm.errors import UsageError, printable
 from lstmlm.units import bits
 
+if TYPE_CHECKING:
+    from lstmlm.config.run_config import Value
+    from lstmlm.storage.header import Header
 
-def run(model: str | None, *, verify: bool, json: bool, svg: str | None = None) -> None:
-    """Show what a checkpoint says of itself; only `verify` reads its tensors, and neither needs torch.
 
-    Raises:
-        CheckpointError: It is missing or damaged; with `verify`, any checkpoint of the run is.
+GROUPS = {"Checks and pictures": "--verify", OUTPUT: "--json -q"}
+
+
+def info(
+    target: Annotated[
+        str | None,
+        typer.Argument(metavar="[MODEL]", help="Run folder or .safetensors file.", show_default="newest run below runs/"),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", metavar="MODEL", help="The same.", rich_help_panel="Checks and pictures")
+    ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Check every checkpoint of the run, byte by byte.", rich_help_panel="Checks and pictures"),
+    ] = False,
+    svg: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Draw the run's curves and three of its samples.", rich_help_panel="Checks and pictures"
+        ),
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show what a model is: configuration, vocabulary, scores, where it came from.
+
+    lstmlm info runs/stories
+
+    lstmlm info runs/stories --svg stories.svg
+
+    lstmlm info --verify
     """
-    console = Console()
+    if target and model and target != model:
+        raise UsageError(f"info: expected one model, found two: {printable(target)} and {printable(model)}. Leave one out.")
     safe_output.refuse_other("--svg", svg)
+
+    from lstmlm.config import run_config
+    from lstmlm.data.saved_model import note, parts
+    from lstmlm.storage import checkpoint, run_dir
+
+    console, name = Console(quiet=quiet), target or model
     if verify:
-        verified = [str(path) for path in run_dir.candidates(model) if checkpoint.read(path)]  # read checks every byte
+        verified = [str(path) for path in run_dir.candidates(name) if checkpoint.read(path)]  # read checks every byte
         if json:
             console.as_json({"schema": 1, "command": "info", "verified": verified})
         else:
-            for name in verified:
-                console.result(f"{printable(name)}: whole")
-        return
-    path, saved = run_dir.load_header(model, console.warn, lambda header: parts(header.meta, []))
-    if model is None:
+            console.result("".join(f"{printable(one)}: whole\n" for one in verified), end="")
+        if svg is None:
+            return
+    path, saved = run_dir.load_header(name, console.warn, lambda header: parts(header.meta, []))
+    if name is None:
         console.say(f"model {printable(str(path))}")
     if svg is not None:
         from lstmlm.cli import run_plots
 
         run_plots.write(path.parent, svg)
         console.say(f"wrote {printable(svg)}")
+    if verify or (svg is not None and not json):
         return
     ignored: list[str] = []
     config, _ = parts(saved.meta, ignored)
@@ -47,10 +84,10 @@ def run(model: str | None, *, verify: bool, json: bool, svg: str | None = None) 
     if json:
         console.as_json(facts)
     else:
-        console.result(_as_text(facts, run_config.flat(config)), end="")
+        console.table(_rows(facts, run_config.flat(config)))
 
 
-def _facts(path: Path, saved: Header) -> dict[str, Any]:
+def _facts(path: Path, saved: "Header") -> dict[str, Any]:
     meta = saved.meta
     nats = meta["scores"].get("validation_nats_per_char")
     return {
@@ -72,7 +109,8 @@ def _facts(path: Path, saved: Header) -> dict[str, Any]:
     }
 
 
-def _as_text(facts: dict[str, Any], values: dict[str, run_config.Value]) -> str:
+def _rows(facts: dict[str, Any], values: "dict[str, Value]") -> list[tuple[str, str]]:
+    """Return what is shown, as name and value."""
     scores, corpus = facts["scores"], facts["corpus"]
     members = values["model.members"]
     each = f" ({members} members of {facts['parameters'] // members:,})" if isinstance(members, int) and members > 1 else ""
@@ -95,8 +133,6 @@ def _as_text(facts: dict[str, Any], values: dict[str, run_config.Value]) -> str:
         ("versions", ", ".join(f"{k} {v}" for k, v in facts["versions"].items())),
         ("command", shlex.join(map(str, facts["command_line"]))),
     ]
-    rows += [
+    return rows + [
         (key, str(value).lower() if isinstance(value, bool) else str(value)) for key, value in values.items() if value is not None
     ]
-    width = max(len(name) for name, _ in rows)
-    return "".join(f"{name:{width}}  {printable(text)}\n" for name, text in rows)

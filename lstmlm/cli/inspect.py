@@ -1,11 +1,13 @@
 """The command `lstmlm inspect`: what the gates do along a text."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from lstmlm.cli import safe_output
-from lstmlm.cli.text_input import known_ids, one_of, read_text, unknown_rule
+from lstmlm.cli.options import MODEL, OUTPUT, Json, Model, OnUnknown, Quiet
+from lstmlm.cli.text_input import known_ids, one_of, one_text, read_text, unknown_rule
 from lstmlm.display.console import Console, colour_allowed, columns, unicode_allowed
 from lstmlm.errors import TextError, UsageError, printable
 from lstmlm.units import counted
@@ -26,142 +28,222 @@ LIKELIEST = 5
 ALONE = 384  # units of the widest layer: up to there threads that meet at every step of one text cost more than they bring
 
 
-@dataclass(frozen=True)
-class Request:
-    """What the command line asked for."""
+ALONG, OVER = "Along a text", "Over a whole text"
+GROUPS = {
+    ALONG: "'Bob is a baker.' --show cell --top 8",
+    OVER: "--at . --swap Bob,Dan",
+    MODEL: "-m runs/stories --member 2",
+    OUTPUT: "--json -q",
+}
 
-    text: str | None
-    file: str | None
-    model: str | None
-    show: list[str]
-    units: str | None
-    top: int
-    svg: str | None
-    html: str | None
-    member: int
-    at: str | None
-    swap: str | None
-    find: str | None
-    reach: bool
-    everything: bool
-    on_unknown: str
-    threads: int
-    json: bool
-    quiet: bool
+RULES = """\
+The state starts empty and a line end is read first, if the model knows one. A row belongs to the character that is read in
+its column: what its gates did then, and how many bits the character cost. --json gives every value with its shape.
+
+--at counts over a whole text (TEXT, --file, or the run's validation part; its first 2,000,000 characters, or --all): the mean
+forget gate at the mark, one step later and elsewhere, the units that drop most (--top), how sure that is (95 % interval,
+marks drawn again in blocks), and what the memory is worth: the bits of 100 characters after the mark with the state carried,
+C zeroed, H zeroed, both zeroed.
+
+--find ranks units (by C, or --show) by the area under the curve with which their value tells a feature of the text, on 20,000
+characters: chosen by the first half, measured on the second, beside the best of as many units for a shifted feature.
+
+--reach gives the mean norm of the gradient of a prediction with respect to C, H and x, up to 200 characters back,
+over the first 200,000 characters.
+"""
 
 
-def run(request: Request) -> None:
-    """Run a text, and show what the gates did at each of its characters.
+def inspect(
+    typed: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]", help="The text itself.")] = None,
+    file: Annotated[
+        str | None, typer.Option(metavar="FILE|-", help="Read the text from a file or stdin.", rich_help_panel=ALONG)
+    ] = None,
+    show: Annotated[
+        list[str] | None,
+        typer.Option(metavar="WHAT,...", help=f"{', '.join(SHOWS)}.", show_default="forget,surprise", rich_help_panel=ALONG),
+    ] = None,
+    top: Annotated[
+        int, typer.Option(metavar="N", min=0, max=1000, help="Follow the N units that vary most.", rich_help_panel=ALONG)
+    ] = 0,
+    units: Annotated[
+        str | None,
+        typer.Option(metavar="LAYER:UNIT,...", help="Follow single units; both are counted from 1.", rich_help_panel=ALONG),
+    ] = None,
+    html: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Write a page to explore all units in a browser.", rich_help_panel=ALONG),
+    ] = None,
+    svg: Annotated[str | None, typer.Option(metavar="FILE", help="Write the picture as SVG.", rich_help_panel=ALONG)] = None,
+    at: Annotated[
+        str | None, typer.Option(metavar="CHAR", help="Is anything forgotten at this mark?", rich_help_panel=OVER)
+    ] = None,
+    swap: Annotated[
+        str | None,
+        typer.Option(metavar="NAME,NAME", help="With --at: is it still known who, after the mark?", rich_help_panel=OVER),
+    ] = None,
+    find: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FEATURE",
+            help="Which unit carries line, quotes, brackets, depth, capital, word, stop, re:EXPRESSION?",
+            rich_help_panel=OVER,
+        ),
+    ] = None,
+    reach: Annotated[
+        bool, typer.Option("--reach", help="How far back does it look? Gradients by distance.", rich_help_panel=OVER)
+    ] = False,
+    everything: Annotated[
+        bool,
+        typer.Option("--all", help="No limit on what is written or drawn, nor on the text of --at.", rich_help_panel=OVER),
+    ] = False,
+    model: Model = None,
+    member: Annotated[
+        int, typer.Option(metavar="M", min=1, help="Which network of several, counted from 1.", rich_help_panel=MODEL)
+    ] = 1,
+    on_unknown: OnUnknown = "error",
+    threads: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=0,
+            max=4096,
+            help="CPU threads; 0: all cores, or one for counting with up to 384 units.",
+            rich_help_panel=MODEL,
+        ),
+    ] = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show what the gates do along a text: characters as columns, one row for each layer or unit.
 
-    Raises:
-        LstmlmError: With the exit code of what went wrong.
+    lstmlm inspect "Bob is a baker. Dan ran home." --show cell --top 8
+
+    lstmlm inspect --at . --swap Bob,Dan
+
+    lstmlm inspect --find quotes --file held-out.txt
     """
-    console = Console(quiet=request.quiet)
-    on_unknown = unknown_rule(request.on_unknown)
-    shows = _shows(request.show)
-    units = _units(request.units)
-    statistics = [
-        flag
-        for flag, on in (("--at", request.at), ("--find", request.find), ("--reach", request.reach))
-        if on is not None and on is not False
-    ]
-    if request.text is not None and request.file is not None:
+    text = one_text("inspect", typed or [])
+    shows, followed = _shows(show or []), _units(units)
+    modes = [flag for flag, on in (("--at", at is not None), ("--find", find is not None), ("--reach", reach)) if on]
+    if text is not None and file is not None:
         raise UsageError("inspect: expected a TEXT or --file, found both.")
-    if request.text is None and request.file is None and not statistics:
+    if text is None and file is None and not modes:
         raise UsageError("inspect: expected a TEXT, or --file with one, found none.")
-    if request.swap is not None and request.at is None:
+    if swap is not None and at is None:
         raise UsageError("--swap: expected --at with the mark after the name, found none.")
-    if len(statistics) > 1:
-        raise UsageError(f"inspect: expected one of --at, --find and --reach, found {' and '.join(statistics)}.")
-    if statistics and (request.svg or request.html):
-        raise UsageError(f"{statistics[0]}: expected no picture, found --svg or --html. Leave it out; --json gives the numbers.")
-    if request.html and shows == ["surprise"]:
+    if len(modes) > 1:
+        raise UsageError(f"inspect: expected one of --at, --find and --reach, found {' and '.join(modes)}.")
+    if modes and (svg or html):
+        raise UsageError(f"{modes[0]}: expected no picture, found --svg or --html. Leave it out; --json gives the numbers.")
+    if html and shows == ["surprise"]:
         raise UsageError(
             "--html: expected a quantity of units in --show, found surprise alone, which the page always has. Leave it out."
         )
-    safe_output.refuse_other("--svg", request.svg)
-    safe_output.refuse_other("--html", request.html)
-    text = request.text if request.file is None else read_text("--file", request.file)
+    quantity = shows[0] if show else "cell"
+    if find is not None and quantity == "surprise":
+        raise UsageError("--find: expected a quantity of units in --show, found surprise.")
+    safe_output.refuse_other("--svg", svg)
+    safe_output.refuse_other("--html", html)
+    text = text if file is None else read_text("--file", file)
     if text == "":
         raise TextError("text to inspect: expected at least one character, found none.")
 
     from lstmlm.api import LanguageModel
 
-    model = LanguageModel.open(request.model, threads=request.threads, device="cpu", report=console.warn).member(request.member)
-    if statistics and not request.threads and max(layer.width for layer in model.alone.stack()) <= ALONE:
+    console, rule = Console(quiet=quiet), unknown_rule(on_unknown)
+    opened = LanguageModel.open(model, threads=threads, device="cpu", report=console.warn).member(member)
+    if modes and not threads and max(layer.width for layer in opened.alone.stack()) <= ALONE:
         import torch
 
         torch.set_num_threads(1)
-    if request.model is None:
-        console.say(f"model {printable(str(model.path))}")
-    if (count := model.config.model.members) > 1:
-        console.say(f"member {request.member} of {count}; --member looks into another one")
-    if request.at is not None:
+    if model is None:
+        console.say(f"model {printable(str(opened.path))}")
+    if (count := opened.config.model.members) > 1:
+        console.say(f"member {member} of {count}; --member looks into another one")
+    if at is not None:
         from lstmlm.cli import inspect_boundaries
 
-        inspect_boundaries.run(
-            console, model, text, request.at, request.swap, request.top or 8,
-            everything=request.everything, on_unknown=on_unknown, json=request.json,
-        )  # fmt: skip
-        return
-    if request.find is not None:
+        inspect_boundaries.run(console, opened, text, at, swap, top or 8, everything=everything, on_unknown=rule, json=json)
+    elif find is not None:
         from lstmlm.cli import inspect_probes
 
-        quantity = shows[0] if request.show else "cell"
-        if quantity == "surprise":
-            raise UsageError("--find: expected a quantity of units in --show, found surprise.")
-        inspect_probes.find(
-            console, model, text, request.find, quantity, request.top or 8, on_unknown=on_unknown, json=request.json
-        )
-        return
-    if request.reach:
+        inspect_probes.find(console, opened, text, find, quantity, top or 8, on_unknown=rule, json=json)
+    elif reach:
         from lstmlm.cli import inspect_probes
 
-        inspect_probes.reach(console, model, text, on_unknown=on_unknown, json=request.json)
-        return
-    assert text is not None
-    ids = known_ids(model, text, on_unknown)
+        inspect_probes.reach(console, opened, text, on_unknown=rule, json=json)
+    elif text is not None:
+        ids = known_ids(opened, text, rule)
+        _refuse_other_units(opened, followed)
+        if json or html:
+            _numbers(console, opened, text, ids, shows if show else list(SHOWS), everything, json, html)
+        if svg or not (json or html):
+            _picture(console, opened, ids, shows, followed, top, everything, svg)
+
+
+def _refuse_other_units(model: "LanguageModel", units: list[tuple[int, int]]) -> None:
+    """Refuse units that the model does not have."""
     widths = [layer.width for layer in model.alone.stack()]
     for layer, unit in units:
         if not (1 <= layer <= len(widths) and 1 <= unit <= widths[layer - 1]):
             sizes = f"{counted(len(widths), 'layer')} of {', '.join(map(str, widths))} units"
             raise UsageError(f"--units {layer}:{unit}: expected LAYER:UNIT counted from 1, in {sizes}.")
-    if request.json or request.html:
-        kept = [name for name in shows if name != "surprise"] if request.show else list(SHOWS[:-1])
-        size = len(ids) * (sum(widths) * len(kept) + 1)
-        if size > VALUES and not request.everything:
-            raise UsageError(
-                f"inspect: expected at most {VALUES:,} numbers, found {size:,} ({len(ids):,} characters). "
-                "Take a shorter text, choose one quantity with --show, or say --all."
-            )
-        whole = collect(model, ids, kept)
-        if request.json:
-            console.as_json({"schema": 1, "command": "inspect", "model": str(model.path), "text": text, **as_lists(whole)})
-        if request.html:
-            from lstmlm.display.gate_page import page
 
-            safe_output.write("--html", request.html, page(as_lists(whole), str(model.path)))
-            console.say(f"wrote {printable(request.html)}")
-    rows: list[Row] = []
-    if request.svg or not (request.json or request.html):
-        cells = len(ids) * len(shows) * max(len(widths), len(units) + request.top)
-        if cells > CELLS and not request.everything:
-            raise UsageError(
-                f"inspect: expected at most {CELLS:,} cells to draw, found {cells:,} ({len(ids):,} characters). "
-                "Take a shorter text, show less of it, or say --all."
-            )
-        rows = rows_of(model, ids, shows, units, request.top)
-    if request.svg:
-        from lstmlm.display.gate_plots import gates_svg
 
-        safe_output.write("--svg", request.svg, gates_svg(characters(model, ids), rows, "What the gates do"))
-        console.say(f"wrote {printable(request.svg)}")
-    if not (request.json or request.html or request.svg):
-        from lstmlm.display.gate_plots import view
+def _numbers(
+    console: Console,
+    model: "LanguageModel",
+    text: str,
+    ids: list[int],
+    shows: list[str],
+    everything: bool,
+    json: bool,
+    html: str | None,
+) -> None:
+    """Write every value of some quantities: as JSON, as a page, or both."""
+    kept = [name for name in shows if name != "surprise"]
+    size = len(ids) * (sum(layer.width for layer in model.alone.stack()) * len(kept) + 1)
+    if size > VALUES and not everything:
+        raise UsageError(
+            f"inspect: expected at most {VALUES:,} numbers, found {size:,} ({len(ids):,} characters). "
+            "Take a shorter text, choose one quantity with --show, or say --all."
+        )
+    whole = as_lists(collect(model, ids, kept))
+    if json:
+        console.as_json({"schema": 1, "command": "inspect", "model": str(model.path), "text": text, **whole})
+    if html:
+        from lstmlm.display.gate_page import page
 
-        out = console.stdout
-        colour, width = colour_allowed(out, console.env), columns(out, console.env)
-        console.result(view(characters(model, ids), rows, width, colour, unicode_allowed(out)))
+        safe_output.write("--html", html, page(whole, str(model.path)))
+        console.say(f"wrote {printable(html)}")
+
+
+def _picture(
+    console: Console,
+    model: "LanguageModel",
+    ids: list[int],
+    shows: list[str],
+    units: list[tuple[int, int]],
+    top: int,
+    everything: bool,
+    svg: str | None,
+) -> None:
+    """Draw the characters with a row for each layer or unit: into a file, or on the terminal."""
+    from lstmlm.display.gate_plots import gates_svg, view
+
+    cells = len(ids) * len(shows) * max(len(model.alone.layers), len(units) + top)
+    if cells > CELLS and not everything:
+        raise UsageError(
+            f"inspect: expected at most {CELLS:,} cells to draw, found {cells:,} ({len(ids):,} characters). "
+            "Take a shorter text, show less of it, or say --all."
+        )
+    chars, rows = characters(model, ids), rows_of(model, ids, shows, units, top)
+    if svg:
+        safe_output.write("--svg", svg, gates_svg(chars, rows, "What the gates do"))
+        console.say(f"wrote {printable(svg)}")
+        return
+    out = console.stdout
+    console.result(view(chars, rows, columns(out, console.env), colour_allowed(out, console.env), unicode_allowed(out)))
 
 
 def characters(model: "LanguageModel", ids: list[int]) -> list[str]:

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 from lstmlm.cli.text_input import one_symbol, statistics_text
 from lstmlm.display.console import Console
-from lstmlm.display.text_plots import table
 from lstmlm.errors import TextError, UsageError, printable
 
 if TYPE_CHECKING:
@@ -64,12 +63,13 @@ def run(
     if json:
         console.as_json(_as_dict(model, mark, len(ids), layers, count, costs, swapped, pair, top))
         return
-    console.result(f"{layers[0].marks:,} marks '{printable(mark)}' in {len(ids):,} characters\n")
-    console.result(_forget_gates(layers, mark, top))
+    console.headline(f"{layers[0].marks:,} marks '{printable(mark)}' in {len(ids):,} characters")
+    console.result("")
+    _show_letting(console, layers, mark, top)
     if costs:
-        console.result(_ablation(costs, count))
+        _show_worth(console, costs, count)
     if swapped is not None and pair is not None:
-        console.result(_swapped(swapped, pair))
+        _show_swapped(console, swapped, pair)
 
 
 def sentence(number: int, layer: "ForgetGateShift", mark: str) -> str:
@@ -89,7 +89,7 @@ def sentence(number: int, layer: "ForgetGateShift", mark: str) -> str:
     return f"{verb}: its mean forget gate changes by {layer.difference:+.3f} (95 %: {low:+.3f} to {high:+.3f}), {closed}"
 
 
-def _forget_gates(layers: "list[ForgetGateShift]", mark: str, top: int) -> str:
+def _show_letting(console: Console, layers: "list[ForgetGateShift]", mark: str, top: int) -> None:
     rows: list[list[str | int | float]] = [
         [
             str(n),
@@ -100,16 +100,16 @@ def _forget_gates(layers: "list[ForgetGateShift]", mark: str, top: int) -> str:
         ]
         for n, la in enumerate(layers, start=1)
     ]
-    lines = [table(rows, ("layer", "mean forget gate", "at the mark", "one step later", "fall below 0.1")), ""]
-    lines += [sentence(number, layer, printable(mark)) for number, layer in enumerate(layers, start=1)]
+    console.table(rows, ("layer", "mean forget gate", "at the mark", "one step later", "fall below 0.1"))
+    lines = ["", *(sentence(number, layer, printable(mark)) for number, layer in enumerate(layers, start=1))]
     lines += ["", "units that drop most (mean forget gate elsewhere -> at the mark):"]
     for number, layer in enumerate(layers, start=1):
         units = ", ".join(f"{number}:{unit} {was:.2f} -> {now:.2f}" for unit, now, was in layer.drops(top))
         lines.append(f"  {units}")
-    return "\n".join([*lines, ""])
+    console.result("\n".join([*lines, ""]))
 
 
-def _ablation(costs: "dict[str, MemoryAblation]", count: int) -> str:
+def _show_worth(console: Console, costs: "dict[str, MemoryAblation]", count: int) -> None:
     carried = costs["carried"]
     rows: list[list[str | int | float]] = []
     for name, worth in costs.items():
@@ -118,14 +118,15 @@ def _ablation(costs: "dict[str, MemoryAblation]", count: int) -> str:
         parts = [f"{sum(worth.bits[a:b]) / (b - a):.3f}" for a, b in zip((0, *EDGES[3:-1]), EDGES[3:], strict=True)]
         rows.append([name, f"{worth.total:.2f}", extra, *parts])
     heads = [f"{a + 1}-{b}" for a, b in zip((0, *EDGES[3:-1]), EDGES[3:], strict=True)]
-    head = (
+    console.headline(
         f"what the memory is worth: bits of {LENGTH} characters after the mark, mean of {count:,} marks; "
         "then bits/char by distance"
     )
-    return f"{head}\n{table(rows, ('state', 'bits', 'more than carried (95 %)', *heads))}\n"
+    console.table(rows, ("state", "bits", "more than carried (95 %)", *heads))
+    console.result("")
 
 
-def _swapped(swapped: "Swapped", pair: tuple[str, str]) -> str:
+def _show_swapped(console: Console, swapped: "Swapped", pair: tuple[str, str]) -> None:
     rows: list[list[str | int | float]] = []
     low = 0
     for high in EDGES:
@@ -138,11 +139,13 @@ def _swapped(swapped: "Swapped", pair: tuple[str, str]) -> str:
             ]
             rows.append([f"{low + 1}-{high}" if high > low + 1 else str(high), f"{means[0]:.4f}", f"{means[1]:.1%}", weights[0]])
         low = high
-    head = (
+    console.headline(
         f"does it still know who: {printable(pair[0])} swapped for {printable(pair[1])} before the mark; how far the predictions "
-        "differ after it\n(Jensen-Shannon divergence, 0 to 1 bit; until the text itself says either name)"
+        "differ after it"
     )
-    return f"{head}\n{table(rows, ('characters after', 'bits', 'another first guess', 'places'))}\n"
+    console.result("(Jensen-Shannon divergence, 0 to 1 bit; until the text itself says either name)")
+    console.table(rows, ("characters after", "bits", "another first guess", "places"))
+    console.result("")
 
 
 def _names(given: str | None) -> tuple[str, str] | None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from lstmlm.cli.inspect import NAMES, characters, steps
 from lstmlm.cli.text_input import known_ids, statistics_text
 from lstmlm.display.console import Console, colour_allowed, columns, unicode_allowed
-from lstmlm.display.text_plots import curve, table
+from lstmlm.display.text_plots import curve
 from lstmlm.errors import TextError
 
 if TYPE_CHECKING:
@@ -76,9 +76,10 @@ def find(
             }
         )
         return
-    console.result(f"{meaning}: {found.true:.1%} of {len(ids):,} characters; units by their {NAMES[quantity]}\n")
+    console.headline(f"{meaning}: {found.true:.1%} of {len(ids):,} characters; units by their {NAMES[quantity]}")
+    console.result("")
     rows = [(f"{named[c.unit][0]}:{named[c.unit][1]}", c.area, c.chosen, "high" if c.sign > 0 else "low") for c in found.carriers]
-    console.result(table(rows, ("unit", "area, second half", "first half", "where true")))
+    console.table(rows, ("unit", "area, second half", "first half", "where true"))
     console.result(f"\nbest of {values.shape[1]:,} units for a feature shifted along the text: {found.chance:.4f}\n")
     half = len(ids) // 2
     seen = slice(half, half + SHOWN)
@@ -121,12 +122,13 @@ def reach(console: Console, model: "LanguageModel", text: str | None, *, on_unkn
             }
         )
         return
-    console.result(
+    console.headline(
         f"gradient of the nats of a character with respect to what was k characters before: mean norm of {found.count} "
-        f"predictions in {len(ids):,} characters\n"
+        f"predictions in {len(ids):,} characters"
     )
+    console.result("")
     cells = [(name, *(f"{norms[k]:.1e}" for k in ROWS), _fading(fades(norms))) for name, norms in lines.items()]
-    console.result(table(cells, ("k", *map(str, ROWS), "below a hundredth")))
+    console.table(cells, ("k", *map(str, ROWS), "below a hundredth"))
     top = lines[f"C of layer {len(found.cell)}"]
     points = [(float(k), math.log10(norm)) for k, norm in enumerate(top) if norm > 0]
     out = console.stdout

@@ -5,14 +5,13 @@
 
 import contextlib
 import os
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lstmlm.config import run_config
 from lstmlm.config.run_config import Layer, RunConfig
 from lstmlm.config.setting import Located, Value
-from lstmlm.display import tensorboard as tensorboard_module
+from lstmlm.display import tensorboard
 from lstmlm.errors import CheckpointError, TextError, UsageError, printable
 from lstmlm.storage import atomic, run_dir
 from lstmlm.storage.checkpoint import Checkpoint
@@ -37,61 +36,44 @@ OURS = (JOB, "config.yaml", "metrics.jsonl", "samples.txt", "best.safetensors", 
 """Files of a run, which a new one takes the place of with --overwrite; see `replaced`."""
 
 
-@dataclass(frozen=True)
-class Request:
-    """What the command line asked for."""
-
-    corpus: list[str]
-    out: str | None
-    val: str | None
-    presets: list[str]
-    assignments: list[str]
-    flags: dict[str, str]
-    resume: bool
-    start: str | None
-    overwrite: bool
-    dry_run: bool
-    print_config: bool
-    tensorboard: bool
-    max_bpc: float | None
-    json: bool
-    quiet: bool
-    verbose: bool
-
-
-def started_again(request: Request, folder: Path) -> Request:
-    """Return a request to resume, where torchrun has started the command again and the run in the folder is of the same job."""
+def started_again(folder: Path) -> bool:
+    """Say whether torchrun has started the command again, and the run in the folder is of the same job: it is to be resumed."""
     begun = any((folder / name).exists() for name in ("last.safetensors", "config.yaml"))
     with contextlib.suppress(OSError, UnicodeDecodeError):
-        if begun and distributed.job() and (folder / JOB).read_text(encoding="utf-8") == distributed.job():
-            return replace(request, resume=True, overwrite=False, start=None)
-    return request
+        job = distributed.job()
+        return begun and job is not None and (folder / JOB).read_text(encoding="utf-8") == job
+    return False
 
 
 def replaced(folder: Path) -> list[str]:
     """Return the names of the files in a run folder that --overwrite replaces: the run's, and TensorBoard's events of it."""
-    return [*OURS, *(str(path.relative_to(folder)) for path in tensorboard_module.events(folder))]
+    return [*OURS, *(str(path.relative_to(folder)) for path in tensorboard.events(folder))]
 
 
-def _layers(request: Request) -> list[Layer]:
-    """Return the layers of the configuration, the later over the earlier: files, environment, --set and flags."""
-    known = run_config.keys()
-    flags = {key: Located(known[key].parse(text, known[key].flag), None, known[key].flag) for key, text in request.flags.items()}
-    set_, assigned = run_config.parse_assignments(request.assignments)
+def layers_of(presets: list[str], assignments: list[str], flags: dict[str, str | None]) -> list[Layer]:
+    """Return the layers of the configuration, the later over the earlier: files, environment, --set and flags.
+
+    Args:
+        presets: What --config names.
+        assignments: What --set says.
+        flags: The settings' own flags, by the setting's name; None where the flag was not given.
+    """
+    given = [(one, text) for one in run_config.keys().values() if one.group and (text := flags.get(one.name)) is not None]
+    set_, assigned = run_config.parse_assignments(assignments)
     return [
-        *(run_config.load_preset(name) for name in request.presets),
+        *(run_config.load_preset(name) for name in presets),
         run_config.parse_environment(os.environ),
-        (set_, {**assigned, **flags}),
+        (set_, {**assigned, **{one.key: Located(one.parse(text, one.flag), None, one.flag) for one, text in given}}),
     ]
 
 
-def resolved(request: Request, parent: Checkpoint | None) -> tuple[RunConfig, dict[str, str]]:
+def resolved(layers: list[Layer], parent: Checkpoint | None) -> tuple[RunConfig, dict[str, str]]:
     """Return the configuration of a new run and where each value came from.
 
     Raises:
         UsageError: A fine-tuned model was asked to have another shape than the one it starts from.
     """
-    resolved = run_config.resolve([*([("--from", _inherited(parent))] if parent else []), *_layers(request)])
+    resolved = run_config.resolve([*([("--from", _inherited(parent))] if parent else []), *layers])
     values = run_config.flat(resolved.config)
     for key, value in (_inherited(parent) if parent else {}).items():
         if key in SHAPE and values[key] != value:
@@ -108,18 +90,16 @@ def _inherited(parent: Checkpoint) -> dict[str, Value]:
     return {key: value for key, value in values.items() if key.startswith("model.") or key == "data.tokenizer"}
 
 
-def parent_of(request: Request, folder: Path) -> Checkpoint | None:
-    """Return the model to start from.
+def parent_of(start: str, folder: Path, overwrite: bool) -> Checkpoint:
+    """Return the model that --from names.
 
     Raises:
         UsageError: It is in the folder that is to be deleted.
     """
-    if not request.start:
-        return None
     from lstmlm.api import check
 
-    path, saved = run_dir.load(request.start, check=check)
-    if request.overwrite and folder.is_dir() and path.parent.resolve() == folder.resolve():
+    path, saved = run_dir.load(start, check=check)
+    if overwrite and folder.is_dir() and path.parent.resolve() == folder.resolve():
         raise UsageError(
             f"--overwrite: {printable(str(folder))} holds the model that --from starts from. Choose another folder with --out."
         )
@@ -139,10 +119,8 @@ def name_of(corpus: list[str]) -> str:
     return name.split(".")[0] or name.strip(".") or "corpus"
 
 
-def saved_in(folder: Path, request: Request) -> Checkpoint | None:
-    """Return the checkpoint to resume from; None for a new run, or one that was stopped before its first checkpoint."""
-    if not request.resume:
-        return None
+def saved_in(folder: Path) -> Checkpoint | None:
+    """Return the checkpoint to resume from; None where the run was stopped before its first checkpoint."""
     if not folder.is_dir():
         raise CheckpointError(f"run {printable(str(folder))}: expected a folder to resume from, found none. {_others()}")
     if not (folder / "last.safetensors").exists():
@@ -182,14 +160,14 @@ def _others() -> str:
     return f"Runs here: {names}." if names else "There are no runs below runs/. Start one without --resume."
 
 
-def resumed(begun: RunConfig, request: Request) -> tuple[RunConfig, dict[str, str]]:
+def resumed(begun: RunConfig, layers: list[Layer]) -> tuple[RunConfig, dict[str, str]]:
     """Return the configuration of the saved run, and refuse to change what the run is.
 
     Raises:
         UsageError: A key was given another value, and the end of the run would not be the same.
     """
     was = run_config.flat(begun)
-    requested = run_config.resolve(_layers(request))  # the last word of each key, and one budget of three
+    requested = run_config.resolve(layers)  # the last word of each key, and one budget of three
     values = run_config.flat(requested.config)
     asked = [key for key, source in requested.sources.items() if source != "default" and ", replaced by " not in source]
     for key in asked:
@@ -204,13 +182,13 @@ def resumed(begun: RunConfig, request: Request) -> tuple[RunConfig, dict[str, st
     return resolved.config, resolved.sources
 
 
-def refuse_existing(folder: Path, request: Request) -> None:
+def refuse_existing(folder: Path, asked_for: bool) -> None:
     """Refuse to overwrite an existing run, unless that was asked for; nothing is deleted here."""
     if not folder.exists():
         return
     if not folder.is_dir():
         raise UsageError(f"--out {printable(str(folder))}: expected a folder or nothing, found a file. Choose another --out.")
-    if request.resume or request.overwrite:
+    if asked_for:
         return
     try:
         theirs = sorted(p.name for p in folder.iterdir() if p.name not in (run_dir.LOCK, run_dir.HOLDER, JOB))
@@ -223,13 +201,12 @@ def refuse_existing(folder: Path, request: Request) -> None:
         )
 
 
-def refuse_other_text(corpus: "Corpus", saved: Checkpoint, folder: Path, request: Request) -> None:
+def refuse_other_text(corpus: "Corpus", saved: Checkpoint, folder: Path, names: list[str]) -> None:
     """Refuse to go on with another text, or another validation part, than the run was saved with."""
     was = saved.meta["corpus"]
     if was.get("fingerprint") != corpus.fingerprint:
-        names = " ".join([*request.corpus, *(["--val", request.val] if request.val else [])])
         raise TextError(
-            f"corpus {printable(names)}: expected the text that the run in {printable(str(folder))} was "
+            f"corpus {printable(' '.join(names))}: expected the text that the run in {printable(str(folder))} was "
             f"trained on ({printable(str(was.get('chars')))} characters, {printable(str(was.get('fingerprint'))[:12])}), found "
             f"another one ({corpus.chars} characters, {corpus.fingerprint[:12]}). Put the text back, or start a new run with "
             "--from."

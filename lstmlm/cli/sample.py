@@ -5,9 +5,11 @@ import re
 import secrets
 import shlex
 import sys
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import typer
+
+from lstmlm.cli.options import MODEL, OUTPUT, Device, Json, Model, OnUnknown, Quiet, Threads
 from lstmlm.cli.text_input import read_text, unknown_rule
 from lstmlm.display.console import Console, is_terminal
 from lstmlm.errors import UsageError, printable
@@ -23,31 +25,145 @@ TOGETHER = {"cpu": 64, "cuda": 4096}  # samples drawn as one batch and then writ
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line end
 
 
-@dataclass(frozen=True)
-class Request:
-    """What the command line asked for."""
-
-    model: str | None
-    prompt: str | None
-    prompt_file: str | None
-    length: int
-    temperature: float
-    top_k: int
-    top_p: float
-    greedy: bool
-    exact: bool
-    seed: int | None
-    stop: list[str]
-    count: int
-    on_unknown: str
-    echo: bool
-    threads: int
-    device: str
-    json: bool
-    quiet: bool
+GROUPS = {
+    "Text": "--prompt 'Bob is' --length 200",
+    "Choice of characters": "--temperature 0.7 --top-p 0.9",
+    MODEL: "-m runs/stories --threads 2",
+    OUTPUT: "-n 3 --json",
+}
 
 
-def refuse_words(words: list[str], prompt: str | None) -> None:
+def sample(
+    bare: Annotated[list[str] | None, typer.Argument(hidden=True, metavar="")] = None,
+    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="Text to go on from.", rich_help_panel="Text")] = None,
+    prompt_file: Annotated[
+        str | None, typer.Option(metavar="FILE|-", help="Read the prompt from a file or stdin.", rich_help_panel="Text")
+    ] = None,
+    length: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Characters to write; 0: until stopped.", rich_help_panel="Text")
+    ] = 500,
+    stop: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="End before this text; repeatable.", rich_help_panel="Text")
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=0,
+            max=2**62,
+            help="Draws the same text again.",
+            show_default="drawn, and said",
+            rich_help_panel="Text",
+        ),
+    ] = None,
+    temperature: Annotated[
+        float, typer.Option(metavar="X", min=0.0, help="Below 1 safer, above 1 wilder.", rich_help_panel="Choice of characters")
+    ] = 1.0,
+    top_k: Annotated[
+        int,
+        typer.Option(metavar="K", min=0, help="Choose among the k likeliest; 0: all.", rich_help_panel="Choice of characters"),
+    ] = 0,
+    top_p: Annotated[
+        float,
+        typer.Option(
+            metavar="P",
+            min=0.0,
+            max=1.0,
+            help="Choose among the fewest with this probability.",
+            rich_help_panel="Choice of characters",
+        ),
+    ] = 1.0,
+    greedy: Annotated[
+        bool,
+        typer.Option("--greedy", help="The largest score is the prediction, always.", rich_help_panel="Choice of characters"),
+    ] = False,
+    exact: Annotated[
+        bool,
+        typer.Option(
+            "--exact",
+            help="Round no weights: slower; rounding costs some 0.0003 nats a character.",
+            rich_help_panel="Choice of characters",
+        ),
+    ] = False,
+    model: Model = None,
+    on_unknown: OnUnknown = "error",
+    threads: Threads = 0,
+    device: Device = "auto",
+    count: Annotated[
+        int,
+        typer.Option(
+            "--count",
+            "-n",
+            metavar="COUNT",
+            min=1,
+            help="Samples, drawn in batches of 64, on a GPU of 4,096.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = 1,
+    no_echo: Annotated[bool, typer.Option("--no-echo", help="Do not write the prompt.", rich_help_panel=OUTPUT)] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write text with a model, each character as soon as it is drawn.
+
+    lstmlm sample --prompt "Bob is"
+
+    lstmlm sample -m runs/stories --length 200 --temperature 0.8 --seed 1
+    """
+    _refuse_bare_words(bare or [], prompt)
+    if length == 0 and not stop and (json or count > 1):
+        raise UsageError(
+            "--length 0 writes without end: expected one plain sample, found --json or -n. Give a --length or a --stop."
+        )
+    if prompt is not None and prompt_file is not None:
+        raise UsageError("--prompt and --prompt-file: expected one of them, found both.")
+    text = read_text("--prompt-file", prompt_file) if prompt_file is not None else prompt or ""
+
+    with freeze_gc():
+        from lstmlm.api import LanguageModel
+        from lstmlm.evaluation.sampler import Sampling
+
+    console = Console(quiet=quiet)
+    opened = LanguageModel.open(model, threads=threads, device=device, report=console.warn)
+    first_seed = seed if seed is not None else secrets.randbelow(2**31)
+    if model is None:
+        console.say(f"model {printable(str(opened.path))}")
+    how = Sampling(temperature, top_k, top_p, greedy, exact)
+    together, rule = TOGETHER[opened.device.type], unknown_rule(on_unknown)
+
+    def drawn(first: int) -> "Iterator[tuple[int, str, Sample | None]]":
+        n = min(together, count - first)
+        return opened.stream(text, length=length, n=n, seed=first_seed + first, how=how, stop=stop or [], on_unknown=rule)
+
+    pieces = drawn(0)  # what is wrong with the prompt is said before anything is written
+    if seed is None and not greedy:
+        console.say(f"seed {first_seed}")
+    echo = "" if no_echo else text
+    live = is_terminal(sys.stdout)
+    if count == 1 and not json:
+        console.result(_shown(echo, live), end="", flush=live)
+        for _, piece, _ in pieces:
+            console.result(_shown(piece, live), end="", flush=live)
+        console.result("")
+        return
+    for first in range(0, count, together):
+        texts: dict[int, list[str]] = {}
+        ended = {}
+        for index, piece, end in drawn(first) if first else pieces:
+            texts.setdefault(index, []).append(piece)
+            if end is not None:
+                ended[index] = end
+        for index, end in sorted(ended.items()):
+            written = "".join(texts[index])
+            if json:
+                facts = {"prompt": text, "text": written, "seed": end.seed, "nats": end.nats, "stop": end.stop}
+                console.as_json({"schema": 1, "command": "sample", **facts}, flush=True)
+            else:
+                last = first + index == count - 1
+                console.result(_shown(f"{echo}{written}", live), end="\n" if last else "\n\n", flush=True)
+
+
+def _refuse_bare_words(words: list[str], prompt: str | None) -> None:
     """Refuse words without a flag, with the flag that they probably belong to.
 
     Raises:
@@ -64,72 +180,6 @@ def refuse_words(words: list[str], prompt: str | None) -> None:
         raise UsageError(f"sample: expected options alone, found {printable(text)!r}. {help}")
 
 
-def run(request: Request) -> None:
-    """Write samples to stdout, each character as soon as it is drawn.
-
-    Raises:
-        LstmlmError: With the exit code of what went wrong.
-    """
-    console = Console(quiet=request.quiet)
-    on_unknown = unknown_rule(request.on_unknown)
-    if request.length == 0 and not request.stop and (request.json or request.count > 1):
-        raise UsageError(
-            "--length 0 writes without end: expected one plain sample, found --json or -n. Give a --length or a --stop."
-        )
-    prompt = _prompt(request)
-
-    with freeze_gc():
-        from lstmlm.api import LanguageModel
-        from lstmlm.evaluation.sampler import Sampling
-
-    model = LanguageModel.open(request.model, threads=request.threads, device=request.device, report=console.warn)
-    seed = request.seed if request.seed is not None else secrets.randbelow(2**31)
-    if request.model is None:
-        console.say(f"model {printable(str(model.path))}")
-    how = Sampling(request.temperature, request.top_k, request.top_p, request.greedy, request.exact)
-
-    together = TOGETHER[model.device.type]
-
-    def drawn(first: int) -> "Iterator[tuple[int, str, Sample | None]]":
-        n = min(together, request.count - first)
-        return model.stream(
-            prompt, length=request.length, n=n, seed=seed + first, how=how, stop=request.stop, on_unknown=on_unknown
-        )
-
-    pieces = drawn(0)  # what is wrong with the prompt is said before anything is written
-    if request.seed is None and not request.greedy:
-        console.say(f"seed {seed}")
-    echo = prompt if request.echo else ""
-    live = is_terminal(sys.stdout)
-    if request.count == 1 and not request.json:
-        console.result(_shown(echo, live), end="", flush=live)
-        for _, piece, _ in pieces:
-            console.result(_shown(piece, live), end="", flush=live)
-        console.result("")
-        return
-    for first in range(0, request.count, together):
-        texts: dict[int, list[str]] = {}
-        ended = {}
-        for index, piece, end in drawn(first) if first else pieces:
-            texts.setdefault(index, []).append(piece)
-            if end is not None:
-                ended[index] = end
-        for index, end in sorted(ended.items()):
-            text = "".join(texts[index])
-            if request.json:
-                facts = {"prompt": prompt, "text": text, "seed": end.seed, "nats": end.nats, "stop": end.stop}
-                console.as_json({"schema": 1, "command": "sample", **facts}, flush=True)
-            else:
-                last = first + index == request.count - 1
-                console.result(_shown(f"{echo}{text}", live), end="\n" if last else "\n\n", flush=True)
-
-
 def _shown(text: str, terminal: bool) -> str:
     """Return a text fit for a terminal: a network may have learnt escape sequences. Pipes and files get it as it is."""
     return CONTROL.sub(lambda match: printable(match[0]), text) if terminal else text
-
-
-def _prompt(request: Request) -> str:
-    if request.prompt is not None and request.prompt_file is not None:
-        raise UsageError("--prompt and --prompt-file: expected one of them, found both.")
-    return read_text("--prompt-file", request.prompt_file) if request.prompt_file is not None else request.prompt or ""

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from lstmlm.data.tokenizer import OnUnknown
 from lstmlm.errors import TextError, UsageError, printable
 from lstmlm.units import counted
 
 if TYPE_CHECKING:
     from lstmlm.api import LanguageModel
+    from lstmlm.data.tokenizer import OnUnknown
 
 
 def standard_input(what: str) -> BinaryIO:
@@ -46,7 +46,7 @@ def read_text(flag: str, name: str) -> str:
         raise TextError(f"{shown}: expected UTF-8, found byte {byte:#04x} at offset {error.start}.") from None
 
 
-def unknown_rule(given: str) -> OnUnknown:
+def unknown_rule(given: str) -> "OnUnknown":
     """Return what --on-unknown asks for.
 
     Raises:
@@ -99,7 +99,7 @@ def one_symbol(flag: str, given: str, model: "LanguageModel") -> int:
     return ids[0]
 
 
-def known_ids(model: "LanguageModel", text: str, on_unknown: OnUnknown) -> list[int]:
+def known_ids(model: "LanguageModel", text: str, on_unknown: "OnUnknown") -> list[int]:
     """Return the ids of a text to look into, of which there is at least one.
 
     Raises:

@@ -1,89 +1,185 @@
 """The command `lstmlm train`, for rank 0; `train_worker` is the same for every other process."""
 
 import contextlib
+import inspect
 import json
 import math
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from lstmlm.cli import STARTED, run_setup, signals, train_report
-from lstmlm.cli.corpora import open_named, seen_in_training
-from lstmlm.cli.run_setup import Request
-from lstmlm.config import auto_tune, run_config
-from lstmlm.config.run_config import RunConfig
-from lstmlm.data.saved_model import parts
-from lstmlm.display import tensorboard
+import typer
+
+from lstmlm.cli import STARTED
+from lstmlm.cli.options import OUTPUT, Json, Quiet
+from lstmlm.config import schema
+from lstmlm.config.setting import Setting, write
 from lstmlm.display.console import Console
-from lstmlm.display.progress_view import RunView
 from lstmlm.errors import Stopped, SystemProblem, UsageError
-from lstmlm.model import devices
-from lstmlm.storage import atomic, run_dir
-from lstmlm.storage.checkpoint import Checkpoint
-from lstmlm.training import distributed
-from lstmlm.training.distributed import ProcessGroup
-from lstmlm.units import size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import Tensor
 
+    from lstmlm.config.run_config import RunConfig
     from lstmlm.data.corpus import Corpus
+    from lstmlm.display.progress_view import RunView
+    from lstmlm.display.tensorboard import Board
+    from lstmlm.storage.checkpoint import Checkpoint
+    from lstmlm.training.distributed import ProcessGroup
     from lstmlm.training.events import Event
     from lstmlm.training.trainer import Trainer
 
-__all__ = ["Request", "run", "threads", "weights_of"]
+GROUPS = {
+    "Budget": "--minutes 20",
+    "Run": "--out runs/book --resume",
+    "Network": "--layers 3 --hidden 512",
+    "Corpus": "--val held-out.txt",
+    "Learning": "--lr 0.002 --seed 1",
+    "Any setting": "--config article --set train.clip=0.5",
+    "Machine": "--threads 2",
+    OUTPUT: "--json -q",
+}
 
 
-def run(request: Request) -> None:
-    """Train, or show what training would do.
+def _with_settings(command: "Callable[..., None]") -> "Callable[..., None]":
+    """Give a command a flag for each setting that is declared with a group, in place of its `**flags`."""
+    own = inspect.signature(command)
+    written = [one for one in own.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
+    flags = [
+        inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, _flag(one)])
+        for one in schema.KEYS.values()
+        if one.group
+    ]
+    vars(command)["__signature__"] = own.replace(parameters=[*written, *flags])
+    return command
 
-    Raises:
-        LstmlmError: With the exit code of what went wrong.
+
+def _flag(one: Setting) -> Any:
+    """Return the option of a setting; its text is read where all settings are, so that every way to give one is read alike."""
+    default = write(one.default) if one.default is not None else "" if one.none_word == "null" else one.none_word
+    return typer.Option(
+        one.flag,
+        metavar="|".join(one.choices) or one.metavar,
+        help=f"{one.help[0].upper()}{one.help[1:]}.",
+        show_default=default or False,
+        rich_help_panel=one.group,
+    )
+
+
+@_with_settings
+def train(
+    corpus: Annotated[
+        list[str],
+        typer.Argument(metavar="CORPUS...", help="Text files, folders, .gz .xz .bz2 files, - for stdin, or `stories`."),
+    ],
+    out: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Run folder.", show_default="runs/<corpus name>", rich_help_panel="Run"),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in DIR, to the same bits.", rich_help_panel="Run")
+    ] = False,
+    start: Annotated[
+        str | None,
+        typer.Option("--from", metavar="MODEL", help="Start from a trained model, with its vocabulary.", rich_help_panel="Run"),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the run in DIR once the new one is saved.", rich_help_panel="Run")
+    ] = False,
+    max_bpc: Annotated[
+        float | None,
+        typer.Option(metavar="X", min=0.0, help="Exit 1 if the validation text takes more bits/char.", rich_help_panel="Run"),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show sizes, memory and steps; train nothing.", rich_help_panel="Run")
+    ] = False,
+    with_tensorboard: Annotated[
+        bool,
+        typer.Option(
+            "--tensorboard", help="Write DIR/tensorboard too; needs pip install 'lstmlm[tensorboard]'.", rich_help_panel="Run"
+        ),
+    ] = False,
+    val: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Validation text.", show_default="the last 10 % of CORPUS", rich_help_panel="Corpus"),
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting by its key; repeatable.", rich_help_panel="Any setting"),
+    ] = None,
+    presets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--config", metavar="NAME|FILE", help="Preset or YAML file; repeatable, later wins.", rich_help_panel="Any setting"
+        ),
+    ] = None,
+    print_config: Annotated[
+        bool,
+        typer.Option("--print-config", help="Show every setting and where it came from.", rich_help_panel="Any setting"),
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show samples in pipes and logs too.", rich_help_panel=OUTPUT)
+    ] = False,
+    **flags: str | None,
+) -> None:
+    """Learn a text: CORPUS -> a run folder with a model to sample from.
+
+    lstmlm train corpus.txt --minutes 5
+
+    lstmlm train stories --config minute --set train.seed=7
+
+    lstmlm train more.txt --from runs/corpus --out runs/more
     """
-    with distributed.joined() as group:
-        if group.is_rank_zero:
-            _lead(request, group)
-        else:
-            from lstmlm.cli import train_worker
+    from lstmlm.cli import run_setup, signals, train_report, train_worker
+    from lstmlm.cli.corpora import open_named, seen_in_training
+    from lstmlm.config import auto_tune, run_config
+    from lstmlm.data.saved_model import parts
+    from lstmlm.display import tensorboard
+    from lstmlm.display.progress_view import RunView
+    from lstmlm.model import devices
+    from lstmlm.training import distributed
 
-            train_worker.run(request.corpus, request.val, group)
-
-
-def _lead(request: Request, group: ProcessGroup) -> None:
-    """Train as the one process, or as the one that speaks and writes."""
-    console = Console(quiet=request.quiet, verbose=request.verbose)
-    for flag, given in (("--out", request.out), ("--val", request.val), ("--from", request.start)):
-        if given == "":  # of a variable that is not set: what stands for no flag at all may be another run
-            raise UsageError(f"{flag}: expected a name, found nothing. Give one, or do without {flag}.")
-    if request.resume and (request.overwrite or request.start):
-        raise UsageError("--resume goes on with a run as it is; leave out --overwrite and --from.")
-    if request.max_bpc is not None and not math.isfinite(request.max_bpc):
-        raise UsageError(f"--max-bpc: expected a number of bits, found {request.max_bpc}.")  # NaN would pass every model
-    if request.tensorboard:
-        tensorboard.require()
-    if group.size > 1 and "-" in [*request.corpus, request.val]:
-        raise UsageError("corpus -: expected files, as each process reads the text, found standard input. Put it into a file.")
-    folder = Path(request.out or f"runs/{run_setup.name_of(request.corpus)}")
-    with contextlib.ExitStack() as held:
-        makes = not (request.dry_run or request.print_config)
+    with distributed.joined() as group, contextlib.ExitStack() as held:
+        if not group.is_rank_zero:
+            train_worker.run(corpus, val, group)
+            return
+        console = Console(quiet=quiet, verbose=verbose)
+        for flag, given in (("--out", out), ("--val", val), ("--from", start)):
+            if given == "":  # of a variable that is not set: what stands for no flag at all may be another run
+                raise UsageError(f"{flag}: expected a name, found nothing. Give one, or do without {flag}.")
+        if resume and (overwrite or start):
+            raise UsageError("--resume goes on with a run as it is; leave out --overwrite and --from.")
+        if max_bpc is not None and not math.isfinite(max_bpc):
+            raise UsageError(f"--max-bpc: expected a number of bits, found {max_bpc}.")  # NaN would pass every model
+        if with_tensorboard:
+            tensorboard.require()
+        if group.size > 1 and "-" in [*corpus, val]:
+            raise UsageError(
+                "corpus -: expected files, as each process reads the text, found standard input. Put it into a file."
+            )
+        texts = [*corpus, *(["--val", val] if val else [])]
+        folder, makes = Path(out or f"runs/{run_setup.name_of(corpus)}"), not (dry_run or print_config)
         began_here = makes and folder.exists()
         if began_here:
-            _hold(held, folder, run_setup.started_again(request, folder), console)
+            _hold(held, folder, resume or overwrite or run_setup.started_again(folder), console)
         # What a killed command has set aside is back now: only now it shows what the folder holds.
-        request = run_setup.started_again(request, folder)
+        if run_setup.started_again(folder):
+            resume, overwrite, start = True, False, None
         if began_here:
-            run_setup.refuse_existing(folder, request)
-        parent = run_setup.parent_of(request, folder)
-        config, sources = run_setup.resolved(request, parent)
-        saved = run_setup.saved_in(folder, request)
+            run_setup.refuse_existing(folder, resume or overwrite)
+        parent = run_setup.parent_of(start, folder, overwrite) if start else None
+        layers = run_setup.layers_of(presets or [], assignments or [], flags)
+        config, sources = run_setup.resolved(layers, parent)
+        saved = run_setup.saved_in(folder) if resume else None
         if saved:
-            config, sources = run_setup.resumed(parts(saved.meta)[0], request)
-        elif request.resume:
+            config, sources = run_setup.resumed(parts(saved.meta)[0], layers)
+        elif resume:
             name, begun = run_config.load_preset(str(folder / "config.yaml"))
-            config, sources = run_setup.resumed(run_config.resolve([(name, begun)]).config, request)
+            config, sources = run_setup.resumed(run_config.resolve([(name, begun)]).config, layers)
         known = saved or parent
         requested = config.train.device
         if makes and requested == "cuda":  # what cannot be is said before a text is read
@@ -91,17 +187,17 @@ def _lead(request: Request, group: ProcessGroup) -> None:
         symbols = known.meta["tokenizer"].get("symbols") if known else None
         group.broadcast_bytes(json.dumps({"config": run_config.to_dict(config), "symbols": symbols} if makes else None).encode())
         if not makes:
-            group = ProcessGroup()
-        if request.print_config:
-            train_report.print_config(console, request, config, sources)
+            group = distributed.ProcessGroup()
+        if print_config:
+            train_report.print_config(console, as_json, config, sources)
             return
         with group.local_rank_zero_first():
-            corpus = open_named(request.corpus, config, val=request.val, symbols=symbols, progress=train_report.Reading(console))
+            text = open_named(corpus, config, val=val, symbols=symbols, progress=train_report.Reading(console))
         if saved:
-            run_setup.refuse_other_text(corpus, saved, folder, request)
-        for note in corpus.notes:
+            run_setup.refuse_other_text(text, saved, folder, texts)
+        for note in text.notes:
             console.say(note)
-        if request.val and "-" not in [*request.corpus, request.val] and (seen := seen_in_training(request.corpus, request.val)):
+        if val and "-" not in [*corpus, val] and (seen := seen_in_training(corpus, val)):
             console.warn(f"--val: {seen} is trained on too: its score tells nothing of other texts.")
 
         import torch
@@ -116,31 +212,31 @@ def _lead(request: Request, group: ProcessGroup) -> None:
         torch.set_num_threads(threads(config, group))
         if requested == "auto" and kernels.requested_kernel(config.train.kernel) == "native":
             requested = "cpu"
-        say = console.say if request.verbose else None
+        say = console.say if verbose else None
         device, kernel, why = devices.with_kernel(
             requested, config.train.kernel, config.train.precision, say, group.local_rank, group.local_size
         )
         speed = kernels.speed() if device.type == "cpu" else speed_of(kernel, device)
-        config, chosen = auto_tune.choose(config, len(corpus.train), speed * group.size)
-        kernel, wrong = kernels.at_sizes(kernel, device, *sizes(config, corpus))
+        config, chosen = auto_tune.choose(config, len(text.train), speed * group.size)
+        kernel, wrong = kernels.at_sizes(kernel, device, *sizes(config, text))
         for line in filter(None, (chosen, why, wrong)):
             console.say(line)
-        if request.dry_run:
-            train_report.show_plan(console, request, config, corpus, kernel.name)
+        if dry_run:
+            train_report.show_plan(console, as_json, config, text, kernel.name)
             return
         if device.type == "cpu":
-            _refuse_too_large(config, corpus, group.local_size)
+            _refuse_too_large(config, text, group.local_size)
         if not began_here:
-            _hold(held, folder, request, console)
-            run_setup.refuse_existing(folder, request)  # somebody may have trained here while the text was read
+            _hold(held, folder, resume or overwrite, console)
+            run_setup.refuse_existing(folder, resume or overwrite)  # somebody may have trained here while the text was read
         caught = held.enter_context(signals.caught(console))
-        identity = _identity(corpus, request, kernel.name, devices.name(device))
+        identity = _identity(text, corpus, val, kernel.name, devices.name(device))
         first = saved or parent
         group.broadcast_bytes(
             json.dumps(
                 {
                     "config": run_config.to_dict(config),
-                    "corpus": corpus.fingerprint,
+                    "corpus": text.fingerprint,
                     "resumes": bool(saved),
                     "starts": bool(first),
                     "device": device.type,
@@ -148,29 +244,29 @@ def _lead(request: Request, group: ProcessGroup) -> None:
             ).encode()
         )
         view = RunView(console)
-        shown = tensorboard.Board(folder, saved.meta["step"] if saved else 0, console.warn) if request.tensorboard else None
-        trainer = Trainer(config, corpus, kernel, folder, identity, _reports(view, shown), Clock(STARTED), caught, group, device)
+        board = tensorboard.Board(folder, saved.meta["step"] if saved else 0, console.warn) if with_tensorboard else None
+        trainer = Trainer(config, text, kernel, folder, identity, _reports(view, board), Clock(STARTED), caught, group, device)
         if first:
             group.broadcast_checkpoint(first)
         if saved:
             trainer.restore(saved)
             train_report.say_differences(console, saved.meta["versions"], identity["versions"])
-        _begin(trainer, folder, parent, saved, request)
+        _begin(trainer, folder, parent, saved)
         where = kernel.name if device.type == "cpu" else f"{kernel.name} on {devices.name(device)}"
-        train_report.announce(console, corpus, trainer, where, folder, saved)
+        train_report.announce(console, text, trainer, where, folder, saved)
         try:
             trainer.run()
         except Stopped as stopped:
-            command = train_report.going_on(request, folder)
+            command = train_report.going_on(texts, folder)
             raise Stopped(f"{stopped} Go on with:  {command}", stopped.exit_code - 128) from None
         finally:
             view.close()
-            if shown:
-                shown.close()
-        train_report.finish(console, request, trainer, folder)
+            if board:
+                board.close()
+        train_report.finish(console, as_json, trainer, folder, max_bpc)
 
 
-def _reports(view: RunView, shown: tensorboard.Board | None) -> "Callable[[Event], None]":
+def _reports(view: "RunView", shown: "Board | None") -> "Callable[[Event], None]":
     """Return what takes the trainer's records: the terminal alone, or TensorBoard too."""
     if shown is None:
         return view
@@ -182,9 +278,12 @@ def _reports(view: RunView, shown: tensorboard.Board | None) -> "Callable[[Event
     return both
 
 
-def _hold(held: contextlib.ExitStack, folder: Path, request: Request, console: Console) -> None:
+def _hold(held: contextlib.ExitStack, folder: Path, asked_for: bool, console: Console) -> None:
     """Lock the run folder until the command ends, made where it is missing, and put right what a killed command left there."""
-    run_setup.refuse_existing(folder, request)  # where others' files lie, not even a lock is left
+    from lstmlm.cli import run_setup
+    from lstmlm.storage import atomic, run_dir
+
+    run_setup.refuse_existing(folder, asked_for)  # where others' files lie, not even a lock is left
     atomic.make_folder(folder)
     weakened = held.enter_context(run_dir.lock(folder))
     if weakened:
@@ -193,8 +292,13 @@ def _hold(held: contextlib.ExitStack, folder: Path, request: Request, console: C
     atomic.put_back(folder, run_setup.replaced(folder))
 
 
-def _begin(trainer: "Trainer", folder: Path, parent: Checkpoint | None, saved: Checkpoint | None, request: Request) -> None:
+def _begin(trainer: "Trainer", folder: Path, parent: "Checkpoint | None", saved: "Checkpoint | None") -> None:
     """Write what a run starts with: its job, its configuration and its first checkpoint."""
+    from lstmlm.cli import run_setup
+    from lstmlm.config import run_config
+    from lstmlm.storage import atomic
+    from lstmlm.training import distributed
+
     job = distributed.job()
     text = run_config.to_yaml(trainer.config)
     if saved:
@@ -218,19 +322,19 @@ def _begin(trainer: "Trainer", folder: Path, parent: Checkpoint | None, saved: C
         atomic.write_text(folder / "config.yaml", text)
 
 
-def weights_of(parent: Checkpoint) -> "dict[str, Tensor]":
+def weights_of(parent: "Checkpoint") -> "dict[str, Tensor]":
     """Return the weights that a fine-tuned model starts from."""
     from lstmlm.storage import checkpoint
 
     return checkpoint.to_tensors({k.removeprefix("model."): v for k, v in parent.tensors.items() if k.startswith("model.")})
 
 
-def threads(config: RunConfig, group: ProcessGroup) -> int:
+def threads(config: "RunConfig", group: "ProcessGroup") -> int:
     """Return how many threads a process takes: its share of the machine's cores, where nothing else is said."""
     return config.train.threads or max(1, (os.cpu_count() or 1) // group.local_size)
 
 
-def sizes(config: RunConfig, corpus: "Corpus") -> tuple[int, int, int, int]:
+def sizes(config: "RunConfig", corpus: "Corpus") -> tuple[int, int, int, int]:
     """Return a run's time steps, rows, units and vocabulary, none of them open any more."""
     train, hidden = config.train, config.model.hidden
     assert train.window is not None
@@ -239,10 +343,12 @@ def sizes(config: RunConfig, corpus: "Corpus") -> tuple[int, int, int, int]:
     return train.window, train.batch, hidden, len(corpus.tokenizer)
 
 
-def _refuse_too_large(config: RunConfig, corpus: "Corpus", processes: int) -> None:
+def _refuse_too_large(config: "RunConfig", corpus: "Corpus", processes: int) -> None:
     """Refuse what would use up the machine's memory: the system would end the run, or another program, without a word."""
+    from lstmlm.config import auto_tune
     from lstmlm.model import ensemble
     from lstmlm.training import malloc
+    from lstmlm.units import size
 
     parameters = ensemble.parameter_count(config.model, len(corpus.tokenizer))
     needs = auto_tune.memory_bytes(config, len(corpus.tokenizer), parameters) * processes
@@ -254,7 +360,7 @@ def _refuse_too_large(config: RunConfig, corpus: "Corpus", processes: int) -> No
         )
 
 
-def _identity(corpus: "Corpus", request: Request, kernel: str, device: str) -> dict[str, Any]:
+def _identity(text: "Corpus", names: list[str], val: str | None, kernel: str, device: str) -> dict[str, Any]:
     """Return what every checkpoint says about where it came from."""
     import platform
 
@@ -264,11 +370,11 @@ def _identity(corpus: "Corpus", request: Request, kernel: str, device: str) -> d
 
     return {
         "corpus": {
-            "name": corpus.name,
-            "sources": [s if s == "-" else os.path.abspath(s) if os.path.exists(s) else s for s in request.corpus],
-            "val": os.path.abspath(request.val) if request.val else None,
-            "fingerprint": corpus.fingerprint,
-            "chars": corpus.chars,
+            "name": text.name,
+            "sources": [s if s == "-" else os.path.abspath(s) if os.path.exists(s) else s for s in names],
+            "val": os.path.abspath(val) if val else None,
+            "fingerprint": text.fingerprint,
+            "chars": text.chars,
         },
         "versions": {
             "lstmlm": __version__,

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lstmlm.cli import STARTED, run_plots
-from lstmlm.cli.run_setup import Request
 from lstmlm.config import auto_tune, run_config
 from lstmlm.config.run_config import RunConfig
 from lstmlm.display.console import Console
@@ -56,9 +55,9 @@ def say_differences(console: Console, was: dict[str, Any], now: dict[str, str]) 
         console.warn(f"resuming under other conditions: {'; '.join(different)}. The run goes on; its last bits may differ.")
 
 
-def print_config(console: Console, request: Request, config: RunConfig, sources: dict[str, str]) -> None:
+def print_config(console: Console, json: bool, config: RunConfig, sources: dict[str, str]) -> None:
     """Show every setting and where it came from."""
-    if request.json:
+    if json:
         console.as_json({"schema": 1, "command": "train", "config": run_config.to_dict(config), "sources": sources})
     else:
         console.result(run_config.to_yaml(config, sources), end="")
@@ -81,7 +80,7 @@ def _parameters(trainer: "Trainer") -> str:
     return f"{one:,} parameters" if count == 1 else f"{count} members of {one:,} parameters"
 
 
-def finish(console: Console, request: Request, trainer: "Trainer", folder: Path) -> None:
+def finish(console: Console, json: bool, trainer: "Trainer", folder: Path, max_bpc: float | None) -> None:
     """Say what was reached and what to type next.
 
     Raises:
@@ -111,7 +110,7 @@ def finish(console: Console, request: Request, trainer: "Trainer", folder: Path)
     words = prompt(trainer.corpus)
     offered = f" --prompt {shlex.quote(words)}" if words else ""
     console.say(f"saved {printable(out)}/best.safetensors. Next:  lstmlm sample -m {printable(out)}{offered}")
-    if request.json:
+    if json:
         console.as_json(
             {
                 "schema": 1,
@@ -129,9 +128,9 @@ def finish(console: Console, request: Request, trainer: "Trainer", folder: Path)
                 "worse_than_counting": scored and nats > counting,
             }
         )
-    if request.max_bpc is not None and not bits(nats) <= request.max_bpc:
+    if max_bpc is not None and not bits(nats) <= max_bpc:
         found = f"{bits(nats):.4f}" if scored else "no score"
-        raise CheckFailed(f"train: expected at most {request.max_bpc:g} bits/char on the validation text, found {found}.")
+        raise CheckFailed(f"train: expected at most {max_bpc:g} bits/char on the validation text, found {found}.")
 
 
 def _score(step: int, nats: float, exact: bool) -> dict[str, Any] | None:
@@ -149,28 +148,20 @@ def prompt(corpus: "Corpus") -> str:
     return words if words.isprintable() and not corpus.tokenizer.unknown(words) else ""
 
 
-def going_on(request: Request, folder: Path) -> str:
+def going_on(texts: list[str], folder: Path) -> str:
     """Return the command that goes on with a run that was stopped."""
-    words = [
-        "lstmlm",
-        "train",
-        *request.corpus,
-        *(["--val", request.val] if request.val else []),
-        "--out",
-        str(folder),
-        "--resume",
-    ]
-    return printable(shlex.join(words))
+    return printable(shlex.join(["lstmlm", "train", *texts, "--out", str(folder), "--resume"]))
 
 
-def show_plan(console: Console, request: Request, config: RunConfig, corpus: "Corpus", kernel: str) -> None:
+def show_plan(console: Console, json: bool, config: RunConfig, corpus: "Corpus", kernel: str) -> None:
     """Show sizes, parameters, memory and steps of a run that is not made."""
     from lstmlm.model import ensemble
 
     parameters = ensemble.parameter_count(config.model, len(corpus.tokenizer))
     plan = auto_tune.plan(config, len(corpus.train), len(corpus.tokenizer), parameters)
-    if request.json:
+    if json:
         console.as_json({"schema": 1, "command": "train", "dry_run": True, "kernel": kernel, **plan})
     else:
-        for key, value in plan.items():
-            console.result(f"{key.replace('_', ' '):20} {value:,}" if isinstance(value, int) else f"{key:20} {value}")
+        console.table(
+            [(key.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value)) for key, value in plan.items()]
+        )

@@ -2,6 +2,9 @@
 
 Every `--set` key, environment variable, YAML key and row of the README's table comes from the fields below. A new setting is a
 new field here; `run_config` fills them in.
+
+Every `--set` key, environment variable, YAML key and row of the README's table comes from the fields below; a field with a
+`group` is a flag of `lstmlm train` too, below that heading of its help. Where values come from is `config`'s business.
 """
 
 import re
@@ -44,8 +47,10 @@ class ModelConfig(_Section):
     """What the network is; nothing of this can change once it is trained."""
 
     section: ClassVar[str] = "model"
-    hidden: int | None = setting(None, "width of the state of each layer, in units", low=1, high=65536)
-    layers: int | None = setting(None, "number of LSTM layers", low=1, high=64)
+    hidden: int | None = setting(
+        None, "width of the state of each layer, in units", low=1, high=65536, group="Network", metavar="S"
+    )
+    layers: int | None = setting(None, "number of LSTM layers", low=1, high=64, group="Network", metavar="L")
     bias: bool = setting(True, "biases b_f, b_i, b_o, b_c (the article has none)")
     readout: str = setting(
         "linear",
@@ -53,7 +58,13 @@ class ModelConfig(_Section):
         choices=("linear", "direct"),
     )
     dropout: float | None = setting(
-        None, "share of the values between layers that is dropped in training", low=0, high=1, below_high=True
+        None,
+        "share of the values between layers that is dropped in training",
+        low=0,
+        high=1,
+        below_high=True,
+        group="Network",
+        metavar="P",
     )
     weight_dropout: float | None = setting(
         None, "share of the recurrent weights that is dropped in each training step", low=0, high=1, below_high=True
@@ -68,7 +79,14 @@ class ModelConfig(_Section):
         high=10**6,
     )
     orthogonal: bool = setting(True, "start the recurrent matrices W orthogonal")
-    members: int = setting(1, "networks trained side by side, of seeds s, s + 1, ..., and read as one", low=1, high=64)
+    members: int = setting(
+        1,
+        "networks trained side by side, of seeds s, s + 1, ..., and read as one",
+        low=1,
+        high=64,
+        group="Network",
+        metavar="N",
+    )
 
     def __post_init__(self) -> None:
         _Section.__post_init__(self)
@@ -85,11 +103,20 @@ class DataConfig(_Section):
     """How a text becomes ids, and which part of it is held back."""
 
     section: ClassVar[str] = "data"
-    tokenizer: str = setting("char", "what one id stands for: a character (code point) or a byte", choices=("char", "byte"))
-    encoding: str = setting(
-        "utf-8", "encoding of the text files", accept=_encodes, words="a text encoding, such as utf-8 or latin-1"
+    tokenizer: str = setting(
+        "char", "what one id stands for: a character (code point) or a byte", choices=("char", "byte"), group="Corpus"
     )
-    val_fraction: float = setting(0.1, "share of the text, at its end, held back for validation", low=0, high=0.5)
+    encoding: str = setting(
+        "utf-8",
+        "encoding of the text files",
+        accept=_encodes,
+        words="a text encoding, such as utf-8 or latin-1",
+        group="Corpus",
+        metavar="NAME",
+    )
+    val_fraction: float = setting(
+        0.1, "share of the text, at its end, held back for validation", low=0, high=0.5, group="Corpus", metavar="F"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,21 +131,36 @@ class TrainConfig(_Section):
         above_low=True,
         high=10**6,
         none_word="null",
+        group="Budget",
+        metavar="M",
     )
-    steps: int | None = setting(None, "budget in optimizer steps", low=1, high=MANY, none_word="null")
+    steps: int | None = setting(
+        None, "budget in optimizer steps", low=1, high=MANY, none_word="null", group="Budget", metavar="N"
+    )
     epochs: float | None = setting(
-        None, "budget in passes over the training text", low=0, above_low=True, high=10**6, none_word="null"
+        None,
+        "budget in passes over the training text",
+        low=0,
+        above_low=True,
+        high=10**6,
+        none_word="null",
+        group="Budget",
+        metavar="E",
     )
-    batch: int | None = setting(None, "B, streams of text read side by side", low=1, high=65536)
-    accumulate: int = setting(1, "shards of the batch, computed one after another", low=1, high=65536)
-    window: int | None = setting(None, "T, time steps of a window, in characters", low=1, high=10**6)
+    batch: int | None = setting(None, "B, streams of text read side by side", low=1, high=65536, group="Learning", metavar="B")
+    accumulate: int = setting(
+        1, "shards of the batch, computed one after another", low=1, high=65536, group="Learning", metavar="N"
+    )
+    window: int | None = setting(
+        None, "T, time steps of a window, in characters", low=1, high=10**6, group="Learning", metavar="T"
+    )
     segment: int = setting(
         0, "steps of a window that are kept in memory at a time, the rest computed twice; 0: all", low=0, high=10**6
     )
     state_dropout: float = setting(
         0.03, "share of the streams that begin a step with an empty state", low=0, high=1, below_high=True
     )
-    lr: float | None = setting(None, "largest learning rate", low=0, high=10)
+    lr: float | None = setting(None, "largest learning rate", low=0, high=10, group="Learning", metavar="RATE")
     warmup: int | None = setting(None, "steps over which the rate rises to lr", low=0, high=MANY)
     final_lr: float = setting(1.0, "rate at the last step, as a fraction of lr", low=0, high=1)
     weight_decay: float | None = setting(None, "decoupled decay of the matrices, times lr at each step", low=0, high=100)
@@ -129,10 +171,10 @@ class TrainConfig(_Section):
         0.15, "share of the steps so far over which the weights are averaged; 0: the last ones count", low=0, high=1
     )
     clip: float = setting(1.0, "largest norm of the gradient; 0: no limit", low=0, high=10**6)
-    seed: int = setting(0, "seed of everything random", low=0, high=2**63 - 1)
-    threads: int = setting(0, "CPU threads; 0: one for each core", low=0, high=4096)
-    device: str = setting("auto", "where to train", choices=("auto", "cpu", "cuda"))
-    precision: str = setting("auto", "number format of the products", choices=("auto", "float32", "bfloat16"))
+    seed: int = setting(0, "seed of everything random", low=0, high=2**63 - 1, group="Learning", metavar="N")
+    threads: int = setting(0, "CPU threads; 0: one for each core", low=0, high=4096, group="Machine", metavar="N")
+    device: str = setting("auto", "where to train", choices=("auto", "cpu", "cuda"), group="Machine")
+    precision: str = setting("auto", "number format of the products", choices=("auto", "float32", "bfloat16"), group="Machine")
     kernel: str = setting("auto", "code that runs the recurrence", choices=("auto", "eager", "native", "triton"))
     eval_every: int | None = setting(None, "steps between validations", low=1, high=MANY)
     save_every: int | None = setting(None, "steps between checkpoints", low=1, high=MANY)

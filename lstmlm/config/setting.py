@@ -72,6 +72,8 @@ class Setting:
         words: What `accept` accepts, for messages.
         optional: None is a value.
         none_word: How None is written and read: `auto` (chosen for the run) or `null` (not set). Both are read.
+        group: Heading of `lstmlm train --help` below which its flag stands; empty: it has none.
+        metavar: What its value is called there, where there are no choices.
     """
 
     key: str
@@ -87,6 +89,8 @@ class Setting:
     words: str = "a text"
     optional: bool = False
     none_word: str = "auto"
+    group: str = ""
+    metavar: str = ""
 
     @property
     def section(self) -> str:
@@ -100,7 +104,7 @@ class Setting:
 
     @property
     def flag(self) -> str:
-        """The flag of `lstmlm train`, where it has one: `--val-fraction`."""
+        """The flag of `lstmlm train`, where its `group` says that it has one: `--val-fraction`."""
         return "--" + self.name.replace("_", "-")
 
     @property
@@ -276,7 +280,8 @@ def setting(default: Value, help: str, **limits: Any) -> Any:
     Args:
         default: The field's default.
         help: What it does, with the unit.
-        limits: `low`, `high`, `above_low`, `below_high`, `choices`, `accept`, `words`, `none_word`, as in `Setting`.
+        limits: `low`, `high`, `above_low`, `below_high`, `choices`, `accept`, `words`, `none_word`, `group`, `metavar`, as in
+            `Setting`.
 
     Returns:
         A `dataclasses.field`.

@@ -2,6 +2,8 @@
 
 Every command makes one `Console`, and all that it writes goes through it.
 
+Colours and tables on a terminal are rich's, which is imported when the first one is written.
+
 Rules:
 - A stream that is not a terminal, NO_COLOR (not empty) or TERM=dumb: not one ESC byte on that stream. FORCE_COLOR is no
   exception: what goes into a file or pipe is read by programs.
@@ -16,13 +18,13 @@ import io
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
+from lstmlm.display.text_plots import cells_of, numeric, table
 from lstmlm.errors import SystemProblem, printable
 
 ERROR_LINES = 6
-STYLES = {"red": "31", "yellow": "33", "cyan": "36", "dim": "2"}
 CLEAR_LINE = "\x1b[2K"
 
 
@@ -56,6 +58,13 @@ def columns(stream: TextIO | None, env: Mapping[str, str]) -> int:
         return (os.get_terminal_size(stream.fileno()).columns if stream is not None else 0) or 80
     except (OSError, ValueError, AttributeError):
         return 80
+
+
+def styled(text: str, style: str) -> str:
+    """Return a text in one of rich's styles, such as `red` or `color(15) on color(54)`; the caller has asked `colour_allowed`."""
+    from rich.style import Style
+
+    return Style.parse(style).render(text)
 
 
 def unicode_allowed(stream: TextIO | None) -> bool:
@@ -115,7 +124,7 @@ class Console:
         return columns(self.stderr, self.env)
 
     def say(self, text: str = "", style: str = "") -> None:
-        """Write a message of one or more lines in a style of STYLES; nothing when quiet."""
+        """Write a message of one or more lines in one of rich's styles; nothing when quiet."""
         if not self.quiet:
             self._message(text, style)
 
@@ -143,7 +152,7 @@ class Console:
         """Show a line that the next message or `overwrite` replaces; the caller has asked `live`.
 
         Args:
-            pieces: Text of narrow characters, and a style of STYLES or "". Cut to the width. None: no line any more.
+            pieces: Text of narrow characters, and one of rich's styles or "". Cut to the width. None: no line any more.
         """
         space = self.width - 1
         shown = []
@@ -182,6 +191,44 @@ class Console:
             raise
         except OSError as problem:
             raise _unwritable(problem) from None
+
+    def headline(self, text: str) -> None:
+        """Write the line of a result that matters most: bold where colours are welcome. Raises as `result` does."""
+        self.result(styled(text, "bold") if colour_allowed(self.stdout, self.env) else text)
+
+    def table(self, rows: Sequence[Sequence[str | int | float]], headers: Sequence[str] = (), best: int | None = None) -> None:
+        """Write rows as a result: on a terminal with colours drawn by rich, elsewhere as plain aligned text.
+
+        Args:
+            rows: Of equal length.
+            headers: One for each column, or none: then the first column says what the others are.
+            best: The row that is shown in bold.
+
+        Raises:
+            BrokenPipeError, SystemProblem: As in `result`.
+        """
+        if not colour_allowed(self.stdout, self.env):
+            self.result(table(rows, headers))
+            return
+        from rich.console import Console as Rich
+        from rich.table import Table
+        from rich.text import Text
+
+        drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=bool(headers), header_style="bold cyan")
+        for column in range(len(rows[0])):
+            drawn.add_column(
+                Text(headers[column]) if headers else "",
+                style="" if headers or column else "cyan",
+                justify="right" if numeric(rows, column) else "left",
+                overflow="fold",
+            )
+        for number, row in enumerate(rows):
+            drawn.add_row(*map(Text, cells_of(row)), style="bold" if number == best else None)
+        width = columns(self.stdout, self.env)
+        rich = Rich(file=io.StringIO(), width=width, force_terminal=True, color_system="standard", legacy_windows=False)
+        with rich.capture() as shown:
+            rich.print(drawn)
+        self.result(shown.get(), end="")
 
     def as_json(self, value: Any, *, flush: bool = False) -> None:
         r"""Write one JSON object in one line; characters that could move a cursor are written as `\u....`.
@@ -222,7 +269,7 @@ class Console:
         return exit_code
 
     def _styled(self, text: str, style: str) -> str:
-        return f"\x1b[{STYLES[style]}m{text}\x1b[0m" if style and text and self.colour else text
+        return styled(text, style) if style and text and self.colour else text
 
     def _message(self, text: str, style: str = "", label: str = "", label_style: str = "") -> None:
         erase = ""

@@ -3,11 +3,14 @@
 `view` draws for a terminal and `gates_svg` for a file, for `inspect`; `painted` colours the text of `eval --chars`.
 """
 
+import itertools
 import math
+import operator
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lstmlm.display.console import styled
 from lstmlm.display.svg import document, label
 from lstmlm.display.text_plots import cells
 
@@ -16,6 +19,7 @@ from lstmlm.display.text_plots import cells
 RAMP = ((54, 15), (61, 15), (31, 15), (30, 15), (36, 0), (71, 0), (77, 0), (149, 0), (185, 0), (227, 0))
 # From below zero over zero to above it.
 TWO_SIDED = ((20, 15), (26, 15), (32, 15), (74, 0), (152, 0), (255, 0), (223, 0), (216, 0), (209, 0), (202, 0), (160, 15))
+STYLE = "on color({}) color({})"
 SHADES = " ░▒▓█"
 ASCII_SHADES = " .:-=+*#%@"
 STAND_INS = {"\n": "↵", "\t": "→", "\r": "←"}
@@ -114,7 +118,7 @@ def view(
             shares = [row.scale.share(value) for value in row.values[start:stop]]
             label = row.label[: margin - 1].ljust(margin)
             if colour:
-                lines.append(label + _coloured(piece, shares, row.scale.signed) + "\x1b[0m")
+                lines.append(label + _coloured(piece, shares, row.scale.signed))
             else:
                 lines.append((label + _shaded(piece, shares, unicode)).rstrip())
         lines.append("")
@@ -127,7 +131,7 @@ def painted(text: str, values: Sequence[float], scale: Scale) -> str:
     for line in text.split("\n"):
         shares = [scale.share(value) for value in values[start : start + len(line)]]
         start += len(line) + 1
-        lines.append(_coloured([glyph(char) for char in line], shares, scale.signed) + "\x1b[0m" * bool(line))
+        lines.append(_coloured([glyph(char) for char in line], shares, scale.signed))
     return "\n".join(lines)
 
 
@@ -144,16 +148,11 @@ def _wrapped(chars: Sequence[str], shown: Sequence[str], columns: int) -> list[t
 
 
 def _coloured(piece: Sequence[str], shares: Sequence[float], signed: bool) -> str:
+    """Return characters on the grounds that their shares ask for, one sequence for a stretch of equal colour."""
     ramp = TWO_SIDED if signed else RAMP
-    parts, last = [], -1
-    for char, share in zip(piece, shares, strict=True):
-        level = _level(share, len(ramp))
-        if level != last:  # one sequence for a stretch of equal colour
-            ground, ink = ramp[level]
-            parts.append(f"\x1b[48;5;{ground};38;5;{ink}m")
-            last = level
-        parts.append(char)
-    return "".join(parts)
+    levels = (_level(share, len(ramp)) for share in shares)
+    stretches = itertools.groupby(zip(levels, piece, strict=True), key=operator.itemgetter(0))
+    return "".join(styled("".join(char for _, char in stretch), STYLE.format(*ramp[level])) for level, stretch in stretches)
 
 
 def _shaded(piece: Sequence[str], shares: Sequence[float], unicode: bool) -> str:
@@ -170,7 +169,7 @@ def _legend(rows: Sequence[Row], colour: bool, unicode: bool) -> list[str]:
     for scale in dict.fromkeys(row.scale for row in rows):
         if colour:
             ramp = TWO_SIDED if scale.signed else RAMP
-            bar = "".join(f"\x1b[48;5;{ground}m " for ground, _ in ramp) + "\x1b[0m"
+            bar = "".join(styled(" ", STYLE.format(*colours)) for colours in ramp)
         else:
             bar = f"[{SHADES if unicode else ASCII_SHADES}]"
         lines.append(f"{scale.name}: {scale.low:.3g} {bar} {scale.high:.3g}")

@@ -28,13 +28,23 @@ def table(rows: Sequence[Sequence[str | int | float]], headers: Sequence[str] = 
     Returns:
         Lines without the last newline.
     """
-    body = [[f"{c:.4f}" if isinstance(c, float) else printable(str(c)) for c in row] for row in rows]
+    body = [cells_of(row) for row in rows]
     lines = [[printable(header) for header in headers], *body] if headers else body
     if not lines:
         return ""
     widths = [max(cells(line[i]) for line in lines) for i in range(len(lines[0]))]
-    right = [bool(rows) and all(isinstance(row[i], int | float) for row in rows) for i in range(len(widths))]
+    right = [numeric(rows, i) for i in range(len(widths))]
     return "\n".join("  ".join(_padded(c, w, r) for c, w, r in zip(line, widths, right, strict=True)).rstrip() for line in lines)
+
+
+def cells_of(row: Sequence[str | int | float]) -> list[str]:
+    """Return what stands in the cells of a row: floats with four decimals, text with its control characters escaped."""
+    return [f"{cell:.4f}" if isinstance(cell, float) else printable(str(cell)) for cell in row]
+
+
+def numeric(rows: Sequence[Sequence[str | int | float]], column: int) -> bool:
+    """Say whether a column holds numbers alone, which stand at its right."""
+    return bool(rows) and all(isinstance(row[column], int | float) for row in rows)
 
 
 def _padded(text: str, width: int, right: bool) -> str:

@@ -1,7 +1,8 @@
 """Measure a bare machine with a CUDA device in minutes: every part in a child process with a time limit of its own.
 
 `bash scripts/bench/gpu_first_hour.sh OUT [TEXT]` writes OUT/gpu.jsonl, a line for each part, as it comes; a part that hangs is
-killed and said to have, and the next one goes on. torch is imported once, before the children are forked; CUDA is started in each.
+killed and said to have, and the next one goes on. torch is imported once, before the children are forked; CUDA is started in
+each.
 """
 
 import contextlib

@@ -1,6 +1,7 @@
 """The command `lstmlm eval --lines` and `--chars`."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -101,8 +102,33 @@ def test_contradictions_are_usage_errors(arguments: list[str], run: Path) -> Non
 
 
 def test_no_text_and_no_utf8_are_text_errors(run: Path) -> None:
-    """An empty pipe, and bytes that are no text, named by their line."""
+    """An empty pipe, and bytes that are no text, named by their place, once the lines before them are scored."""
     assert isinstance(evaluate(run, "--lines", "-", stdin="").exception, TextError)
     bad = evaluate(run, "--lines", "-", stdin=b"Bob\n\xff\n")
     assert isinstance(bad.exception, TextError)
-    assert "line 2" in str(bad.exception)
+    assert "standard input at byte 4" in str(bad.exception)
+    assert [line.split("\t")[5:] for line in bad.stdout.splitlines()] == [["text"], ["Bob"]]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1", "utf-16"])
+def test_a_pipe_is_read_in_its_encoding(run: Path, encoding: str) -> None:
+    """Lines of a pipe score as those of the same file, whatever they are written in; a byte order mark is no character."""
+    data = LINES.replace("€", "é").encode(encoding)
+    Path("file").write_bytes(data)
+    named = ("--encoding", "utf-8" if encoding == "utf-8-sig" else encoding)
+    file = evaluate(run, "--lines", "file", *named)
+    pipe = evaluate(run, "--lines", "-", *named, stdin=data)
+
+    assert pipe.stdout == file.stdout == evaluate(run, "--lines", "-", stdin=LINES.replace("€", "é")).stdout
+
+
+def test_a_line_of_many_pieces_is_joined_once(run: Path) -> None:
+    """A text without line ends is one line, put together in a time that grows as the text does."""
+    from lstmlm.cli.eval_lines import _lines
+
+    began = time.process_time()
+    (group,) = _lines("x" * 100 for _ in range(40_000))
+    took = time.process_time() - began
+
+    assert list(map(len, group)) == [4_000_000]
+    assert took < 1.0, "joined again with each piece it is 80 GB of copying"

@@ -60,6 +60,17 @@ def test_verify(lstmlm: Lstmlm, run: Path) -> None:
     assert len(lstmlm("info", run, "--verify", "--json").json["verified"]) == 2
 
 
+def test_a_picture_beside_other_answers(lstmlm: Lstmlm, run: Path) -> None:
+    """--svg draws whatever else is asked for, and --json and --verify answer as they do without it."""
+    for flags in (["--json"], ["--verify"], ["--verify", "--json"]):
+        told = lstmlm("info", run, "--svg", "run.svg", *flags, "-q")
+
+        assert (told.code, told.err) == (0, "")
+        assert told.out == lstmlm("info", run, *flags).out != ""
+        assert Path("run.svg").read_text(encoding="utf-8").startswith("<svg ")
+        Path("run.svg").unlink()
+
+
 @pytest.mark.parametrize("kind", ["best", "last"])
 @pytest.mark.parametrize("place", [0, 9, 200, -1])
 def test_flipped(lstmlm: Lstmlm, run: Path, kind: str, place: int) -> None:

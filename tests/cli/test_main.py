@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -6,6 +7,8 @@ from pathlib import Path
 import pytest
 
 import lstmlm as package
+from lstmlm.cli.app import COMMANDS
+from lstmlm.config import schema
 from tests.cli.conftest import TINY, Lstmlm
 
 ROOT = Path(package.__file__).resolve().parents[1]
@@ -29,7 +32,7 @@ from lstmlm.cli import main
 try:
     main()
 finally:
-    slow = {"torch", "rich", "numpy"} & set(sys.modules)
+    slow = {"torch", "rich", "numpy", "pydantic"} & set(sys.modules)
     print("imported:", *slow, file=sys.stderr)
 """
 
@@ -37,7 +40,8 @@ finally:
 @pytest.mark.parametrize(
     ("args", "code"),
     [
-        (["--help"], 0), (["train", "--help"], 0), (["--version"], 0), (["sampel"], 2), (["train"], 2),
+        (["--help"], 0), (["train", "--help"], 0), (["inspect", "--help"], 0), (["--version"], 0), (["sampel"], 2),
+        (["train"], 2),
         (["train", "x", "--lr", "high"], 2),
         (["train", "missing.txt"], 3), (["info"], 4), (["sample", "--length", "-1"], 2), (["info", "runs/text"], 0),
         (["train", "text.txt", "--print-config"], 0),
@@ -56,16 +60,45 @@ def test_imports_no_torch(run: Path, text: Path, args: list[str], code: int) -> 
     assert done.stderr.splitlines()[-1] == "imported:"
 
 
-@pytest.mark.parametrize("command", [(), ("train",), ("sample",), ("eval",), ("info",)])
-def test_help(lstmlm: Lstmlm, command: tuple[str, ...]) -> None:
-    """-h and --help say the same on stdout, in 80 columns, without types that only Python people read."""
+@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)])
+def test_help(lstmlm: Lstmlm, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], width: int) -> None:
+    """-h and --help say the same on stdout, as wide as the terminal, without types that only Python people read."""
+    monkeypatch.setenv("COLUMNS", str(width))
     short, long = lstmlm(*command, "-h"), lstmlm(*command, "--help")
 
     assert short.code == long.code == 0
     assert short.stdout == long.stdout
     assert short.err == ""
-    assert max(map(len, short.out.splitlines())) <= 80
-    assert not any(odd in short.out for odd in ("<=x", "<str", "<int", "<float", "<list", "{", "...]]", "\x1b"))
+    assert max(map(len, short.out.splitlines())) <= min(width, 100)
+    assert not any(odd in short.out for odd in ("<=x", "<str", "<int", "<float", "<list", "{", "...]]", "\x1b", "None"))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example_for_each_group(lstmlm: Lstmlm, command: str) -> None:
+    """Options stand in groups; what a group's heading offers as an example are flags of this command, one of them its own."""
+    out = lstmlm(command, "-h").out
+    parts = re.split(r"^(\S.*):$", out, flags=re.MULTILINE)
+    groups = {head: text for head, text in zip(parts[1::2], parts[2::2], strict=True) if head != "Arguments"}
+
+    assert f"  lstmlm {command} " in parts[0], "an example to copy comes before all options"
+    for head, text in groups.items():
+        offered = re.findall(r"(?<!\S)--?[a-z][a-z-]*", head)
+        assert offered, head
+        assert all(re.search(rf"(?<!\S){flag}\b", out.replace(head, "")) for flag in offered), head
+        assert any(re.search(rf"^  .*(?<!\S){flag}\b", text, re.MULTILINE) for flag in offered), head
+
+
+def test_flags_of_settings(lstmlm: Lstmlm) -> None:
+    """Each setting with a group is a flag of train, with the help and default of its declaration; others are --set's alone."""
+    out = " ".join(lstmlm("train", "-h").out.split())
+    for one in schema.KEYS.values():
+        if one.group:
+            default = "" if one.none_word == "null" else f" [default: {one.none_word if one.default is None else one.default}]"
+            help = f"{one.help[0].upper()}{one.help[1:]}.{default}"
+            assert f" {one.flag} {'|'.join(one.choices) or one.metavar} {help}" in out, one.key
+        else:
+            assert not re.search(rf"(?<!\S){one.flag}(?!\S)", out), one.key
 
 
 @pytest.mark.parametrize(

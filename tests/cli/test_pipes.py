@@ -33,8 +33,11 @@ ENVIRONMENTS: dict[str, dict[str, str]] = {
     "C": {"LANG": "C", "LC_ALL": "C"},
 }
 WAYS = ("terminal", "pipe", "file", "closed", "head")
-COLOURED = ("inspect",)
-"""Commands whose result is a picture, coloured on a terminal."""
+COLOURED = ("eval", "fill", "info", "inspect")
+"""Commands whose result is coloured on a terminal."""
+WRAPPED = ("info", "inspect")
+"""Those of them that know how wide the terminal is."""
+SEQUENCE = re.compile(rb"\x1b\[[0-9;]*m")
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +180,12 @@ def test_clean_pipes(known: dict[str, bytes], command: str, way: str, environmen
     elif environment == "C":
         assert out
         assert out.isascii()
-    elif command not in COLOURED or way in ("pipe", "file"):
+    elif command not in COLOURED or way in ("pipe", "file", "head"):
         assert timeless(out) == timeless(known[command]) or (way == "head" and known[command].startswith(out))
-    elif way == "terminal":
+    elif environment in ("NO_COLOR", "dumb"):
         assert out
+    else:
+        assert SEQUENCE.search(out)
+        if command not in WRAPPED:
+            bare = [line.rstrip() for line in SEQUENCE.sub(b"", out).splitlines()]
+            assert bare == known[command].splitlines()

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pty
+import re
 import subprocess
 import sys
 import textwrap
@@ -184,6 +185,47 @@ def test_results_are_raw() -> None:
     speaker.result("[red]Bob[/red] \x1b[1m :smile:", end="", flush=True)
 
     assert out.text == "[red]Bob[/red] \x1b[1m :smile:"
+
+
+def bare(text: str) -> list[str]:
+    """Return lines without what colours them, and without blanks at their ends."""
+    return [line.rstrip() for line in re.sub("\x1b\\[[0-9;]*m", "", text).splitlines()]
+
+
+ROWS, HEADERS = [("[red]漢字 \x1b", 1.5, 7), ("b", 0.25, 1234)], ("name", "bits", "count")
+
+
+@pytest.mark.parametrize("env", [{"NO_COLOR": "1"}, {"TERM": "dumb"}, {}], ids=["NO_COLOR", "dumb", "pipe"])
+def test_a_table_without_colours_is_plain_text(env: dict[str, str]) -> None:
+    """Where colours are not welcome a table is aligned text without one ESC byte, and nothing is read as markup."""
+    speaker, out, _ = console(terminal=bool(env), env=env)
+    speaker.table(ROWS, HEADERS, best=1)
+    speaker.headline("the result")
+
+    assert out.text == (
+        "name              bits  count\n[red]漢字 \\x1b  1.5000      7\nb               0.2500   1234\nthe result\n"
+    )
+
+
+def test_a_table_in_colours_has_the_same_text() -> None:
+    """On a terminal rich draws it: the heads and the best row stand out, and the text is that of the plain table."""
+    plain, coloured = console(terminal=False), console()
+    for speaker, _, _ in (plain, coloured):
+        speaker.table(ROWS, HEADERS, best=1)
+    shown = coloured[1].text
+
+    assert bare(shown) == plain[1].text.splitlines()
+    assert [line.startswith("\x1b[1") for line in shown.splitlines()] == [True, False, True]
+
+
+def test_a_table_fits_the_terminal() -> None:
+    """What is wider than the terminal goes on in the next line of its column, and nothing of it is lost."""
+    speaker, out, _ = console(env={"COLUMNS": "30"})
+    speaker.table([("vocabulary", "abcdefghijklmnopqrstuvwxyz" * 2), ("step", "1")])
+    lines = bare(out.text)
+
+    assert max(map(len, lines)) <= 30
+    assert "".join(line[10:].strip() for line in lines[:-1]) == "abcdefghijklmnopqrstuvwxyz" * 2
 
 
 def test_json_round_trips() -> None:

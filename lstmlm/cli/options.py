@@ -1,0 +1,56 @@
+"""Options that several commands share, each declared once; and how a command declares its own."""
+
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from lstmlm.cli.text_input import one_of
+from lstmlm.model import devices
+
+MODEL, OUTPUT = "Model and machine", "Output"
+"""Headings of `--help` that most commands have."""
+
+
+def words(*known: str) -> Callable[[typer.CallbackParam, str | None], str | None]:
+    """Return a callback that refuses what is none of some words, before the command does anything."""
+
+    def check(param: typer.CallbackParam, given: str | None) -> str | None:
+        return given if given is None else one_of(param.opts[0], given, known)
+
+    return check
+
+
+def _device(given: str) -> str:
+    """Refuse what is no device, before torch is imported, with the word that was probably meant."""
+    if given not in devices.DEVICES:
+        from lstmlm.config import schema
+
+        schema.KEYS["train.device"].parse(given, "--device")
+    return given
+
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model", "-m", metavar="MODEL", help="Run folder or .safetensors file.", show_default="newest run below runs/",
+        rich_help_panel=MODEL,
+    ),
+]  # fmt: skip
+Threads = Annotated[int, typer.Option(metavar="N", min=0, max=4096, help="CPU threads; 0: all cores.", rich_help_panel=MODEL)]
+Device = Annotated[
+    str,
+    typer.Option(
+        metavar="|".join(devices.DEVICES), callback=_device, help="Where to compute; auto: on a GPU that works.",
+        rich_help_panel=MODEL,
+    ),
+]  # fmt: skip
+OnUnknown = Annotated[
+    str,
+    typer.Option(
+        metavar="error|skip|replace", callback=words("error", "skip", "replace"),
+        help="What to do with characters that the model does not know.", rich_help_panel=MODEL,
+    ),
+]  # fmt: skip
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel=OUTPUT)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors on stderr.", rich_help_panel=OUTPUT)]
