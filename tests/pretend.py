@@ -101,6 +101,9 @@ class _Data(TorchFunctionMode):
             args = (inner(args[0]),)
         if func is torch.tensor and kwargs and kwargs.get("device") == DEVICE:
             return torch.tensor(*args, **{**kwargs, "device": torch.device("cpu")}).to(DEVICE)
+        if func is Tensor.t and torch.is_inference_mode_enabled() and not args[0].is_inference():  # torch refuses this of others'
+            with torch.inference_mode(False), torch.no_grad():
+                return func(*args)
         done = func(*args, **(kwargs or {}))
         if func == Tensor.data.__set__ and isinstance(args[0], Card):  # type: ignore[attr-defined]  # a descriptor
             args[0].held = args[1].held

@@ -13,8 +13,6 @@ for the training text, which whoever has only the model does not have: a trained
 Source: Krause, Kahembwe, Murray and Renals 2018, "Dynamic Evaluation of Neural Sequence Models".
 """
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,6 +20,7 @@ from torch import Tensor
 
 from lstmlm.evaluation.sampler import Sampling, generate
 from lstmlm.evaluation.scoring import Scored
+from lstmlm.kernels.threads import one_thread
 from lstmlm.model.char_lm import CharLM, nats
 from lstmlm.model.ensemble import Network, average, joined, members
 from lstmlm.model.lstm import StackState
@@ -64,7 +63,7 @@ class DynamicEvaluator:
 
     def __init__(self, model: Network, start: int, rates: Rates, own_chars: int = OWN_CHARS) -> None:
         self._rates = rates
-        with _one_thread():
+        with one_thread():
             self._networks = [_AdaptedNetwork(one, start, rates, own_chars) for one in members(model)]
 
     def restart(self, rates: Rates) -> None:
@@ -98,7 +97,7 @@ class DynamicEvaluator:
         empty = self._networks[0].weights[:0]
         scores, hits = [empty], [empty.bool()]
         ids = ids.to(empty.device)
-        with _one_thread():
+        with one_thread():
             for start in range(0, len(ids) - 1, SEGMENT):
                 segment = ids[start : start + SEGMENT + 1]
                 logits = average(network.read(segment) for network in self._networks)
@@ -168,13 +167,3 @@ def _flat_copy(model: CharLM) -> tuple[CharLM, Tensor, Tensor]:
         p.data, p.grad = weights[start:end].view(p.shape), gradient[start:end].view(p.shape)
         start = end
     return copy, weights, gradient
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

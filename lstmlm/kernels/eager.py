@@ -10,8 +10,14 @@ _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input  # grad * y * (1 
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input  # grad * (1 - y * y), into a given tensor
 
 
+ALIGNED = 64  # bytes; torch begins every tensor of its own at a multiple on the CPU
+
+
 class EagerKernel:
     """See `Kernel`. Every product and activation writes into memory allocated once for the window.
+
+    The bits of a product by MKL depend on where in a cache line its matrices begin, so that on the CPU one that begins elsewhere
+    than at a multiple of 64 bytes is copied first. They still depend on how many rows there are and on torch's number of threads.
 
     Args:
         fast: Whether the products of a CUDA device may round float32 factors to TF32; sums and all else stay float32. What is
@@ -49,13 +55,13 @@ class EagerKernel:
         if bias is not None:
             a.add_(bias)
         _, C, H = into or Activations(a, a.new_empty(T, B, S), a.new_empty(T, B, S))
-        W = W.contiguous()  # once: a product would do so in every step
+        W = _aligned(W.contiguous())  # once: a product would do so in every step
         H_prev, C_prev = H_0, C_0
         with tf32(self._fast):
             for a_t, sigmoids, N_t, f_t, i_t, o_t, C_t, H_t in zip(
                 *(a.unbind(0), a[..., : 3 * S].unbind(0), *_last_first(a, S), C.unbind(0), H.unbind(0)), strict=True
             ):
-                a_t.addmm_(H_prev, W)
+                self._multiply(H_prev, W, a_t, add=True)
                 sigmoids.sigmoid_()
                 N_t.tanh_()
                 torch.mul(f_t, C_prev, out=C_t).addcmul_(i_t, N_t)
@@ -72,7 +78,7 @@ class EagerKernel:
         ds = gates.new_empty(B, 3 * S)  # gradients of f, i, o after their activation
         df, di, do = ds.split(S, dim=-1)
         tanh_C, through = gates.new_empty(B, S), gates.new_empty(B, S)
-        W_back = W.contiguous().t()
+        W_back = _aligned(W.contiguous()).t()
         N, f, i, o = _last_first(gates, S)
         steps, sigmoids, cells = gates.unbind(0), gates[..., : 3 * S].unbind(0), C.unbind(0)
         dH_t = dH[-1].clone()
@@ -92,15 +98,28 @@ class EagerKernel:
                 _tanh_backward(through, N[t], grad_input=N[t])
                 _sigmoid_backward(ds, sigmoids[t], grad_input=sigmoids[t])
                 # a_t = a[t] + H_{t-1} W
-                dH_t = torch.addmm(dH[t - 1], steps[t], W_back) if t else steps[0] @ W_back
+                da_t = _aligned(steps[t])
+                dH_t = torch.addmm(dH[t - 1], da_t, W_back) if t else da_t @ W_back
         return gates, dH_t, dC
 
     def product(self, A: Tensor, B: Tensor, out: Tensor | None = None, *, add: bool = False) -> Tensor:
         """Compute A B, or out + A B; see `Kernel.product`."""
         with tf32(self._fast):
-            if out is None:
-                return A @ B
-            return out.addmm_(A, B) if add else torch.mm(A, B, out=out)
+            return _aligned(A) @ _aligned(B) if out is None else self._multiply(A, B, out, add=add)
+
+    def _multiply(self, A: Tensor, B: Tensor, out: Tensor, *, add: bool) -> Tensor:
+        """Write or add A B to out."""
+        A, B, place = _aligned(A), _aligned(B), _aligned(out)
+        if add:
+            place.addmm_(A, B)
+        else:
+            torch.mm(A, B, out=place)
+        return out if place is out else out.copy_(place)
+
+
+def _aligned(x: Tensor) -> Tensor:
+    """Return a tensor, or on the CPU its copy at a multiple of 64 bytes."""
+    return x if x.device.type != "cpu" or x.data_ptr() % ALIGNED == 0 else x.clone()
 
 
 def _last_first(gates: Tensor, S: int) -> tuple[tuple[Tensor, ...], ...]:

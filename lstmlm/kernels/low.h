@@ -184,28 +184,6 @@ static void tiles_end(void) {}
 #endif
 
 #if HAVE_HALF || HAVE_TILES
-/* Rows become columns: pairs of floats, then pairs of those, then quarters of a register, then halves of it. */
-INLINE void turn(__m512 x[16]) {
-    __m512 y[16];
-    UNROLL for (int i = 0; i < 16; i += 2) {
-        y[i] = _mm512_unpacklo_ps(x[i], x[i + 1]);
-        y[i + 1] = _mm512_unpackhi_ps(x[i], x[i + 1]);
-    }
-    UNROLL for (int i = 0; i < 16; i += 4) UNROLL for (int j = 0; j < 2; j++) {
-        __m512d even = _mm512_castps_pd(y[i + j]), odd = _mm512_castps_pd(y[i + 2 + j]);
-        x[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(even, odd));
-        x[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(even, odd));
-    }
-    UNROLL for (int i = 0; i < 16; i += 8) UNROLL for (int j = 0; j < 4; j++) {
-        y[i + j] = _mm512_shuffle_f32x4(x[i + j], x[i + 4 + j], 0x88);
-        y[i + 4 + j] = _mm512_shuffle_f32x4(x[i + j], x[i + 4 + j], 0xdd);
-    }
-    UNROLL for (int j = 0; j < 8; j++) {
-        x[j] = _mm512_shuffle_f32x4(y[j], y[8 + j], 0x88);
-        x[8 + j] = _mm512_shuffle_f32x4(y[j], y[8 + j], 0xdd);
-    }
-}
-
 INLINE __m256i low_bits(const int kind, vec x) {
 #if HAVE_HALF
     if (kind == HALF) return _mm256_castph_si256(_mm512_cvtxps_ph(x));

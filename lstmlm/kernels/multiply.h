@@ -1,9 +1,12 @@
-/* Large products in reduced precision, for what lies outside the recurrence: C[M][N] (+)= A[M][K] x B[K][N], summed in float32.
+/* Large products, for what lies outside the recurrence: C[M][N] (+)= A[M][K] x B[K][N], summed in float32.
 
    K is taken in pieces. The team packs a piece of B; then each thread packs a few of its rows of A at a time and runs them past
-   all of B's panels. HALF divides 64 values of a row of A, and 64 x 64 values of B, by a power of two of their own. */
+   all of B's panels. HALF divides 64 values of a row of A, and 64 x 64 values of B, by a power of two of their own.
 
-#define K_PIECE 1024
+   Every value of C is its own sum over k in order, a piece at a time: its bits depend neither on the threads, nor on M and N, nor on
+   where a matrix lies in memory. */
+
+#define K_PIECE 1024     /* of 16 bits; of floats half as many */
 #define PANEL_BYTES (K_PIECE * COLUMNS * 2 + K_PIECE / 64 * 64) /* of one strip, and its scales */
 #define SHARE_BYTES ((CHUNK + SPARE_ROWS) * (K_PIECE + APART) * 4 + CHUNK * (K_PIECE / 64) * 4)
 
@@ -16,49 +19,81 @@ typedef struct {
     Barrier barrier;
 } Multiplication;
 
-#if HAVE_HALF || HAVE_TILES
 /* square[i][j] = from[row + i][column + j], or with turned [column + j][row + i]; zero beyond the matrix of `rows` x `columns`. */
 INLINE void cut(float (*square)[64], const float *from, size rows, size columns, size row, size column, int turned) {
-    size high = least(64, rows - row), wide = least(64, columns - column);
+    const size high = least(64, rows - row), wide = least(64, columns - column);
+    if (high < 64 || wide < 64) memset(square, 0, sizeof(float) * 64 * 64);
     if (!turned) {
-        if (high < 64 || wide < 64) memset(square, 0, sizeof(float) * 64 * 64);
         for (size i = 0; i < high; i++) memcpy(square[i], from + (row + i) * columns + column, sizeof(float) * wide);
         return;
     }
-    for (size i = 0; i < 64; i += VECTOR)
-        for (size j = 0; j < 64; j += VECTOR) {
+#if VECTOR == 16
+    for (size i = 0; i < high; i += VECTOR)
+        for (size j = 0; j < wide; j += VECTOR) {
             __m512 block[VECTOR];
-            int lanes = (int)least(VECTOR, high > i ? high - i : 0);
+            const int lanes = (int)least(VECTOR, high - i);
             for (size k = 0; k < VECTOR; k++)
-                block[k] = lanes > 0 && j + k < wide ? (__m512)load(from + (column + j + k) * rows + row + i, lanes) : _mm512_setzero_ps();
+                block[k] = j + k < wide ? (__m512)load(from + (column + j + k) * rows + row + i, lanes) : _mm512_setzero_ps();
             turn(block);
             for (size k = 0; k < VECTOR; k++) store(square[i + k] + j, (vec)block[k], VECTOR);
         }
+#else
+    for (size j = 0; j < wide; j++)
+        for (size i = 0; i < high; i++) square[i][j] = from[(column + j) * rows + row + i];
+#endif
+}
+
+/* Puts 64 k of 64 columns of B into a strip's panel, `at` k behind its beginning; `K` are in the panel. */
+INLINE void pack_right(const int kind, float (*square)[COLUMNS], char *panel, size at, size K) {
+    if (kind == FLOAT) {
+        const size width = WIDE * VECTOR;
+        for (size n = 0; n < COLUMNS; n += width)
+            for (size k = 0; k < least(64, K - at); k++)
+                memcpy((float *)panel + n * K + (at + k) * width, square[k] + n, sizeof(float) * width);
+        return;
+    }
+#if HAVE_HALF || HAVE_TILES
+    if (kind == HALF) {
+        vec magnitudes = {0};
+        for (int i = 0; i < 64 * 64; i += VECTOR) magnitudes = larger(magnitudes, load(&square[0][0] + i, VECTOR));
+        const float scale = low_scale(magnitudes);
+        for (int i = 0; i < 64 * 64; i += VECTOR) store(&square[0][0] + i, scale * load(&square[0][0] + i, VECTOR), VECTOR);
+        ((float *)(panel + K_PIECE * COLUMNS * 2))[at / 64] = 1.f / scale;
+    }
+    low_pack(kind, (const float(*)[COLUMNS])square, (uint16_t *)panel + at * COLUMNS);
+#endif
+}
+
+/* Puts 64 k of a row of A where the product reads them; returns what they are to be multiplied by. */
+INLINE float pack_left(const int kind, const float *from, char *row, size at) {
+    if (kind == FLOAT) {
+        memcpy((float *)row + at, from, sizeof(float) * 64);
+        return 1.f;
+    }
+    float scale = 1.f;
+#if HAVE_HALF || HAVE_TILES
+    vec magnitudes = {0};
+    for (int v = 0; v < 4; v++) magnitudes = larger(magnitudes, load(from + v * VECTOR, VECTOR));
+    if (kind == HALF) scale = low_scale(magnitudes);
+    for (int v = 0; v < 4; v++) low_store(kind, row, at + v * VECTOR, scale * load(from + v * VECTOR, VECTOR));
+#endif
+    return 1.f / scale;
 }
 
 INLINE void multiply(const int kind, Multiplication *job, int rank, int threads) {
-    const size M = job->M, N = job->N, strips = blocks(N, COLUMNS);
+    const size M = job->M, N = job->N, strips = blocks(N, COLUMNS), piece = kind == FLOAT ? K_PIECE / 2 : K_PIECE;
     char *const own = job->scratch + strips * PANEL_BYTES + (size)rank * SHARE_BYTES;
     float *const scales = (float *)(own + (CHUNK + SPARE_ROWS) * (K_PIECE + APART) * 4);
     _Alignas(64) float square[64][64], sums[CHUNK * COLUMNS];
     if (kind == TILES) tiles_begin();
-    for (size start = 0; start < job->K; start += K_PIECE) {
-        const size K = blocks(least(K_PIECE, job->K - start), 64) * 64;
-        for (size strip = strips * rank / threads; strip < strips * (rank + 1) / threads; strip++) {
-            uint16_t *panel = (uint16_t *)(job->scratch + strip * PANEL_BYTES);
+    for (size start = 0; start < job->K; start += piece) {
+        const size there = least(piece, job->K - start), whole = blocks(there, 64) * 64;
+        const size K = kind == FLOAT ? there : whole, step = whole + APART;
+        for (size strip = strips * rank / threads; strip < strips * (rank + 1) / threads; strip++)
             for (size k = 0; k < K; k += 64) {
                 cut(square, job->B, job->K, N, start + k, strip * COLUMNS, job->turned_B);
-                if (kind == HALF) {
-                    vec magnitudes = {0};
-                    for (int i = 0; i < 64 * 64; i += VECTOR) magnitudes = larger(magnitudes, load(&square[0][0] + i, VECTOR));
-                    float scale = low_scale(magnitudes);
-                    for (int i = 0; i < 64 * 64; i += VECTOR)
-                        store(&square[0][0] + i, scale * load(&square[0][0] + i, VECTOR), VECTOR);
-                    ((float *)(panel + K_PIECE * COLUMNS))[k / 64] = 1.f / scale;
-                }
-                low_pack(kind, (const float(*)[COLUMNS])square, panel + k * COLUMNS);
+                pack_right(kind, square, job->scratch + strip * PANEL_BYTES, k, K);
             }
-        }
         meet(&job->barrier, threads);
         const size end = M * (rank + 1) / threads;
         for (size row = M * rank / threads; row < end; row += CHUNK) {
@@ -66,24 +101,24 @@ INLINE void multiply(const int kind, Multiplication *job, int rank, int threads)
             for (size r = 0; r < rows; r += 64)
                 for (size k = 0; k < K; k += 64) {
                     cut(square, job->A, M, job->K, row + r, start + k, job->turned_A);
-                    for (size i = 0; i < least(64, rows - r); i++) {
-                        vec magnitudes = {0};
-                        for (int v = 0; v < 4; v++) magnitudes = larger(magnitudes, load(square[i] + v * VECTOR, VECTOR));
-                        float scale = kind == HALF ? low_scale(magnitudes) : 1.f;
-                        for (int v = 0; v < 4; v++)
-                            low_store(kind, own + low_bytes(kind, (r + i) * (K + APART)), k + v * VECTOR,
-                                      scale * load(square[i] + v * VECTOR, VECTOR));
-                        scales[(r + i) * (K / 64) + k / 64] = 1.f / scale;
-                    }
+                    for (size i = 0; i < least(64, rows - r); i++)
+                        scales[(r + i) * (whole / 64) + k / 64] = pack_left(kind, square[i], own + low_bytes(kind, (r + i) * step), k);
                 }
             for (size strip = 0; strip < strips; strip++) {
-                const uint16_t *panel = (const uint16_t *)(job->scratch + strip * PANEL_BYTES);
-                low_product(kind, M > 3 ? M : 4, rows, K, own, K + APART, panel, scales, K / 64, (const float *)(panel + K_PIECE * COLUMNS), sums);
+                const char *panel = job->scratch + strip * PANEL_BYTES;
+                const size columns = least(COLUMNS, N - strip * COLUMNS);
+                if (kind == FLOAT)
+                    for (size n = 0; n < columns; n += WIDE * VECTOR)
+                        product(4, rows, K, (const float *)own, step, (const float *)panel + n * K, sums + n, COLUMNS);
+#if HAVE_HALF || HAVE_TILES
+                else
+                    low_product(kind, 4, rows, K, own, step, panel, scales, K / 64, (const float *)(panel + K_PIECE * COLUMNS * 2), sums);
+#endif
                 for (size r = 0; r < rows; r++)
-                    for (size n = strip * COLUMNS, v = 0; v < 4 && n + v * VECTOR < N; v++) {
-                        int lanes = (int)least(VECTOR, N - n - v * VECTOR);
-                        float *to = job->C + (row + r) * N + n + v * VECTOR;
-                        vec sum = load(sums + r * COLUMNS + v * VECTOR, VECTOR);
+                    for (size n = 0; n < columns; n += VECTOR) {
+                        const int lanes = (int)least(VECTOR, columns - n);
+                        float *to = job->C + (row + r) * N + strip * COLUMNS + n;
+                        vec sum = load(sums + r * COLUMNS + n, VECTOR);
                         store(to, job->add || start ? load(to, lanes) + sum : sum, lanes);
                     }
             }
@@ -95,7 +130,7 @@ INLINE void multiply(const int kind, Multiplication *job, int rank, int threads)
 
 #define MULTIPLY(kind)                                                                                                     \
     static void multiply_##kind(void *job, int rank, int threads) { multiply(kind, job, rank, threads); }
-#endif
+MULTIPLY(FLOAT)
 #if HAVE_HALF
 MULTIPLY(HALF)
 #else
@@ -106,4 +141,4 @@ MULTIPLY(TILES)
 #else
 #define multiply_TILES 0
 #endif
-static void (*const multipliers[3])(void *, int, int) = {0, multiply_HALF, multiply_TILES};
+static void (*const multipliers[3])(void *, int, int) = {multiply_FLOAT, multiply_HALF, multiply_TILES};

@@ -104,7 +104,7 @@ typedef struct {
     Barrier barriers[THREADS_MAX];
 } Job;
 
-INLINE size low_bytes(const int kind, size count) { return count * (kind == HALF ? 4 : 2); }
+INLINE size low_bytes(const int kind, size count) { return count * (kind == TILES ? 2 : 4); }
 
 /* The row of `low` that belongs to step t. */
 INLINE char *low_row(const int kind, const Job *job, size t, size row) {
@@ -455,7 +455,7 @@ EXPORT void lstmlm_multiply(int kind, int threads, size M, size N, size K, int t
                             const float *B, float *C, void *scratch) {
     Multiplication job = {.M = M, .N = N, .K = K, .turned_A = turned_A, .turned_B = turned_B, .add = add, .A = A, .B = B, .C = C,
                           .scratch = scratch};
-    if (multipliers[kind]) run_team(multipliers[kind], &job, threads);
+    run_team(multipliers[kind], &job, threads);
 }
 
 /* out = dropout(norm(y)) + x; gamma and x may be missing, and a threshold of 0 drops nothing. */

@@ -126,8 +126,6 @@ class NativeKernel:
         (M, K), N = A.shape, B.shape[1]
         if out is None:
             out = A.new_zeros(M, N) if add else A.new_empty(M, N)
-        if self._kind == FLOAT32:
-            return out.addmm_(A, B) if add else torch.mm(A, B, out=out)
         turned = [not x.is_contiguous() for x in (A, B)]
         A, B = (x.t() if turn else x for x, turn in zip((A, B), turned, strict=True))
         checked("A", A, *((K, M) if turned[0] else (M, K)))

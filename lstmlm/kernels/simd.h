@@ -111,6 +111,30 @@ INLINE int32_t largest_integer(ivec x) {
 #endif
 }
 
+#if VECTOR == 16
+/* Rows become columns: pairs of floats, then pairs of those, then quarters of a register, then halves of it. */
+INLINE void turn(__m512 x[16]) {
+    __m512 y[16];
+    UNROLL for (int i = 0; i < 16; i += 2) {
+        y[i] = _mm512_unpacklo_ps(x[i], x[i + 1]);
+        y[i + 1] = _mm512_unpackhi_ps(x[i], x[i + 1]);
+    }
+    UNROLL for (int i = 0; i < 16; i += 4) UNROLL for (int j = 0; j < 2; j++) {
+        __m512d even = _mm512_castps_pd(y[i + j]), odd = _mm512_castps_pd(y[i + 2 + j]);
+        x[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(even, odd));
+        x[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(even, odd));
+    }
+    UNROLL for (int i = 0; i < 16; i += 8) UNROLL for (int j = 0; j < 4; j++) {
+        y[i + j] = _mm512_shuffle_f32x4(x[i + j], x[i + 4 + j], 0x88);
+        y[i + 4 + j] = _mm512_shuffle_f32x4(x[i + j], x[i + 4 + j], 0xdd);
+    }
+    UNROLL for (int j = 0; j < 8; j++) {
+        x[j] = _mm512_shuffle_f32x4(y[j], y[8 + j], 0x88);
+        x[8 + j] = _mm512_shuffle_f32x4(y[j], y[8 + j], 0xdd);
+    }
+}
+#endif
+
 /* e^x = 2^n (1 + p): returns p = e^r - 1 with |r| <= ln 2 / 2 and sets 2^n. |x| <= 87.
    p = r + r^2 q(r); q interpolates (e^r - 1 - r) / r^2 at the five Chebyshev points of |r| <= 0.3466 (relative error of p 2.5e-8). */
 INLINE vec exp_parts(vec x, vec *two_n) {

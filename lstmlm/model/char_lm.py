@@ -11,7 +11,7 @@ from lstmlm.config.run_config import ModelConfig
 from lstmlm.errors import CheckpointError, ConfigError
 from lstmlm.kernels import Kernel
 from lstmlm.kernels.dropout import Dropout
-from lstmlm.model.lstm import LSTMLayer, StackState
+from lstmlm.model.lstm import LSTMLayer, Readout, StackState
 
 __all__ = ["CharLM", "StackState", "load_weights", "nats"]
 
@@ -59,7 +59,7 @@ class CharLM(nn.Module):
         )
         hidden = widths[:-1] if direct else widths  # what direct reads out is H_t itself, untouched
         self.norms = nn.ModuleList(nn.LayerNorm(width) for width in hidden) if config.layer_norm else None
-        self.readout = None if direct else nn.Linear(widths[-1], vocabulary)
+        self.readout = None if direct else Readout(widths[-1], vocabulary, kernel)
 
     def initial_state(self, batch: int) -> StackState:
         """Return the empty state of every layer."""

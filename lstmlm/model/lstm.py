@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lstmlm.kernels import Kernel, Rows
+from lstmlm.kernels.threads import one_thread
 from lstmlm.model.cell import GATES, LSTMState
 
 StackState = tuple[LSTMState, ...]
@@ -52,7 +53,7 @@ class _Recurrent(torch.autograd.Function):
         da, dH_0, dC_0 = ctx.kernel.backward(dH.contiguous(), dC_T.contiguous(), gates, C, C_0, W)
 
         product = ctx.kernel.product
-        dW = H_0.t() @ da[0]
+        dW = product(H_0.t(), da[0])
         if len(H) > 1:
             product(H[:-1].flatten(0, 1).t(), da[1:].flatten(0, 1), dW, add=True)
         rows = da.view(-1, U.shape[1])
@@ -65,6 +66,46 @@ class _Recurrent(torch.autograd.Function):
             dU = product(x.reshape(-1, len(U)).t(), rows)
             ctx.kernel.pointwise.scatter(None, rows, None, db)
         return None, dx, dU, dW, db, dH_0, dC_0
+
+
+class _Affine(torch.autograd.Function):
+    """x R^T + r by a kernel's product."""
+
+    @staticmethod
+    def forward(ctx: Any, kernel: Kernel, x: Tensor, R: Tensor, r: Tensor) -> Tensor:
+        """Return (..., V)."""
+        ctx.kernel = kernel
+        ctx.save_for_backward(x, R)
+        return kernel.product(x.reshape(-1, x.shape[-1]), R.t()).add_(r).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients in the order of `forward`'s arguments."""
+        x, R = ctx.saved_tensors
+        rows = grads[0].reshape(-1, len(R))
+        product = ctx.kernel.product
+        return None, product(rows, R).view_as(x), product(rows.t(), x.reshape(len(rows), -1)), rows.sum(0)
+
+
+class Readout(nn.Linear):
+    """A linear readout whose product is the kernel's: the logits of a character have the same bits whatever is beside it.
+
+    Args:
+        inputs: S.
+        outputs: V.
+        kernel: Its strict twin computes them.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: Kernel) -> None:
+        super().__init__(inputs, outputs)
+        self.kernel = kernel.strict
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits, (..., V), for x, (..., S)."""
+        run: Any = _Affine.apply  # torch does not annotate it
+        logits: Tensor = run(self.kernel, x, self.weight, self.bias)
+        return logits
 
 
 def input_part(kernel: Kernel, x: Tensor, U: Tensor, out: Tensor | None = None) -> Tensor | Rows:
@@ -140,7 +181,7 @@ class LSTMLayer(nn.Module):
         self.b = nn.Parameter(torch.zeros(4 * width)) if bias else None
         if not start:
             return
-        with torch.no_grad():
+        with torch.no_grad(), one_thread():  # the decomposition that makes a matrix orthogonal has other bits on several
             if ids:
                 self.U.normal_(std=0.5)
             else:

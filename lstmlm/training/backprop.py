@@ -245,10 +245,11 @@ class Backprop:
             nats = pointwise.loss(logits, None, targets, scale, None)
             dx.copy_(logits)
             return nats
-        torch.mm(rows, readout.weight.data.t(), out=logits)
+        product, weight = self._kernel.strict.product, readout.weight.data
+        product(rows, weight.t(), logits)
         nats = pointwise.loss(logits, readout.bias.data, targets, scale, _grad(readout.bias))
-        _grad(readout.weight).addmm_(logits.t(), rows)
-        torch.mm(logits, readout.weight.data, out=dx)
+        product(logits.t(), rows, _grad(readout.weight), add=True)
+        product(logits, weight, dx)
         return nats
 
     def _backward(self, ids: Tensor, drop: Dropout | None) -> None:

@@ -6,6 +6,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,10 @@ def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
         return config.lr * (step + 1) / (warmup + 1)
     left = max(0.0, (steps - step) / max(1, steps - warmup))
     return config.lr * (config.final_lr + (1 - config.final_lr) * left)
+
+
+ALIGNED = 64
+"""Bytes at a multiple of which every parameter begins in the flat memory: a line of the cache, a register of AVX-512."""
 
 
 class Optimizer:
@@ -161,27 +166,28 @@ class Optimizer:
         self.zero()
 
     def _moments(self) -> Iterator[tuple[str, str, Tensor]]:
-        offsets = [0, 0]
+        places = [iter(flat.places) for flat in self._flat]
         for name, p in self._named:
             which = 0 if p.dim() > 1 else 1
-            start, offsets[which] = offsets[which], offsets[which] + p.numel()
-            flat = self._flat[which]
+            flat, place = self._flat[which], next(places[which])
             for moment, whole in (("exp_avg", flat.mean), ("exp_avg_sq", flat.square), ("weights", flat.values)):
                 if moment != "weights" or flat.average is not None:
-                    yield moment, name, whole[start : offsets[which]].view(p.shape)
+                    yield moment, name, whole[place].view(p.shape)
 
 
 class _Flat:
-    """Parameters moved into one flat tensor, their gradients into another, each a view; the two moments and the average."""
+    """Parameters moved into one flat tensor, their gradients into another, each a view; the two moments and the average.
+
+    What lies between two parameters is zero and stays zero.
+    """
 
     def __init__(self, members: list[nn.Parameter], decay: float, average: bool, like: Tensor) -> None:
         self.decay = decay
-        self.values = torch.cat([like.new_empty(0), *(p.detach().reshape(-1) for p in members)])
-        self.gradient, self.mean, self.square = (torch.zeros_like(self.values) for _ in range(3))
+        unit = ALIGNED // like.element_size()
+        starts = [0, *accumulate(-(-p.numel() // unit) * unit for p in members)]
+        self.places = [slice(start, start + p.numel()) for start, p in zip(starts, members, strict=False)]
+        self.values, self.gradient, self.mean, self.square = (like.new_zeros(starts[-1]) for _ in range(4))
+        for place, p in zip(self.places, members, strict=True):
+            self.values[place] = p.detach().reshape(-1)
+            p.data, p.grad = self.values[place].view(p.shape), self.gradient[place].view(p.shape)
         self.average = self.values.clone() if average else None
-        start = 0
-        for p in members:
-            end = start + p.numel()
-            p.data = self.values[start:end].view(p.shape)
-            p.grad = self.gradient[start:end].view(p.shape)
-            start = end

@@ -317,7 +317,10 @@ def test_reduced_precision_shows_nan(rough: native.NativeKernel) -> None:
     assert int(H.isnan().any(2).any(0).sum()) == 1
 
 
-@pytest.mark.parametrize(("M", "N", "K"), [(1, 1, 1), (3, 70, 1100), (97, 65, 64), (200, 130, 2085), (17, 5, 33)])
+PRODUCTS = [(1, 1, 1), (3, 70, 1100), (97, 65, 64), (200, 130, 2085), (17, 5, 33)]  # M, N, K
+
+
+@pytest.mark.parametrize(("M", "N", "K"), PRODUCTS)
 def test_product(rough: native.NativeKernel, M: int, N: int, K: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Products agree with float64 within what roundings of sums of 64 add up to, turned or not, added or not, of tiny values
     too, with the same bits for any number of threads.
@@ -342,12 +345,29 @@ def test_product(rough: native.NativeKernel, M: int, N: int, K: int, monkeypatch
     assert (added - 2 * exact).abs().max() < 2 * allowed
 
 
-def test_product_in_float32(kernel: native.NativeKernel) -> None:
-    """The strict kernel's products are torch's."""
-    A, B = torch.randn(5, 9), torch.randn(9, 3)
+@pytest.mark.parametrize(("M", "N", "K"), PRODUCTS)
+def test_product_in_float32(kernel: native.NativeKernel, M: int, N: int, K: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Strict products are float64's to a few roundings, turned or not, added or not, with the same bits for any number of threads
+    and for a row whatever rows are beside it.
+    """
+    generator = torch.Generator().manual_seed(M + N + K)
+    A, B, before = (torch.randn(*shape, generator=generator) for shape in ((M, K), (K, N), (M, N)))
+    exact = A.double() @ B.double()
+    allowed = 4 * 2.0**-24 * (A.double().abs() @ B.double().abs()).max()
 
-    assert torch.equal(kernel.product(A, B), A @ B)
-    assert torch.allclose(kernel.product(A, B, A @ B, add=True), 2 * (A @ B))
+    monkeypatch.setattr(arguments, "threads", lambda: 1)
+    plain = kernel.product(A, B)
+    for turned_A in (A, A.t().contiguous().t()):
+        for turned_B in (B, B.t().contiguous().t()):
+            for threads in (1, 2, 5):
+                monkeypatch.setattr(arguments, "threads", lambda n=threads: n)
+                assert torch.equal(kernel.product(turned_A, turned_B), plain)
+    added = kernel.product(A, B, before.clone(), add=True)
+
+    assert (plain - exact).abs().max() < allowed
+    assert (added - (before + exact)).abs().max() < 2 * allowed
+    assert torch.equal(kernel.product(A[-1:], B), plain[-1:])
+    assert torch.equal(kernel.product(A, B[:, -1:].contiguous()), plain[:, -1:])
 
 
 def test_amx_instructions_compile(tmp_path: Path) -> None:
@@ -393,6 +413,11 @@ def test_every_vector_width(machine: str, vectors: str, monkeypatch: pytest.Monk
         exact = both_passes(EagerKernel(), inputs, torch.float64)
         actual = both_passes(kernel, inputs)
         assert all(largest_relative(actual[name], exact[name]) < 1e-5 for name in exact), size
+    for M, N, K in PRODUCTS:
+        A, B = torch.randn(M, K), torch.randn(K, N)
+        products = [kernel.product(X, Y) for X in (A, A.t().contiguous().t()) for Y in (B, B.t().contiguous().t())]
+        assert all(torch.equal(product, products[0]) for product in products)
+        assert largest_relative(products[0], A.double() @ B.double()) < 1e-5
 
 
 def test_unknown_precision_is_unavailable() -> None:

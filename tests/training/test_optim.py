@@ -140,14 +140,26 @@ def test_parameters_and_gradients_stay_views() -> None:
 
 
 def test_flat_memory_is_whole() -> None:
-    """Matrices lie behind each other without a gap, and so do vectors: one pass of the optimizer meets them all."""
+    """Matrices lie behind each other, and so do vectors: one pass of the optimizer meets them all. Each begins, as its gradient
+    does, at a multiple of 64 bytes, and what lies between two of them stays zero.
+    """
     model = small_model()
-    Optimizer(model, train_config(), TorchPointwise())
+    optimizer = Optimizer(model, train_config(), TorchPointwise())
+    backward(model, 0)
+    optimizer.update(0.1, optimizer.gradient_norm())
 
     for dims in (1, 2):
         members = [p for p in model.parameters() if p.dim() == dims]
         for one, following in pairwise(members):
-            assert following.data_ptr() == one.data_ptr() + one.numel() * one.element_size()
+            end = one.data_ptr() + one.numel() * one.element_size()
+            assert 0 <= following.data_ptr() - end < 64
+        assert {place % 64 for p in members if p.grad is not None for place in (p.data_ptr(), p.grad.data_ptr())} == {0}
+    for flat in optimizer._flat:
+        between = torch.ones(len(flat.values), dtype=torch.bool)
+        for place in flat.places:
+            between[place] = False
+        assert between.any()
+        assert not torch.stack([flat.values, flat.gradient, flat.mean, flat.square])[:, between].any()
 
 
 def test_gradients_add_up_until_they_are_zeroed() -> None:

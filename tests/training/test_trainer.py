@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 import torch
 
+from lstmlm import kernels
 from lstmlm.config.run_config import DataConfig, ModelConfig, RunConfig, TrainConfig, from_dict
 from lstmlm.data.corpus import Corpus, open_corpus
 from lstmlm.errors import CheckpointError, Diverged, Stopped
 from lstmlm.evaluation import scoring
+from lstmlm.kernels import Kernel
 from lstmlm.kernels.eager import EagerKernel
 from lstmlm.kernels.pointwise import Number
 from lstmlm.model import ensemble
@@ -46,7 +48,7 @@ class Bench:
     def __init__(self, corpus: Corpus, folder: Path, config: RunConfig) -> None:
         self.corpus, self.folder, self.config = corpus, folder, config
         self.device: torch.device | None = None
-        self.kernel = EagerKernel()
+        self.kernel: Kernel = EagerKernel()
         self.records: list[Event] = []
         folder.mkdir(exist_ok=True)
 
@@ -651,3 +653,24 @@ def test_wrong_progress(key: str, value: object) -> None:
 def test_progress_round_trip() -> None:
     """A training state goes into a header and comes back the same, infinite scores included."""
     assert TrainState.from_meta(json.loads(json.dumps(TrainState(step=3).to_meta()))) == TrainState(step=3)
+
+
+@pytest.mark.parametrize("precision", ["float32", "auto"])
+def test_threads_do_not_change_bits(bench: Callable[..., Bench], precision: str) -> None:
+    """With the native kernel a run of two threads ends with the bits of a run of one: weights, losses, scores, samples."""
+    kernel, why = kernels.choose("auto", precision)
+    if why:
+        pytest.skip(why)
+    ends = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        run = bench(
+            replace(
+                configured(batch=20, window=30, weight_dropout=0.2, average=0.3),
+                model=ModelConfig(hidden=130, layers=2, dropout=0.2),
+            )
+        )
+        run.kernel = kernel
+        ends.append(run.run().end())
+
+    assert ends[0] == ends[1]
