@@ -15,17 +15,17 @@ import os
 import stat
 import sys
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lstmlm.errors import SystemProblem, TextError, UsageError, printable
 
 CHUNK = 256 << 10  # bytes read at a time: what is made of them stays in the processor's cache
+MADE_UP = 64 << 20  # bytes read of a file that says that it has none, as those below /proc do; some of them have no end
 PACKED = (".gz", ".xz", ".bz2")
 
 _Identity = tuple[int, int, int, int, int]
-_Readable = io.FileIO | gzip.GzipFile | lzma.LZMAFile | bz2.BZ2File
 _DEVICE = (errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ESTALE)
 
 
@@ -71,12 +71,18 @@ class Source:
             return
         suffix = self.path.suffix.lower()
         try:
-            with open(self.path, "rb", buffering=0) as raw:
+            made_up = self.identity is None and not stat.S_ISFIFO(os.stat(self.path).st_mode)
+            with open(self.path, "rb", buffering=0, opener=_opener if made_up or self.identity else None) as raw:
                 self._unchanged(os.fstat(raw.fileno()))
                 file = _unpacked(raw, suffix)
-                left = self.size if self.plain else sys.maxsize  # a file that grows is not chased
+                left = self.size if self.plain else MADE_UP if made_up else sys.maxsize  # a file that grows is not chased
                 while data := _filled(file, min(chunk, left)):
                     left -= len(data)
+                    if made_up and not left:
+                        raise TextError(
+                            f"corpus {self.name}: expected a file, found what the system makes up as it is read, still going on "
+                            f"after {MADE_UP >> 20} MiB. Copy what you need of it into a file first."
+                        )
                     yield data
                 self._unchanged(os.fstat(raw.fileno()))
         except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
@@ -196,18 +202,54 @@ def _identity(status: os.stat_result) -> _Identity:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _unpacked(raw: io.FileIO, suffix: str) -> _Readable:
+class _Streams:
+    """The streams of an .xz or .bz2 file, joined. Python's own readers take a second one whose start is damaged for the end."""
+
+    def __init__(self, raw: io.FileIO, begin: Callable[[], lzma.LZMADecompressor | bz2.BZ2Decompressor]) -> None:
+        self._raw, self._begin, self._stream = raw, begin, begin()
+
+    def read(self, size: int) -> bytes:
+        """Return up to `size` bytes; none at the end of the file.
+
+        Raises:
+            EOFError, lzma.LZMAError, OSError: A stream is cut or damaged, or something else follows the last one.
+        """
+        while True:
+            given = b""
+            if self._stream.eof:
+                given = self._stream.unused_data.lstrip(b"\0")  # padding, which both formats' tools pass over
+                while not given and (data := self._raw.read(CHUNK)):
+                    given = data.lstrip(b"\0")
+                if not given:
+                    return b""
+                self._stream = self._begin()
+            elif self._stream.needs_input:
+                given = self._raw.read(CHUNK)
+                if not given:
+                    raise EOFError("the file ends before its last stream does")
+            if data := self._stream.decompress(given, size):
+                return data
+
+
+def _unpacked(raw: io.FileIO, suffix: str) -> io.FileIO | gzip.GzipFile | _Streams:
     if suffix == ".gz":
         return gzip.GzipFile(fileobj=raw)
     if suffix == ".xz":
-        return lzma.LZMAFile(raw)
-    return bz2.BZ2File(raw) if suffix == ".bz2" else raw
+        return _Streams(raw, lzma.LZMADecompressor)
+    return _Streams(raw, bz2.BZ2Decompressor) if suffix == ".bz2" else raw
 
 
-def _filled(file: _Readable, size: int) -> bytes:
+def _opener(path: str, flags: int) -> int:
+    """Open what is no pipe, and wait for nothing."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _filled(file: io.FileIO | gzip.GzipFile | _Streams, size: int) -> bytes:
     """Read until `size` bytes or the end: a pipe gives less than was asked for."""
     parts = []
-    while size > 0 and (data := file.read(size)):
+    while size > 0 and (data := file.read(size)) != b"":
+        if data is None:  # nothing now, perhaps something later: such as the kernel's messages
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         parts.append(data)
         size -= len(data)
     return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -114,7 +114,8 @@ class TrainState:
     `recent` is the sum of nats and the number of steps since the last record of metrics.jsonl. `validated` is the last
     step after which the validation text was scored: a signal may come between a step and its validation. `look` is
     `budget.Looks`. `exact` is the score of the best model as `lstmlm eval` gives it, and the model's step once the run has ended
-    and that was tried.
+    and that was tried. `retries` counts the times that the run was stepped back, less those that it has been calm since;
+    `diverged_at` is the step that began the count of calm ones.
     """
 
     step: int = 0
@@ -135,6 +136,7 @@ class TrainState:
     recent_steps: int = 0
     metrics_bytes: int = 0
     samples_bytes: int = 0
+    diverged_at: int = 0
 
     def to_meta(self) -> dict[str, Any]:
         """Return what goes into a checkpoint's header, where infinity has no place."""

@@ -52,7 +52,8 @@ from lstmlm.training.events import (
 from lstmlm.training.members import Members
 from lstmlm.training.optim import learning_rate
 
-RETRIES = 3  # times that a diverged run is stepped back, each with half the rate
+RETRIES = 3  # times in a row that a diverged run is stepped back, each with half the rate
+CALM = 1000  # steps without that after which one of them is forgotten: a long run may meet many, far from each other
 SAMPLE_LENGTH = 240  # characters
 LOG_EVERY = 10  # steps whose mean is one record of metrics.jsonl
 SAVE_SECONDS = 30.0  # between two checkpoints, where save_every leaves it open: saving changes no result
@@ -199,6 +200,9 @@ class Trainer:
             self.save()
 
     def _open_journals(self) -> None:
+        for journal in (self._metrics, self._samples):
+            if journal is not None:
+                journal.close()
         self._metrics = Journal.open(self.folder / "metrics.jsonl", self.progress.metrics_bytes)
         self._samples = Journal.open(self.folder / "samples.txt", self.progress.samples_bytes)
 
@@ -296,6 +300,8 @@ class Trainer:
             return None
         self.states = list(found.states)
         p.step += 1
+        if p.retries and p.step >= p.diverged_at + CALM:
+            p.retries, p.rate_scale, p.diverged_at = p.retries - 1, p.rate_scale * 2, p.step
         p.recent_nats += value
         p.recent_steps += 1
         return StepDone(p.step, p.steps, value, rate, p.step * self.batch_chars)
@@ -339,7 +345,7 @@ class Trainer:
                 checkpoint.read(self.folder / "last.safetensors") if self.group.is_rank_zero else None
             )
         )
-        self.progress.retries, self.progress.rate_scale = retries, scale
+        self.progress.retries, self.progress.rate_scale, self.progress.diverged_at = retries, scale, step + 1
         if self.group.is_rank_zero:
             self._open_journals()
             self._times.step_back(self.progress.step)

@@ -92,6 +92,22 @@ def test_members_of_a_compressed_file_are_joined(read: Reader) -> None:
     assert text_of(read(read.file(gzip.compress(b"one") + gzip.compress(b"two"), "t.gz"))) == "onetwo"
 
 
+@pytest.mark.parametrize(("suffix", "magic"), [(".gz", 2), (".xz", 6), (".bz2", 3)])
+def test_what_follows_a_compressed_stream_is_text_or_is_refused(read: Reader, suffix: str, magic: int) -> None:
+    """Two streams are both of them, whatever padding follows; where a bit of the second is damaged, the file is refused."""
+    one, two = (PACK[suffix](text.encode() * 300) for text in ("first ", "second"))
+    assert text_of(read(read.file(one + two + bytes(512), f"t{suffix}"))) == "first " * 300 + "second" * 300
+
+    for bit in range(8 * magic):  # of the magic number: what Python's readers of xz and bz2 take for the end
+        data = bytearray(one + two)
+        data[len(one) + bit // 8] ^= 1 << bit % 8
+        with pytest.raises(TextError, match=rf"t\{suffix}: expected a whole"):
+            read(read.file(bytes(data), f"t{suffix}"))
+    for rest in (b"garbage", two[:5], two[:-5], b"\0\0\0\1"):
+        with pytest.raises(TextError, match=rf"t\{suffix}: expected a whole"):
+            read(read.file(one + rest, f"t{suffix}"))
+
+
 @pytest.mark.parametrize("tokenizer", ["char", "byte"])
 def test_a_pipe_is_read_once(read: Reader, tokenizer: str) -> None:
     """A FIFO that gives its text in dribbles is read like a file."""
@@ -152,6 +168,20 @@ def test_files_that_the_system_makes_up_are_read(read: Reader) -> None:
         pytest.skip("no /proc")
 
     assert text_of(read("/proc/self/status")).startswith("Name:")
+
+
+@pytest.mark.parametrize("as_link", [False, True])
+@pytest.mark.parametrize(("path", "found"), [("/proc/kmsg", "unavailable|not permitted|denied"), ("/proc/self/pagemap", "MiB")])
+def test_what_has_no_end_is_refused(read: Reader, path: str, found: str, as_link: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file below /proc that waits for more, or goes on for ever, is refused, by name or through a link in a folder."""
+    if not Path(path).exists():
+        pytest.skip(f"no {path}")
+    monkeypatch.setattr(sources, "MADE_UP", 1 << 20)
+    if as_link:
+        (read.folder / "texts").mkdir()
+        (read.folder / "texts" / "link").symlink_to(path)
+    with pytest.raises(TextError, match=found):
+        read(str(read.folder / "texts") if as_link else path, tokenizer="byte")
 
 
 @pytest.mark.parametrize("name", ["-dash.txt", "new\nline.txt", "sp ace.txt", "ünï.txt", "\x1b[31m.txt"])

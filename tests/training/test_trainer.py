@@ -388,6 +388,46 @@ def test_stepped_back_and_resumed(bench: Callable[..., Bench], monkeypatch: pyte
     assert ends[0] == ends[1]
 
 
+def test_calm_steps_are_credited(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spikes far from each other do not end a long run: between them it gets back its rate, and its tries."""
+    monkeypatch.setattr(trainer, "CALM", 3)
+    run = bench()
+    made = run.trainer()
+    for at in (2, 6, 10, 14):
+        spoil_once(made, monkeypatch, "weight", at, math.nan)
+    made.run()
+    state = run.last().meta["training"]
+
+    assert [(r.step, r.rate_scale) for r in run.records if isinstance(r, SteppedBack)] == [(at, 0.5) for at in (3, 7, 11, 15)]
+    assert run.last().meta["step"] == STEPS
+    assert (state["retries"], state["rate_scale"]) == (0, 1.0)
+
+
+def test_spikes_in_a_row_are_not_forgotten(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer calm steps than asked for between two spikes, and the second one halves the rate again."""
+    monkeypatch.setattr(trainer, "CALM", 5)
+    run = bench()
+    made = run.trainer()
+    for at in (2, 6):
+        spoil_once(made, monkeypatch, "weight", at, math.nan)
+    made.run()
+
+    assert [r.rate_scale for r in run.records if isinstance(r, SteppedBack)] == [0.5, 0.25]
+
+
+def test_a_step_back_leaks_no_file(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The journals of before are closed where those cut back are opened."""
+    run = bench()
+    made = run.trainer()
+    spoil_once(made, monkeypatch, "loss", 5, math.nan, times=3)
+    before = made._metrics, made._samples
+    made.run()
+
+    assert before[0] is not None
+    assert before[1] is not None
+    assert [journal._fd for journal in before if journal] == [-1, -1]
+
+
 @pytest.mark.parametrize("what", ["loss", "gradient", "weight"])
 def test_diverged(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     """A run that cannot be saved by smaller rates ends with exit code 6 and its last good checkpoint."""
