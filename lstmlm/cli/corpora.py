@@ -1,6 +1,8 @@
 """How the commands open a corpus: bundled names, the cache folder, and the text that an earlier run was trained on."""
 
+import contextlib
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,11 +63,16 @@ def open_for(was: dict[str, Any], config: RunConfig, symbols: str | None, advice
     Raises:
         TextError: It is gone or has changed.
     """
+    # The checkpoint may be a stranger's: what it names is opened only if that cannot wait for ever or do something.
     sources = was.get("sources")
     names = [str(s) for s in sources] if isinstance(sources, list) else []
     if not names or "-" in names:
         raise TextError(f"corpus: expected the text that the run was trained on, found none: it was standard input. {advice}")
     val = was.get("val")
+    if val == "-":
+        raise TextError(f"corpus: expected the validation text that the run had, found none: it was standard input. {advice}")
+    for name in [*names, *([str(val)] if val else [])]:
+        _refuse_special(name, advice)
     try:
         corpus = open_named(names, config, val=str(val) if val else None, symbols=symbols)
     except TextError as error:
@@ -76,3 +83,13 @@ def open_for(was: dict[str, Any], config: RunConfig, symbols: str | None, advice
             f"{advice}"
         )
     return corpus
+
+
+def _refuse_special(name: str, advice: str) -> None:
+    """Refuse a FIFO, device or socket that a checkpoint names as its text."""
+    with contextlib.suppress(OSError, ValueError):  # what is missing is said later
+        mode = os.stat(name).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise TextError(
+                f"corpus {printable(name)}: expected the text that the run was trained on, found a pipe or device. {advice}"
+            )

@@ -8,6 +8,7 @@ from lstmlm.display.console import Console, is_terminal, unicode_allowed
 from lstmlm.display.run_svg import run_svg
 from lstmlm.display.text_plots import curve
 from lstmlm.errors import CheckpointError, printable
+from lstmlm.storage import atomic
 from lstmlm.storage.header import parse_json
 from lstmlm.training import clock_log
 from lstmlm.units import bits
@@ -85,7 +86,6 @@ def _samples(path: Path) -> list[tuple[int, str]]:
 
 def _text(path: Path) -> str:
     try:
-        with open(path, "rb") as file:
-            return file.read(MAX_BYTES).decode("utf-8", "replace")
-    except OSError:
+        return atomic.read_regular(path, MAX_BYTES).decode("utf-8", "replace")
+    except (OSError, ValueError):  # nothing there, or no plain file
         return ""

@@ -39,9 +39,9 @@ OURS = (JOB, "config.yaml", "metrics.jsonl", "samples.txt", "best.safetensors", 
 def started_again(folder: Path) -> bool:
     """Say whether torchrun has started the command again, and the run in the folder is of the same job: it is to be resumed."""
     begun = any((folder / name).exists() for name in ("last.safetensors", "config.yaml"))
-    with contextlib.suppress(OSError, UnicodeDecodeError):
+    with contextlib.suppress(OSError, ValueError):
         job = distributed.job()
-        return begun and job is not None and (folder / JOB).read_text(encoding="utf-8") == job
+        return begun and job is not None and atomic.read_regular(folder / JOB, 1000).decode() == job
     return False
 
 

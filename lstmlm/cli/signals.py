@@ -33,4 +33,4 @@ def caught(console: Console) -> Iterator[Callable[[], int | None]]:
         yield lambda: came[0] if came else None
     finally:
         for number, old in before.items():
-            signal.signal(number, old)
+            signal.signal(number, signal.SIG_DFL if old is None else old)  # None: a handler that was not Python's

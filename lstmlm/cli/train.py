@@ -212,9 +212,8 @@ def train(
         torch.set_num_threads(threads(config, group))
         if requested == "auto" and kernels.requested_kernel(config.train.kernel) == "native":
             requested = "cpu"
-        say = console.say if verbose else None
         device, kernel, why = devices.with_kernel(
-            requested, config.train.kernel, config.train.precision, say, group.local_rank, group.local_size
+            requested, config.train.kernel, config.train.precision, console.say, group.local_rank, group.local_size
         )
         speed = kernels.speed() if device.type == "cpu" else speed_of(kernel, device)
         config, chosen = auto_tune.choose(config, len(text.train), speed * group.size)
@@ -360,6 +359,11 @@ def _refuse_too_large(config: "RunConfig", corpus: "Corpus", processes: int) -> 
         )
 
 
+def _lasting(name: str) -> str:
+    """Return what a later command, started elsewhere, finds a text by: its path, or its name if it comes along or is stdin."""
+    return os.path.abspath(name) if name != "-" and os.path.exists(name) else name
+
+
 def _identity(text: "Corpus", names: list[str], val: str | None, kernel: str, device: str) -> dict[str, Any]:
     """Return what every checkpoint says about where it came from."""
     import platform
@@ -371,8 +375,8 @@ def _identity(text: "Corpus", names: list[str], val: str | None, kernel: str, de
     return {
         "corpus": {
             "name": text.name,
-            "sources": [s if s == "-" else os.path.abspath(s) if os.path.exists(s) else s for s in names],
-            "val": os.path.abspath(val) if val else None,
+            "sources": list(map(_lasting, names)),
+            "val": _lasting(val) if val else None,
             "fingerprint": text.fingerprint,
             "chars": text.chars,
         },

@@ -113,8 +113,8 @@ def read_file(path: Path, shown: str, like: str = "") -> str:
         if not stat.S_ISREG(status.st_mode):  # a FIFO would block and /dev/zero would never end
             kind = "a folder" if stat.S_ISDIR(status.st_mode) else "something that is not a regular file"
             raise ConfigError(f"{where}: expected a YAML file, found {kind}. Name the file itself.")
-        with open(path, "rb") as file:
-            data = file.read(LARGEST + 1)
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+            data = file.read(LARGEST + 1) or b""  # None: some files below /proc are waited for
     except FileNotFoundError:
         hint = f"Did you mean {shorten(like, 120)}?" if like else "Check the path."
         raise ConfigError(f"{where}: expected a YAML file, found nothing there. {hint}") from None

@@ -29,7 +29,7 @@ def choose(
 
     Args:
         requested: auto (CUDA where it works, else the CPU), cpu or cuda.
-        report: Called with a line where there is a CUDA device and the CPU is taken because that one does not work.
+        report: Called with a line where there is a CUDA device and the CPU is taken, as it does not work or there are too few.
         place: Which of the processes on this machine this is, counted from 0: each takes a device of its own.
         places: How many they are.
 
@@ -44,12 +44,10 @@ def choose(
         return torch.device("cpu")
     # cuBLAS adds in a fixed order if its workspace is fixed; it reads this once, when it starts.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    wrong = missing(places)
     device = torch.device("cuda", place)
-    if not wrong:
-        wrong = broken(device)
-        if wrong and requested == "auto" and report is not None:
-            report(f"device cpu: there is a CUDA device, but {wrong}")
+    wrong = missing(places) or broken(device)
+    if wrong and requested == "auto" and report is not None and not missing():
+        report(f"device cpu: there is a CUDA device, but {wrong}")
     if not wrong:
         torch.cuda.set_device(device)  # what names no device goes there too: streams, graphs, NCCL
         return device

@@ -298,6 +298,24 @@ def open_regular(path: Path) -> tuple[int, int]:
     return fd, status.st_size
 
 
+def read_regular(path: Path, most: int) -> bytes:
+    """Return the first bytes of a regular file, at most so many, without ever waiting.
+
+    Raises:
+        OSError: If the system refuses, or the file would have to be waited for, as some below /proc.
+        ValueError: If it is no regular file; says what it is.
+    """
+    fd, _ = open_regular(path)
+    parts = []
+    try:
+        while most > 0 and (data := os.read(fd, min(most, 1 << 20))):
+            parts.append(data)
+            most -= len(data)
+    finally:
+        os.close(fd)
+    return b"".join(parts)
+
+
 class Journal:
     """A file that only grows, one record at a time, and can be cut back to a length that is known to be good.
 
@@ -316,14 +334,17 @@ class Journal:
         """Open a journal and cut it to its first `size` bytes; 0 begins a new one.
 
         Raises:
-            CheckpointError: If the file is shorter, or `size` is not the end of a line.
+            CheckpointError: If it is no file, or shorter, or `size` is not the end of a line.
             SystemProblem: If the system refuses.
         """
         name = printable(str(path))
         try:
             fd = calls.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | _NO_LINK)
             try:
-                found = os.fstat(fd).st_size
+                status = os.fstat(fd)
+                if not stat.S_ISREG(status.st_mode):
+                    raise CheckpointError(f"journal {name}: expected a file, found a FIFO or device. Move it away.")
+                found = status.st_size
                 if found < size:
                     raise CheckpointError(
                         f"journal {name}: expected at least {size} bytes, as the checkpoint says, found {found}: "

@@ -179,9 +179,7 @@ def _forget(holder: Path) -> None:
 def _holder(folder: Path) -> str:
     """Return who holds a locked folder, as far as its note says so."""
     try:
-        fd, _ = atomic.open_regular(folder / HOLDER)
-        with os.fdopen(fd, "rb") as file:
-            owner = parse_json(file.read(1000).decode())
+        owner = parse_json(atomic.read_regular(folder / HOLDER, 1000).decode())
     except (OSError, ValueError):  # taken a moment ago, or somebody else's file
         return "another process"
     if not isinstance(owner, dict) or type(owner.get("pid")) is not int:

@@ -5,7 +5,6 @@ damaged or cannot be written means that there are no times, or fewer of them.
 """
 
 import contextlib
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -71,9 +70,7 @@ def read(folder: Path) -> list[tuple[float, float]]:
 def _records(path: Path) -> list[tuple[int, float, int]]:
     """Return step, seconds and end in bytes of each record, until the first that is none or goes back."""
     try:
-        fd, _ = atomic.open_regular(path)
-        with os.fdopen(fd, "rb") as file:
-            data = file.read(MAX_BYTES)
+        data = atomic.read_regular(path, MAX_BYTES)
     except (OSError, ValueError):
         return []
     found: list[tuple[int, float, int]] = []

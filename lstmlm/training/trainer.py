@@ -345,7 +345,7 @@ class Trainer:
                 checkpoint.read(self.folder / "last.safetensors") if self.group.is_rank_zero else None
             )
         )
-        self.progress.retries, self.progress.rate_scale, self.progress.diverged_at = retries, scale, step + 1
+        self.progress.retries, self.progress.rate_scale, self.progress.diverged_at = retries, scale, step
         if self.group.is_rank_zero:
             self._open_journals()
             self._times.step_back(self.progress.step)

@@ -148,3 +148,15 @@ def test_not_a_model(lstmlm: Lstmlm) -> None:
 
     assert lstmlm("info", "model.safetensors").code == 4
     assert lstmlm("info").code == 4
+
+
+def test_a_picture_beside_something_else(lstmlm: Lstmlm, run: Path) -> None:
+    """--svg draws whatever else is asked for, and what else is asked for is printed."""
+    told = lstmlm("info", run, "--svg", "a.svg", "--json")
+    verified = lstmlm("info", run, "--verify", "--svg", "b.svg")
+    both = lstmlm("info", run, "--verify", "--svg", "c.svg", "--json")
+
+    assert told.json["step"] == 12
+    assert verified.out.count(": whole") == 2
+    assert len(both.json["verified"]) == 2
+    assert all(Path(name).read_text().startswith("<svg ") for name in ("a.svg", "b.svg", "c.svg"))

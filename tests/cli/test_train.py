@@ -348,6 +348,23 @@ def test_two_at_once(lstmlm: Lstmlm, run: Path, text: Path) -> None:
 # Going on
 
 
+@pytest.mark.parametrize("val", ["stories", "val.txt", "-"])
+def test_a_validation_text_is_found_again(lstmlm: Lstmlm, text: Path, val: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--val is remembered as what it was: one that comes along by its name, a file by its path, stdin as that."""
+    Path("val.txt").write_text("Bob est là.\n" * 9, encoding="utf-8")
+    monkeypatch.setattr("lstmlm.training.trainer.auto_tune.eval_chars", lambda config: 50)
+    stdin = Path("val.txt").read_bytes() if val == "-" else b""
+    assert lstmlm("train", text, *TINY, "--steps", "1", "--val", val, "-q", stdin=stdin).code == 0
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    saved = checkpoint.read(Path("../runs/text/best.safetensors")).meta["corpus"]["val"]
+    result = lstmlm("fill", "____ est", "--choice", "Bob", "--words", "2", "-m", "../runs/text")
+
+    assert saved == (os.path.abspath("../val.txt") if val == "val.txt" else val)
+    assert result.code == (3 if val == "-" else 0), result.err
+    assert val != "-" or "it was standard input" in result.err
+
+
 def test_resume_finished(lstmlm: Lstmlm, run: Path, text: Path) -> None:
     """Resuming a run that has ended changes nothing and reports its end."""
     before = digest(run)

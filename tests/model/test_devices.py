@@ -54,7 +54,7 @@ def test_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_broken_device_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where none is requested it says in a line what is wrong and takes the CPU; cuda is refused with the same words."""
-    monkeypatch.setattr(devices, "missing", lambda places: "")
+    monkeypatch.setattr(devices, "missing", lambda places=1: "")
     monkeypatch.setattr(devices, "broken", lambda device: f"{device} has no kernel image")
     said: list[str] = []
 
@@ -62,6 +62,17 @@ def test_a_broken_device_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert said == ["device cpu: there is a CUDA device, but cuda:1 has no kernel image"]
     with pytest.raises(UsageError, match="cuda:0 has no kernel image"):
         devices.choose("cuda")
+
+
+def test_too_few_devices_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where more processes than devices share a machine, the CPU is not taken without a word."""
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    said: list[str] = []
+
+    assert devices.choose("auto", said.append, place=1, places=3) == torch.device("cpu")
+    assert said == ["device cpu: there is a CUDA device, but 2 for 3 processes on this machine"]
 
 
 def test_a_device_is_tried_by_a_product(monkeypatch: pytest.MonkeyPatch) -> None:

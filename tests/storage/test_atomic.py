@@ -474,6 +474,33 @@ def test_a_kill_while_files_are_set_aside_loses_none(tmp_path: Path) -> None:
     assert at > 20
 
 
+@pytest.mark.parametrize("kind", ["FIFO", "folder", "/dev/zero", "/proc/kmsg"])
+def test_what_is_no_plain_file_is_never_waited_for(tmp_path: Path, kind: str) -> None:
+    """A FIFO, a folder, a device and a file that says nothing yet are refused at once, whoever reads or writes there."""
+    path = tmp_path / "file"
+    if kind == "FIFO":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif Path(kind).exists():
+        path.symlink_to(kind)
+    else:
+        pytest.skip(f"no {kind}")
+    with pytest.raises((OSError, ValueError)):
+        atomic.read_regular(path, 1 << 20)
+    with pytest.raises((CheckpointError, SystemProblem)):
+        atomic.Journal.open(path)
+
+
+def test_a_file_is_read_up_to_a_size(tmp_path: Path) -> None:
+    """Of a longer file the first bytes come, of a shorter one all of them."""
+    path = tmp_path / "file"
+    path.write_bytes(bytes(range(256)) * 9000)
+
+    assert atomic.read_regular(path, 1_500_000) == path.read_bytes()[:1_500_000]
+    assert atomic.read_regular(path, 1 << 30) == path.read_bytes()
+
+
 def test_what_nobody_had_is_not_set_aside(tmp_path: Path) -> None:
     """Where there is nothing to replace, a block that fails leaves what it has written: a later command goes on from it."""
     with contextlib.suppress(ZeroDivisionError), atomic.set_aside(tmp_path, ["one"]):
