@@ -10,6 +10,8 @@
         Diverged             6   training reached values that are not finite
         Stopped        128 + n   signal n, after a committed checkpoint
 
+Anything else that is raised is a fault of the program itself: exit 70, with its traceback.
+
 A message reads `<what> <where>: expected <x>, found <y>. <next step>.` and has at most six lines.
 """
 

@@ -7,6 +7,10 @@ command needs it.
 import os
 import sys
 import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lstmlm.display.console import Console
 
 STARTED = time.perf_counter() - time.process_time()  # when the process began: until here it did little else than run
 
@@ -14,14 +18,20 @@ STARTED = time.perf_counter() - time.process_time()  # when the process began: u
 os.environ["TYPER_USE_RICH"] = "0"
 
 
+BUG = 70
+"""The exit code of a fault of the program itself: 1 says that a requested check failed."""
+
+
 def main() -> None:
     """Run the command line and leave with its exit code."""
-    from lstmlm.cli.app import app
     from lstmlm.display.console import Console
-    from lstmlm.errors import LstmlmError, Stopped, SystemProblem
+    from lstmlm.errors import LstmlmError, Stopped, SystemProblem, printable
 
     console = Console()
     try:
+        _require_folder()
+        from lstmlm.cli.app import app
+
         app(prog_name="lstmlm")
         code: object = 0
     except SystemExit as leaving:  # how typer ends every command, a usage error included
@@ -49,7 +59,51 @@ def main() -> None:
 
         full = devices.out_of_memory(error)
         if full is None:
-            raise
-        console.error(full)
-        code = full.exit_code
+            code = _fault(console)
+        else:
+            console.error(full)
+            code = full.exit_code
+    except ImportError as error:
+        if (error.name or "").startswith("lstmlm"):
+            code = _fault(console)
+        else:  # a library that does not fit into the memory, or is not whole
+            found = printable(str(error))
+            console.error(
+                SystemProblem(f"libraries: expected them to load, found: {found}. Allow more memory, or install them again.")
+            )
+            code = 5
+    except Exception:
+        code = _fault(console)
     sys.exit(console.finish(code if isinstance(code, int) else int(bool(code))))
+
+
+def _require_folder() -> None:
+    """Make sure that the working folder exists: libraries that do without it end the process in their own ways.
+
+    Raises:
+        SystemProblem: It was deleted.
+    """
+    from lstmlm.errors import SystemProblem
+
+    try:
+        os.getcwd()
+    except OSError:
+        raise SystemProblem("working folder: expected one that exists, found it deleted. Go to another one (cd).") from None
+
+
+def _fault(console: "Console") -> int:
+    """Show a fault of the program itself with all that is known of it, and return its exit code."""
+    import platform
+    import traceback
+
+    from lstmlm import __version__
+    from lstmlm.errors import LstmlmError, printable
+
+    if console.stderr is not None:
+        for line in traceback.format_exc().splitlines():
+            print(printable(line), file=console.stderr)
+    where = f"lstmlm {__version__}, Python {platform.python_version()}, {platform.platform()}"
+    console.error(
+        LstmlmError(f"fault in the program ({where}): expected none, found the one above. Report these lines with the command.")
+    )
+    return BUG

@@ -318,3 +318,40 @@ def test_narrow(lstmlm: Lstmlm, run: Path, text: Path, monkeypatch: pytest.Monke
 
     assert lstmlm("train", "-h").code == 0
     assert lstmlm("train", text, *TINY, "--out", "narrow").code == 0
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("odd\x1b[31m"), RuntimeError("odd"), ImportError("odd", name="lstmlm.odd")])
+def test_a_fault_of_the_program_is_no_failed_check(
+    lstmlm: Lstmlm, run: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """What nobody foresaw is exit 70, not the 1 of --max-bpc, with a traceback fit for a terminal and what to do with it."""
+
+    def odd(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("lstmlm.storage.run_dir.load_header", odd)
+    result = lstmlm("info", run)
+
+    assert (result.code, result.out) == (70, "")
+    assert "Traceback" in result.err
+    assert "Report these lines" in result.err
+    assert "\x1b" not in result.err
+
+
+PLACES = {"deleted": "rmdir $PWD", "tight": "ulimit -v 400000"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems delete and limit in other ways")
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("command", ["sample --length 3", "train stories --steps 1 --hidden 5", "eval stories"])
+def test_a_place_where_torch_cannot_run(run: Path, place: str, command: str) -> None:
+    """A working folder that was deleted, and too little memory for torch: exit 5 in a sentence, in real processes."""
+    Path("gone").mkdir()
+    model = "" if command.startswith("train") else f"-m {run}"
+    done = process(shell=f"cd gone && {PLACES[place]} && exec $LSTMLM {command} {model}")
+    said = done.stderr.decode()
+
+    assert done.returncode == 5, said
+    assert len(said.splitlines()) <= 6, said
+    assert "Traceback" not in said
+    assert ("working folder" if place == "deleted" else "libraries: expected them to load") in said
