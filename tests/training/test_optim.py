@@ -234,6 +234,24 @@ def test_moments_are_named_and_shaped_like_parameters() -> None:
     assert {name: moment.shape for name, moment in optimizer.state().items()} == expected
 
 
+def test_a_state_is_by_name_alone() -> None:
+    """Moments saved by name, wherever they lay in memory then, come back bit for bit, and each parameter moves by its own."""
+    model, before = twins()
+    config = train_config(clip=0.0)
+    saved = {f"{m}.{name}": torch.rand_like(p) for name, p in model.named_parameters() for m in ("exp_avg", "exp_avg_sq")}
+    optimizer = Optimizer(model, config, TorchPointwise())
+    optimizer.restore(saved, 5)
+    found = {name: moment.clone() for name, moment in optimizer.state().items()}
+
+    optimizer.update(0.1, optimizer.gradient_norm())
+
+    assert all(torch.equal(moment, saved[name]) for name, moment in found.items())
+    for (name, p), old in zip(model.named_parameters(), before.parameters(), strict=True):
+        mean, square = saved[f"exp_avg.{name}"] * config.beta1, saved[f"exp_avg_sq.{name}"] * config.beta2
+        down = mean / (1 - config.beta1**6) / ((square / (1 - config.beta2**6)).sqrt() + config.eps)
+        assert_close(p, old * (1 - 0.1 * 0.3 * (p.dim() > 1)) - 0.1 * down, name, 1e-12)
+
+
 @pytest.mark.parametrize("broken", ["missing", "shape"])
 def test_a_state_that_does_not_fit_is_refused(broken: str) -> None:
     """A moment that is missing, or would only fit by being repeated, is an error, and nothing is half restored."""

@@ -2,13 +2,10 @@
 
 import math
 import random
-import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
 from lstmlm.data.corpus import Corpus
 from lstmlm.errors import CheckpointError
@@ -24,7 +21,7 @@ def bench(corpus: Corpus, tmp_path: Path) -> Callable[..., Bench]:
     """Return a maker of runs."""
     made: list[Bench] = []
 
-    def make(**train: Any) -> Bench:
+    def make(**train: int) -> Bench:
         made.append(Bench(corpus, tmp_path / f"bench{len(made)}", configured(**train)))
         return made[-1]
 
@@ -84,20 +81,3 @@ def test_a_restore_that_fails_is_an_error(bench: Callable[..., Bench]) -> None:
         tensors = {key: blob for key, blob in saved.tensors.items() if key != name}
         with pytest.raises(CheckpointError):
             made.restore(type(saved)(saved.kind, saved.meta, tensors))
-
-
-def test_a_checkpoint_from_before_the_layout(bench: Callable[..., Bench]) -> None:
-    """Step 10 as it was written while parameters lay without a gap between them: it goes on to the end, as near as rounding to a
-    run of today.
-    """
-    config: dict[str, Any] = {"average": 0.3, "weight_dropout": 0.2}
-    run = bench(**config)
-    shutil.copytree(Path(__file__).parent / "before", run.folder, dirs_exist_ok=True)
-    there, expected = run.run(resume=True).last(), bench(**config).run().last()
-
-    assert there.meta["step"] == STEPS
-    assert there.tensors.keys() == expected.tensors.keys()
-    for name in there.tensors:
-        if name.startswith(("model.", "optimizer.")):
-            found, other = (torch.frombuffer(bytearray(c.tensors[name].data), dtype=torch.float32) for c in (there, expected))
-            assert torch.allclose(found, other, rtol=1e-3, atol=1e-5), name
