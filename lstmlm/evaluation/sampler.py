@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lstmlm.kernels import arguments
-from lstmlm.kernels.cuda_graph import Graph
+from lstmlm.kernels.cuda_graph import WARM, Graph
 from lstmlm.kernels.generate import Choice, Generator, LayerWeights, fingerprint
 from lstmlm.kernels.native import NativeKernel
 from lstmlm.model.cell import LSTMState
@@ -175,7 +175,7 @@ def _drawn(
     logits = logits.clone()
     draw_next = _drawing(how, logits.shape[-1])
 
-    def recorded(count: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    def recorded(count: int, warm: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         """Return what draws so many characters: noise (count, n) -> ids and nats, in memory that it uses again."""
         numbers = logits.new_empty(count, len(logits), 1, dtype=torch.float64)
         ids, nats = logits.new_empty(count, len(logits), dtype=torch.int64), logits.new_empty(count, len(logits))
@@ -195,7 +195,7 @@ def _drawn(
                 own.hidden.copy_(new.hidden)
                 own.cell.copy_(new.cell)
 
-        graph = Graph(step, logits.device)
+        graph = Graph(step, logits.device, warm=warm)
 
         def run(block: Tensor) -> tuple[Tensor, Tensor]:
             numbers.copy_(block[..., None])
@@ -204,7 +204,7 @@ def _drawn(
 
         return run
 
-    one, several = recorded(1), recorded(RECORDED)
+    one, several = recorded(1, WARM), recorded(RECORDED, 0)
 
     def run(block: Tensor) -> tuple[Tensor, Tensor]:
         whole = len(block) // RECORDED

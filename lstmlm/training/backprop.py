@@ -106,7 +106,8 @@ class Backprop:
         elif chunks is None:
             chunks = CHUNKS if like.device.type == "cuda" else 1
         self._chunk = max(-(-steps // chunks), min(steps, SHORTEST))
-        self._lanes = Lanes(like.device, len(widths) if self._chunk < steps else 1)
+        # One for each layer's steps, and one for the gradients of its weights: those nobody waits for.
+        self._lanes = Lanes(like.device, 2 * len(widths) if self._chunk < steps else 1)
         self._logits = like.new_empty(steps * batch, widths[-1] if first.readout is None else first.readout.out_features)
         self._dx = like.new_empty(steps * batch * max(widths))
         self._dH = like.new_empty(len(widths) if self._chunk < steps else 1, self._chunk * batch * max(widths))
@@ -260,11 +261,11 @@ class Backprop:
             layer, memory = self._layers[index], self._layers[index].memory
             size = steps.stop - steps.start, self._batch, layer.width
             dx = self._gradient(layer.width)[steps]
-            dH = self._dH[place % len(self._dH), : size[0] * size[1] * size[2]].view(size)
+            dH = self._dH[place % len(self._dH), : size[0] * size[1] * size[2]].view(size) if layer.transformed else dx
             if layer.norm is not None or (drop is not None and layer.transformed):
                 H, there = memory.H[steps.start + 1 : steps.stop + 1], drop and drop.since(steps.start)
                 self._kernel.pointwise.norm_dropout_residual_backward(dx, H, layer.norm, there, index, dH, memory.stats[steps])
-            else:
+            elif layer.transformed:
                 dH.copy_(dx)
             dH[-1] += memory.dhidden
             U, W = layer.factors
@@ -276,26 +277,27 @@ class Backprop:
                 rows, width = da.view(size[0] * size[1], -1), self._layers[index - 1].width
                 # Added to where it is read: nobody else needs a chunk's gradient any more.
                 self._kernel.product(rows, U.t(), self._gradient(width)[steps].view(len(rows), -1), add=self._residual(index))
-        for place in range(len(self._layers)):
-            with self._lanes(place):
-                self._add(len(self._layers) - 1 - place, ids)
+            beside = len(self._layers) + place
+            self._lanes.follow(beside, place)
+            with self._lanes(beside):
+                self._add(index, ids, steps)
         self._lanes.join()
 
-    def _add(self, index: int, ids: Tensor) -> None:
-        """Add to the gradients of a layer's weights, when all steps of a segment are done."""
-        layer, T = self._layers[index], self._steps
+    def _add(self, index: int, ids: Tensor, steps: slice) -> None:
+        """Add what some steps give to the gradients of a layer's weights."""
+        layer, memory = self._layers[index], self._layers[index].memory
         pointwise, product = self._kernel.pointwise, self._kernel.product
-        rows = layer.memory.gates[:T].view(T * self._batch, -1)
+        rows = memory.gates[steps].view(-1, 4 * layer.width)
         db = None if layer.b is None else _grad(layer.b)
         if index == 0:
-            pointwise.scatter(ids.reshape(-1).contiguous(), rows, _grad(layer.U), db)
+            pointwise.scatter(ids[steps].reshape(-1).contiguous(), rows, _grad(layer.U), db)
         else:
             pointwise.scatter(None, rows, None, db)
         if self._kernel.factors is not None:
             rows = rows.to(self._kernel.factors)  # once for both
-        product(layer.memory.H[:T].view(len(rows), -1).t(), rows, layer.drecurrent, add=True)
+        product(memory.H[steps].view(len(rows), -1).t(), rows, layer.drecurrent, add=True)
         if index:
-            product(self._layers[index - 1].memory.x[:T].view(len(rows), -1).t(), rows, _grad(layer.U), add=True)
+            product(self._layers[index - 1].memory.x[steps].view(len(rows), -1).t(), rows, _grad(layer.U), add=True)
 
     def _residual(self, index: int) -> bool:
         """Say whether a layer's input is added to its output."""

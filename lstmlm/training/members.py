@@ -4,7 +4,6 @@ A run has one of them or several (`model.members`), each as a run of its own see
 `Members.learn` once a step.
 """
 
-import math
 from collections.abc import Iterable
 
 import torch
@@ -15,7 +14,6 @@ from lstmlm.kernels import Kernel
 from lstmlm.kernels.dropout import Dropout
 from lstmlm.kernels.pointwise import Number
 from lstmlm.model import ensemble
-from lstmlm.model.cell import LSTMState
 from lstmlm.model.char_lm import CharLM
 from lstmlm.model.lstm import StackState
 from lstmlm.training.backprop import Backprop
@@ -69,8 +67,6 @@ class Members:
         self._config = config
         self.each = [Member(config, vocabulary, kernel, number, device) for number in range(config.model.members)]
         self.network = ensemble.of([member.model for member in self.each])
-        self._deferred = kernel.pointwise.deferred
-        self._backprop: dict[int, Backprop] = {}
         self._steps: dict[int, TrainStep] = {}
         self._whole: TrainStep | None = None
 
@@ -81,11 +77,11 @@ class Members:
 
     def prepare(self, counts: Iterable[int], window: int, streams: int) -> None:
         """Take the memory for windows of so many streams each, of so many in the whole batch."""
+        every = [member.optimizer for member in self.each]
         for count in counts:
-            self._backprop[count] = backprop = Backprop(self.network, count, window, self._config.train.segment)
-            if self._deferred:
-                taken = [member.optimizer for member in self.each] if count == streams else []
-                self._steps[count] = TrainStep(self.network, backprop, taken, window, count, 1 / (streams * window))
+            backprop = Backprop(self.network, count, window, self._config.train.segment)
+            taken = every if count == streams else []
+            self._steps[count] = TrainStep(self.network, backprop, taken, window, count, 1 / (streams * window))
         self._whole = self._steps.get(streams)
 
     def begin(self, rate: float) -> None:
@@ -109,20 +105,10 @@ class Members:
         Returns:
             Their part of the mean over the networks, and their state after the window.
         """
-        T, count = ids.shape
-        share = self._config.train.state_dropout
+        count, share = ids.shape[1], self._config.train.state_dropout
         drops = [member.dropout(step, streams, first) for member in self.each]
         emptied = torch.stack([drop.emptied(share, count) for drop in drops]) if state is not None and share else None
-        if self._deferred:
-            return self._steps[count](ids, targets, state, drops, emptied)
-        if state is None:
-            state = self.network.initial_state(count)
-        elif emptied is not None:
-            kept = (~emptied[..., None]).repeat_interleave(len(state) // len(drops), dim=0)
-            state = tuple(LSTMState(layer.hidden * own, layer.cell * own) for layer, own in zip(state, kept, strict=True))
-        scale = 1 / (streams * T)
-        summed, after = self._backprop[count](ids, targets, state, scale, *drops)
-        return summed * (scale / len(drops)), after
+        return self._steps[count](ids, targets, state, drops, emptied)
 
     def finish(self, loss: Number) -> list[tuple[Number, Number]]:
         """Take the optimizers' step by the gradient that all streams have left, unless it or the loss is not finite.
@@ -135,10 +121,4 @@ class Members:
         """
         if self._whole is not None:  # that was part of it
             return list(self._whole.found)
-        return [self._finish(member.optimizer, loss) for member in self.each]
-
-    def _finish(self, optimizer: Optimizer, loss: Number) -> tuple[Number, Number]:
-        norm = optimizer.gradient_norm()
-        if not (self._deferred or math.isfinite(norm + loss)):
-            return norm, True
-        return norm, optimizer.step(norm, loss)
+        return [member.optimizer.step(loss) for member in self.each]

@@ -79,19 +79,6 @@ class Optimizer:
         squares = sum(self._pointwise.squared(flat.gradient) for flat in self._flat if flat.gradient.numel())
         return squares.sqrt() if isinstance(squares, Tensor) else math.sqrt(squares)
 
-    def update(self, rate: float, norm: Number) -> Number:
-        """Scale the gradient to at most `clip`, take one step of AdamW, and set the gradient to zero.
-
-        Args:
-            rate: Learning rate of this step.
-            norm: What `gradient_norm` returned.
-
-        Returns:
-            Whether all weights are finite.
-        """
-        self.prepare(rate)
-        return self.step(norm)
-
     def prepare(self, rate: float) -> None:
         """Set the numbers of the next step, for `step` or a graph that has it in it."""
         self.step_count += 1
@@ -104,13 +91,18 @@ class Optimizer:
             rate_, count, pull_ = self._numbers.unbind()
             self._next = rate_, count, pull_
 
-    def step(self, norm: Number, loss: Number = 0.0) -> Number:
-        """Take the step that was prepared; see `update`.
+    def step(self, loss: Number = 0.0) -> tuple[Number, Number]:
+        """Take the step that was prepared: scale the gradient to at most `clip`, AdamW, and set the gradient to zero.
 
         Args:
-            norm: Of the gradient.
-            loss: Where it or the norm is not finite, and numbers are tensors, weights, moments and averages stay as they are.
+            loss: Where it or the gradient's norm is not finite, weights, moments and averages stay as they are.
+
+        Returns:
+            The norm of the gradient, and whether all weights are finite.
         """
+        norm = self.gradient_norm()
+        if not isinstance(norm, Tensor) and not math.isfinite(norm + loss):
+            return norm, True
         c = self.config
         scale: Number = 1.0
         if c.clip > 0:
@@ -125,7 +117,9 @@ class Optimizer:
             if flat.values.numel():
                 step = Adam(rate, c.beta1, c.beta2, c.eps, flat.decay, count, scale, pull, skip)
                 found.append(self._pointwise.adam(flat.values, flat.gradient, flat.mean, flat.square, flat.average, step))
-        return torch.stack([one for one in found if isinstance(one, Tensor)]).all() if self._pointwise.deferred else all(found)
+        if self._pointwise.deferred:
+            return norm, torch.stack([one for one in found if isinstance(one, Tensor)]).all()
+        return norm, all(found)
 
     def state(self) -> dict[str, Tensor]:
         """Return what belongs to every parameter, by name: `exp_avg.<name>`, `exp_avg_sq.<name>`, and `weights.<name>` where the

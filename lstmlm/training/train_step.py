@@ -1,6 +1,6 @@
 """A training step in memory that stays where it is, so that it can be recorded as one graph: forward, backward, clip, AdamW.
 
-`members` uses it on a device. What changes from step to step is written into tensors first: ids, the carried state, which
+`Members.learn` calls it. What changes from step to step is written into tensors first: ids, the carried state, which
 streams begin empty, dropout's words, and the optimizers' numbers. What is found stays in a tensor that one read-back brings to
 the host.
 """
@@ -50,6 +50,7 @@ class TrainStep:
         like = models[0].stack()[0].W.data
         self._backprop, self._optimizers, self._scale = backprop, optimizers, scale
         self._layers = len(models[0].layers)
+        self._deferred = models[0].stack()[0].kernel.pointwise.deferred
         self._ids, self._targets = torch.zeros(2, window, batch, dtype=torch.int64, device=like.device)
         self._kept = like.new_ones(len(models), batch, 1)
         self._state = network.initial_state(batch)
@@ -76,8 +77,10 @@ class TrainStep:
         """
         self._ids.copy_(ids)
         self._targets.copy_(targets)
-        self._words.copy_(torch.tensor([drop.words(self._layers) for drop in drops]))
-        self._drops = [drop.reading(words) for drop, words in zip(drops, self._words, strict=True)]
+        self._drops = list(drops)
+        if self._deferred:
+            self._words.copy_(torch.tensor([drop.words(self._layers) for drop in drops]))
+            self._drops = [drop.reading(words) for drop, words in zip(drops, self._words, strict=True)]
         if emptied is None:
             self._kept.fill_(1.0)
         else:
@@ -106,11 +109,10 @@ class TrainStep:
             for own, kept in zip(states, self._kept, strict=True)
         )
         nats, after = self._backprop(self._ids, self._targets, before, self._scale, *self._drops)
-        self._found[0] = nats * (self._scale / len(states))
+        loss = nats * (self._scale / len(states))
+        self._found[0] = loss
         for optimizer, found in zip(self._optimizers, self._found[1:].view(-1, 2), strict=False):  # none, or one for each
-            norm = optimizer.gradient_norm()
-            finite = optimizer.step(norm, self._found[0])
-            found[0], found[1] = norm, finite
+            found[0], found[1] = optimizer.step(loss)
         for own, new in zip(self._state, after, strict=True):
             own.hidden.copy_(new.hidden)
             own.cell.copy_(new.cell)

@@ -121,7 +121,8 @@ def train(rounds: int, reduced: bool) -> list[Row]:
                 y: Tensor = y,
             ) -> None:
                 backprop(x, y, state, 1 / y.numel())
-                optimizer.update(1e-4, optimizer.gradient_norm())
+                optimizer.prepare(1e-4)
+                optimizer.step()
 
             sides[f"lstmlm {precision}"] = ours
         adam = torch.optim.AdamW(rival.parameters(), lr=1e-4, fused=True)

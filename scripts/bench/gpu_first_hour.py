@@ -106,12 +106,36 @@ def whole(L: int, S: int, B: int, T: int) -> Row:
     return {"shape": f"{L}x{S} B{B} T{T}"} | {f"{name} us/step": seconds / T * 1e6 for name, seconds in median.items()}
 
 
+def profile(L: int, S: int, B: int, T: int) -> Row:
+    """Say where the device spends a training step: microseconds of all launches of a function together, the most first."""
+    config = ModelConfig(hidden=S, layers=L, dropout=0.3, weight_dropout=0.2)
+    kernel = kernel_of("triton")
+    model = CharLM(config, VOCABULARY, kernel).to(CUDA)
+    optimizer = Optimizer(model, TrainConfig(lr=1e-3, weight_decay=0.01, average=0.2), kernel.pointwise)
+    step = TrainStep(model, backprop.Backprop(model, B, T), [optimizer], T, B, 1 / (T * B))
+    ids, targets = torch.randint(VOCABULARY, (2, T, B)).to(CUDA)
+
+    def take() -> None:
+        optimizer.prepare(1e-4)
+        step(ids, targets, None, [Dropout(0.3, 0, optimizer.step_count, B, 0, 0.2)])
+
+    for _ in range(4):
+        take()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+        take()
+        torch.cuda.synchronize()
+    rows = [(one.key[:90], one.count, round(one.self_device_time_total, 1)) for one in seen.key_averages()]
+    return {"shape": f"{L}x{S} B{B} T{T}", "launches": sorted(rows, key=lambda row: -row[2])[:40]}
+
+
 def anatomy(S: int, B: int, T: int) -> Row:
     """Time what a time step is made of, as graphs: passes of one layer, and their products alone."""
     kernel = kernel_of("triton")
     assert isinstance(kernel, TritonKernel)
     X, W, dA = (torch.zeros(*shape, device=CUDA).bfloat16() for shape in ((B, S), (S, 4 * S), (B, 4 * S)))
     out, dX = torch.zeros(B, 4 * S, device=CUDA), torch.zeros(B, S, device=CUDA)
+    halves = torch.zeros(2, B, 4 * S, device=CUDA)
     shapes = [(T, B, 4 * S), (T, B, S), (T, B, S), (B, S)]
     gates, C, H, state = (torch.zeros(*shape, device=CUDA) for shape in shapes)
 
@@ -122,12 +146,31 @@ def anatomy(S: int, B: int, T: int) -> Row:
 
         return run
 
+    def cut(block: int, each: int, run: Callable[[], object]) -> Callable[[], object]:
+        def there() -> None:
+            triton_kernel.BLOCK, triton_kernel.EACH = block, each
+            run()
+            triton_kernel.BLOCK, triton_kernel.EACH = 256, 4
+
+        return there
+
+    def forth() -> object:
+        return kernel.forward(gates, W, state, state, into=Activations(gates, C, H))
+
+    def back() -> object:
+        return kernel.backward(H, state, gates, C, state, W)
+
+    cuts = [(block, each) for block in (128, 256, 512) for each in (1, 2, 4)]
     parts: dict[str, Callable[[], object]] = {
-        "forward": lambda: kernel.forward(gates, W, state, state, into=Activations(gates, C, H)),
-        "backward": lambda: kernel.backward(H, state, gates, C, state, W),
+        **{f"forward {pair}": cut(*pair, forth) for pair in cuts}, **{f"backward {pair}": cut(*pair, back) for pair in cuts},
         "forward product": repeated(lambda: kernel._multiply(X, W, out)),
         "backward product": repeated(lambda: kernel._multiply(dA, W.t(), dX)),
-        "backward product of a copy": repeated(lambda: kernel._multiply(dA, X.new_empty(4 * S, S), dX)),
+        "backward products of gates": repeated(
+            lambda: kernel._multiply(dA.view(4, B, S), W.view(S, 4, S).permute(1, 2, 0), out.view(4, B, S))
+        ),
+        "forward product in halves": repeated(
+            lambda: kernel._multiply(X.view(B, 2, S // 2).transpose(0, 1), W.view(2, S // 2, 4 * S), halves)
+        ),
         "small operation": repeated(lambda: dX.add_(1.0)),
         "small operation of 4": repeated(lambda: out.add_(1.0)),
     }
@@ -147,7 +190,7 @@ def _nothing(run: Callable[[], object]) -> Callable[[], None]:
 
 def sample(mode: str, *shape: int) -> Row:
     """Time sampling beside a loop over nn.LSTM."""
-    return {"mode": mode} | bench_gpu.sample(shape, CUDA, 3, kernel_of(mode).strict)  # type: ignore[arg-type]
+    return {"mode": mode} | bench_gpu.sample(shape, CUDA, 3, kernel_of(mode).strict, 2048)  # type: ignore[arg-type]
 
 
 def text(mode: str, path: str, minutes: float) -> Row:
@@ -242,7 +285,8 @@ def main() -> None:
     total = float(os.environ.get("SECONDS_ALL", "190"))
     began = time.monotonic()
     parts: list[tuple[Callable[..., Row], tuple[Any, ...], float]] = [
-        (check, (), 60), (train, (2, 512, 64, 128), 40), (whole, (2, 512, 64, 128), 30), (anatomy, (512, 64, 128), 20),
+        (check, (), 60), (train, (2, 512, 64, 128), 40), (whole, (2, 512, 64, 128), 30), (anatomy, (512, 64, 128), 30),
+        (profile, (2, 512, 64, 128), 30),
         (sample, ("triton", 2, 512, 1), 20),
     ]  # fmt: skip
     if corpus:

@@ -88,7 +88,8 @@ def train(model: CharLM | PlainRNN, corpus: Corpus, config: TrainConfig, name: s
         logits, after = model(inputs, None if fresh else state)
         loss = nats(logits, targets).mean()
         loss.backward()
-        optimizer.update(learning_rate(config, step, config.steps), optimizer.gradient_norm())
+        optimizer.prepare(learning_rate(config, step, config.steps))
+        optimizer.step()
         state = tuple(LSTMState(s.hidden.detach(), s.cell.detach()) for s in after)
         values.append(float(loss.detach()))
     last = values[-max(1, len(values) // 10) :]

@@ -85,8 +85,9 @@ def trial(text: Path, steps: int, changes: dict[str, float]) -> dict[str, Any]:
             kept = ~drop.emptied(asked["state_dropout"], B)[:, None]
             state = tuple(LSTMState(layer.hidden * kept, layer.cell * kept) for layer in state)
         nats, state = backprop(ids, targets, state, 1 / (B * T), drop)
-        norm = optimizer.gradient_norm()
-        if not (math.isfinite(nats) and optimizer.update(learning_rate(rates, step, steps), norm)):
+        optimizer.prepare(learning_rate(rates, step, steps))
+        norm, finite = optimizer.step(nats)
+        if not (math.isfinite(nats + norm) and finite):
             raise SystemExit(f"trials: {changes} diverged at step {step}")
         seconds.append(time.perf_counter() - began)
         with torch.no_grad():

@@ -58,7 +58,8 @@ def test_steps_are_adamws(clip: float, dtype: torch.dtype) -> None:
         optimizer.zero()
         backward(model, step)
         norm = optimizer.gradient_norm()
-        optimizer.update(rate, norm)
+        optimizer.prepare(rate)
+        optimizer.step()
 
         adam.zero_grad()
         backward(rival, step)
@@ -80,7 +81,8 @@ def test_only_matrices_decay() -> None:
     optimizer = Optimizer(model, train_config(weight_decay=0.5), TorchPointwise())
 
     optimizer.zero()
-    optimizer.update(0.1, optimizer.gradient_norm())
+    optimizer.prepare(0.1)
+    optimizer.step()
 
     assert {p.dim() for p in model.parameters()} == {1, 2}
     for name, p in model.named_parameters():
@@ -98,7 +100,8 @@ def test_modules_with_only_vectors_or_only_matrices(make: Any) -> None:
         assert p.grad is not None
         p.grad.fill_(2.0)
     norm = optimizer.gradient_norm()
-    optimizer.update(0.1, norm)
+    optimizer.prepare(0.1)
+    optimizer.step()
     state = {name: t.clone() for name, t in optimizer.state().items()}
     optimizer.restore(state, 1)
 
@@ -131,7 +134,8 @@ def test_parameters_and_gradients_stay_views() -> None:
     for step in range(3):
         optimizer.zero()
         backward(model, step)
-        optimizer.update(0.1, optimizer.gradient_norm())
+        optimizer.prepare(0.1)
+        optimizer.step()
     model.load_state_dict(other.state_dict())
     optimizer.restore(optimizer.state(), 3)
 
@@ -206,14 +210,16 @@ def test_ten_steps_equal_some_steps_a_restore_and_the_rest(at: int) -> None:
             other.load_state_dict(model.state_dict())
         optimizer.zero()
         backward(model, step)
-        optimizer.update(learning_rate(config, step, 10), optimizer.gradient_norm())
+        optimizer.prepare(learning_rate(config, step, 10))
+        optimizer.step()
 
     resumed = Optimizer(other, config, TorchPointwise())
     resumed.restore(saved, at)
     for step in range(at, 10):
         resumed.zero()
         backward(other, step)
-        resumed.update(learning_rate(config, step, 10), resumed.gradient_norm())
+        resumed.prepare(learning_rate(config, step, 10))
+        resumed.step()
 
     assert resumed.step_count == optimizer.step_count == 10
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
@@ -230,7 +236,8 @@ def test_moments_are_named_and_shaped_like_parameters() -> None:
 
     assert {name: moment.shape for name, moment in optimizer.state().items()} == expected
     backward(model, 0)
-    optimizer.update(0.1, optimizer.gradient_norm())
+    optimizer.prepare(0.1)
+    optimizer.step()
     assert {name: moment.shape for name, moment in optimizer.state().items()} == expected
 
 
@@ -258,7 +265,8 @@ def test_a_state_that_does_not_fit_is_refused(broken: str) -> None:
     model = small_model()
     optimizer = Optimizer(model, train_config(), TorchPointwise())
     backward(model, 0)
-    optimizer.update(0.1, optimizer.gradient_norm())
+    optimizer.prepare(0.1)
+    optimizer.step()
     before = {name: t.clone() for name, t in optimizer.state().items()}
     state = {name: normal(*t.shape).abs() for name, t in before.items()}
     last = list(state)[-1]
@@ -314,7 +322,8 @@ def test_the_average_looks_back_on_a_share_of_the_steps() -> None:
     expected = p.detach().clone()
     for step in range(20):
         backward(model, step)
-        optimizer.update(0.1, optimizer.gradient_norm())
+        optimizer.prepare(0.1)
+        optimizer.step()
         expected.lerp_(p.detach(), min(1.0, 1 / (0.25 * (step + 1))))
         own = p.detach().clone()
         with optimizer.averaged():
@@ -331,10 +340,12 @@ def test_averages_are_put_back() -> None:
     whole, first = (Optimizer(model, train_config(average=0.2), TorchPointwise()) for model in (one, other))
     for step in range(20):
         backward(one, step)
-        whole.update(0.1, whole.gradient_norm())
+        whole.prepare(0.1)
+        whole.step()
     for step in range(10):
         backward(other, step)
-        first.update(0.1, first.gradient_norm())
+        first.prepare(0.1)
+        first.step()
     with first.averaged():
         saved = {name: p.detach().clone() for name, p in other.named_parameters()}
     state = {name: tensor.clone() for name, tensor in first.state().items()}
@@ -344,7 +355,8 @@ def test_averages_are_put_back() -> None:
     resumed.restore(state, 10)
     for step in range(10, 20):
         backward(last, step)
-        resumed.update(0.1, resumed.gradient_norm())
+        resumed.prepare(0.1)
+        resumed.step()
 
     for p, q in zip(one.parameters(), last.parameters(), strict=True):
         assert torch.equal(p, q)

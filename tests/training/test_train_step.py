@@ -58,8 +58,8 @@ class Run:
             state = self.state or self.model.initial_state(B)
             before = tuple(LSTMState(layer.hidden * kept, layer.cell * kept) for layer in state)
             nats, self.state = self.backprop(ids, targets, before, 1 / (T * B), drop)
-            norm = self.optimizer.gradient_norm()
-            finite = self.optimizer.update(learning_rate(self.config, step, STEPS), norm)
+            self.optimizer.prepare(learning_rate(self.config, step, STEPS))
+            norm, finite = self.optimizer.step()
             loss, norm, finite = read_back(nats / (T * B), norm, finite)
             return loss, norm, finite
 

@@ -334,16 +334,16 @@ def spoil_once(made: Trainer, monkeypatch: pytest.MonkeyPatch, what: str, at: in
     else:
         step = member.optimizer.step
 
-        def spoiled(norm: Number, loss: Number) -> Number:
+        def spoiled(loss: Number) -> tuple[Number, Number]:
             now = due()
             if now and what == "weight":
                 with torch.no_grad():
                     list(member.model.parameters())[-1].view(-1)[0] = value
-            finite = step(norm, loss)
+            found = step(loss)
             if now and what == "moment":
                 moments = {k: v for k, v in member.optimizer.state().items() if k.startswith("exp_avg_sq")}
                 next(iter(moments.values())).view(-1)[0] = value
-            return finite
+            return found
 
         monkeypatch.setattr(member.optimizer, "step", spoiled)
 
