@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from lstmlm.cli import train as train_command
+from lstmlm.display import progress_view
 from lstmlm.display.progress_view import RunView
 from lstmlm.storage import atomic
 from lstmlm.training import events, trainer
@@ -224,7 +224,7 @@ def signal_at(step: int, *numbers: int) -> Callable[[], None]:
                     for number in numbers:
                         os.kill(os.getpid(), number)
 
-        vars(train_command)["RunView"] = View
+        vars(progress_view)["RunView"] = View
 
     return prepare
 

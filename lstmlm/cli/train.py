@@ -161,6 +161,8 @@ def train(
             raise UsageError(
                 "corpus -: expected files, as each process reads the text, found standard input. Put it into a file."
             )
+        layers = run_setup.layers_of(presets or [], assignments or [], flags)
+        run_config.resolve(layers)  # what is wrong with the settings is said before the folder is looked at
         texts = [*corpus, *(["--val", val] if val else [])]
         folder, makes = Path(out or f"runs/{run_setup.name_of(corpus)}"), not (dry_run or print_config)
         began_here = makes and folder.exists()
@@ -172,7 +174,6 @@ def train(
         if began_here:
             run_setup.refuse_existing(folder, resume or overwrite)
         parent = run_setup.parent_of(start, folder, overwrite) if start else None
-        layers = run_setup.layers_of(presets or [], assignments or [], flags)
         config, sources = run_setup.resolved(layers, parent)
         saved = run_setup.saved_in(folder) if resume else None
         if saved:

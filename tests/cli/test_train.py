@@ -183,11 +183,11 @@ def test_two_begun_at_once(lstmlm: Lstmlm, text: Path, monkeypatch: pytest.Monke
 
     def slowly(*args: Any, **more: Any) -> Any:
         with monkeypatch.context() as once:
-            once.setattr("lstmlm.cli.train.open_named", read)
+            once.setattr("lstmlm.cli.corpora.open_named", read)
             codes.append(lstmlm("train", text, *TINY, "-q", "--out", "new").code)
         return read(*args, **more)
 
-    monkeypatch.setattr("lstmlm.cli.train.open_named", slowly)
+    monkeypatch.setattr("lstmlm.cli.corpora.open_named", slowly)
     used = lstmlm("train", text, *TINY, "--hidden", "9", "-q", "--out", "new")
     before = digest(Path("new"))
 
@@ -201,7 +201,7 @@ def test_two_begun_at_once(lstmlm: Lstmlm, text: Path, monkeypatch: pytest.Monke
         return read(*args, **more)
 
     with contextlib.ExitStack() as kept:
-        monkeypatch.setattr("lstmlm.cli.train.open_named", held)
+        monkeypatch.setattr("lstmlm.cli.corpora.open_named", held)
         busy = lstmlm("train", text, *TINY, "-q", "--out", "busy")
 
     assert busy.code == 5
