@@ -221,7 +221,7 @@ def train(
         left = max(0.0, (config.train.minutes or 0.0) * 60 - clock.seconds())
         vocabulary = len(text.tokenizer)
         measure = step_timing.timer(vocabulary, kernel, device, config.model.members, group.size)
-        config, chosen, steps = auto_tune.choose(config, len(text.train), left, measure)
+        config, chosen, steps = auto_tune.choose(config, len(text.train), vocabulary, left, measure)
         kernel, wrong = kernels.at_sizes(kernel, device, *sizes(config, text))
         for line in filter(None, (chosen, why, wrong)):
             console.say(line)

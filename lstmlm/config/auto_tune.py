@@ -32,13 +32,14 @@ TRAINING = 0.93  # of a budget in minutes that is left for steps: the rest goes 
 
 
 def choose(
-    config: RunConfig, chars: int, seconds: float, step_seconds: Callable[[RunConfig], float]
+    config: RunConfig, chars: int, vocabulary: int, seconds: float, step_seconds: Callable[[RunConfig], float]
 ) -> tuple[RunConfig, str, int]:
     """Fill in what is open, and say what was chosen and why in one line.
 
     Args:
         config: As the user left it.
         chars: Length of the training text.
+        vocabulary: V: the width of a network whose one layer is its readout.
         seconds: That are left of a budget in minutes.
         step_seconds: Measures a step of a configuration with no size open; asked only where the budget is in minutes.
 
@@ -50,6 +51,8 @@ def choose(
     if train.minutes is None and train.steps is None and train.epochs is None:
         train = replace(train, minutes=DEFAULT_MINUTES)
     window, layers = train.window or 64, model.layers or 1
+    if layers == 1 and model.readout == "direct":
+        model = replace(model, hidden=vocabulary)
     model, train = replace(model, layers=layers), replace(train, window=window)
     if train.minutes is not None:
         hidden, batch, steps = _by_time(replace(config, model=model, train=train), chars, seconds, step_seconds)
@@ -157,7 +160,7 @@ def plan(
         "parameters": parameters,
         "members": model.members,
         "layers": model.layers,
-        "hidden": vocabulary if model.readout == "direct" and model.layers == 1 else model.hidden,
+        "hidden": model.hidden,
         "vocabulary": vocabulary,
         "training_chars": chars,
         "batch": train.batch,

@@ -3,6 +3,8 @@
 from lstmlm.config.run_config import RunConfig
 from lstmlm.evaluation.scoring import PIECE, PIECE_SCORES
 
+OTHER = 3_000_000  # bytes: the validation text, what is read of files, records
+
 
 def memory_bytes(config: RunConfig, vocabulary: int, parameters: int) -> int:
     """Return about how much memory a run takes at most beside its text and torch itself, on a CPU.
@@ -32,5 +34,5 @@ def memory_bytes(config: RunConfig, vocabulary: int, parameters: int) -> int:
     weights = 4 * (2 * max(4 * width * width for width in widths) + model.members * 2 * recurrent * bool(model.weight_dropout))
     values = 4 * kept * (model.members * (8 * sum(widths) + max(widths)) + vocabulary)
     read = min(PIECE, PIECE_SCORES // vocabulary)
-    reading = 4 * read * (7 * max(widths) + 3 * vocabulary)
-    return each * parameters + weights + values + reading
+    reading = 4 * read * (9 * max(widths) + 3 * vocabulary)
+    return OTHER + each * parameters + weights + values + reading

@@ -25,7 +25,7 @@ def machine(speed: float = SPEED, least: float = 0.0) -> Callable[[RunConfig], f
 
 def choose(config: RunConfig, chars: int, speed: float = SPEED) -> tuple[RunConfig, str, int]:
     """Choose for a machine on which nothing has passed yet."""
-    return auto_tune.choose(config, chars, (config.train.minutes or 0) * 60, machine(speed))
+    return auto_tune.choose(config, chars, 65, (config.train.minutes or 0) * 60, machine(speed))
 
 
 @pytest.mark.parametrize("chars", [2, SHORT, 100_000, LONG, 10**10])
@@ -123,10 +123,10 @@ def test_few_sizes_are_measured() -> None:
         return machine()(config)
 
     for minutes in (0.02, 0.1, 1.0, 10.0, 600.0):
-        auto_tune.choose(RunConfig(train=TrainConfig(minutes=minutes)), LONG, minutes * 60, watched)
+        auto_tune.choose(RunConfig(train=TrainConfig(minutes=minutes)), LONG, 65, minutes * 60, watched)
         assert 1 <= len(asked) <= 5, asked
         asked.clear()
-    auto_tune.choose(RunConfig(train=TrainConfig(steps=9)), LONG, 0.0, watched)
+    auto_tune.choose(RunConfig(train=TrainConfig(steps=9)), LONG, 65, 0.0, watched)
     assert asked == []
 
 
@@ -142,10 +142,19 @@ def test_a_slow_machine_gets_a_network_that_it_can_train() -> None:
     """Where few steps fit, the network becomes narrower and then the batch smaller, until there are enough."""
 
     def chosen(speed: float, least: float = 0.0) -> tuple[int, int | None, int | None]:
-        config, _, steps = auto_tune.choose(RunConfig(train=TrainConfig(minutes=0.1)), LONG, 3.0, machine(speed, least))
+        config, _, steps = auto_tune.choose(RunConfig(train=TrainConfig(minutes=0.1)), LONG, 65, 3.0, machine(speed, least))
         return steps, config.model.hidden, config.train.batch
 
     assert chosen(SPEED / 100)[0] >= auto_tune.FEWEST_STEPS
     assert chosen(SPEED / 150)[1:] == (32, 8)
     assert chosen(SPEED / 150)[0] >= auto_tune.FEWEST_STEPS
     assert chosen(SPEED, least=0.5) == (5, 32, 4)
+
+
+@pytest.mark.parametrize("train", [TrainConfig(minutes=1.0), TrainConfig(steps=9)])
+def test_a_layer_that_is_its_readout_is_as_wide_as_the_vocabulary(train: TrainConfig) -> None:
+    """The article's network has V units, whatever would be chosen: that is what is said, measured, and rated."""
+    config, line, _ = choose(RunConfig(ModelConfig(layers=1, readout="direct"), train=train), LONG)
+
+    assert config.model.hidden == 65
+    assert line.startswith("1 x 65 units")
