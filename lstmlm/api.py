@@ -5,7 +5,6 @@ model here; `parts` and `check` validate what a checkpoint says, for `train` too
 """
 
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from lstmlm.data.saved_model import parts
 from lstmlm.data.tokenizer import OnUnknown, Tokenizer
 from lstmlm.errors import CheckpointError, TextError, UsageError, not_finite, printable
 from lstmlm.evaluation.sampler import Sampling, generate
-from lstmlm.model import devices, ensemble
+from lstmlm.model import devices, ensemble, limits
 from lstmlm.model.char_lm import CharLM, load_weights
 from lstmlm.model.ensemble import Ensemble, Network
 from lstmlm.storage import checkpoint, run_dir
@@ -90,7 +89,7 @@ class LanguageModel:
         if requested != "auto":
             devices.choose(requested)  # what cannot be is said before a file is read
         found, saved = run_dir.load(path, report=report, check=check)
-        torch.set_num_threads(threads or os.cpu_count() or 1)
+        torch.set_num_threads(threads or limits.cpus())
         ignored: list[str] = []
         config, symbols = parts(saved.meta, ignored)
         if report and ignored:

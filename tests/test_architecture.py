@@ -46,7 +46,7 @@ ALLOWED: dict[str, set[str]] = {
 # No torch when these are imported: `lstmlm --help` and every refusal are instant.
 TORCH_FREE = (
     *("__main__", "cli", "config", "data", "display", "errors", "lstmlm", "storage", "units"),
-    *("model/devices", "training/clock_log", "training/distributed", "training/events", "training/malloc"),
+    *("model/devices", "model/limits", "training/clock_log", "training/distributed", "training/events", "training/malloc"),
 )
 
 # word imported -> the only packages or modules that know it

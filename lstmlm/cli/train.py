@@ -18,6 +18,7 @@ from lstmlm.config import schema
 from lstmlm.config.setting import Setting, write
 from lstmlm.display.console import Console
 from lstmlm.errors import Stopped, SystemProblem, UsageError
+from lstmlm.model import limits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -142,6 +143,7 @@ def train(
     from lstmlm.display.progress_view import RunView
     from lstmlm.model import devices
     from lstmlm.training import distributed
+    from lstmlm.units import counted
 
     with distributed.joined() as group, contextlib.ExitStack() as held:
         if not group.is_rank_zero:
@@ -204,8 +206,7 @@ def train(
         import torch
 
         from lstmlm import kernels
-        from lstmlm.kernels.cuda_graph import speed_of
-        from lstmlm.training import malloc
+        from lstmlm.training import malloc, step_timing
         from lstmlm.training.events import Clock
         from lstmlm.training.trainer import Trainer
 
@@ -216,13 +217,22 @@ def train(
         device, kernel, why = devices.with_kernel(
             requested, config.train.kernel, config.train.precision, console.say, group.local_rank, group.local_size
         )
-        speed = kernels.speed() if device.type == "cpu" else speed_of(kernel, device)
-        config, chosen = auto_tune.choose(config, len(text.train), speed * group.size)
+        clock = Clock(STARTED)
+        left = max(0.0, (config.train.minutes or 0.0) * 60 - clock.seconds())
+        vocabulary = len(text.tokenizer)
+        measure = step_timing.timer(vocabulary, kernel, device, config.model.members, group.size)
+        config, chosen, steps = auto_tune.choose(config, len(text.train), vocabulary, left, measure)
         kernel, wrong = kernels.at_sizes(kernel, device, *sizes(config, text))
         for line in filter(None, (chosen, why, wrong)):
             console.say(line)
+        if config.train.minutes is not None and steps < auto_tune.FEWEST_STEPS and not saved:
+            enough = math.ceil((clock.seconds() + left * auto_tune.FEWEST_STEPS / steps) / 6) / 10
+            console.warn(
+                f"some {steps:,} steps fit into {counted(config.train.minutes, 'minute')}: too few to learn much. Give it "
+                f"--minutes {enough:g}."
+            )
         if dry_run:
-            train_report.show_plan(console, as_json, config, text, kernel.name)
+            train_report.show_plan(console, as_json, config, text, kernel.name, steps)
             return
         if device.type == "cpu":
             _refuse_too_large(config, text, group.local_size)
@@ -245,7 +255,7 @@ def train(
         )
         view = RunView(console)
         board = tensorboard.Board(folder, saved.meta["step"] if saved else 0, console.warn) if with_tensorboard else None
-        trainer = Trainer(config, text, kernel, folder, identity, _reports(view, board), Clock(STARTED), caught, group, device)
+        trainer = Trainer(config, text, kernel, folder, identity, _reports(view, board), clock, caught, group, device)
         if first:
             group.broadcast_checkpoint(first)
         if saved:
@@ -331,7 +341,7 @@ def weights_of(parent: "Checkpoint") -> "dict[str, Tensor]":
 
 def threads(config: "RunConfig", group: "ProcessGroup") -> int:
     """Return how many threads a process takes: its share of the machine's cores, where nothing else is said."""
-    return config.train.threads or max(1, (os.cpu_count() or 1) // group.local_size)
+    return config.train.threads or max(1, limits.cpus() // group.local_size)
 
 
 def sizes(config: "RunConfig", corpus: "Corpus") -> tuple[int, int, int, int]:
@@ -345,15 +355,14 @@ def sizes(config: "RunConfig", corpus: "Corpus") -> tuple[int, int, int, int]:
 
 def _refuse_too_large(config: "RunConfig", corpus: "Corpus", processes: int) -> None:
     """Refuse what would use up the machine's memory: the system would end the run, or another program, without a word."""
-    from lstmlm.config import auto_tune
     from lstmlm.model import ensemble
-    from lstmlm.training import malloc
+    from lstmlm.training.memory import memory_bytes
     from lstmlm.units import size
 
     parameters = ensemble.parameter_count(config.model, len(corpus.tokenizer))
-    needs = auto_tune.memory_bytes(config, len(corpus.tokenizer), parameters) * processes
+    needs = memory_bytes(config, len(corpus.tokenizer), parameters) * processes
     fewer = "fewer --members, " if config.model.members > 1 else ""
-    if (has := malloc.physical()) is not None and needs > has:
+    if (has := limits.memory()) is not None and needs > has:
         raise SystemProblem(
             f"memory: expected a run that fits into the {size(has)} of this machine, found one that needs some {size(needs)} for "
             f"{parameters:,} parameters. Take {fewer}a smaller --hidden or --batch."

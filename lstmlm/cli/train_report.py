@@ -153,12 +153,15 @@ def going_on(texts: list[str], folder: Path) -> str:
     return printable(shlex.join(["lstmlm", "train", *texts, "--out", str(folder), "--resume"]))
 
 
-def show_plan(console: Console, json: bool, config: RunConfig, corpus: "Corpus", kernel: str) -> None:
+def show_plan(console: Console, json: bool, config: RunConfig, corpus: "Corpus", kernel: str, steps: int) -> None:
     """Show sizes, parameters, memory and steps of a run that is not made."""
     from lstmlm.model import ensemble
+    from lstmlm.training.memory import memory_bytes
 
     parameters = ensemble.parameter_count(config.model, len(corpus.tokenizer))
-    plan = auto_tune.plan(config, len(corpus.train), len(corpus.tokenizer), parameters)
+    vocabulary = len(corpus.tokenizer)
+    memory = memory_bytes(config, vocabulary, parameters)
+    plan = auto_tune.plan(config, len(corpus.train), vocabulary, parameters, steps, memory)
     if json:
         console.as_json({"schema": 1, "command": "train", "dry_run": True, "kernel": kernel, **plan})
     else:

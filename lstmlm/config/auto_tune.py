@@ -1,19 +1,21 @@
-"""What a run does with its time where the user leaves it open: sizes, rates, steps, and when to look.
+"""What a run does with its time where the user leaves it open: sizes and rates.
 
-`choose` fills in the open sizes before training, for `train`; the trainer asks `plan_steps` once the speed is known. The
-numbers rest on few runs of one seed each of about a minute, recorded in `scripts/experiments/results/`; what they say of
-longer budgets is extrapolated.
+`choose` fills in the open sizes before training, for `train`, by what steps of some sizes are measured to take. The numbers
+rest on few runs of one seed each of about a minute, recorded in `scripts/experiments/results/`; what they say of longer budgets
+is extrapolated.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 from lstmlm.config.run_config import ModelConfig, RunConfig, TrainConfig
 from lstmlm.units import counted
 
 DEFAULT_MINUTES = 3.0
 EVALUATION_CHARS = 1 << 18  # of the validation text, its beginning; `lstmlm eval` scores all of it
-WIDTHS = (128, 192, 256, 384, 512, 768, 1024)
+WIDTHS = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 ENOUGH_CHARS = 1.2e6  # for 256 units: fewer, and a narrower network that sees more is better
 WIDEST = ((50_000, 128), (300_000, 384), (600_000, 512), (3_000_000, 768), (math.inf, 1024))  # for texts below so many characters
 # Below so many passes, this rate for 256 units, and this much dropout of values and of recurrent weights.
@@ -24,63 +26,99 @@ PASSES = (
     (14.0, 8e-3, 0.3, 0.2),
     (math.inf, 8e-3, 0.4, 0.2),
 )
-SHARE_OF_SPEED = 0.95  # of a float32 matrix product's speed that a whole training step reaches: scripts/bench/bench.py train
+BATCHES = (16, 8, 4)  # the first that leaves time for enough steps
+FEWEST_STEPS = 200  # in which something can be learnt
+TRAINING = 0.93  # of a budget in minutes that is left for steps: the rest goes into validating and saving
 
 
-def choose(config: RunConfig, chars: int, speed: float) -> tuple[RunConfig, str]:
+def choose(
+    config: RunConfig, chars: int, vocabulary: int, seconds: float, step_seconds: Callable[[RunConfig], float]
+) -> tuple[RunConfig, str, int]:
     """Fill in what is open, and say what was chosen and why in one line.
 
     Args:
         config: As the user left it.
         chars: Length of the training text.
-        speed: Of this machine's matrix products, FLOP/s, which the members share.
+        vocabulary: V: the width of a network whose one layer is its readout.
+        seconds: That are left of a budget in minutes.
+        step_seconds: Measures a step of a configuration with no size open; asked only where the budget is in minutes.
 
     Returns:
-        The configuration with no size or rate open, and the line; the line is empty where nothing was open.
+        The configuration with no size or rate open, the line, which is empty where nothing was open, and the number of steps: an
+        estimate where the budget is in minutes.
     """
     model, train = config.model, config.train
-    speed /= model.members
     if train.minutes is None and train.steps is None and train.epochs is None:
         train = replace(train, minutes=DEFAULT_MINUTES)
-    batch, window = train.batch or 16, train.window or 64
-    steps = steps_of(replace(config, train=train), max(1, chars // (batch * window)))
-    layers = model.layers or 1
-    hidden = model.hidden or _hidden(chars, layers, train.minutes, steps, speed)
-    passes = (_chars_in(train.minutes, hidden, layers, speed) if steps is None else steps * batch * window) / chars
+    window, layers = train.window or 64, model.layers or 1
+    if layers == 1 and model.readout == "direct":
+        model = replace(model, hidden=vocabulary)
+    model, train = replace(model, layers=layers), replace(train, window=window)
+    if train.minutes is not None:
+        hidden, batch, steps = _by_time(replace(config, model=model, train=train), chars, seconds, step_seconds)
+    else:
+        batch = train.batch or BATCHES[0]
+        hidden = model.hidden or (128 if chars < 50_000 else 256)
+        found = steps_of(replace(config, train=train), max(1, chars // (batch * window)))
+        assert found is not None
+        steps = found
+    passes = steps * batch * window / chars
     rate, values, weights = next(row for most, *row in PASSES if passes < most)
     dropout = model.dropout if model.dropout is not None else values
     weight_dropout = model.weight_dropout if model.weight_dropout is not None else weights
     lr = train.lr if train.lr is not None else rate * math.sqrt(256 / hidden)
-    chosen_model = replace(model, hidden=hidden, layers=layers, dropout=dropout, weight_dropout=weight_dropout)
-    warmup = train.warmup if train.warmup is not None else (min(100, steps // 10) if steps is not None else 100)
+    chosen_model = replace(model, hidden=hidden, dropout=dropout, weight_dropout=weight_dropout)
+    warmup = train.warmup if train.warmup is not None else min(100, steps // 10)
     weight_decay = train.weight_decay if train.weight_decay is not None else 0.01
-    chosen_train = replace(train, batch=batch, window=window, lr=lr, warmup=warmup, weight_decay=weight_decay)
+    chosen_train = replace(train, batch=batch, lr=lr, warmup=warmup, weight_decay=weight_decay)
     chosen = replace(config, model=chosen_model, train=chosen_train)
-    opened = _opened(model, train)
     line = ""
-    if opened:
+    if _opened(config.model, config.train):
         several = f"{model.members} members of " if model.members > 1 else ""
-        budget = counted(steps, "step") if steps is not None else counted(train.minutes or DEFAULT_MINUTES, "minute")
+        budget = counted(steps, "step") if train.minutes is None else counted(train.minutes, "minute")
         often = f"{passes:.2g}" if passes < 99.5 else f"{passes:,.0f}"
+        about = f"some {steps:,} steps, about" if train.minutes is not None else "about"
         line = (
             f"{several}{layers} x {hidden} units, batch {batch}, window {window}, rate {lr:.2g}, dropout {dropout:g} "
-            f"(weights {weight_dropout:g}): chosen for {budget} on {chars:,} characters, about {often} passes"
+            f"(weights {weight_dropout:g}): chosen for {budget} on {chars:,} characters, {about} {often} passes"
         )
-    return chosen, line
+    return chosen, line, steps
 
 
-def _chars_in(minutes: float | None, hidden: int, layers: int, speed: float) -> float:
-    """Estimate how many characters are trained on in so many minutes: 6 FLOP for each recurrent and input weight."""
-    return (minutes or DEFAULT_MINUTES) * 60 * SHARE_OF_SPEED * speed / (24 * hidden * hidden * (2 * layers - 1))
+def _by_time(config: RunConfig, chars: int, seconds: float, step_seconds: Callable[[RunConfig], float]) -> tuple[int, int, int]:
+    """Return width, batch and steps for a budget in minutes; layers and window are decided.
 
+    The width is the largest that still sees enough of the text in the time, and that the text can fill.
+    """
+    model, train = config.model, config.train
+    window = train.window or 0
+    widest = next(width for most, width in WIDEST if chars < most)
+    widths = [width for width in WIDTHS if width <= widest] if model.hidden is None else [model.hidden]
+    batch = train.batch or BATCHES[0]
 
-def _hidden(chars: int, layers: int, minutes: float | None, steps: int | None, speed: float) -> int:
-    """Return the width: the largest that still sees enough of the text in the time, and that the text can fill."""
-    if steps is not None:
-        return 128 if chars < 50_000 else 256
-    fitting = [width for width in WIDTHS if _chars_in(minutes, width, layers, speed) >= ENOUGH_CHARS * width / 256]
-    largest = next(width for most, width in WIDEST if chars < most)
-    return min(largest, max(fitting, default=WIDTHS[0]))
+    @cache
+    def steps(width: int, batch: int) -> int:
+        rates = replace(train, batch=batch, lr=train.lr or 0.0, warmup=train.warmup or 0, weight_decay=train.weight_decay or 0.0)
+        # Whether values are dropped depends on what is measured here; it is a small part of a step.
+        dropped = replace(model, hidden=width, dropout=model.dropout or 0.0, weight_dropout=model.weight_dropout or 0.0)
+        return max(1, int(TRAINING * seconds / max(1e-9, step_seconds(replace(config, model=dropped, train=rates)))))
+
+    def share(width: int) -> float:  # of what has to be read for such a width
+        return steps(width, batch) * batch * window / (ENOUGH_CHARS * width / 256)
+
+    at = len(widths) - 1
+    if at:
+        first = min(256, widths[-1])
+        guess = first * share(first) ** (1 / 2.7)  # a step's time grows by somewhat less than the square
+        at = max(0, sum(width <= guess for width in widths) - 1)
+        while at + 1 < len(widths) and share(widths[at + 1]) >= 1:
+            at += 1
+        while at > 0 and share(widths[at]) < 1:
+            at -= 1
+    smaller = [size for size in BATCHES if size < batch] if train.batch is None else []
+    while smaller and steps(widths[at], batch) < FEWEST_STEPS:
+        batch = smaller.pop(0)
+    return widths[at], batch, steps(widths[at], batch)
 
 
 def _opened(model: ModelConfig, train: TrainConfig) -> bool:
@@ -96,7 +134,9 @@ def steps_of(config: RunConfig, steps_per_epoch: int) -> int | None:
     return None
 
 
-def plan(config: RunConfig, chars: int, vocabulary: int, parameters: int) -> dict[str, int | float | str]:
+def plan(
+    config: RunConfig, chars: int, vocabulary: int, parameters: int, steps: int, memory: int
+) -> dict[str, int | float | str]:
     """Return what a run would be, without running it.
 
     Args:
@@ -104,9 +144,11 @@ def plan(config: RunConfig, chars: int, vocabulary: int, parameters: int) -> dic
         chars: Length of the training text.
         vocabulary: V.
         parameters: Of all members.
+        steps: As `choose` returned them.
+        memory: Bytes that it takes.
 
     Returns:
-        Sizes by name; memory is that of `memory_bytes`.
+        Sizes by name.
     """
     model, train = config.model, config.train
     assert model.hidden is not None
@@ -114,7 +156,6 @@ def plan(config: RunConfig, chars: int, vocabulary: int, parameters: int) -> dic
     assert train.batch is not None
     assert train.window is not None
     per_step = train.batch * train.window
-    steps = steps_of(config, max(1, chars // per_step))
     rows: dict[str, int | float | str] = {
         "parameters": parameters,
         "members": model.members,
@@ -126,30 +167,14 @@ def plan(config: RunConfig, chars: int, vocabulary: int, parameters: int) -> dic
         "window": train.window,
         "chars_per_step": per_step,
         "steps_per_epoch": max(1, chars // per_step),
-        "steps": steps if steps is not None else f"as many as fit into {counted(train.minutes or 0, 'minute')}",
-        "memory_bytes": memory_bytes(config, vocabulary, parameters),
+        "steps": steps,
+        "passes": round(steps * per_step / chars, 3),
+        "memory_bytes": memory,
     }
+    if train.minutes is not None:
+        rows["note"] = f"steps are an estimate: as many as fit into {counted(train.minutes, 'minute')}"
     if chars < 100 * per_step:
         rows["warning"] = f"the text has only {chars:,} characters: it will soon be known by heart"
+    elif train.minutes is not None and steps < FEWEST_STEPS:
+        rows["warning"] = f"some {steps:,} steps are too few to learn much: give it more time"
     return rows
-
-
-def memory_bytes(config: RunConfig, vocabulary: int, parameters: int) -> int:
-    """Return about how much memory a run takes beside its text and torch itself.
-
-    Weights, gradients, both moments and the averages, where there are any (20 bytes a parameter, or 16), and for each member,
-    layer, unit and character that is kept at a time 6 float32 values (`kernels.Activations`); its logits too.
-
-    Args:
-        config: As `choose` returned it.
-        vocabulary: V.
-        parameters: Of all members.
-    """
-    model, train = config.model, config.train
-    assert model.hidden is not None
-    assert model.layers is not None
-    assert train.batch is not None
-    assert train.window is not None
-    kept = train.batch * (min(train.segment, train.window) or train.window)
-    each = 20 if train.average else 16
-    return each * parameters + model.members * (24 * model.layers * model.hidden + 8 * vocabulary) * kept

@@ -4,12 +4,19 @@ The trainer takes `Streams.batch` of each step. Training can stop and go on anyw
 nothing to remember.
 """
 
+import random
 from typing import TYPE_CHECKING
 
 from lstmlm.data.ids import Ids
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+SECTION_CHARS = 4096  # of a stream that are read one after another, before it goes on elsewhere in the text ...
+FEWEST_CHARS = 1024  # ... or fewer, but so many, where the text is short ...
+SECTIONS = 8  # ... as a stream of a pass has at least so many sections, or it is read in the text's order
+MOST_SECTIONS = 1 << 16  # of a pass
 
 
 def clamped(batch: int, window: int, chars: int) -> tuple[int, int]:
@@ -32,12 +39,16 @@ class Streams:
         p, k = divmod(step, K)      pass, and step in the pass
         o_p = (n % T) * (p & 1) + ((len(ids) - 1) % B) * (p >> 1 & 1)
 
-        stream s at `step` reads inputs ids[o_p + s*n + k*T : ... + T], targets the same one further on
+        stream s at `step` reads inputs ids[o_p + s'*n + k'*T : ... + T], targets the same one further on
+
+    Of a short text s' = s and k' = k. In a long one each stream is cut into R sections of G windows, and the B x R sections are
+    read in an order that is drawn for each pass: read in the text's own, the last tenth of a pass, over which weights are
+    averaged, would be B places in it. What R sections leave over of a stream is read at the end of the pass.
 
     In one pass no character is a target twice, and all are targets once but the first one of the text, n % T at one
     end of each stream and (len(ids) - 1) % B at one end of the text. Which end it is changes from pass to pass (o_p):
     in four passes from a multiple of four on each character but the first is a target. The state is to be fresh where
-    k = 0, and carried on everywhere else.
+    a pass or a section begins, and carried on everywhere else.
 
     Args:
         ids: The text.
@@ -56,11 +67,34 @@ class Streams:
         self.steps_per_epoch = self.length // self.window
         self._unread = (self.length % self.window, (len(ids) - 1) % self.batch_size)
         self._ids, self._view = ids, ids.view()
+        self.section = _section(self.batch_size, self.window, self.steps_per_epoch)
+        self._sections = self.steps_per_epoch // self.section if self.section < self.steps_per_epoch else 0  # of a stream
+        self._drawn = -1  # the pass for which the order was drawn last
+        self._order: list[int] = []
 
-    def position(self, step: int) -> tuple[int, bool]:
-        """Return the first input of stream 0 at `step` (stream s: s*n further), and whether its state is fresh."""
+    def starts(self, step: int, first: int = 0, count: int | None = None) -> tuple[list[int], bool]:
+        """Return the first input of each stream at `step`, and whether their states are fresh.
+
+        Args:
+            step: The step of the run; 0 is the first.
+            first: The first stream wanted.
+            count: How many streams; None: all from `first` on.
+        """
         p, k = divmod(step, self.steps_per_epoch)
-        return self._unread[0] * (p & 1) + self._unread[1] * (p >> 1 & 1) + k * self.window, k == 0
+        offset = self._unread[0] * (p & 1) + self._unread[1] * (p >> 1 & 1)
+        streams = range(first, self.batch_size if count is None else first + count)
+        turn, window = divmod(k, self.section)
+        if turn >= self._sections:
+            windows = k - self._sections * self.section
+            return [offset + stream * self.length + k * self.window for stream in streams], windows == 0
+        if self._drawn != p:
+            self._order = list(range(self.batch_size * self._sections))
+            random.Random(p).shuffle(self._order)
+            self._drawn = p
+        places = (divmod(self._order[turn * self.batch_size + stream], self._sections) for stream in streams)
+        return [
+            offset + place * self.length + (number * self.section + window) * self.window for place, number in places
+        ], window == 0
 
     def batch(self, step: int, first: int = 0, count: int | None = None) -> "tuple[Tensor, Tensor, bool]":
         """Return what the model reads at `step`.
@@ -77,10 +111,15 @@ class Streams:
         """
         import torch
 
-        start, fresh = self.position(step)
-        count = self.batch_size - first if count is None else count
-        # One strided view over the text, copied once: rows are time steps, columns streams.
-        block = self._view.as_strided((self.window + 1, count), (1, self.length), start + first * self.length)
-        block = torch.empty(block.shape, dtype=torch.int64).copy_(block)
+        starts, fresh = self.starts(step, first, count)
+        # Rows are time steps, columns streams.
+        block = self._view[torch.arange(self.window + 1)[:, None] + torch.tensor(starts)].to(torch.int64)
         self._ids.release_after(block.numel())
         return block[:-1], block[1:], fresh
+
+
+def _section(batch: int, window: int, windows: int) -> int:
+    """Return how many windows of a stream are read one after another; all, where the text is too short for another order."""
+    found = min(max(1, SECTION_CHARS // window), windows // SECTIONS)
+    found = max(found, -(-batch * windows // MOST_SECTIONS))
+    return found if found * window >= FEWEST_CHARS and windows // found >= SECTIONS else windows

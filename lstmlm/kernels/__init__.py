@@ -5,7 +5,6 @@ anywhere, and the one that the others are compared with before they are used.
 """
 
 import os
-import time
 from typing import NamedTuple, Protocol
 
 import torch
@@ -207,15 +206,3 @@ def at_sizes(kernel: Kernel, device: torch.device, T: int, B: int, S: int, V: in
         return kernel, ""
     eager = choose("eager", "float32" if kernel.factors is None else "auto", device.type)[0]
     return eager, f"kernel {eager.name}: triton is not used ({reason})"
-
-
-def speed() -> float:
-    """Measure this machine's float32 matrix products for some 20 ms, FLOP/s, on torch's threads."""
-    size = 512
-    a, b, out = torch.ones(size, size), torch.ones(size, size), torch.empty(size, size)
-    fastest = float("inf")
-    for _ in range(12):
-        began = time.perf_counter()
-        torch.mm(a, b, out=out)
-        fastest = min(fastest, time.perf_counter() - began)
-    return 2 * size**3 / fastest

@@ -1,6 +1,6 @@
-"""How many threads write characters: as many as were quickest when last tried.
+"""How many threads write characters, or train: as many as were quickest when last tried.
 
-`generate` asks a `Pace` before each call.
+`generate` asks a `Pace` before each call, the trainer before each step of a run in minutes.
 """
 
 TRIAL = 8
@@ -15,9 +15,15 @@ class Pace:
 
     Threads meet for every layer of every character. Where another process takes a processor away, each of these meetings waits
     for the system to give it back, and one thread alone is many times as fast.
+
+    Args:
+        most: All of them.
+        trial: Steps after which it is judged how long one takes.
+        seconds: After which it is tried again whether another number of threads is quicker.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, trial: int = TRIAL, seconds: float = SECONDS) -> None:
+        self._trial, self._wait = trial, seconds
         self._seconds: dict[int, list[float]] = {count: [] for count in (1, most)}
         self._tried = 0.0
 
@@ -30,11 +36,11 @@ class Pace:
             too_slow = seconds and seconds[-1] > 3 * min(self._seconds[best], default=seconds[-1])
             if len(seconds) < 3 and not too_slow:
                 self._tried = now
-                return count, TRIAL
-        if now - self._tried < SECONDS:
+                return count, self._trial
+        if now - self._tried < self._wait:
             return best, 64
         self._tried = now
-        return next(count for count in self._seconds if count != best), TRIAL
+        return next(count for count in self._seconds if count != best), self._trial
 
     def note(self, count: int, seconds: float) -> None:
         """Remember how long a step took."""

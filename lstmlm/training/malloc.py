@@ -6,7 +6,6 @@ import; the commands call them.
 
 import ctypes
 import gc
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,12 +28,6 @@ def tune_malloc() -> bool:
     if mallopt is None:
         return False
     return bool(mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, 2**31 - 1) and mallopt(_TOP_PAD, 64 << 20))
-
-
-def physical() -> int | None:
-    """Return the bytes of memory that this machine has; None where the system does not say."""
-    names = getattr(os, "sysconf_names", {})
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if "SC_PHYS_PAGES" in names else None
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from lstmlm.evaluation.sampler import Sampling, generate
 from lstmlm.evaluation.scoring import StreamsApartError, estimate, frequencies, side_by_side, streams_of
 from lstmlm.kernels import Kernel
 from lstmlm.kernels.cuda_graph import read_back
+from lstmlm.kernels.pace import Pace
 from lstmlm.kernels.pointwise import Number
 from lstmlm.model.cell import LSTMState
 from lstmlm.model.char_lm import load_weights
@@ -56,6 +57,7 @@ RETRIES = 3  # times in a row that a diverged run is stepped back, each with hal
 CALM = 1000  # steps without that after which one of them is forgotten: a long run may meet many, far from each other
 SAMPLE_LENGTH = 240  # characters
 LOG_EVERY = 10  # steps whose mean is one record of metrics.jsonl
+PACE_SECONDS = 4.0  # after which it is tried again with how many threads a step is quickest
 SAVE_SECONDS = 30.0  # between two checkpoints, where save_every leaves it open: saving changes no result
 
 
@@ -122,6 +124,9 @@ class Trainer:
         self._budget: Budget | None = None  # in minutes, as long as it decides on the number of steps
         if train.minutes is not None:
             self._budget = Budget(train.minutes, clock.seconds, reading)
+        # Another thread may be one too many on a busy machine; one more bit of the result hangs on the clock then.
+        paced = self._budget is not None and self.group.size == 1 and device.type == "cpu" and not train.threads
+        self._pace = Pace(torch.get_num_threads(), 1, PACE_SECONDS) if paced else None
         self._replan = 0  # the step after which it does so next
         self._taken = 0  # steps of this process
         self._saved_at = 0.0
@@ -271,8 +276,16 @@ class Trainer:
     def _advance(self) -> bool:
         """Take one step and report it; say whether it counts."""
         began = time.perf_counter()
+        threads = torch.get_num_threads()
+        if self._pace is not None:
+            threads, _ = self._pace.plan(began)
+            if threads != torch.get_num_threads():
+                torch.set_num_threads(threads)
         done = self._step()
-        self.train_seconds += time.perf_counter() - began
+        seconds = time.perf_counter() - began
+        self.train_seconds += seconds
+        if self._pace is not None:
+            self._pace.note(threads, seconds)
         if done is None:
             return False
         self.report(done)

@@ -48,9 +48,8 @@ def test_leaves(lstmlm: Lstmlm, text: Path) -> None:
 
 def test_curve(lstmlm: Lstmlm, text: Path) -> None:
     """With -v the way down is drawn on stderr before the last words; in a pipe without it, or with -q, it is not."""
-    shown, plain, quiet = (
-        lstmlm("train", text, *TINY, "--set", "train.eval_every=2", "--overwrite", flag).err for flag in ("-v", "--json", "-q")
-    )
+    often = "--set", "train.eval_every=2", "--overwrite"
+    shown, plain, quiet = (lstmlm("train", text, *TINY, *often, flag).err for flag in ("-v", "--json", "-q"))
 
     assert "validation, bits/char over steps" in shown
     assert shown.index("bits/char over steps") < shown.index("saved runs/text")

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -9,16 +10,38 @@ LONG, SHORT = 1_000_000, 5_000
 SPEED = 2.5e11  # FLOP/s
 
 
+def machine(speed: float = SPEED, least: float = 0.0) -> Callable[[RunConfig], float]:
+    """Return what a step takes on a machine of a speed, the readout left out, and at least so many seconds."""
+
+    def seconds(config: RunConfig) -> float:
+        model, train = config.model, config.train
+        sizes = (model.hidden, model.layers, train.batch, train.window)
+        assert None not in (*sizes, model.dropout, train.lr, train.warmup)
+        hidden, layers, batch, window = (size or 0 for size in sizes)
+        return max(least, 24 * hidden**2 * (2 * layers - 1) * batch * window * model.members / speed)
+
+    return seconds
+
+
+def choose(config: RunConfig, chars: int, speed: float = SPEED) -> tuple[RunConfig, str, int]:
+    """Choose for a machine on which nothing has passed yet."""
+    return auto_tune.choose(config, chars, 65, (config.train.minutes or 0) * 60, machine(speed))
+
+
 @pytest.mark.parametrize("chars", [2, SHORT, 100_000, LONG, 10**10])
 @pytest.mark.parametrize("train", [TrainConfig(), TrainConfig(steps=7), TrainConfig(epochs=0.5), TrainConfig(minutes=600.0)])
 def test_nothing_stays_open(chars: int, train: TrainConfig) -> None:
     """Whatever is left open is chosen within its range, and one line says so."""
-    chosen, line = auto_tune.choose(RunConfig(train=train), chars, SPEED)
+    if train == TrainConfig():
+        train = TrainConfig(minutes=auto_tune.DEFAULT_MINUTES)
+    chosen, line, steps = choose(RunConfig(train=train), chars)
     sizes = [chosen.model.hidden, chosen.model.layers, chosen.train.batch, chosen.train.window, chosen.train.lr]
 
     assert all(size is not None and size > 0 for size in sizes)
     assert None not in (chosen.model.dropout, chosen.model.weight_dropout, chosen.train.warmup, chosen.train.weight_decay)
     assert f"{chosen.model.layers} x {chosen.model.hidden} units" in line
+    assert steps >= 1
+    assert (chosen.train.warmup or 0) <= steps // 10
 
 
 def test_what_is_set_stays() -> None:
@@ -27,7 +50,9 @@ def test_what_is_set_stays() -> None:
     train = TrainConfig(steps=5, batch=2, window=3, lr=0.5, warmup=0, weight_decay=0.0)
     given = RunConfig(model, train=train)
 
-    assert auto_tune.choose(given, LONG, SPEED) == (given, "")
+    assert choose(given, LONG) == (given, "", 5)
+    timed = RunConfig(model, train=replace(train, steps=None, minutes=1.0))
+    assert choose(timed, LONG)[:2] == (timed, "")
 
 
 def test_steps_of() -> None:
@@ -42,19 +67,19 @@ def test_steps_of() -> None:
 
 def test_plan() -> None:
     """A plan's numbers follow from the sizes; a text that is soon known by heart is said to be one."""
-    chosen, _ = auto_tune.choose(RunConfig(train=TrainConfig(steps=7, batch=2, window=5)), LONG, SPEED)
-    rows = auto_tune.plan(chosen, LONG, 50, 1234)
+    chosen, _, steps = choose(RunConfig(train=TrainConfig(steps=7, batch=2, window=5)), LONG)
+    rows = auto_tune.plan(chosen, LONG, 50, 1234, steps, 999)
 
     assert (rows["parameters"], rows["steps"], rows["chars_per_step"], rows["steps_per_epoch"]) == (1234, 7, 10, LONG // 10)
     assert "warning" not in rows
-    assert "by heart" in str(auto_tune.plan(chosen, 500, 50, 1234)["warning"])
+    assert "by heart" in str(auto_tune.plan(chosen, 500, 50, 1234, steps, 999)["warning"])
 
 
 def test_members_share_the_time() -> None:
     """N members get the sizes that one would get in an N-th of the time, and the line says how many they are."""
 
     def chosen(minutes: float, members: int) -> tuple[RunConfig, str]:
-        return auto_tune.choose(RunConfig(ModelConfig(members=members), train=TrainConfig(minutes=minutes)), LONG, SPEED)
+        return choose(RunConfig(ModelConfig(members=members), train=TrainConfig(minutes=minutes)), LONG)[:2]
 
     for minutes in (0.2, 1.0, 6.0):
         several, line = chosen(minutes, 4)
@@ -65,25 +90,11 @@ def test_members_share_the_time() -> None:
     assert chosen(1.0, 1)[0].model.hidden != chosen(1.0, 64)[0].model.hidden
 
 
-def test_memory() -> None:
-    """A plan's memory is that of weights and moments, and of each member's activations as far as they are kept at a time."""
-    config = RunConfig(ModelConfig(hidden=8, layers=2), train=TrainConfig(batch=3, window=10, average=0.0))
-    one = auto_tune.memory_bytes(config, 5, 100)
-    averaged = auto_tune.memory_bytes(replace(config, train=replace(config.train, average=0.5)), 5, 100)
-    pieces = auto_tune.memory_bytes(replace(config, train=replace(config.train, segment=4)), 5, 100)
-    three = auto_tune.memory_bytes(replace(config, model=replace(config.model, members=3)), 5, 300)
-
-    assert one == 1600 + (24 * 16 + 40) * 30
-    assert averaged - one == 400
-    assert pieces == 1600 + (24 * 16 + 40) * 12
-    assert three == 3 * one
-
-
 def test_sizes_follow_the_time_and_the_machine() -> None:
     """More time or a faster machine means a wider network; more passes over a text mean more dropout."""
 
     def chosen(minutes: float, chars: int = LONG, speed: float = SPEED) -> RunConfig:
-        return auto_tune.choose(RunConfig(train=TrainConfig(minutes=minutes)), chars, speed)[0]
+        return choose(RunConfig(train=TrainConfig(minutes=minutes)), chars, speed)[0]
 
     widths = [chosen(minutes).model.hidden for minutes in (0.05, 0.3, 1.0, 3.0, 600.0)]
     dropouts = [chosen(3.0, chars).model.dropout for chars in (10**8, 3 * 10**6, 10**6, 10**5)]
@@ -100,4 +111,50 @@ def test_passes_are_said_in_digits(chars: int, often: str) -> None:
     """How often the text is read is said as people write it, however short the text."""
     train = TrainConfig(steps=30, batch=16, window=64)
 
-    assert auto_tune.choose(RunConfig(train=train), chars, SPEED)[1].endswith(f"about {often} passes")
+    assert choose(RunConfig(train=train), chars)[1].endswith(f"about {often} passes")
+
+
+def test_few_sizes_are_measured() -> None:
+    """Three or four steps of a network are timed before a run, and none where its budget is no time."""
+    asked: list[int | None] = []
+
+    def watched(config: RunConfig) -> float:
+        asked.append(config.model.hidden)
+        return machine()(config)
+
+    for minutes in (0.02, 0.1, 1.0, 10.0, 600.0):
+        auto_tune.choose(RunConfig(train=TrainConfig(minutes=minutes)), LONG, 65, minutes * 60, watched)
+        assert 1 <= len(asked) <= 5, asked
+        asked.clear()
+    auto_tune.choose(RunConfig(train=TrainConfig(steps=9)), LONG, 65, 0.0, watched)
+    assert asked == []
+
+
+def test_steps_are_estimated() -> None:
+    """The steps of a budget in minutes are what fits, validation and saving set apart."""
+    _, line, steps = choose(RunConfig(ModelConfig(hidden=256), train=TrainConfig(minutes=1.0)), LONG)
+
+    assert steps == pytest.approx(0.93 * 60 * SPEED / (24 * 256**2 * 1024), rel=0.001)
+    assert f"some {steps:,} steps, about {steps * 1024 / LONG:.2g} passes" in line
+
+
+def test_a_slow_machine_gets_a_network_that_it_can_train() -> None:
+    """Where few steps fit, the network becomes narrower and then the batch smaller, until there are enough."""
+
+    def chosen(speed: float, least: float = 0.0) -> tuple[int, int | None, int | None]:
+        config, _, steps = auto_tune.choose(RunConfig(train=TrainConfig(minutes=0.1)), LONG, 65, 3.0, machine(speed, least))
+        return steps, config.model.hidden, config.train.batch
+
+    assert chosen(SPEED / 100)[0] >= auto_tune.FEWEST_STEPS
+    assert chosen(SPEED / 150)[1:] == (32, 8)
+    assert chosen(SPEED / 150)[0] >= auto_tune.FEWEST_STEPS
+    assert chosen(SPEED, least=0.5) == (5, 32, 4)
+
+
+@pytest.mark.parametrize("train", [TrainConfig(minutes=1.0), TrainConfig(steps=9)])
+def test_a_layer_that_is_its_readout_is_as_wide_as_the_vocabulary(train: TrainConfig) -> None:
+    """The article's network has V units, whatever would be chosen: that is what is said, measured, and rated."""
+    config, line, _ = choose(RunConfig(ModelConfig(layers=1, readout="direct"), train=train), LONG)
+
+    assert config.model.hidden == 65
+    assert line.startswith("1 x 65 units")

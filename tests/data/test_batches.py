@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lstmlm.data import batches
 from lstmlm.data.batches import Streams, clamped
 from lstmlm.data.ids import Ids
 
@@ -15,6 +16,15 @@ def counting(chars: int, batch: int, window: int) -> Streams:
 
 
 sizes = st.tuples(st.integers(2, 300), st.integers(1, 9), st.integers(1, 40))
+
+
+@pytest.fixture(params=[False, True], ids=["in the text's order", "in sections"], autouse=True)
+def _sections(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read texts of this size as short ones and as long ones."""
+    if request.param:
+        monkeypatch.setattr(batches, "SECTION_CHARS", 12)
+        monkeypatch.setattr(batches, "FEWEST_CHARS", 1)
+        monkeypatch.setattr(batches, "SECTIONS", 2)
 
 
 @given(sizes=sizes)
@@ -59,20 +69,21 @@ def test_targets_are_inputs_one_further_on(sizes: tuple[int, int, int], step: in
 
 
 @given(sizes=sizes)
-def test_state_is_fresh_only_where_a_pass_starts(sizes: tuple[int, int, int]) -> None:
+def test_state_is_fresh_only_where_a_pass_or_a_section_starts(sizes: tuple[int, int, int]) -> None:
     """Where the state is carried each stream goes on with the very next character."""
     streams = counting(*sizes)
     last = torch.empty(0)
     for step in range(3 * streams.steps_per_epoch):
         inputs, targets, fresh = streams.batch(step)
 
-        assert fresh == (step % streams.steps_per_epoch == 0)
+        assert fresh == (step % streams.steps_per_epoch % streams.section == 0)
         assert fresh or torch.equal(inputs[0], last)
         last = targets[-1]
 
 
-def test_offsets_are_the_stated_formula() -> None:
+def test_offsets_are_the_stated_formula(monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch worked out by hand: 23 characters, 2 streams of 11, windows of 3, 3 steps a pass."""
+    monkeypatch.setattr(batches, "SECTIONS", 4)
     streams = counting(23, 2, 3)
 
     assert (streams.length, streams.steps_per_epoch) == (11, 3)
@@ -108,7 +119,33 @@ def test_a_batch_is_a_copy() -> None:
     streams = counting(50, 2, 3)
     streams.batch(0)[0].zero_()
 
-    assert streams.batch(0)[0][1, 0] == 1
+    assert streams.batch(0)[0][1, 0] == streams.starts(0)[0][0] + 1
+
+
+def test_a_long_text_is_read_in_sections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each pass has an order of its own, the same whenever it is asked for; any tenth of a pass comes from all over."""
+    monkeypatch.undo()
+    streams = counting(1_000_000, 16, 64)
+    K = streams.steps_per_epoch
+    passes = [[streams.starts(step)[0] for step in range(p * K, p * K + streams.section)] for p in range(3)]
+    again = counting(1_000_000, 16, 64)
+    tenth = [start for step in range(K // 2, K // 2 + K // 10) for start in streams.starts(step)[0]]
+
+    assert streams.section == 4096 // 64
+    assert passes[0] != passes[1] != passes[2]
+    assert again.starts(2 * K + 5)[0] == passes[2][5]
+    assert again.starts(5)[0] == passes[0][5]
+    assert max(Counter(start // 100_000 for start in tenth).values()) < 0.3 * len(tenth)
+
+
+@pytest.mark.parametrize(
+    ("batch", "window", "windows", "expected"),
+    [(16, 64, 980, 64), (16, 64, 127, 127), (16, 64, 128, 16), (16, 64, 17, 17), (16, 5000, 20, 1), (4096, 64, 10**5, 6250)],
+)
+def test_sections_fit_the_text(monkeypatch: pytest.MonkeyPatch, batch: int, window: int, windows: int, expected: int) -> None:
+    """A short text has none; a pass has at most some 65,000, whose order is drawn in a moment."""
+    monkeypatch.undo()
+    assert batches._section(batch, window, windows) == expected
 
 
 @pytest.mark.parametrize(

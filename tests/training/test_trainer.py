@@ -202,7 +202,7 @@ def test_carried_state(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(Backprop, "__call__", watched)
     made.run()
-    fresh = [made.streams.position(step)[1] for step in range(STEPS)]
+    fresh = [made.streams.starts(step)[1] for step in range(STEPS)]
 
     assert [not any(part.any() for layer in state for part in layer) for state in began] == fresh
     assert fresh.count(True) == 2
@@ -224,7 +224,7 @@ def test_state_dropout(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(Backprop, "__call__", watched)
     made.run()
-    began = [flag for row, step in zip(seen, range(STEPS), strict=True) if not made.streams.position(step)[1] for flag in row]
+    began = [flag for row, step in zip(seen, range(STEPS), strict=True) if not made.streams.starts(step)[1] for flag in row]
 
     assert 0.2 < sum(began) / len(began) < 0.8
 

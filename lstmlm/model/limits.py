@@ -1,0 +1,70 @@
+"""What this process may use of its machine: processors and memory, as the system, its container and its job allow.
+
+`cpus` gives the number of threads where none was asked for; `memory` what a run has to fit into.
+"""
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+_NONE = 1 << 60  # bytes: what cgroups of version 1 say where there is no limit is more
+
+
+def cpus(root: Path = Path("/"), environment: Mapping[str, str] = os.environ) -> int:
+    """Return how many processors this process may use: those it is bound to, or as few as its container or OMP_NUM_THREADS say.
+
+    Args:
+        root: Where /proc and /sys are.
+        environment: Of the process.
+    """
+    found = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        found = min(found, len(os.sched_getaffinity(0)))
+    for group in _groups(root, "cpu"):
+        quota = _text(group / "cpu.max").split() or [_text(group / "cpu.cfs_quota_us"), _text(group / "cpu.cfs_period_us")]
+        with contextlib.suppress(ValueError):
+            if len(quota) == 2 and int(quota[0]) > 0 and int(quota[1]) > 0:
+                found = min(found, math.ceil(int(quota[0]) / int(quota[1])))
+    asked = environment.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if asked.isdecimal() and int(asked) > 0:
+        found = min(found, int(asked))
+    return max(1, found)
+
+
+def memory(root: Path = Path("/")) -> int | None:
+    """Return the bytes of memory that this process may use: the machine's, or its container's; None where nothing says so.
+
+    Args:
+        root: Where /proc and /sys are.
+    """
+    names = getattr(os, "sysconf_names", {})
+    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")] if "SC_PHYS_PAGES" in names else []
+    for group in _groups(root, "memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            limit = _text(group / name)
+            if limit.isdecimal() and int(limit) < _NONE:
+                found.append(int(limit))
+    return min(found, default=None)
+
+
+def _groups(root: Path, controller: str) -> Iterator[Path]:
+    """Yield the folders of this process's control groups, of both versions, from its own up to the outermost."""
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        number, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if number == "0" or controller in controllers.split(","):
+            top = root / "sys/fs/cgroup" / ("" if number == "0" else controller)
+            folder = top / path.lstrip("/")
+            while True:
+                yield folder
+                if folder == top or top not in folder.parents:
+                    break
+                folder = folder.parent
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return ""

@@ -1,0 +1,90 @@
+"""How long a training step takes here: what `auto_tune` chooses sizes by, through `timer`.
+
+On a CPU steps are taken as the run takes them, in the chosen kernel and with the real vocabulary, layers and readout, on ids that
+are drawn. On a GPU a recurrence of a middling size is measured, as each size would have to be recorded as a graph first.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import chain
+
+import torch
+
+from lstmlm.config.run_config import RunConfig
+from lstmlm.kernels import Kernel
+from lstmlm.kernels.cuda_graph import read_back, speed_of
+from lstmlm.model.lstm import StackState
+from lstmlm.training.members import Members
+
+MOST = 100  # steps that are timed
+SHARE = 0.004  # of a budget in minutes, for each size that is measured
+SHARE_OF_SPEED = 0.95  # of a recurrence's speed that a whole training step reaches: scripts/bench.py train
+
+
+def timer(vocabulary: int, kernel: Kernel, device: torch.device, members: int, processes: int) -> Callable[[RunConfig], float]:
+    """Return what says how many seconds a step of a configuration takes.
+
+    Args:
+        vocabulary: V.
+        kernel: What runs the recurrence.
+        device: Where.
+        members: How many networks learn side by side.
+        processes: That share the batch.
+    """
+    if device.type == "cpu":
+
+        def measured(config: RunConfig) -> float:
+            rows = max(1, (config.train.batch or 1) // processes)
+            return step_seconds(config, vocabulary, kernel, device, rows, SHARE * 60 * (config.train.minutes or 0.0))
+
+        return measured
+    speed = SHARE_OF_SPEED * speed_of(kernel, device) * processes
+
+    def estimated(config: RunConfig) -> float:
+        hidden, layers = config.model.hidden or 0, config.model.layers or 0
+        chars = (config.train.batch or 0) * (config.train.window or 0)
+        return 24 * hidden * hidden * (2 * layers - 1) * chars * members / speed  # 6 for each recurrent and input weight
+
+    return estimated
+
+
+def step_seconds(config: RunConfig, vocabulary: int, kernel: Kernel, device: torch.device, rows: int, seconds: float) -> float:
+    """Measure a step of all members.
+
+    Args:
+        config: With no size open.
+        vocabulary: V.
+        kernel: What runs the recurrence.
+        device: Where.
+        rows: Streams of this process.
+        seconds: How long to measure, if that is enough for two steps.
+
+    Returns:
+        Seconds: of four steps three are slower, as it is the machine that is asked for and not what else runs on it at times; on
+        all threads or on one, whichever is quicker, as the trainer does.
+    """
+    window = config.train.window
+    assert window is not None
+    began = time.perf_counter()
+    members = Members(replace(config, model=replace(config.model, orthogonal=False)), vocabulary, kernel, device)
+    members.prepare({rows}, window, rows)
+    ids = torch.randint(vocabulary, (window + 1, rows), generator=torch.Generator().manual_seed(0))
+    state: StackState | None = None
+    threads = torch.get_num_threads()
+    taken: dict[int, list[float]] = {count: [] for count in (threads, threads if config.train.threads else 1)}
+    step = -1  # which finds memory and caches cold
+    try:
+        while step < 2 * len(taken) or (time.perf_counter() - began < seconds and step < MOST):
+            count = list(taken)[step % len(taken)]
+            torch.set_num_threads(count)
+            start = time.perf_counter()
+            members.begin(1e-4)
+            loss, state = members.learn(ids[:-1], ids[1:], state, step + 1, rows, 0)
+            read_back(loss, *chain.from_iterable(members.finish(loss)))
+            if step >= 0:
+                taken[count].append(time.perf_counter() - start)
+            step += 1
+    finally:
+        torch.set_num_threads(threads)
+    return min(sorted(times)[len(times) // 4] for times in taken.values())

@@ -1,0 +1,71 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from lstmlm.model import limits
+
+
+@pytest.fixture(autouse=True)
+def _machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have eight processors, all of them this process's."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+
+
+def group(root: Path, cgroup: str, values: dict[str, str]) -> Path:
+    """Write the files of control groups."""
+    for name, text in {"proc/self/cgroup": cgroup, **values}.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"sys/fs/cgroup/job/cpu.max": "200000 100000\n"}, 2),
+        ({"sys/fs/cgroup/job/cpu.max": "150000 100000\n"}, 2),
+        ({"sys/fs/cgroup/job/cpu.max": "50000 100000\n"}, 1),
+        ({"sys/fs/cgroup/job/cpu.max": "max 100000\n"}, 8),
+        ({"sys/fs/cgroup/cpu.max": "300000 100000\n", "sys/fs/cgroup/job/cpu.max": "max 100000\n"}, 3),
+        ({"sys/fs/cgroup/job/cpu.max": "what\n"}, 8),
+        ({}, 8),
+    ],
+)
+def test_a_container_has_fewer_processors(tmp_path: Path, values: dict[str, str], expected: int) -> None:
+    """A quota of processor time, of this group or one around it, is a number of threads, rounded up; nonsense is none."""
+    assert limits.cpus(group(tmp_path, "0::/job\n", values), {}) == expected
+
+
+def test_an_older_container(tmp_path: Path) -> None:
+    """Control groups of version 1 say the same in other files; -1 and huge numbers are no limits."""
+    values = {
+        "sys/fs/cgroup/cpu/box/cpu.cfs_quota_us": "400000\n", "sys/fs/cgroup/cpu/box/cpu.cfs_period_us": "100000\n",
+        "sys/fs/cgroup/memory/box/memory.limit_in_bytes": "1000000\n",
+        "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
+        "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+    }  # fmt: skip
+    root = group(tmp_path, "4:cpu,cpuacct:/box\n3:memory:/box\n", values)
+
+    assert limits.cpus(root, {}) == 4
+    assert limits.memory(root) == 1_000_000
+
+
+def test_a_bound_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `taskset` and OMP_NUM_THREADS say counts, the smaller one; a word that is no number does not."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 5, 6})
+    asked = ("1", "2,4", "9", "0", "all", "")
+
+    assert [limits.cpus(tmp_path, {"OMP_NUM_THREADS": number}) for number in asked] == [1, 2, 3, 3, 3, 3]
+
+
+@pytest.mark.parametrize(("limit", "bounded"), [("500000000\n", True), ("max\n", False)])
+def test_a_container_has_less_memory(tmp_path: Path, limit: str, bounded: bool) -> None:
+    """The container's memory holds where it is less than the machine's."""
+    machine = limits.memory(tmp_path)
+    root = group(tmp_path, "0::/a/b\n", {"sys/fs/cgroup/a/memory.max": limit})
+
+    assert machine is None or machine > 500_000_000
+    assert limits.memory(root) == (500_000_000 if bounded else machine)

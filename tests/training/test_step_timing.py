@@ -1,0 +1,81 @@
+import pytest
+import torch
+
+from lstmlm.config.run_config import ModelConfig, RunConfig, TrainConfig
+from lstmlm.kernels import Kernel
+from lstmlm.kernels.eager import EagerKernel
+from lstmlm.training import step_timing
+from lstmlm.training.members import Members
+
+
+def configured(**model: int) -> RunConfig:
+    """Return a configuration with no size open."""
+    network = ModelConfig(**{"hidden": 9, "layers": 1, "dropout": 0.0, "weight_dropout": 0.0, **model})  # type: ignore[arg-type]  # all are numbers
+    return RunConfig(network, train=TrainConfig(minutes=1.0, batch=6, window=5, lr=0.01, warmup=0, weight_decay=0.0))
+
+
+class Watch:
+    """A clock on which a step takes as long as it is said to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, steps: dict[int, list[float]]) -> None:
+        self.now, self.rows = 0.0, 0
+        self.steps = {count: iter(seconds) for count, seconds in steps.items()}
+        learn = Members.learn
+
+        def watched(*args: object) -> object:
+            self.now += next(self.steps[torch.get_num_threads()], 0.1)
+            self.rows = args[1].shape[1]  # type: ignore[attr-defined]  # ids
+            return learn(*args)  # type: ignore[arg-type]  # as they came
+
+        monkeypatch.setattr(Members, "learn", watched)
+        monkeypatch.setattr("lstmlm.training.step_timing.time.perf_counter", lambda: self.now)
+
+
+def test_a_busy_moment_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first step and those that something else made slow leave no trace, even if they are half of all."""
+    watch = Watch(monkeypatch, {1: [9.0, *[0.1, 0.8] * 30]})
+    found = step_timing.step_seconds(configured(), 7, EagerKernel(), torch.device("cpu"), 6, 20.0)
+
+    assert found == pytest.approx(0.1)
+    assert watch.now > 20.0
+
+
+def test_at_least_two_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However little time there is, two steps after the first are timed."""
+    Watch(monkeypatch, {1: [9.0, 3.0, 2.0]})
+
+    assert step_timing.step_seconds(configured(), 7, EagerKernel(), torch.device("cpu"), 6, 0.0) == pytest.approx(2.0)
+
+
+def test_one_thread_where_that_is_quicker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All threads and one are timed in turn, and the number of threads stays as it was."""
+    torch.set_num_threads(2)
+    Watch(monkeypatch, {2: [9.0, *[0.5] * 40], 1: [0.2] * 40})
+
+    assert step_timing.step_seconds(configured(), 7, EagerKernel(), torch.device("cpu"), 6, 3.0) == pytest.approx(0.2)
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize(("processes", "rows"), [(1, 6), (2, 3)])
+def test_a_process_has_its_share_of_the_batch(monkeypatch: pytest.MonkeyPatch, processes: int, rows: int) -> None:
+    """What is timed on a CPU is the part of the batch that a process computes."""
+    watch = Watch(monkeypatch, {1: [0.1] * 9})
+    step_timing.timer(7, EagerKernel(), torch.device("cpu"), 1, processes)(configured())
+
+    assert watch.rows == rows
+
+
+def test_a_gpu_is_not_asked_for_each_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU a recurrence is timed once, and a step is as many products as its size says."""
+    asked: list[torch.device] = []
+
+    def speed(kernel: Kernel, device: torch.device) -> float:
+        asked.append(device)
+        return 1e9
+
+    monkeypatch.setattr("lstmlm.training.step_timing.speed_of", speed)
+    seconds = step_timing.timer(7, EagerKernel(), torch.device("meta"), 3, 2)
+
+    assert seconds(configured(hidden=20, members=3)) == pytest.approx(4 * seconds(configured(hidden=10, members=3)))
+    assert seconds(configured(hidden=20, members=3)) == pytest.approx(24 * 400 * 30 * 3 / (0.95e9 * 2))
+    assert asked == [torch.device("meta")]
