@@ -150,7 +150,8 @@ def test_flat_memory_is_whole() -> None:
     model = small_model()
     optimizer = Optimizer(model, train_config(), TorchPointwise())
     backward(model, 0)
-    optimizer.update(0.1, optimizer.gradient_norm())
+    optimizer.prepare(0.1)
+    optimizer.step()
 
     for dims in (1, 2):
         members = [p for p in model.parameters() if p.dim() == dims]
@@ -250,7 +251,8 @@ def test_a_state_is_by_name_alone() -> None:
     optimizer.restore(saved, 5)
     found = {name: moment.clone() for name, moment in optimizer.state().items()}
 
-    optimizer.update(0.1, optimizer.gradient_norm())
+    optimizer.prepare(0.1)
+    optimizer.step()
 
     assert all(torch.equal(moment, saved[name]) for name, moment in found.items())
     for (name, p), old in zip(model.named_parameters(), before.parameters(), strict=True):
