@@ -215,7 +215,13 @@ def train(
         if requested == "auto" and kernels.requested_kernel(config.train.kernel) == "native":
             requested = "cpu"
         device, kernel, why = devices.with_kernel(
-            requested, config.train.kernel, config.train.precision, console.say, group.local_rank, group.local_size
+            requested,
+            config.train.kernel,
+            config.train.precision,
+            console.say,
+            group.local_rank,
+            group.local_size,
+            keep=str(saved.meta["versions"].get("kernel", "")) if saved else "",
         )
         clock = Clock(STARTED)
         left = max(0.0, (config.train.minutes or 0.0) * 60 - clock.seconds())
@@ -250,6 +256,7 @@ def train(
                     "resumes": bool(saved),
                     "starts": bool(first),
                     "device": device.type,
+                    "kernel": kernel.name,
                 }
             ).encode()
         )

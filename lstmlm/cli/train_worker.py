@@ -63,7 +63,13 @@ def _run(names: list[str], val: str | None, group: ProcessGroup) -> None:
     malloc.tune_malloc()
     torch.set_num_threads(threads(config, group))
     device, kernel, _ = devices.with_kernel(
-        told["device"], config.train.kernel, config.train.precision, None, group.local_rank, group.local_size
+        told["device"],
+        config.train.kernel,
+        config.train.precision,
+        None,
+        group.local_rank,
+        group.local_size,
+        keep=told["kernel"],
     )
     kernel, _ = kernels.at_sizes(kernel, device, *sizes(config, corpus))
     with signals.caught(Console(quiet=True)) as caught:

@@ -130,13 +130,14 @@ class Kernel(Protocol):
         """
 
 
-def choose(requested: str = "auto", precision: str = "auto", device: str = "cpu") -> tuple[Kernel, str]:
+def choose(requested: str = "auto", precision: str = "auto", device: str = "cpu", keep: str = "") -> tuple[Kernel, str]:
     """Return the fastest kernel that works here, and one line saying why if it is not the fastest there is.
 
     Args:
         requested: auto, eager, native or triton; `LSTMLM_KERNEL` in the environment stands in for auto.
         precision: auto, float32 or bfloat16: of the products inside the recurrence.
         device: cpu or cuda; native runs on the first alone, triton on the second.
+        keep: The name of the kernel that a run began with: where several of a precision run here, it goes on with that one.
 
     Raises:
         UsageError: The request is unknown, or names a kernel that cannot run here.
@@ -158,7 +159,7 @@ def choose(requested: str = "auto", precision: str = "auto", device: str = "cpu"
             f"kernel {requested}: expected auto, eager or {best} on the {device}, found {requested}. Leave it at auto."
         )
     try:
-        return _load(best, precision), ""
+        return _load(best, precision, keep), ""
     except Unavailable as error:
         if requested == best:
             raise UsageError(f"kernel {best}: expected a machine that can build and run it, found: {error}.") from None
@@ -170,7 +171,7 @@ def requested_kernel(requested: str = "auto") -> str:
     return (os.environ.get("LSTMLM_KERNEL") or "auto") if requested == "auto" else requested
 
 
-def _load(name: str, precision: str) -> Kernel:
+def _load(name: str, precision: str, keep: str) -> Kernel:
     """Return the kernel that is made for a device.
 
     Raises:
@@ -179,7 +180,7 @@ def _load(name: str, precision: str) -> Kernel:
     if name == "native":
         from lstmlm.kernels import native
 
-        return native.load(precision)
+        return native.load(precision, keep)
     from lstmlm.kernels import triton_kernel
 
     return triton_kernel.load(precision)

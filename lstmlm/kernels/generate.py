@@ -260,7 +260,7 @@ def _pointer(tensor: Tensor | None) -> int | None:
 
 def _library(kernel: NativeKernel) -> ctypes.CDLL:
     """Return the kernel's shared object: the arguments of the entry points stated, torch's OpenMP runtime handed over."""
-    library = kernel._library
+    library = kernel.library
     if library.lstmlm_generator_free.argtypes is None:
         _declare(library)
     return library

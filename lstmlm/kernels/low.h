@@ -2,12 +2,16 @@
 
    HALF   float16 factors on AVX512-FP16. 64 products at a time are summed in float16, then added to the float32 sum, times the
           power of two by which those 64 values of A had been divided so that neither overflows nor vanishes.
-   TILES  bfloat16 factors on AMX, summed in float32 by the hardware. LSTMLM_EMULATE_AMX puts five small functions in the place
-          of the five instructions, so that the logic around them can be tested where there is no AMX.
+   TILES  bfloat16 factors on AMX, summed in float32 by the hardware.
+   PAIRS  bfloat16 factors on AVX512-BF16, whose instruction adds two products to each float32 sum: TILES' layout, of which a row of
+          a panel's tile is an operand, and a pair of A 32 bits to broadcast.
+
+   LSTMLM_EMULATE puts small functions in the place of the instructions of TILES, and of those of PAIRS on a machine that lacks them,
+   so that the logic around them can be tested there.
 
    K is a multiple of 64. A and panel are in the kind's own layout, made by `low_store` and `low_pack`. */
 
-enum { FLOAT, HALF, TILES };
+enum { FLOAT, HALF, TILES, PAIRS, KINDS };
 
 #define COLUMNS 64
 #define SPARE_ROWS 32 /* a tile always reads whole: A has this many rows more than are used */
@@ -19,11 +23,19 @@ enum { FLOAT, HALF, TILES };
 #define HAVE_HALF 0
 #endif
 
-#if VECTOR == 16 && defined(__AVX512BF16__) && (defined(__AMX_BF16__) || defined(LSTMLM_EMULATE_AMX))
+#if VECTOR == 16 && (defined(__AVX512BF16__) || defined(LSTMLM_EMULATE))
+#define HAVE_PAIRS 1
+#else
+#define HAVE_PAIRS 0
+#endif
+
+#if HAVE_PAIRS && (defined(__AMX_BF16__) || defined(LSTMLM_EMULATE))
 #define HAVE_TILES 1
 #else
 #define HAVE_TILES 0
 #endif
+
+#define HAVE_LOW (HAVE_HALF || HAVE_PAIRS)
 
 #if HAVE_HALF
 #define HALF_ROWS 12 /* x 2 accumulators of 32 halves */
@@ -95,7 +107,7 @@ static void half_product(size batch, size rows, size K, const uint32_t *A, size 
 #endif
 
 #if HAVE_TILES
-#if defined(LSTMLM_EMULATE_AMX)
+#if defined(LSTMLM_EMULATE)
 static _Thread_local float emulated[8][16][16]; /* what a tile register holds: 16 rows of 64 bytes */
 static _Thread_local int begun;                 /* the machine traps without; here it shows as NaN */
 
@@ -183,13 +195,81 @@ static void tiles_begin(void) {}
 static void tiles_end(void) {}
 #endif
 
-#if HAVE_HALF || HAVE_TILES
+#if HAVE_PAIRS
+#if defined(__AVX512BF16__)
+#define narrowed(x) ((__m256i)_mm512_cvtneps_pbh((__m512)(x)))
+#define add_pairs(sum, a, b) _mm512_dpbf16_ps(sum, (__m512bh)(a), (__m512bh)(b))
+#else
+/* Rounds to the nearest, to even between two; what is smaller than any normal number becomes zero, as the instruction has it. */
+INLINE __m256i narrowed(vec x) {
+    uint16_t bits[VECTOR];
+    for (int lane = 0; lane < VECTOR; lane++) {
+        uint32_t whole;
+        memcpy(&whole, (const float *)&x + lane, 4);
+        const int tiny = (whole >> 23 & 255) == 0, nan = (whole & 0x7fffffff) > 0x7f800000;
+        bits[lane] = (uint16_t)((tiny ? whole & 0x80000000u : nan ? whole | 0x400000 : whole + 0x7fff + (whole >> 16 & 1)) >> 16);
+    }
+    return _mm256_loadu_si256((const __m256i *)bits);
+}
+INLINE __m512 add_pairs(__m512 sum, __m512i a, __m512i b) {
+    const __m512i high = _mm512_set1_epi32((int)0xffff0000u);
+    sum = _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_and_si512(a, high)), _mm512_castsi512_ps(_mm512_and_si512(b, high)), sum);
+    return _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_slli_epi32(a, 16)), _mm512_castsi512_ps(_mm512_slli_epi32(b, 16)), sum);
+}
+#endif
+
+#define PAIRS_ROWS 6 /* x 4 accumulators, 4 vectors of weights and a broadcast fill 29 registers of 32 */
+
+INLINE void pairs_tile(const int rows, size K, const uint16_t *A, size lda, const uint16_t *panel, float *out, int first, const char *ahead) {
+    __m512 sum[PAIRS_ROWS][4];
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int v = 0; v < 4; v++) sum[r][v] = first ? _mm512_setzero_ps() : _mm512_loadu_ps(out + r * COLUMNS + v * 16);
+    for (size k = 0; k < K; k += 32)
+        for (size pair = 0; pair < 16; pair++) {
+            __builtin_prefetch(ahead, 0, 2);
+            __builtin_prefetch(ahead + 64, 0, 2);
+            ahead += 128;
+            __m512i weights[4];
+            UNROLL for (int v = 0; v < 4; v++) weights[v] = _mm512_loadu_si512(panel + (k / 32 * 4 + v) * 512 + pair * 32);
+            UNROLL for (int r = 0; r < rows; r++) {
+                int32_t both;
+                memcpy(&both, A + r * lda + k + pair * 2, 4);
+                const __m512i a = _mm512_set1_epi32(both);
+                UNROLL for (int v = 0; v < 4; v++) sum[r][v] = add_pairs(sum[r][v], a, weights[v]);
+            }
+        }
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int v = 0; v < 4; v++) _mm512_storeu_ps(out + r * COLUMNS + v * 16, sum[r][v]);
+}
+
+typedef void PairsTile(size K, const uint16_t *A, size lda, const uint16_t *panel, float *out, int first, const char *ahead);
+
+#define PAIRS_TILE(rows)                                                                                                   \
+    static void pairs_##rows(size K, const uint16_t *A, size lda, const uint16_t *panel, float *out, int first, const char *ahead) { \
+        pairs_tile(rows, K, A, lda, panel, out, first, ahead);                                                             \
+    }
+PAIRS_TILE(1) PAIRS_TILE(2) PAIRS_TILE(3) PAIRS_TILE(4) PAIRS_TILE(5) PAIRS_TILE(6)
+static PairsTile *const pairs_tiles[] = {0, pairs_1, pairs_2, pairs_3, pairs_4, pairs_5, pairs_6};
+
+static void pairs_product(size rows, size K, const uint16_t *A, size lda, const uint16_t *panel, float *out) {
+    const size count = blocks(rows, PAIRS_ROWS);
+    for (size k = 0; k < K; k += K_CHUNK)
+        for (size b = 0; b < count; b++) {
+            const size r = rows * b / count, height = rows * (b + 1) / count - r;
+            const uint16_t *now = panel + k * COLUMNS;
+            const char *ahead = (const char *)now + (b < 2 ? K_CHUNK * (2 + b) * 64 : 0); /* the next chunk, half by each of two */
+            pairs_tiles[height](least(K_CHUNK, K - k), A + r * lda + k, lda, now, out + r * COLUMNS, k == 0, ahead);
+        }
+}
+#endif
+
+#if HAVE_LOW
 INLINE __m256i low_bits(const int kind, vec x) {
 #if HAVE_HALF
     if (kind == HALF) return _mm256_castph_si256(_mm512_cvtxps_ph(x));
 #endif
-#if HAVE_TILES
-    if (kind == TILES) return (__m256i)_mm512_cvtneps_pbh(x);
+#if HAVE_PAIRS
+    if (kind >= TILES) return narrowed(x);
 #endif
     return _mm256_setzero_si256();
 }
@@ -197,7 +277,7 @@ INLINE __m256i low_bits(const int kind, vec x) {
 /* Puts 16 values into a row of A. HALF keeps each twice, side by side: 32 bits are what a load can spread over a register. */
 INLINE void low_store(const int kind, void *row, size k, vec x) {
     __m256i bits = low_bits(kind, x);
-    if (kind == TILES) {
+    if (kind != HALF) {
         _mm256_storeu_si256((__m256i *)((uint16_t *)row + k), bits);
         return;
     }
@@ -205,7 +285,7 @@ INLINE void low_store(const int kind, void *row, size k, vec x) {
     _mm512_storeu_si512((uint32_t *)row + k, _mm512_or_si512(wide, _mm512_slli_epi32(wide, 16)));
 }
 
-/* Puts 64 x 64 weights into a panel. TILES: for each 32 k and 16 columns a tile, whose rows hold pairs of k. */
+/* Puts 64 x 64 weights into a panel. TILES and PAIRS: for each 32 k and 16 columns a tile, whose rows hold pairs of k. */
 INLINE void low_pack(const int kind, const float (*from)[COLUMNS], uint16_t *panel) {
     for (int k = 0; k < 64; k += 2)
         for (int v = 0; v < 4; v++) {
@@ -237,6 +317,9 @@ INLINE void low_product(const int kind, size batch, size rows, size K, const voi
 #endif
 #if HAVE_TILES
     if (kind == TILES) tiles_product(rows, K, A, lda, panel, out);
+#endif
+#if HAVE_PAIRS
+    if (kind == PAIRS) pairs_product(rows, K, A, lda, panel, out);
 #endif
 }
 #endif

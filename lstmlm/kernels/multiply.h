@@ -52,7 +52,7 @@ INLINE void pack_right(const int kind, float (*square)[COLUMNS], char *panel, si
                 memcpy((float *)panel + n * K + (at + k) * width, square[k] + n, sizeof(float) * width);
         return;
     }
-#if HAVE_HALF || HAVE_TILES
+#if HAVE_LOW
     if (kind == HALF) {
         vec magnitudes = {0};
         for (int i = 0; i < 64 * 64; i += VECTOR) magnitudes = larger(magnitudes, load(&square[0][0] + i, VECTOR));
@@ -71,7 +71,7 @@ INLINE float pack_left(const int kind, const float *from, char *row, size at) {
         return 1.f;
     }
     float scale = 1.f;
-#if HAVE_HALF || HAVE_TILES
+#if HAVE_LOW
     vec magnitudes = {0};
     for (int v = 0; v < 4; v++) magnitudes = larger(magnitudes, load(from + v * VECTOR, VECTOR));
     if (kind == HALF) scale = low_scale(magnitudes);
@@ -110,7 +110,7 @@ INLINE void multiply(const int kind, Multiplication *job, int rank, int threads)
                 if (kind == FLOAT)
                     for (size n = 0; n < columns; n += WIDE * VECTOR)
                         product(4, rows, K, (const float *)own, step, (const float *)panel + n * K, sums + n, COLUMNS);
-#if HAVE_HALF || HAVE_TILES
+#if HAVE_LOW
                 else
                     low_product(kind, 4, rows, K, own, step, panel, scales, K / 64, (const float *)(panel + K_PIECE * COLUMNS * 2), sums);
 #endif
@@ -141,4 +141,9 @@ MULTIPLY(TILES)
 #else
 #define multiply_TILES 0
 #endif
-static void (*const multipliers[3])(void *, int, int) = {multiply_FLOAT, multiply_HALF, multiply_TILES};
+#if HAVE_PAIRS
+MULTIPLY(PAIRS)
+#else
+#define multiply_PAIRS 0
+#endif
+static void (*const multipliers[KINDS])(void *, int, int) = {multiply_FLOAT, multiply_HALF, multiply_TILES, multiply_PAIRS};

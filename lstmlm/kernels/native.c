@@ -104,7 +104,7 @@ typedef struct {
     Barrier barriers[THREADS_MAX];
 } Job;
 
-INLINE size low_bytes(const int kind, size count) { return count * (kind == TILES ? 2 : 4); }
+INLINE size low_bytes(const int kind, size count) { return count * (kind >= TILES ? 2 : 4); }
 
 /* The row of `low` that belongs to step t. */
 INLINE char *low_row(const int kind, const Job *job, size t, size row) {
@@ -126,7 +126,7 @@ typedef struct {
    threads: rows are better up to S = 512 at B = 64, units for S = 1024 and, at S = 512, for B = 16. */
 INLINE Share divide(const int kind, Job *job, size width, int rank, int threads) {
     const size S = job->S, count = blocks(S, width);
-    const double row = kind == FLOAT ? 2 : kind == HALF ? 1 : .25, weight = kind == FLOAT ? 4 : 2;
+    const double row = kind == FLOAT ? 2 : kind == TILES ? .25 : 1, weight = kind == FLOAT ? 4 : 2;
     int groups = 1;
     double best = 0;
     for (int g = 1; g <= threads && g <= job->B && (job->B > 3 || g == 1); g++) {
@@ -167,7 +167,7 @@ INLINE void forward(const int kind, Job *job, int rank, int threads) {
     if (share.idle) return;
     _Alignas(64) float sums[CHUNK * GATES * VECTOR];
     const float *H_prev = job->H_0, *C_prev = job->C_0;
-#if HAVE_HALF || HAVE_TILES
+#if HAVE_LOW
     if (kind != FLOAT) {
         for (size row = share.row; row < share.row + share.rows; row++) {
             for (size block = share.unit; block < share.unit + share.units; block++)
@@ -191,7 +191,7 @@ INLINE void forward(const int kind, Job *job, int rank, int threads) {
                         product(B, rows, S, H_prev + row * S, S, panel + half * S * WIDE * VECTOR, sums + half * WIDE * VECTOR,
                                 GATES * VECTOR);
                 }
-#if HAVE_HALF || HAVE_TILES
+#if HAVE_LOW
                 else
                     low_product(kind, B, rows, job->low_K, low_row(kind, job, t, row), job->low_step,
                                 (const uint16_t *)job->panels + block * job->low_K * COLUMNS, 0, 0, 0, sums);
@@ -206,7 +206,7 @@ INLINE void forward(const int kind, Job *job, int rank, int threads) {
                     vec hidden = lanes == VECTOR ? update(sum, input, bias, at, S, C_prev + state, C + state, H + state, VECTOR)
                                                  : update(sum, input, bias, at, S, C_prev + state, C + state, H + state, lanes);
                     (void)hidden;
-#if HAVE_HALF || HAVE_TILES
+#if HAVE_LOW
                     if (kind != FLOAT) low_store(kind, low_row(kind, job, t + 1, r), unit, hidden);
 #endif
                 }
@@ -245,7 +245,7 @@ INLINE void backward(const int kind, Job *job, int rank, int threads) {
                 if (kind == FLOAT && t < job->T - 1)
                     product(B, rows, K, job->gates + ((t + 1) * B + row) * K, K,
                             (const float *)job->panels + strip * K * WIDE * VECTOR, sums, WIDE * VECTOR);
-#if HAVE_HALF || HAVE_TILES
+#if HAVE_LOW
                 else if (t < job->T - 1)
                     low_product(kind, B, rows, job->low_K, low_row(kind, job, t + 1, row), job->low_step,
                                 (const uint16_t *)job->panels + strip * job->low_K * COLUMNS,
@@ -268,7 +268,7 @@ INLINE void backward(const int kind, Job *job, int rank, int threads) {
                             update_back(sum, gates, S, C_prev + at, job->C_in + t * B * S + at, job->dC_0 + at, VECTOR, da);
                         else
                             update_back(sum, gates, S, C_prev + at, job->C_in + t * B * S + at, job->dC_0 + at, lanes, da);
-#if HAVE_HALF || HAVE_TILES
+#if HAVE_LOW
                         if (kind != FLOAT) {
                             float scale = kind == HALF ? low_scale(larger(larger(larger(larger((vec){0}, da[0]), da[1]), da[2]), da[3])) : 1.f;
                             for (int gate = 0; gate < GATES; gate++)
@@ -299,8 +299,14 @@ BODY(forward, TILES) BODY(backward, TILES)
 #define forward_TILES 0
 #define backward_TILES 0
 #endif
-static void (*const bodies[2][3])(void *, int, int) = {{forward_FLOAT, forward_HALF, forward_TILES},
-                                                       {backward_FLOAT, backward_HALF, backward_TILES}};
+#if HAVE_PAIRS
+BODY(forward, PAIRS) BODY(backward, PAIRS)
+#else
+#define forward_PAIRS 0
+#define backward_PAIRS 0
+#endif
+static void (*const bodies[2][KINDS])(void *, int, int) = {{forward_FLOAT, forward_HALF, forward_TILES, forward_PAIRS},
+                                                           {backward_FLOAT, backward_HALF, backward_TILES, backward_PAIRS}};
 
 typedef struct {
     size S;
@@ -336,7 +342,7 @@ static void pack_backward(void *argument, int rank, int threads) {
             }
 }
 
-#if HAVE_HALF || HAVE_TILES
+#if HAVE_LOW
 /* Both forms are strips of 64 columns: for each block of 16 units its four gates, or (back) 64 units, whose k then counts
    blocks of units, gates and units of the block, in this order: 64 k share a scale. */
 INLINE void pack_low(const int kind, const int back, Packing *p, int rank, int threads) {
@@ -373,14 +379,15 @@ PACK(HALF)
 #define pack_forward_HALF 0
 #define pack_backward_HALF 0
 #endif
-#if HAVE_TILES
-PACK(TILES)
+#if HAVE_PAIRS
+PACK(PAIRS)
 #else
-#define pack_forward_TILES 0
-#define pack_backward_TILES 0
+#define pack_forward_PAIRS 0
+#define pack_backward_PAIRS 0
 #endif
-static void (*const packers[2][3])(void *, int, int) = {{pack_forward, pack_forward_HALF, pack_forward_TILES},
-                                                        {pack_backward, pack_backward_HALF, pack_backward_TILES}};
+static void (*const packers[2][KINDS])(void *, int, int) = { /* TILES reads what PAIRS reads */
+    {pack_forward, pack_forward_HALF, pack_forward_PAIRS, pack_forward_PAIRS},
+    {pack_backward, pack_backward_HALF, pack_backward_PAIRS, pack_backward_PAIRS}};
 
 #include "multiply.h"
 #include "pointwise.h"
@@ -396,12 +403,12 @@ EXPORT void lstmlm_team(void *run, void *rank, void *number) {
 /* Floats in a register: 16, 8, or 4 where nothing better is known. */
 EXPORT int lstmlm_vector(void) { return VECTOR; }
 
-/* Whether this machine has the kind of products: 0 float32, 1 float16, 2 bfloat16. */
+/* Whether this machine has a kind of products. */
 EXPORT int lstmlm_has(int kind) {
 #if HAVE_TILES
     if (kind == TILES) return tiles_allowed();
 #endif
-    return kind == FLOAT || (kind == HALF && HAVE_HALF);
+    return kind == FLOAT || (kind == HALF && HAVE_HALF) || (kind == PAIRS && HAVE_PAIRS);
 }
 
 static size low_columns(int back, size S) { return back ? blocks(S, VECTOR) * 64 : blocks(S, 64) * 64; }

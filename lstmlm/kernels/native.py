@@ -4,7 +4,9 @@
 """
 
 import ctypes
+import math
 import threading
+import time
 from functools import cache
 
 import torch
@@ -15,15 +17,18 @@ from lstmlm.kernels.arguments import checked, pointers
 from lstmlm.kernels.build import Unavailable
 from lstmlm.kernels.eager import EagerKernel
 from lstmlm.kernels.native_pointwise import NativePointwise
+from lstmlm.kernels.threads import one_thread
 
 __all__ = ["NativeKernel", "Packed", "Unavailable", "load"]
 
-FLOAT32, FLOAT16, BFLOAT16 = range(3)
-"""The kinds of products in `native.c`."""
+FLOAT32, FLOAT16, TILES, PAIRS = range(4)
+"""The kinds of products in `low.h`: the last two have bfloat16 factors, by AMX and by AVX512-BF16."""
+
+NAMES = "float32", "float16", "bfloat16", "bfloat16"
 
 VECTORS = {16: "AVX-512", 8: "AVX2", 4: "plain C"}
 
-WITHIN = {FLOAT32: 1e-5, FLOAT16: 1e-2, BFLOAT16: 5e-2}
+WITHIN = {FLOAT32: 1e-5, FLOAT16: 1e-2, TILES: 5e-2, PAIRS: 5e-2}
 """What the self-check allows each kind: float32 its promise; the others some ten times their rounding, 2^-11 and 2^-8."""
 
 
@@ -56,13 +61,13 @@ class NativeKernel:
 
     def __init__(self, library: ctypes.CDLL, kind: int = FLOAT32, strict: "NativeKernel | None" = None) -> None:
         _declare(library)
-        self._library = library
+        self.library = library
         self._strict = strict
-        self._kind = kind
+        self.kind = kind
         self._scratch = threading.local()
-        unit = {FLOAT32: VECTORS[library.lstmlm_vector()], FLOAT16: "AVX512-FP16", BFLOAT16: "AMX"}[kind]
+        unit = VECTORS[library.lstmlm_vector()], "AVX512-FP16", "AMX", "AVX512-BF16"
         self.pointwise = NativePointwise(library)
-        self.name = f"native {('float32', 'float16', 'bfloat16')[kind]} ({unit})"
+        self.name = f"native {NAMES[kind]} ({unit[kind]})"
 
     @property
     def strict(self) -> "NativeKernel":
@@ -104,7 +109,7 @@ class NativeKernel:
         gates, C, H = checked("gates", into.gates, T, B, 4 * S), checked("C", into.C, T, B, S), checked("H", into.H, T, B, S)
         scratch = self._room(back=False, B=B, S=S)
         given = pointers(form, scratch, ids, table, bias, H_0, C_0, gates, C, H)
-        self._library.lstmlm_forward(self._kind, arguments.threads(), T, B, S, *given)
+        self.library.lstmlm_forward(self.kind, arguments.threads(), T, B, S, *given)
         return into
 
     def backward(
@@ -118,7 +123,7 @@ class NativeKernel:
         C, C_0 = checked("C", C.contiguous(), T, B, S), checked("C_0", C_0.contiguous(), B, S)
         dH_0, dC_0 = C.new_empty(B, S), C.new_empty(B, S)
         given = pointers(form, self._room(back=True, B=B, S=S), dH, dC_T, gates, C, C_0, dH_0, dC_0)
-        self._library.lstmlm_backward(self._kind, arguments.threads(), T, B, S, *given)
+        self.library.lstmlm_backward(self.kind, arguments.threads(), T, B, S, *given)
         return gates, dH_0, dC_0
 
     def product(self, A: Tensor, B: Tensor, out: Tensor | None = None, *, add: bool = False) -> Tensor:
@@ -132,8 +137,8 @@ class NativeKernel:
         checked("B", B, *((N, K) if turned[1] else (K, N)))
         checked("out", out, M, N)
         threads = arguments.threads()
-        room = self._bytes(self._library.lstmlm_multiply_size(threads, N))
-        self._library.lstmlm_multiply(self._kind, threads, M, N, K, *turned, add, *pointers(A, B, out, room))
+        room = self._bytes(self.library.lstmlm_multiply_size(threads, N))
+        self.library.lstmlm_multiply(self.kind, threads, M, N, K, *turned, add, *pointers(A, B, out, room))
         return out
 
     def _form(self, W: Tensor | Packed, S: int, back: bool) -> Tensor:
@@ -149,12 +154,12 @@ class NativeKernel:
     def _pack(self, W: Tensor, back: bool, form: Tensor | None) -> Tensor:
         S = len(W)
         if form is None:
-            form = torch.empty(self._library.lstmlm_packed_size(self._kind, back, S), dtype=torch.uint8)
-        self._library.lstmlm_pack(self._kind, back, arguments.threads(), S, *pointers(W, form))
+            form = torch.empty(self.library.lstmlm_packed_size(self.kind, back, S), dtype=torch.uint8)
+        self.library.lstmlm_pack(self.kind, back, arguments.threads(), S, *pointers(W, form))
         return form
 
     def _room(self, back: bool, B: int, S: int) -> Tensor:
-        return self._bytes(self._library.lstmlm_scratch_size(self._kind, back, B, S))
+        return self._bytes(self.library.lstmlm_scratch_size(self.kind, back, B, S))
 
     def _bytes(self, need: int) -> Tensor:
         """Return memory that lasts for a call, the same one each time."""
@@ -165,44 +170,72 @@ class NativeKernel:
 
 
 @cache
-def load(precision: str = "float32") -> NativeKernel:
+def load(precision: str = "float32", keep: str = "") -> NativeKernel:
     """Compile or find the native kernel, check it once on a small case against eager in float64, and return it.
 
     Args:
-        precision: float32 is strict. bfloat16 allows products of that precision or better: AMX, float16 where there is only
-            that, float32 where there is neither; the kernel's name says which. auto is bfloat16.
+        precision: float32 is strict. bfloat16 allows products of that precision or better: by AMX, or else whichever of float16,
+            bfloat16 and float32 is fastest here; the kernel's name says which. auto is bfloat16.
+        keep: The name of the kernel that a run began with: taken if it is one of these and runs here.
 
     Raises:
         Unavailable: It cannot be compiled here, gives wrong results, or the precision is not one of these.
     """
-    kinds = {"auto": (BFLOAT16, FLOAT16, FLOAT32), "bfloat16": (BFLOAT16, FLOAT16, FLOAT32), "float32": (FLOAT32,)}
+    kinds = {"auto": (TILES, FLOAT16, PAIRS, FLOAT32), "bfloat16": (TILES, FLOAT16, PAIRS, FLOAT32), "float32": (FLOAT32,)}
     if precision not in kinds:
         raise Unavailable(f"it has no {precision} products")
     library = build.library()
-    strict = _sound(library, (FLOAT32,))  # scores need it, whatever trains: it is there, or none is
-    return strict if precision == "float32" else _sound(library, kinds[precision], strict)
+    strict = _examined(NativeKernel(library))
+    if strict is None:  # scores need it, whatever trains: it is there, or none is
+        raise Unavailable(f"the compiled kernel disagrees with eager by {disagreement(NativeKernel(library)):.1e}")
+    there = [NativeKernel(library, kind, strict) if kind else strict for kind in kinds[precision] if library.lstmlm_has(kind)]
+    for kernel in there:
+        if kernel.name == keep and _examined(kernel):
+            return kernel
+    right = [kernel for kernel in there if _examined(kernel)]
+    return _fastest(library, right)
 
 
-def _sound(library: ctypes.CDLL, kinds: tuple[int, ...], strict: NativeKernel | None = None) -> NativeKernel:
-    """Return the first of some kinds that this CPU has and that is right.
+def _examined(kernel: NativeKernel) -> NativeKernel | None:
+    """Return a kernel that is right, as it was when it was last examined here; None if it is wrong."""
+    examination = f"{kernel.kind}-{torch.__version__}"
+    if build.passed(kernel.library, examination):
+        return kernel
+    if not disagreement(kernel) < WITHIN[kernel.kind]:  # or NaN
+        return None
+    build.passed(kernel.library, examination, now=True)
+    return kernel
 
-    Raises:
-        Unavailable: All of them are wrong.
+
+def _fastest(library: ctypes.CDLL, kernels: list[NativeKernel]) -> NativeKernel:
+    """Return the fastest of some kernels, as it was found when they were first asked for.
+
+    AMX is many times as fast as all else. What AVX512-BF16 is worth no flag tells: twice float32 on AMD's cores, half of it on
+    Intel's. So it is timed, for some milliseconds on one thread; of what is as fast within a tenth the most exact is taken.
     """
-    reason = ""
-    for kind in kinds:
-        kernel = NativeKernel(library, kind, strict)
-        if not library.lstmlm_has(kind):
-            continue
-        examination = f"{kind}-{torch.__version__}"
-        if build.passed(library, examination):
+    if kernels[0].kind == TILES or not any(kernel.kind == PAIRS for kernel in kernels):
+        return kernels[0]
+    for kernel in kernels:
+        if build.passed(library, f"{kernel.kind}-fastest"):
             return kernel
-        error = disagreement(kernel)
-        if error < WITHIN[kind]:
-            build.passed(library, examination, now=True)
-            return kernel
-        reason = f"the compiled kernel disagrees with eager by {error:.1e}"
-    raise Unavailable(reason)
+    seconds = _seconds(kernels)
+    more_exact = sorted(kernels, key=lambda kernel: WITHIN[kernel.kind])
+    best = next(kernel for kernel in more_exact if seconds[kernel] <= 1.1 * min(seconds.values()))
+    build.passed(library, f"{best.kind}-fastest", now=True)
+    return best
+
+
+def _seconds(kernels: list[NativeKernel], slices: int = 12) -> dict[NativeKernel, float]:
+    """Return the least time of a product of each: slices of half a millisecond in turn, so that another process disturbs all."""
+    A, B, out = torch.ones(96, 512), torch.ones(512, 512), torch.empty(96, 512)
+    found = dict.fromkeys(kernels, math.inf)
+    with one_thread():
+        for _ in range(slices):
+            for kernel in kernels:
+                began = time.perf_counter()
+                kernel.product(A, B, out)
+                found[kernel] = min(found[kernel], time.perf_counter() - began)
+    return found
 
 
 def disagreement(kernel: NativeKernel) -> float:

@@ -63,6 +63,7 @@ def with_kernel(
     report: Callable[[str], None] | None = None,
     place: int = 0,
     places: int = 1,
+    keep: str = "",
 ) -> "tuple[torch.device, Kernel, str]":
     """Return the device, the fastest kernel that works there, and one line where that is not the one to be expected.
 
@@ -75,6 +76,7 @@ def with_kernel(
         report: Of `choose`.
         place: Likewise.
         places: Likewise.
+        keep: See `kernels.choose`.
 
     Raises:
         UsageError: See `choose` and `kernels.choose`.
@@ -82,12 +84,12 @@ def with_kernel(
     from lstmlm import kernels
 
     device = choose(requested, report, place, places)
-    kernel, why = kernels.choose(kernel_wish, precision, device.type)
+    kernel, why = kernels.choose(kernel_wish, precision, device.type, keep)
     if why and device.type == "cuda" and (wrong := broken(device)):
         if requested == "cuda":
             raise UsageError(f"--device cuda: expected a working CUDA device, found: {wrong}. Leave it out, or say --device cpu.")
         device = choose("cpu")
-        kernel, _ = kernels.choose(kernel_wish, precision, device.type)
+        kernel, _ = kernels.choose(kernel_wish, precision, device.type, keep)
         why = f"device cpu: there is a CUDA device, but {wrong}"
     return device, kernel, why
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from lstmlm.kernels import native
 from tests.cli.conftest import TINY, Lstmlm
 from tests.cli.test_train import digest
 
@@ -58,6 +59,26 @@ def test_under_other_conditions(lstmlm: Lstmlm, run: Path, text: Path, monkeypat
     assert words in result.err
     assert len(result.err.splitlines()) <= 6
     assert digest(run) == before  # it had ended, so that going on changes nothing either
+
+
+def test_a_run_goes_on_with_its_kind(lstmlm: Lstmlm, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where several kinds of products run, a run keeps the one it began with, though another would be taken by now."""
+    monkeypatch.delenv("LSTMLM_KERNEL")
+    try:
+        strict = native.load("float32")
+    except native.Unavailable as error:
+        pytest.skip(str(error))
+    native.load.cache_clear()
+    monkeypatch.setattr(native, "_fastest", lambda library, kernels: next(k for k in kernels if k.kind == native.FLOAT32))
+    begun = lstmlm("train", text, *TINY, "--out", "kept")
+    monkeypatch.setattr(native, "_fastest", lambda library, kernels: kernels[0])
+    native.load.cache_clear()
+    again = lstmlm("train", text, "--resume", "--out", "kept")
+    native.load.cache_clear()
+
+    assert strict.name in begun.err
+    assert strict.name in again.err, again.err
+    assert "then" not in again.err
 
 
 @pytest.mark.parametrize("part", ["config.yaml", "metrics.jsonl", "samples.txt", "best.safetensors", "clock.jsonl"])

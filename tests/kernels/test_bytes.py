@@ -221,5 +221,5 @@ def test_the_sampler_draws_from_bytes_where_they_are_quick(kernel: NativeKernel,
     monkeypatch.setattr(sampler, "native_generator", noted)
     for exact in (False, True):
         assert len(list(islice(sampler.generate(model, [1], [5], Sampling(exact=exact)), 30))) == 30
-    quick = bool(kernel._library.lstmlm_generator_bytes())
+    quick = bool(kernel.library.lstmlm_generator_bytes())
     assert made == ["int8" if quick else "float32", "float32"]

@@ -21,10 +21,10 @@ def _nothing_wished(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_device_has_its_kernel(device: str, best: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Unrequested, a device gets the one made for it; where that is missing eager and a line why; a request is then refused."""
     made = EagerKernel()
-    monkeypatch.setattr(kernels, "_load", lambda name, precision: made if name == best else None)
+    monkeypatch.setattr(kernels, "_load", lambda name, *_: made if name == best else None)
     assert kernels.choose("auto", device=device) == kernels.choose(best, device=device) == (made, "")
 
-    def missing(name: str, precision: str) -> None:
+    def missing(*_: str) -> None:
         raise Unavailable("it is Sunday")
 
     monkeypatch.setattr(kernels, "_load", missing)

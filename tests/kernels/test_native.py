@@ -24,12 +24,14 @@ def _kernel() -> native.NativeKernel:
         pytest.skip(str(reason))
 
 
-@pytest.fixture(name="rough", scope="module", params=[native.FLOAT16, native.BFLOAT16], ids=["float16", "bfloat16"])
+@pytest.fixture(
+    name="rough", scope="module", params=[native.FLOAT16, native.TILES, native.PAIRS], ids=["float16", "AMX", "pairs"]
+)
 def _rough(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> native.NativeKernel:
     """Return a kernel of reduced precision, with the AMX instructions replaced by functions, so that they run anywhere."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LSTMLM_CACHE", str(tmp_path_factory.getbasetemp() / "emulated"))
-        patch.setattr(build, "FLAGS", (*build.FLAGS, "-DLSTMLM_EMULATE_AMX"))
+        patch.setattr(build, "FLAGS", (*build.FLAGS, "-DLSTMLM_EMULATE"))
         try:
             library = build.library()
         except Unavailable as reason:
@@ -249,7 +251,7 @@ def relative(actual: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_reduced_precision_is_within_its_rounding(rough: native.NativeKernel, size: tuple[int, int, int]) -> None:
     """All results are within eight roundings of the factors' type (the factors, sums of 64) of float64, at all sizes."""
-    rounding = {native.FLOAT16: 2.0**-11, native.BFLOAT16: 2.0**-8}[rough._kind]
+    rounding = {native.FLOAT16: 2.0**-11}.get(rough.kind, 2.0**-8)
     inputs = problem(*size)
     exact = both_passes(EagerKernel(), inputs, torch.float64)
 
@@ -326,7 +328,7 @@ def test_product(rough: native.NativeKernel, M: int, N: int, K: int, monkeypatch
     too, with the same bits for any number of threads.
     """
     generator = torch.Generator().manual_seed(M + N + K)
-    rounding = {native.FLOAT16: 2.0**-11, native.BFLOAT16: 2.0**-8}[rough._kind]
+    rounding = {native.FLOAT16: 2.0**-11}.get(rough.kind, 2.0**-8)
     A = torch.randn(M, K, generator=generator) * 1e-20 * 10 ** torch.rand(M, 1, generator=generator)
     B = torch.randn(K, N, generator=generator) * 1e15
     exact = A.double() @ B.double()
@@ -389,12 +391,91 @@ def test_amx_instructions_compile(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("precision", ["auto", "bfloat16"])
 def test_lower_precision_falls_back_to_a_better_one(kernel: native.NativeKernel, precision: str) -> None:
-    """Where there are neither bfloat16 nor float16 products, the one that runs is float32, and its name says so."""
+    """Where there are neither bfloat16 nor float16 products, the one that runs is float32; its name says which it is."""
     chosen = native.load(precision)
-    best = max((kind for kind in range(3) if kernel._library.lstmlm_has(kind)), default=0)
+    there = [kind for kind in range(4) if kernel.library.lstmlm_has(kind)]
 
-    assert chosen._kind == best
-    assert ("float32", "float16", "bfloat16")[best] in chosen.name
+    assert chosen.kind in there
+    assert chosen.kind == native.TILES or native.TILES not in there
+    assert native.NAMES[chosen.kind] in chosen.name
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        ({native.FLOAT32: 2.0, native.FLOAT16: 1.0, native.PAIRS: 4.0}, native.FLOAT16),  # Sapphire Rapids without AMX
+        ({native.FLOAT32: 2.0, native.PAIRS: 4.0}, native.FLOAT32),  # Cooper Lake
+        ({native.FLOAT32: 2.0, native.PAIRS: 1.0}, native.PAIRS),  # Zen 4
+        ({native.FLOAT32: 1.05, native.PAIRS: 1.0}, native.FLOAT32),
+        ({native.FLOAT32: 2.0, native.FLOAT16: 1.05, native.PAIRS: 1.0}, native.FLOAT16),
+    ],
+)
+def test_the_fastest_kind_is_taken_and_kept(
+    kernel: native.NativeKernel, monkeypatch: pytest.MonkeyPatch, seconds: dict[int, float], expected: int
+) -> None:
+    """Kinds are timed once: the fastest, of those within a tenth the most exact, is taken, and again when times are others."""
+    said: set[str] = set()
+
+    def passed(_: object, name: str, *, now: bool = False) -> bool:
+        said.update([name] if now else [])
+        return name in said
+
+    monkeypatch.setattr(build, "passed", passed)
+    monkeypatch.setattr(native, "_seconds", lambda kernels: {kernel: seconds[kernel.kind] for kernel in kernels})
+    kinds = [native.NativeKernel(kernel.library, kind, kernel) for kind in seconds]
+
+    first = native._fastest(kernel.library, kinds)
+    monkeypatch.setattr(native, "_seconds", lambda kernels: {kernel: 1 / seconds[kernel.kind] for kernel in kernels})
+    again = native._fastest(kernel.library, kinds)
+
+    assert (first.kind, again.kind) == (expected, expected)
+
+
+def test_amx_is_taken_untimed(kernel: native.NativeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is AMX nothing is timed, and nothing where AVX512-BF16 is missing."""
+    monkeypatch.setattr(native, "_seconds", None)
+    for kinds in (
+        (native.TILES, native.FLOAT16, native.PAIRS, native.FLOAT32),
+        (native.FLOAT16, native.FLOAT32),
+        (native.FLOAT32,),
+    ):
+        made = [native.NativeKernel(kernel.library, kind, kernel) for kind in kinds]
+        assert native._fastest(kernel.library, made) is made[0]
+
+
+def test_a_run_goes_on_with_its_kernel(kernel: native.NativeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel that a run began with is taken again by its name, whatever is fastest now; one that is not here is not."""
+    monkeypatch.setattr(native, "_fastest", lambda library, kernels: kernels[0])
+
+    assert native.load("auto", kernel.name).name == kernel.name
+    assert native.load("auto", "native bfloat16 (an abacus)").name == native.load("auto", "").name
+    native.load.cache_clear()
+
+
+def test_the_seconds_of_a_product(kernel: native.NativeKernel) -> None:
+    """Every kind that is timed has a time of its own, and the number of threads is as it was."""
+    torch.set_num_threads(2)
+    twins = [kernel, native.NativeKernel(kernel.library)]
+    found = native._seconds(twins, slices=3)
+
+    assert torch.get_num_threads() == 2
+    assert list(found) == twins
+    assert all(0 < seconds < 5 for seconds in found.values())
+
+
+def test_bfloat16_without_the_instruction(rough: native.NativeKernel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What stands in for AVX512-BF16 on a machine that lacks it gives what the instruction gives, to the rounding of sums."""
+    if rough.kind != native.PAIRS:
+        pytest.skip("another kind")
+    monkeypatch.setenv("LSTMLM_CACHE", str(tmp_path))
+    monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, "-DLSTMLM_EMULATE"))
+    monkeypatch.setattr(build, "FOR_THIS_CPU", (("-march=native", "-mno-avx512bf16"),))
+    emulated = native.NativeKernel(build.library(), native.PAIRS)
+
+    for size in SIZES:
+        inputs = problem(*size)
+        found, expected = both_passes(emulated, inputs), both_passes(rough, inputs)
+        assert all(relative(found[name], expected[name].double()) < 1e-3 for name in expected), size
 
 
 @pytest.mark.parametrize(("machine", "vectors"), [("-march=x86-64-v3", "AVX2"), ("-O1", "plain C")])
@@ -467,7 +548,7 @@ def test_the_self_check_sees_what_is_wrong(
 def test_no_kernel_without_its_strict_twin(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where float32 is found wrong there is no kernel of any precision: no run ends at its first validation for want of one."""
     monkeypatch.setattr(build, "passed", lambda *ignored, **also: False)
-    monkeypatch.setattr(native, "disagreement", lambda kernel: float(kernel._kind == native.FLOAT32))
+    monkeypatch.setattr(native, "disagreement", lambda kernel: float(kernel.kind == native.FLOAT32))
 
     native.load.cache_clear()
     for precision in ("auto", "float32"):
