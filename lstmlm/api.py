@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lstmlm import kernels
+from lstmlm import kernels, machine
 from lstmlm.config.run_config import RunConfig
 from lstmlm.data import saved_model
 from lstmlm.data.saved_model import parts
 from lstmlm.data.tokenizer import OnUnknown, Tokenizer
 from lstmlm.errors import CheckpointError, TextError, UsageError, not_finite, printable
 from lstmlm.evaluation.sampler import Sampling, generate
-from lstmlm.model import devices, ensemble, limits
+from lstmlm.model import devices, ensemble
 from lstmlm.model.char_lm import CharLM, load_weights
 from lstmlm.model.ensemble import Ensemble, Network
 from lstmlm.storage import checkpoint, run_dir
@@ -89,7 +89,7 @@ class LanguageModel:
         if requested != "auto":
             devices.choose(requested)  # what cannot be is said before a file is read
         found, saved = run_dir.load(path, report=report, check=check)
-        torch.set_num_threads(threads or limits.cpus())
+        torch.set_num_threads(threads or machine.cpus())
         ignored: list[str] = []
         config, symbols = parts(saved.meta, ignored)
         if report and ignored:

@@ -20,9 +20,6 @@ from lstmlm.model.char_lm import CharLM
 from lstmlm.model.ensemble import Network, members, read
 from lstmlm.model.lstm import LSTMLayer, StackState, input_product
 
-QUANTITIES = (*GATES, "cell", "hidden")
-"""What there is of each unit: the four gates in their order, and the two halves of the state."""
-
 SIGNED = ("new", "cell", "hidden")
 """Quantities that may be negative; the others lie between 0 and 1."""
 
@@ -31,7 +28,7 @@ ZERO_GATE = -1e4  # pre-activation at which a sigmoid is 0 in every floating typ
 
 
 class Activity(NamedTuple):
-    """What one layer did. Each (T, B, S)."""
+    """What one layer did: the four gates in the order of `cell.GATES`, and the two halves of the state. Each (T, B, S)."""
 
     forget: Tensor
     input: Tensor

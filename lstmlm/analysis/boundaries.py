@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lstmlm.analysis.activations import windows
-from lstmlm.evaluation.ragged import pick, read
+from lstmlm.evaluation.ragged import TOGETHER, pick, read
 from lstmlm.model.cell import LSTMState
 from lstmlm.model.char_lm import CharLM, nats
 from lstmlm.model.lstm import StackState
@@ -27,7 +27,6 @@ from lstmlm.units import bits
 EFFECT = 0.05  # a smaller difference of means is called none, however sure it is
 CLOSED = 0.1  # a unit whose mean forget gate is below it forgets
 BLOCKS, DRAWS = 1000, 1000
-TOGETHER = 64  # marks read side by side
 LEFT = {"carried": (1, 1), "C zeroed": (1, 0), "H zeroed": (0, 1), "both zeroed": (0, 0)}
 """What is left of H and C after a mark, by name."""
 

@@ -20,7 +20,7 @@ from lstmlm.model.cell import LSTMState, gates, update
 from lstmlm.model.char_lm import CharLM, nats
 from lstmlm.model.lstm import LSTMLayer
 
-TOGETHER = 16  # predictions whose gradients are computed at once: bounds memory
+BACKWARD_ROWS = 16  # predictions whose gradients are computed at once: bounds memory
 HUNDREDTH = 0.01
 
 
@@ -67,7 +67,7 @@ def reach(model: CharLM, ids: Tensor, length: int = 200, most: int = 64) -> Reac
         for state in entry:
             state.hidden[0], state.cell[0] = 0, 0
     sums = torch.zeros(2 * len(model.layers) + 1, length, dtype=torch.float64)
-    for rows in torch.arange(len(starts)).split(TOGETHER):
+    for rows in torch.arange(len(starts)).split(BACKWARD_ROWS):
         text = torch.stack([ids[starts[row] : starts[row] + length + 1] for row in rows.tolist()]).t()
         sums += _gradients(model, text, pick(entry, rows))
     means = (sums / len(starts)).flip(1).tolist()  # the last step is distance 0

@@ -1,4 +1,4 @@
-"""How the commands open a corpus: bundled names, the cache folder, and the text that an earlier run was trained on."""
+"""How the commands open a corpus: bundled names, and the text that an earlier run was trained on."""
 
 import contextlib
 import os
@@ -12,14 +12,7 @@ from lstmlm.config.run_config import RunConfig
 from lstmlm.data.corpus import Corpus, open_corpus
 from lstmlm.data.sources import find_sources
 from lstmlm.errors import TextError, printable
-
-
-def cache_folder() -> Path:
-    """Return where ids of large corpora are kept: LSTMLM_CACHE, or `lstmlm` in the user's cache folder."""
-    if own := os.environ.get("LSTMLM_CACHE"):
-        return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(base) / "lstmlm"
+from lstmlm.machine import cache_folder
 
 
 def open_named(
@@ -37,7 +30,7 @@ def open_named(
         encoding=config.data.encoding,
         val=val,
         val_fraction=config.data.val_fraction,
-        cache_dir=cache_folder(),
+        cache_dir=cache_folder() or Path(".cache", "lstmlm"),
         symbols=symbols,
         progress=progress,
         bundled=run_config.resource_dir("data"),

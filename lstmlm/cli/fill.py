@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SHOWN = 20  # answers to one text on a terminal; --json gives all
 WORD = re.compile(r"[^\W\d_]+")
-PIECE = 1 << 20  # characters of the training text in which words are counted at once
+COUNTED_TOGETHER = 1 << 20  # characters of the training text in which words are counted at once
 
 
 GROUPS = {
@@ -142,8 +142,8 @@ def common_words(model: "LanguageModel", count: int) -> list[str]:
     corpus = open_for(model.meta["corpus"], model.config, model.meta["tokenizer"].get("symbols"), advice)
     found: Counter[str] = Counter()
     decoder, rest = model.tokenizer.stream_decoder(), ""
-    for low in range(0, len(corpus.train), PIECE):
-        ids = corpus.train.tensor(low, min(low + PIECE, len(corpus.train)))
+    for low in range(0, len(corpus.train), COUNTED_TOGETHER):
+        ids = corpus.train.tensor(low, min(low + COUNTED_TOGETHER, len(corpus.train)))
         text = rest + decoder.push(ids.tolist())
         words = list(WORD.finditer(text))
         rest = words.pop()[0] if words and words[-1].end() == len(text) else ""  # it may go on

@@ -110,15 +110,6 @@ def _shown(value: Value) -> str:
     return str(value).lower() if isinstance(value, bool) else printable(str(value))
 
 
-def name_of(corpus: list[str]) -> str:
-    """Return the name of a run on this corpus: its first file's name without endings."""
-    first = corpus[0]
-    if first == "-":
-        return "stdin"
-    name = Path(first).name or Path(first).resolve().name
-    return name.split(".")[0] or name.strip(".") or "corpus"
-
-
 def saved_in(folder: Path) -> Checkpoint | None:
     """Return the checkpoint to resume from; None where the run was stopped before its first checkpoint."""
     if not folder.is_dir():

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from lstmlm.api import Sample
 
-TOGETHER = {"cpu": 64, "cuda": 4096}  # samples drawn as one batch and then written: memory does not grow with their number
+DRAWN_TOGETHER = {"cpu": 64, "cuda": 4096}  # samples drawn as one batch and then written: memory does not grow with their number
 
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line end
 
@@ -129,7 +129,7 @@ def sample(
     if model is None:
         console.say(f"model {printable(str(opened.path))}")
     how = Sampling(temperature, top_k, top_p, greedy, exact)
-    together, rule = TOGETHER[opened.device.type], unknown_rule(on_unknown)
+    together, rule = DRAWN_TOGETHER[opened.device.type], unknown_rule(on_unknown)
 
     def drawn(first: int) -> "Iterator[tuple[int, str, Sample | None]]":
         n = min(together, count - first)

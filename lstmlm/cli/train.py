@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lstmlm import machine
 from lstmlm.cli import STARTED
 from lstmlm.cli.options import OUTPUT, Json, Quiet
 from lstmlm.config import schema
 from lstmlm.config.setting import Setting, write
 from lstmlm.display.console import Console
 from lstmlm.errors import Stopped, SystemProblem, UsageError
-from lstmlm.model import limits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -138,6 +138,7 @@ def train(
     from lstmlm.cli import run_setup, signals, train_report, train_worker
     from lstmlm.cli.corpora import open_named, seen_in_training
     from lstmlm.config import auto_tune, run_config
+    from lstmlm.data.corpus import name_of
     from lstmlm.data.saved_model import parts
     from lstmlm.display import tensorboard
     from lstmlm.display.progress_view import RunView
@@ -166,7 +167,7 @@ def train(
         layers = run_setup.layers_of(presets or [], assignments or [], flags)
         run_config.resolve(layers)  # what is wrong with the settings is said before the folder is looked at
         texts = [*corpus, *(["--val", val] if val else [])]
-        folder, makes = Path(out or f"runs/{run_setup.name_of(corpus)}"), not (dry_run or print_config)
+        folder, makes = Path(out or f"runs/{name_of(corpus[0])}"), not (dry_run or print_config)
         began_here = makes and folder.exists()
         if began_here:
             _hold(held, folder, resume or overwrite or run_setup.started_again(folder), console)
@@ -348,7 +349,7 @@ def weights_of(parent: "Checkpoint") -> "dict[str, Tensor]":
 
 def threads(config: "RunConfig", group: "ProcessGroup") -> int:
     """Return how many threads a process takes: its share of the machine's cores, where nothing else is said."""
-    return config.train.threads or max(1, limits.cpus() // group.local_size)
+    return config.train.threads or max(1, machine.cpus() // group.local_size)
 
 
 def sizes(config: "RunConfig", corpus: "Corpus") -> tuple[int, int, int, int]:
@@ -369,7 +370,7 @@ def _refuse_too_large(config: "RunConfig", corpus: "Corpus", processes: int) -> 
     parameters = ensemble.parameter_count(config.model, len(corpus.tokenizer))
     needs = memory_bytes(config, len(corpus.tokenizer), parameters) * processes
     fewer = "fewer --members, " if config.model.members > 1 else ""
-    if (has := limits.memory()) is not None and needs > has:
+    if (has := machine.memory()) is not None and needs > has:
         raise SystemProblem(
             f"memory: expected a run that fits into the {size(has)} of this machine, found one that needs some {size(needs)} for "
             f"{parameters:,} parameters. Take {fewer}a smaller --hidden or --batch."

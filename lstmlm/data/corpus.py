@@ -100,7 +100,7 @@ def open_corpus(
     if sum(source.path is None for text in texts for source in text) > 1:
         raise UsageError("corpus -: expected standard input once, found it twice. It can be read only once.")
     plan = _Plan(texts, tokenizer, encoding, 0.0 if val is not None else val_fraction, symbols, cache_dir, progress)
-    return _corpus(_name(sources[0]), plan.remembered() or plan.read())
+    return _corpus(name_of(sources[0]), plan.remembered() or plan.read())
 
 
 class _Plan:
@@ -294,8 +294,8 @@ def _refuse_short(sources: list[Source], chars: int, skipped: int, least: int) -
     raise TextError(f"corpus {name}: expected at least {least} character{'s' * (least > 1)}, found {found}. Use a longer text.")
 
 
-def _name(source: str) -> str:
-    """Make a name for folders out of the name of a source."""
+def name_of(source: str) -> str:
+    """Return the name of a corpus, and of the run on it, fit for a folder: that of its first source without known endings."""
     path = Path(source)
     stem = "stdin" if source == "-" else (path.name if path.name.strip(".") else path.resolve().name)
     for _ in range(2):  # stories.txt.gz

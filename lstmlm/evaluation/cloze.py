@@ -18,14 +18,13 @@ from dataclasses import dataclass
 import torch
 
 from lstmlm.errors import TextError, UsageError, printable
-from lstmlm.evaluation.ragged import Forward, pick, read
+from lstmlm.evaluation.ragged import TOGETHER, Forward, pick, read
 from lstmlm.evaluation.scoring import first_char
 from lstmlm.model.ensemble import Network
 from lstmlm.units import bits
 
 BLANK = "____"
 COMBINATIONS = 10_000  # texts compared for one question: eight names in four blanks are 4096
-TOGETHER = 64  # questions read side by side
 WIDTH = 50  # characters of a row in the table of distances
 ROWS = 20  # a table with more of them is made of wider ones
 

@@ -19,14 +19,12 @@ from torch import Tensor
 
 from lstmlm.data.tokenizer import Tokenizer
 from lstmlm.errors import not_finite
+from lstmlm.evaluation.ragged import TOGETHER
 from lstmlm.evaluation.scoring import CODE_POINTS, first_char, warm
-from lstmlm.model.char_lm import nats
+from lstmlm.model.char_lm import nats, steps_at_once
 from lstmlm.model.ensemble import Network
 from lstmlm.model.lstm import StackState
 from lstmlm.units import bits
-
-TOGETHER = 64  # lines read side by side
-PIECE = 1 << 13  # characters in one call of the model: bounds memory
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,7 @@ class LineScorer:
             state = self._model.initial_state(len(group))
             padded = padded.to(state[0].hidden.device)
             parts = []
-            step = max(1, PIECE // len(group))
+            step = steps_at_once(len(group), vocabulary=len(self._model.stack()[0].U))
             for start in range(0, longest - 1, step):
                 stop = min(start + step, longest - 1)
                 x, y = padded[start:stop], padded[start + 1 : stop + 1]

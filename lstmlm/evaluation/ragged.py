@@ -11,10 +11,11 @@ from torch import Tensor
 
 from lstmlm.errors import not_finite
 from lstmlm.model.cell import LSTMState
-from lstmlm.model.char_lm import nats
+from lstmlm.model.char_lm import nats, steps_at_once
 from lstmlm.model.lstm import StackState
 
-PIECE = 1 << 13  # characters in one call of the model: bounds memory
+TOGETHER = 64
+"""Rows that are read side by side where there are many: questions, lines, places of a mark."""
 
 Forward = Callable[[Tensor, StackState], tuple[Tensor, StackState]]
 """Reads ids (T, B) from a state: logits (T, B, V) and the state after them. A model is one."""
@@ -52,7 +53,7 @@ def read(run: Forward, rows: Sequence[Sequence[int]], state: StackState) -> tupl
         alive = sum(length >= stop for length in lengths)
         current = tuple(LSTMState(s.hidden[:alive], s.cell[:alive]) for s in current)
         ids = torch.tensor([rows[row][done : stop + 1] for row in order[:alive]], device=device).t()
-        step = max(1, PIECE // alive)
+        step = steps_at_once(alive)
         for x, y in zip(ids[:-1].split(step), ids[1:].split(step), strict=True):
             logits, current = run(x.contiguous(), current)
             costs[:alive] += nats(logits, y).double().sum(0)

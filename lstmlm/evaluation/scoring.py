@@ -21,15 +21,13 @@ from torch import Tensor
 
 from lstmlm.errors import not_finite
 from lstmlm.model.cell import LSTMState
-from lstmlm.model.char_lm import nats
+from lstmlm.model.char_lm import nats, steps_at_once
 from lstmlm.model.ensemble import Network
 from lstmlm.model.lstm import StackState
 from lstmlm.units import bits
 
 CODE_POINTS = 1_114_112
 SEGMENT = 1 << 18  # characters scored at once: bounds memory, whatever the length of the text
-PIECE = 1 << 12  # characters in one call of the model, and ...
-PIECE_SCORES = 1 << 20  # ... scores of next characters: both bound memory, whatever window and vocabulary
 SAME = 16  # two runs of a stream whose states differ by this many roundings have met
 RERUNS = 3  # a text is read by streams where reading it again so many times makes them meet, else from left to right
 STREAMS = 64  # side by side in an estimate ...
@@ -191,8 +189,7 @@ def _nothing(state: StackState) -> Scored:
 def _run(model: Network, inputs: Tensor, goals: Tensor, state: StackState) -> Scored:
     """Score (T, B) characters in pieces that bound memory; both results are (T, B)."""
     scores, hits = [], []
-    vocabulary = len(model.stack()[0].U)
-    step = max(1, min(PIECE, PIECE_SCORES // vocabulary) // inputs.shape[1])
+    step = steps_at_once(inputs.shape[1], vocabulary=len(model.stack()[0].U))
     for x, y in zip(inputs.split(step), goals.split(step), strict=True):
         logits, state = model(x.contiguous(), state)
         scores.append(nats(logits, y))

@@ -14,6 +14,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from lstmlm.machine import cache_folder
+
 SOURCES = Path(__file__).parent
 COMPILERS = ("cc", "gcc", "clang")
 FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-fvisibility=hidden", "-w")
@@ -80,19 +82,6 @@ def passed(shared: ctypes.CDLL, examination: str, *, now: bool = False) -> bool:
             path.touch()
         return path.exists()
     return False
-
-
-def cache_folder() -> Path | None:
-    """Return where compiled kernels are kept: $LSTMLM_CACHE, $XDG_CACHE_HOME/lstmlm or ~/.cache/lstmlm, if any."""
-    if given := os.environ.get("LSTMLM_CACHE"):
-        return Path(given)
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(base):  # the standard says that a relative one is to be ignored
-        return Path(base) / "lstmlm"
-    try:
-        return Path.home() / ".cache" / "lstmlm"
-    except RuntimeError:
-        return None
 
 
 def find_compiler() -> tuple[list[str], str]:

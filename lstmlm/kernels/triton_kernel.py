@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from lstmlm.kernels import Activations, Rows
-from lstmlm.kernels.build import Unavailable, cache_folder
+from lstmlm.kernels.build import Unavailable
 from lstmlm.kernels.eager import EagerKernel
 from lstmlm.kernels.fused import checked
 from lstmlm.kernels.fused import load as load_fused
 from lstmlm.kernels.pointwise import Pointwise, TorchPointwise
+from lstmlm.machine import cache_folder
 
 __all__ = ["TritonKernel", "Unavailable", "disagreement", "load"]
 

@@ -17,7 +17,10 @@ from lstmlm.kernels.dropout import Dropout
 from lstmlm.model.cell import LSTMState
 from lstmlm.model.lstm import LSTMLayer, Readout, StackState
 
-__all__ = ["CharLM", "StackState", "load_weights", "nats"]
+__all__ = ["CharLM", "StackState", "load_weights", "nats", "steps_at_once"]
+
+PIECE = 1 << 12  # characters in one call of a model that scores, and ...
+PIECE_SCORES = 1 << 20  # ... scores of next characters: both bound memory, whatever window and vocabulary
 
 
 Recurrence: TypeAlias = Callable[[LSTMLayer, Tensor, LSTMState], tuple[Tensor, LSTMState]]
@@ -159,6 +162,11 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(weights[name])
+
+
+def steps_at_once(rows: int, vocabulary: int = 1) -> int:
+    """Return how many time steps of so many rows a model that scores is to read in one call, at least 1."""
+    return max(1, min(PIECE, PIECE_SCORES // vocabulary) // rows)
 
 
 def nats(logits: Tensor, targets: Tensor) -> Tensor:

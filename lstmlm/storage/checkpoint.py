@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from lstmlm import machine
 from lstmlm.errors import CheckpointError, Diverged, SystemProblem, TextError, printable
 from lstmlm.storage import atomic
 from lstmlm.storage.atomic import Journal as Journal  # a checkpoint stores how long the run's journals are
@@ -304,11 +305,10 @@ class _Source:
 
     def whole(self) -> bytes:
         """Return the whole file, from its first byte."""
-        names = getattr(os, "sysconf_names", {})
-        if "SC_PHYS_PAGES" in names and self._size > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+        if (has := machine.memory()) is not None and self._size > has:
             raise SystemProblem(
-                f"cannot read {printable(str(self._path))}: {self._size} bytes are more than this machine's "
-                "memory. Use a machine with more."
+                f"cannot read {printable(str(self._path))}: {self._size} bytes are more than the {has} bytes of memory here. "
+                "Use a machine with more."
             )
         self._file.seek(0)
         return self._read(self._size)

@@ -104,7 +104,7 @@ Event = StepDone | Planned | Busy | Validated | Scored | Sampled | Saved | Stepp
 
 
 # Fields that runs of earlier versions were saved with: what each is called now, or None where it is gone.
-FORMER: dict[str, str | None] = {}
+FORMER: dict[str, str | None] = {"eval_every": None}
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """How much memory a run takes, worked out from its sizes: `train` refuses what does not fit, and `--dry-run` says it."""
 
 from lstmlm.config.run_config import RunConfig
-from lstmlm.evaluation.scoring import PIECE, PIECE_SCORES
+from lstmlm.model.char_lm import steps_at_once
 
 OTHER = 3_000_000  # bytes: the validation text, what is read of files, records
 
@@ -12,7 +12,7 @@ def memory_bytes(config: RunConfig, vocabulary: int, parameters: int) -> int:
     For each parameter weights, gradient, both moments, the average and its twin while it is read (24 bytes, or 16), and a copy of
     weights, moments and averages while a checkpoint is written (16 bytes, or 12). For each member, layer and character that is
     kept at a time: four gates, C, H, what the layer above reads, and the gradients of the last two; W as the kernel and its
-    dropout need it; the logits. Validating reads `PIECE` characters at a time.
+    dropout need it; the logits. Validating reads `char_lm.steps_at_once`.
 
     Args:
         config: As `choose` returned it.
@@ -33,6 +33,6 @@ def memory_bytes(config: RunConfig, vocabulary: int, parameters: int) -> int:
     # Packed for the forward and the backward pass, of all layers in turn; dropped, and that one's gradient, of each.
     weights = 4 * (2 * max(4 * width * width for width in widths) + model.members * 2 * recurrent * bool(model.weight_dropout))
     values = 4 * kept * (model.members * (8 * sum(widths) + max(widths)) + vocabulary)
-    read = min(PIECE, PIECE_SCORES // vocabulary)
+    read = steps_at_once(1, vocabulary)
     reading = 4 * read * (9 * max(widths) + 3 * vocabulary)
     return OTHER + each * parameters + weights + values + reading

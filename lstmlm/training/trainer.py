@@ -118,8 +118,7 @@ class Trainer:
         self.progress = TrainState(steps=auto_tune.steps_of(config, self.streams.steps_per_epoch))
         self.validation = corpus.val.tensor(0, min(len(corpus.val), auto_tune.EVALUATION_CHARS))
         reading = budget.READING / self.batch_chars
-        if self.progress.steps is not None:
-            self._set_looks(budget.plan_looks(self.progress.steps, len(self.validation), reading, train.eval_every))
+        self._plan_looks()
         self.train_seconds = 0.0
         self._budget: Budget | None = None  # in minutes, as long as it decides on the number of steps
         if train.minutes is not None:
@@ -157,6 +156,8 @@ class Trainer:
         tensors = checkpoint.to_tensors(saved.tensors)
         self.load_model(_weights(tensors))
         self.progress = TrainState.from_meta(saved.meta["training"])
+        if not self.progress.look_chars:  # a version that looked otherwise saved it: from here on as in a new run
+            self._plan_looks()
         try:
             for member in self.members.each:
                 own = f"optimizer.{member.prefix}"
@@ -390,6 +391,12 @@ class Trainer:
     def _looks(self) -> Looks:
         p = self.progress
         return Looks(p.look_chars, p.look_gap, p.look_exact)
+
+    def _plan_looks(self) -> None:
+        """Decide how a run whose steps are known validates."""
+        if self.progress.steps is not None:
+            cost, every = budget.READING / self.batch_chars, self.config.train.eval_every
+            self._set_looks(budget.plan_looks(self.progress.steps, len(self.validation), cost, every))
 
     def _set_looks(self, looks: Looks) -> None:
         p = self.progress

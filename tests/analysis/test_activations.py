@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from lstmlm.analysis.activations import QUANTITIES, Activity, Forgetting, trace, windows
+from lstmlm.analysis.activations import Activity, Forgetting, trace, windows
 from lstmlm.kernels import choose
 from lstmlm.model import cell
 from lstmlm.model.cell import LSTMState
@@ -61,7 +61,7 @@ def compare_with_equations(model: CharLM, x: torch.Tensor) -> None:
             a = (layer.U[x[t]] if layer_input is None else layer_input[t] @ layer.U) + state.hidden @ layer.W
             gate = cell.gates(a if layer.b is None else a + layer.b)
             state = cell.update(gate, state)
-            for name, expected in zip(QUANTITIES, (*gate, state.cell, state.hidden), strict=True):
+            for name, expected in zip(Activity._fields, (*gate, state.cell, state.hidden), strict=True):
                 assert_close(getattr(activity, name)[t], expected, f"layer {index} {name} at {t}")
         if index == len(model.layers) - 1:
             return
@@ -99,14 +99,14 @@ def test_windows_join_without_a_seam(window: int) -> None:
     assert [start for start, _ in pieces] == list(range(0, 29, window))
     assert_close(torch.cat([p.logits for _, p in pieces]), whole.logits, "logits")
     for index, activity in enumerate(whole.layers):
-        for name in QUANTITIES:
+        for name in Activity._fields:
             joined = torch.cat([getattr(p.layers[index], name) for _, p in pieces])
             assert_close(joined, getattr(activity, name), f"layer {index} {name}")
 
 
-def test_quantities_name_the_activity() -> None:
-    """The names that users choose from are the fields, in order."""
-    assert Activity._fields == QUANTITIES
+def test_the_fields_begin_with_the_gates_in_their_order() -> None:
+    """What users choose from are the fields of an activity: the gates as every kernel has them, and the state."""
+    assert Activity._fields == (*cell.GATES, "cell", "hidden")
 
 
 @pytest.mark.parametrize("cut", [3, 5, 6, 12])

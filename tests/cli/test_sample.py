@@ -79,7 +79,7 @@ def test_many(lstmlm: Lstmlm, run: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     """Samples come in batches, each written before the next one is drawn, and are the same whatever a batch holds."""
     whole = [json.loads(line)["text"] for line in lstmlm("sample", *SOME, "-n", "7", "--json").out.splitlines()]
     plain = lstmlm("sample", *SOME, "-n", "7").out
-    monkeypatch.setattr(sample_command, "TOGETHER", {"cpu": 3})
+    monkeypatch.setattr(sample_command, "DRAWN_TOGETHER", {"cpu": 3})
 
     assert [json.loads(line)["text"] for line in lstmlm("sample", *SOME, "-n", "7", "--json").out.splitlines()] == whole
     assert lstmlm("sample", *SOME, "-n", "7").out == plain

@@ -32,6 +32,8 @@ def test_its_training_goes_on(lstmlm: Lstmlm, run: Path) -> None:
     after = checkpoint.read_header(run / "last.safetensors").meta
 
     assert after["step"] == 2 * before["step"] == before["training"]["steps"]
+    assert after["training"]["validated"] == after["step"]
+    assert after["training"]["look_chars"] > 0
 
 
 def test_info_tells_of_it(lstmlm: Lstmlm, run: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lstmlm.data import sources
+from lstmlm.data.corpus import name_of
 from lstmlm.errors import TextError
 from tests.corpora import ACCEPTED, REFUSED, Reader, text_of
 
@@ -119,3 +120,25 @@ def test_progress_adds_up(read: Reader, monkeypatch: pytest.MonkeyPatch) -> None
     read(read.file("abcdefghij" * 2, "1"), read.file("k" * 5, "2"), progress=lambda *call: calls.append(call))
 
     assert calls == [(doing, done, 25) for doing in ("reading", "encoding") for done in (10, 20, 25)]
+
+
+NAMES = {
+    "poems.en.txt": "poems.en",
+    "v1.2-notes.txt": "v1.2-notes",
+    "my.corpus.v2.txt": "my.corpus.v2",
+    "stories.txt.gz": "stories",
+}
+NAMES |= {
+    "two words.txt": "two_words",
+    "-": "stdin",
+    "notes": "notes",
+    ".hidden.md": "hidden",
+    "folder/x.TXT": "x",
+    "a.txt.txt": "a",
+}
+
+
+@pytest.mark.parametrize(("source", "name"), NAMES.items())
+def test_a_corpus_is_called_after_its_first_source(source: str, name: str) -> None:
+    """Only known endings are cut off: corpora that differ in the middle of their names have runs of their own."""
+    assert name_of(source) == name

@@ -9,6 +9,7 @@ from lstmlm.data.tokenizer import CharTokenizer
 from lstmlm.evaluation import per_line
 from lstmlm.evaluation.per_line import Line, LineScorer
 from lstmlm.evaluation.scoring import CODE_POINTS, first_char, score_ids
+from lstmlm.model import char_lm
 from lstmlm.model.char_lm import CharLM
 from tests.helpers import small_model
 
@@ -32,7 +33,7 @@ def test_lines_may_come_in_any_groups(
 ) -> None:
     """However many lines come at a time and are read side by side, each gets the same numbers, in order."""
     monkeypatch.setattr(per_line, "TOGETHER", 3)
-    monkeypatch.setattr(per_line, "PIECE", 8)
+    monkeypatch.setattr(char_lm, "PIECE", 8)
     model = small_model()
     together, apart = (score(model, tokenizer, LINES, n, carried) for n in (len(LINES), at_once))
 

@@ -5,15 +5,15 @@ import itertools
 import pytest
 import torch
 
-from lstmlm.evaluation import ragged
 from lstmlm.evaluation.ragged import pick, read
+from lstmlm.model import char_lm
 from tests.helpers import assert_close, small_model, some_ids
 
 
 @pytest.mark.parametrize("piece", [1, 20, 10_000])
 def test_each_row_is_read_as_if_alone(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Costs and states are those of reading every row by itself, whatever the lengths, their order and the pieces."""
-    monkeypatch.setattr(ragged, "PIECE", piece)
+    monkeypatch.setattr(char_lm, "PIECE", piece)
     model = small_model()
     with torch.inference_mode():
         _, states = model(some_ids(5 * 8).view(5, 8))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lstmlm.evaluation import scoring
 from lstmlm.evaluation.scoring import Score, Scored, Scorer, cold, first_char, score_ids, warm
+from lstmlm.model import char_lm
 from lstmlm.model.cell import LSTMState
 from lstmlm.model.char_lm import CharLM, StackState
 from tests.helpers import assert_close, small_model, some_ids
@@ -245,7 +246,7 @@ def test_a_short_text_is_never_estimated() -> None:
 
 def test_a_large_vocabulary_makes_pieces_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many characters there are to choose from, one call has a bounded number of scores."""
-    monkeypatch.setattr(scoring, "PIECE_SCORES", 40 * V)
+    monkeypatch.setattr(char_lm, "PIECE_SCORES", 40 * V)
     model, ids = forgetful(), some_ids(501)
     counted = Counted(model)
 
@@ -263,7 +264,7 @@ def test_the_model_is_called_with_pieces_of_bounded_size(protocol: str, monkeypa
         return warm(model, ids, None, 1, 400) if protocol == "warm" else cold(model, ids, 400, 64)
 
     expected = run()
-    monkeypatch.setattr(scoring, "PIECE", 30)
+    monkeypatch.setattr(char_lm, "PIECE", 30)
     counted = Counted(model)
     actual = run()
 

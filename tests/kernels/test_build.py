@@ -236,29 +236,6 @@ def test_processes_compiling_at_once(cache: Path) -> None:
     assert all(path.name.startswith("native-") for path in kept(cache))
 
 
-def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """LSTMLM_CACHE wins over XDG_CACHE_HOME, an absolute one of which wins over the home folder; no home, no cache."""
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    monkeypatch.delenv("LSTMLM_CACHE", raising=False)
-    assert build.cache_folder() == tmp_path / ".cache" / "lstmlm"
-
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert build.cache_folder() == tmp_path / "xdg" / "lstmlm"
-
-    monkeypatch.setenv("LSTMLM_CACHE", str(tmp_path / "own"))
-    assert build.cache_folder() == tmp_path / "own"
-
-    monkeypatch.delenv("LSTMLM_CACHE")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-
-    def homeless() -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.setattr(Path, "home", homeless)
-    assert build.cache_folder() is None
-
-
 def test_the_kernel_itself_compiles_without_a_warning(tmp_path: Path) -> None:
     """The sources are clean under the compiler's usual warnings, for this CPU and for none in particular."""
     try:

@@ -1,6 +1,7 @@
-"""What this process may use of its machine: processors and memory, as the system, its container and its job allow.
+"""What this process may use of its machine: processors and memory, as the system, its container and its job allow; and a folder.
 
-`cpus` gives the number of threads where none was asked for; `memory` what a run has to fit into.
+`cpus` gives the number of threads where none was asked for; `memory` what a run or a checkpoint has to fit into;
+`cache_folder` is for compiled kernels and the ids of large texts.
 """
 
 import contextlib
@@ -68,3 +69,16 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="ascii").strip()
     except (OSError, ValueError):
         return ""
+
+
+def cache_folder() -> Path | None:
+    """Return the folder for caches: $LSTMLM_CACHE, $XDG_CACHE_HOME/lstmlm or ~/.cache/lstmlm; None where there is no home."""
+    if given := os.environ.get("LSTMLM_CACHE"):
+        return Path(given)
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(base):  # the standard says that a relative one is to be ignored
+        return Path(base) / "lstmlm"
+    try:
+        return Path.home() / ".cache" / "lstmlm"
+    except RuntimeError:
+        return None

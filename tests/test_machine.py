@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from lstmlm.model import limits
+from lstmlm import machine
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +36,7 @@ def group(root: Path, cgroup: str, values: dict[str, str]) -> Path:
 )
 def test_a_container_has_fewer_processors(tmp_path: Path, values: dict[str, str], expected: int) -> None:
     """A quota of processor time, of this group or one around it, is a number of threads, rounded up; nonsense is none."""
-    assert limits.cpus(group(tmp_path, "0::/job\n", values), {}) == expected
+    assert machine.cpus(group(tmp_path, "0::/job\n", values), {}) == expected
 
 
 def test_an_older_container(tmp_path: Path) -> None:
@@ -49,8 +49,8 @@ def test_an_older_container(tmp_path: Path) -> None:
     }  # fmt: skip
     root = group(tmp_path, "4:cpu,cpuacct:/box\n3:memory:/box\n", values)
 
-    assert limits.cpus(root, {}) == 4
-    assert limits.memory(root) == 1_000_000
+    assert machine.cpus(root, {}) == 4
+    assert machine.memory(root) == 1_000_000
 
 
 def test_a_bound_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,14 +58,37 @@ def test_a_bound_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 5, 6})
     asked = ("1", "2,4", "9", "0", "all", "")
 
-    assert [limits.cpus(tmp_path, {"OMP_NUM_THREADS": number}) for number in asked] == [1, 2, 3, 3, 3, 3]
+    assert [machine.cpus(tmp_path, {"OMP_NUM_THREADS": number}) for number in asked] == [1, 2, 3, 3, 3, 3]
 
 
 @pytest.mark.parametrize(("limit", "bounded"), [("500000000\n", True), ("max\n", False)])
 def test_a_container_has_less_memory(tmp_path: Path, limit: str, bounded: bool) -> None:
     """The container's memory holds where it is less than the machine's."""
-    machine = limits.memory(tmp_path)
+    whole = machine.memory(tmp_path)
     root = group(tmp_path, "0::/a/b\n", {"sys/fs/cgroup/a/memory.max": limit})
 
-    assert machine is None or machine > 500_000_000
-    assert limits.memory(root) == (500_000_000 if bounded else machine)
+    assert whole is None or whole > 500_000_000
+    assert machine.memory(root) == (500_000_000 if bounded else whole)
+
+
+def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """LSTMLM_CACHE wins over XDG_CACHE_HOME, an absolute one of which wins over the home folder; no home, no cache."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    monkeypatch.delenv("LSTMLM_CACHE", raising=False)
+    assert machine.cache_folder() == tmp_path / ".cache" / "lstmlm"
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert machine.cache_folder() == tmp_path / "xdg" / "lstmlm"
+
+    monkeypatch.setenv("LSTMLM_CACHE", str(tmp_path / "own"))
+    assert machine.cache_folder() == tmp_path / "own"
+
+    monkeypatch.delenv("LSTMLM_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    assert machine.cache_folder() is None
