@@ -24,6 +24,7 @@ from lstmlm.storage.checkpoint import Blob, Checkpoint
 if TYPE_CHECKING:
     from torch import Tensor
 
+JOINING = timedelta(minutes=5)  # torchrun starts all at once; where it was killed meanwhile, nobody else ends those that wait
 WAIT = timedelta(hours=24)  # one may read a text of any size while the others wait; that a process has died is seen at once
 SIGNALS = (1, 2, 15)  # HUP, INT, TERM
 _EXTRAS = 2 + len(SIGNALS)  # what travels with a gradient: the loss, whether to save, and who was signalled
@@ -332,9 +333,11 @@ def joined() -> Iterator[ProcessGroup]:
         yield group
         return
     import torch.distributed as dist
+    from torch.distributed.distributed_c10d import _set_pg_timeout
 
     with _reaching():
-        dist.init_process_group(timeout=WAIT)  # gloo for the CPU's tensors, NCCL for a GPU's
+        dist.init_process_group(timeout=JOINING)  # gloo for the CPU's tensors, NCCL for a GPU's
+        _set_pg_timeout(WAIT)
     yield group
     dist.destroy_process_group()  # not after an error: whoever waits for this process sees its end
 

@@ -3,7 +3,9 @@
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from lstmlm.cli import corpora
 from lstmlm.errors import UsageError
+from lstmlm.training import distributed
 from lstmlm.training.distributed import SIGNALS, ProcessGroup, Shards, from_environment, job, shards_for
 from tests import test_end_to_end as processes
 from tests.cli.test_train import digest
@@ -59,6 +63,34 @@ def test_two_are_one(whole: dict[str, str]) -> None:
 
     assert digest(Path("two")) == whole
     assert Path("err.txt").read_text().count("saved two/best.safetensors") == 1  # one of them speaks
+
+
+def test_who_waits_alone_is_not_left_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the others never come, as when torchrun is killed while it starts them, joining ends in minutes and not in hours."""
+    assert timedelta(minutes=1) <= distributed.JOINING <= timedelta(minutes=10)
+    monkeypatch.setattr(distributed, "JOINING", timedelta(seconds=2))
+    began = time.monotonic()
+    pids = start(3, *BITS, "--out", "alone", before={2: lambda: os._exit(9)})
+
+    assert [ended(pid) for pid in pids] == [5, 5, 9]
+    assert time.monotonic() - began < 60
+    assert "found one lost" in Path("err.txt").read_text()
+    assert not Path("alone").exists()
+
+
+def test_who_has_joined_may_work_for_hours(monkeypatch: pytest.MonkeyPatch, whole: dict[str, str]) -> None:
+    """Once all have met, one may read a text for longer than joining may take."""
+    monkeypatch.setattr(distributed, "JOINING", timedelta(seconds=8))
+    read = corpora.open_named
+
+    def slowly(*args: Any, **more: Any) -> Any:
+        time.sleep(12)
+        return read(*args, **more)
+
+    monkeypatch.setattr("lstmlm.cli.train_worker.open_named", slowly)
+
+    assert together(2, *BITS, "--out", "slow") == [0, 0], Path("err.txt").read_text()
+    assert digest(Path("slow")) == whole
 
 
 def test_four_are_one() -> None:
