@@ -67,33 +67,23 @@ def trace(model: CharLM, ids: Tensor, state: StackState | None = None, forgotten
     Raises:
         CheckpointError: The model gives something that is no probability.
     """
-    state = model.initial_state(ids.shape[1]) if state is None else state
-    layers, last = [], []
-    x = ids
-    logits = state[0].hidden
-    for index, layer in enumerate(model.layers):
-        assert isinstance(layer, LSTMLayer)
+    layers: list[Activity] = []
+
+    def kept(layer: LSTMLayer, x: Tensor, before: LSTMState) -> tuple[Tensor, LSTMState]:
         S = layer.width
         a = input_product(layer.kernel, x, layer.U, layer.b)
         if forgotten is not None:
             block = GATES.index("forget")
             a[..., block * S : (block + 1) * S].masked_fill_(forgotten[..., None], ZERO_GATE)
-        gates, C, H = layer.kernel.forward(a, layer.W, state[index].hidden.contiguous(), state[index].cell.contiguous())
+        gates, C, H = layer.kernel.forward(a, layer.W, before.hidden.contiguous(), before.cell.contiguous())
         forget, input_, output, new = gates.split(S, dim=-1)
         layers.append(Activity(forget, input_, output, new, C, H))
-        last.append(LSTMState(H[-1], C[-1].clone()))
-        y = H
-        if model.readout is None and index == len(model.layers) - 1:
-            logits = y
-            break
-        if model.norms is not None:
-            y = model.norms[index](y)
-        x = x + y if model.config.residual and index else y
-    if model.readout is not None:
-        logits = model.readout(x)
+        return H, LSTMState(H[-1], C[-1].clone())
+
+    logits, last = model(ids, state, recurrence=kept)
     if not bool(torch.isfinite(logits).all()):
         raise not_finite()
-    return Trace(tuple(layers), logits, tuple(last))
+    return Trace(tuple(layers), logits, last)
 
 
 def windows(model: CharLM, ids: Tensor, state: StackState | None = None, window: int = WINDOW) -> Iterator[tuple[int, Trace]]:

@@ -7,6 +7,7 @@ respect to every state in between; the kernels keep only those of the ends.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -77,34 +78,30 @@ def reach(model: CharLM, ids: Tensor, length: int = 200, most: int = 64) -> Reac
 def _gradients(model: CharLM, text: Tensor, entry: tuple[LSTMState, ...]) -> Tensor:
     """Return the norms, summed over rows, of the gradients of the last character's nats: (C of L, H of L, x) by T."""
     inputs, goal = text[:-1], text[-1:]
-    cells: list[list[Tensor]] = []
-    hiddens: list[list[Tensor]] = []
+    cells: list[Tensor] = []
+    hiddens: list[Tensor] = []
+    leaves: list[Tensor] = []
+
+    def written_out(layer: LSTMLayer, x: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState]:
+        U, W, own = layer.U.detach(), layer.W.detach(), []
+        state = LSTMState(state.hidden.clone(), state.cell.clone())  # autograd takes none that inference mode made
+        if not leaves:  # the first layer
+            leaves.extend(row.clone().requires_grad_() for row in U[x].unbind(0))
+            products: Sequence[Tensor] = leaves
+        else:
+            products = (x @ U).unbind(0)
+        for product in products:
+            a = product + state.hidden @ W
+            state = update(gates(a if layer.b is None else a + layer.b.detach()), state)
+            cells.append(state.cell)
+            hiddens.append(state.hidden)
+            own.append(state.hidden)
+        return torch.stack(own), state
+
     with torch.enable_grad():
-        x: list[Tensor] = []
-        leaves: list[Tensor] = []
-        for index, layer in enumerate(model.layers):
-            assert isinstance(layer, LSTMLayer)
-            U, W = layer.U.detach(), layer.W.detach()
-            if not index:
-                leaves = [row.clone().requires_grad_() for row in U[inputs].unbind(0)]
-            products = leaves if not index else [step @ U for step in x]
-            state = LSTMState(entry[index].hidden.clone(), entry[index].cell.clone())
-            states = []
-            for product in products:
-                a = product + state.hidden @ W
-                state = update(gates(a if layer.b is None else a + layer.b.detach()), state)
-                states.append(state)
-            cells.append([s.cell for s in states])
-            hiddens.append([s.hidden for s in states])
-            if model.readout is None and index == len(model.layers) - 1:
-                x = hiddens[-1]
-                break
-            y = hiddens[-1] if model.norms is None else [model.norms[index](hidden) for hidden in hiddens[-1]]
-            x = [below + step for below, step in zip(x, y, strict=True)] if model.config.residual and index else y
-        logits = x[-1][None] if model.readout is None else model.readout(x[-1][None])
-        total = nats(logits, goal).sum()  # a row's nats depend on that row alone
-        asked = [tensor for group in (*cells, *hiddens, leaves) for tensor in group]
-        found = torch.autograd.grad(total, asked, allow_unused=True)
+        logits, _ = model(inputs, entry, recurrence=written_out)
+        total = nats(logits[-1:], goal).sum()  # a row's nats depend on that row alone
+        found = torch.autograd.grad(total, [*cells, *hiddens, *leaves], allow_unused=True)
     norms = [0.0 if gradient is None else float(gradient.norm(dim=-1).double().sum()) for gradient in found]
     if not all(map(math.isfinite, norms)):
         raise not_finite()

@@ -3,6 +3,9 @@
 `CharLM` is the stack with its readout, read by autograd; training computes the same by hand in `training.backprop`.
 """
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -11,9 +14,14 @@ from lstmlm.config.run_config import ModelConfig
 from lstmlm.errors import CheckpointError, ConfigError
 from lstmlm.kernels import Kernel
 from lstmlm.kernels.dropout import Dropout
+from lstmlm.model.cell import LSTMState
 from lstmlm.model.lstm import LSTMLayer, Readout, StackState
 
 __all__ = ["CharLM", "StackState", "load_weights", "nats"]
+
+
+Recurrence: TypeAlias = Callable[[LSTMLayer, Tensor, LSTMState], tuple[Tensor, LSTMState]]
+"""Runs a layer in place of its kernel: layer, x (T, B, E) or ids (T, B), state before -> H (T, B, S), state after."""
 
 
 class CharLM(nn.Module):
@@ -65,13 +73,23 @@ class CharLM(nn.Module):
         """Return the empty state of every layer."""
         return tuple(layer.initial_state(batch) for layer in self.stack())
 
-    def forward(self, ids: Tensor, state: StackState | None = None, drop: Dropout | None = None) -> tuple[Tensor, StackState]:
+    def forward(
+        self,
+        ids: Tensor,
+        state: StackState | None = None,
+        drop: Dropout | None = None,
+        recurrence: Recurrence | None = None,
+    ) -> tuple[Tensor, StackState]:
         """Predict the character after each of T characters.
+
+        This is the network's one forward pass in torch; by hand, for training, it stands in `training.backprop`, and for
+        sampling in `kernels/generate.c`.
 
         Args:
             ids: (T, B)
             state: State before the first step; None is the empty one.
             drop: The dropout of a training step; evaluating has none.
+            recurrence: What runs each layer; None: its kernel. Whoever looks inside keeps what passes through here.
 
         Returns:
             logits: Unnormalised log probabilities of the next character. (T, B, V)
@@ -85,7 +103,7 @@ class CharLM(nn.Module):
             W: Tensor = layer.W
             if drop is not None and drop.weights:
                 W = W * drop.of_weights().mask(index, W[:, None]).squeeze(1)
-            y, after = layer(x, state[index], W)
+            y, after = layer(x, state[index], W) if recurrence is None else recurrence(layer, x, state[index])
             last.append(after)
             if self.readout is None and index == len(self.layers) - 1:
                 return y, tuple(last)

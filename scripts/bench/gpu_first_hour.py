@@ -162,7 +162,8 @@ def anatomy(S: int, B: int, T: int) -> Row:
 
     cuts = [(block, each) for block in (128, 256, 512) for each in (1, 2, 4)]
     parts: dict[str, Callable[[], object]] = {
-        **{f"forward {pair}": cut(*pair, forth) for pair in cuts}, **{f"backward {pair}": cut(*pair, back) for pair in cuts},
+        **{f"forward {pair}": cut(*pair, forth) for pair in cuts},
+        **{f"backward {pair}": cut(*pair, back) for pair in cuts},
         "forward product": repeated(lambda: kernel._multiply(X, W, out)),
         "backward product": repeated(lambda: kernel._multiply(dA, W.t(), dX)),
         "backward products of gates": repeated(

@@ -150,7 +150,8 @@ def test_flat_memory_is_whole() -> None:
     model = small_model()
     optimizer = Optimizer(model, train_config(), TorchPointwise())
     backward(model, 0)
-    optimizer.update(0.1, optimizer.gradient_norm())
+    optimizer.prepare(0.1)
+    optimizer.step()
 
     for dims in (1, 2):
         members = [p for p in model.parameters() if p.dim() == dims]
