@@ -27,10 +27,6 @@ Recurrence: TypeAlias = Callable[[LSTMLayer, Tensor, LSTMState], tuple[Tensor, L
 """Runs a layer in place of its kernel: layer, x (T, B, E) or ids (T, B), state before -> H (T, B, S), state after."""
 
 
-Recurrence: TypeAlias = Callable[[LSTMLayer, Tensor, LSTMState], tuple[Tensor, LSTMState]]
-"""Runs a layer in place of its kernel: layer, x (T, B, E) or ids (T, B), state before -> H (T, B, S), state after."""
-
-
 class CharLM(nn.Module):
     """A stack of LSTM layers from ids to logits.
 
