@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
         "units",
     },
     "lstmlm": {"api"},
-    "api": {"evaluation", "data", "model", "storage", "config", "kernels", "errors"},
+    "api": {"evaluation", "data", "model", "storage", "config", "kernels", "errors", "machine"},
     "display": {"training", "errors", "units"},
     "analysis": {"evaluation", "model", "errors", "units"},
     "training": {"evaluation", "data", "model", "storage", "config", "kernels", "errors"},
