@@ -199,9 +199,7 @@ def test_shards_are_added_up_where_they_are() -> None:
 def test_samples(how: Sampling, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same characters and nats, and none of the characters of a block asks anything of the CPU."""
     with pretend.device() as device:
-        monkeypatch.setattr(
-            sampler, "Graph", lambda run, where, warm: Graph(run, where, pretend.alone if where == device else None)
-        )
+        monkeypatch.setattr(sampler, "Graph", lambda run, where: Graph(run, where, pretend.alone if where == device else None))
         one, other = (list(islice(generate(m, [1, 2, 3], [4, 5, 6], how), 40)) for m in moved(device))
 
     assert one == other

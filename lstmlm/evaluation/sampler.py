@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lstmlm.kernels import arguments
-from lstmlm.kernels.cuda_graph import WARM, Graph
+from lstmlm.kernels.cuda_graph import Graph
 from lstmlm.kernels.generate import Choice, Generator, LayerWeights, fingerprint
 from lstmlm.kernels.native import NativeKernel
 from lstmlm.model.cell import LSTMState
@@ -24,7 +24,6 @@ from lstmlm.model.lstm import StackState
 NOISE_BLOCK = 256  # steps of noise drawn at once; the stream of a seed does not depend on it
 PROMPT_BLOCK = 4096  # characters of a prompt read at once: bounds memory, whatever its length
 SHORT = 16  # a prompt up to this is read by the native generator: packing the weights once more would take longer
-RECORDED = 16  # characters of a graph: in fewer, what is done once for each graph shows
 COOLEST = 1e-3  # a temperature below this may turn logits into infinities
 SECONDS = 0.05  # about how long a block of characters may take before its first one is seen
 
@@ -170,48 +169,30 @@ def _drawn(
 ) -> Iterator[tuple[list[int], list[float]]]:
     """Draw and step by the model itself: any kernel, device and floating type.
 
-    Nobody waits for a character: on a device some of them are one graph.
+    On a device a character is a graph, which is recorded once and replayed; nobody waits for one within a block.
     """
     logits = logits.clone()
     draw_next = _drawing(how, logits.shape[-1])
+    number = logits.new_empty(len(logits), 1, dtype=torch.float64)
+    id_, cost = logits.new_empty(len(logits), dtype=torch.int64), logits.new_empty(len(logits))
 
-    def recorded(count: int, warm: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-        """Return what draws so many characters: noise (count, n) -> ids and nats, in memory that it uses again."""
-        numbers = logits.new_empty(count, len(logits), 1, dtype=torch.float64)
-        ids, nats = logits.new_empty(count, len(logits), dtype=torch.int64), logits.new_empty(count, len(logits))
+    def step() -> None:
+        id_.copy_(draw_next(logits, number))
+        cost.copy_(-torch.log_softmax(logits, dim=-1).gather(-1, id_[:, None]).squeeze(-1))
+        rows, after = model(id_[None], state)
+        logits.copy_(rows[-1])
+        for own, new in zip(state, after, strict=True):
+            own.hidden.copy_(new.hidden)
+            own.cell.copy_(new.cell)
 
-        def step() -> None:
-            scores, after = logits, state
-            seen, chosen = [], []
-            for number in numbers.unbind(0):
-                seen.append(scores)
-                chosen.append(draw_next(scores, number))
-                rows, after = model(chosen[-1][None], after)
-                scores = rows[-1]
-            ids.copy_(torch.stack(chosen))
-            nats.copy_(-torch.log_softmax(torch.stack(seen), dim=-1).gather(-1, ids[..., None]).squeeze(-1))
-            logits.copy_(scores)
-            for own, new in zip(state, after, strict=True):
-                own.hidden.copy_(new.hidden)
-                own.cell.copy_(new.cell)
-
-        graph = Graph(step, logits.device, warm=warm)
-
-        def run(block: Tensor) -> tuple[Tensor, Tensor]:
-            numbers.copy_(block[..., None])
-            graph()
-            return ids, nats
-
-        return run
-
-    one, several = recorded(1, WARM), recorded(RECORDED, 0)
+    graph = Graph(step, logits.device)
 
     def run(block: Tensor) -> tuple[Tensor, Tensor]:
-        whole = len(block) // RECORDED
-        found = []
-        for pieces, draws in ((block[: whole * RECORDED].split(RECORDED), several), (block[whole * RECORDED :].split(1), one)):
-            found += [[part.clone() for part in draws(piece)] for piece in pieces if len(piece)]
-        ids, nats = (torch.cat(parts) for parts in zip(*found, strict=True))
+        ids, nats = id_.new_empty(block.shape), cost.new_empty(block.shape)
+        for place, numbers in enumerate(block.to(logits.device)):
+            number.copy_(numbers[:, None])
+            graph()
+            ids[place], nats[place] = id_, cost
         return ids, nats
 
     return _blocks(noise, run)

@@ -3,7 +3,6 @@
 `Graph` records a function as a CUDA graph and replays it, for `training.train_step` and the sampler; on the CPU it calls it.
 """
 
-import gc
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -33,13 +32,12 @@ class Graph:
         run: See `Work`. What changes from call to call it finds in tensors that are written before the call.
         device: Where its tensors are.
         record: How its work is recorded; None: as a CUDA graph on such a device, and not at all elsewhere.
-        warm: Calls before it is recorded; 0 where the same operations have been called before.
     """
 
-    def __init__(self, run: Work, device: torch.device, record: Recorder | None = None, warm: int = WARM) -> None:
+    def __init__(self, run: Work, device: torch.device, record: Recorder | None = None) -> None:
         self._run, self._on_cuda = run, device.type == "cuda"
         self._record = record or (_cuda_graph if self._on_cuda else None)
-        self._left = warm
+        self._left = WARM
         self._replay: Work | None = None
 
     def __call__(self) -> None:
@@ -68,25 +66,10 @@ def _aside(run: Work) -> None:
 
 
 def _cuda_graph(run: Work) -> Work:
-    """Record a CUDA graph; while it is recorded nothing is computed.
-
-    `torch.cuda.graph` collects garbage first, which takes longer than to record a sample's graphs: here none is collected
-    meanwhile.
-    """
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-    collects = gc.isenabled()
-    torch.cuda.synchronize()
-    gc.disable()
-    try:
-        with torch.cuda.stream(stream):
-            graph.capture_begin()
-            try:
-                run()
-            finally:
-                graph.capture_end()
-    finally:
-        if collects:
-            gc.enable()
+    """Record a CUDA graph; while it is recorded nothing is computed."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
     replay: Work = graph.replay
     return replay
 

@@ -35,9 +35,6 @@ WITHIN = {torch.bfloat16: 5e-2, torch.float32: 1e-5}
 CAPABILITY = (8, 0)
 """The first CUDA devices that multiply bfloat16."""
 
-BLOCK, EACH = 256, 4
-"""Units of a program at most, and of each of its threads."""
-
 CASES = ((3, 5, 37, 11), (8, 64, 512, 100))
 """T, B, S, V of the check in a child: nothing divides anything, and all is of whole 16."""
 
@@ -131,22 +128,19 @@ class TritonKernel:
         checked("gates", gates, T, B, 4 * S)
         dH, C, C_0 = checked("dH", dH.contiguous(), T, B, S), C.contiguous(), checked("C_0", C_0.contiguous(), B, S)
         dC = checked("dC_T", dC_T, B, S).clone(memory_format=torch.contiguous_format)
-        W = checked("W", W, S, 4 * S, also=self._factors).to(self._factors)
+        W_back = checked("W", W, S, 4 * S, also=self._factors).to(self._factors).t()
         rounded = self._factors != torch.float32
-        # Rounded, the four gates are products of their own, which the next launch adds: together they are long and narrow, and
-        # too few tiles for a device.
-        W_back = W.view(S, 4, S).permute(1, 2, 0) if rounded else W.t()
-        X = C.new_empty(4, B, S, dtype=self._factors) if rounded else C
-        product = C.new_empty(4, B, S) if rounded else C.new_empty(B, S)  # da_{t+1} W^T
+        dH_0 = torch.empty_like(dC)  # da_{t+1} W^T all the way
+        X = C.new_empty(B, 4 * S, dtype=self._factors)
         for t in range(T - 1, -1, -1):
             if t < T - 1:
-                self._multiply(X, W_back, product)
+                self._multiply(X, W_back, dH_0)
             before = C[t - 1] if t else C_0
-            self._launch(self._steps.backward, product, dH[t], gates[t], before, C[t], dC, X, LAST=t == T - 1, ROUNDED=rounded)
+            self._launch(self._steps.backward, dH_0, dH[t], gates[t], before, C[t], dC, X, LAST=t == T - 1, ROUNDED=rounded)
             if not rounded:
                 X = gates[t]
-        self._multiply(X, W_back, product)
-        return gates, product.sum(0) if rounded else product, dC
+        self._multiply(X, W_back, dH_0)
+        return gates, dH_0, dC
 
     def product(self, A: Tensor, B: Tensor, out: Tensor | None = None, *, add: bool = False) -> Tensor:
         """Compute A B, or out + A B, in the kernel's precision with float32 sums; see `Kernel.product`."""
@@ -157,19 +151,18 @@ class TritonKernel:
         return C if out is None else out.add_(C)
 
     def _multiply(self, A: Tensor, B: Tensor, out: Tensor) -> Tensor:
-        """Write A B, or as many of them, to `out`, summed in float32."""
-        multiply = torch.bmm if A.dim() == 3 else torch.mm
+        """Write A B to `out`, summed in float32."""
         if self._factors == torch.float32:
-            return multiply(A, B, out=out)
+            return torch.mm(A, B, out=out)
         if A.device.type == "cpu":  # interpreted: torch's CPU has no such sums
-            return multiply(A.float(), B.float(), out=out)
-        return multiply(A, B, out_dtype=torch.float32, out=out)
+            return torch.mm(A.float(), B.float(), out=out)
+        return torch.mm(A, B, out_dtype=torch.float32, out=out)
 
     def _launch(self, function: Any, *given: Tensor, **options: bool) -> None:
         """Run a function of the device code over all rows and units of a step. The second last but one is (B, S)."""
         B, S = given[-2].shape
-        block = min(BLOCK, max(32, 1 << (S - 1).bit_length()))
-        function[B, -(-S // block)](*given, S, **options, BLOCK=block, num_warps=max(1, block // (32 * EACH)))
+        block = min(256, max(32, 1 << (S - 1).bit_length()))
+        function[B, -(-S // block)](*given, S, **options, BLOCK=block, num_warps=max(1, block // 128))
 
 
 @cache
@@ -214,7 +207,7 @@ def _require_device() -> None:
         raise Unavailable("there is no CUDA device")
     if torch.cuda.get_device_capability() < CAPABILITY:
         raise Unavailable("the CUDA device is older than bfloat16 products")
-    if "dtype_out" not in torch.ops.aten.bmm.overloads():
+    if "dtype_out" not in torch.ops.aten.mm.overloads():
         raise Unavailable(f"torch {torch.__version__} has no products with float32 sums of bfloat16 factors: 2.8 has")
 
 

@@ -90,8 +90,8 @@ def backward(
 ):
     """Turn the gates of a time step into the gradient of their pre-activations, da_t, and dC_t into dC_{t-1}.
 
-    `product` is da_{t+1} W^T, which the `LAST` step lacks, and `dH` what reaches H_t from outside. Where factors are rounded, `X`
-    takes da_t as the next product's, one gate after another (4, B, S), and `product` comes in as many parts.
+    `product` is da_{t+1} W^T, which the `LAST` step lacks, and `dH` what reaches H_t from outside. `X` takes da_t as the next
+    product's factor where that is rounded.
     """
     b = tl.cast(tl.program_id(0), tl.int64)
     u = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -99,13 +99,8 @@ def backward(
     here = b * S + u
     there = b * GATES * S + u
     dh = tl.load(dH + here, mask=inside, other=0.0)
-    size = tl.cast(tl.num_programs(0), tl.int64) * S
     if not LAST:
         dh += tl.load(product + here, mask=inside, other=0.0)
-        if ROUNDED:
-            dh += tl.load(product + here + size, mask=inside, other=0.0)
-            dh += tl.load(product + here + 2 * size, mask=inside, other=0.0)
-            dh += tl.load(product + here + 3 * size, mask=inside, other=0.0)
     f = tl.load(gates + there, mask=inside, other=0.0)
     i = tl.load(gates + there + S, mask=inside, other=0.0)
     o = tl.load(gates + there + 2 * S, mask=inside, other=0.0)
@@ -117,10 +112,10 @@ def backward(
     do = dh * tanh_c * o * (1.0 - o)
     dN = dc * i * (1.0 - N * N)
     if ROUNDED:
-        tl.store(X + here, df.to(X.dtype.element_ty), mask=inside)
-        tl.store(X + here + size, di.to(X.dtype.element_ty), mask=inside)
-        tl.store(X + here + 2 * size, do.to(X.dtype.element_ty), mask=inside)
-        tl.store(X + here + 3 * size, dN.to(X.dtype.element_ty), mask=inside)
+        tl.store(X + there, df.to(X.dtype.element_ty), mask=inside)
+        tl.store(X + there + S, di.to(X.dtype.element_ty), mask=inside)
+        tl.store(X + there + 2 * S, do.to(X.dtype.element_ty), mask=inside)
+        tl.store(X + there + 3 * S, dN.to(X.dtype.element_ty), mask=inside)
     tl.store(dC + here, dc * f, mask=inside)
     tl.store(gates + there, df, mask=inside)
     tl.store(gates + there + S, di, mask=inside)

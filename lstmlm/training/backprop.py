@@ -106,8 +106,7 @@ class Backprop:
         elif chunks is None:
             chunks = CHUNKS if like.device.type == "cuda" else 1
         self._chunk = max(-(-steps // chunks), min(steps, SHORTEST))
-        # One for each layer's steps, and one for the gradients of its weights: those nobody waits for.
-        self._lanes = Lanes(like.device, 2 * len(widths) if self._chunk < steps else 1)
+        self._lanes = Lanes(like.device, len(widths) if self._chunk < steps else 1)
         self._logits = like.new_empty(steps * batch, widths[-1] if first.readout is None else first.readout.out_features)
         self._dx = like.new_empty(steps * batch * max(widths))
         self._dH = like.new_empty(len(widths) if self._chunk < steps else 1, self._chunk * batch * max(widths))
@@ -277,27 +276,26 @@ class Backprop:
                 rows, width = da.view(size[0] * size[1], -1), self._layers[index - 1].width
                 # Added to where it is read: nobody else needs a chunk's gradient any more.
                 self._kernel.product(rows, U.t(), self._gradient(width)[steps].view(len(rows), -1), add=self._residual(index))
-            beside = len(self._layers) + place
-            self._lanes.follow(beside, place)
-            with self._lanes(beside):
-                self._add(index, ids, steps)
+        for place in range(len(self._layers)):
+            with self._lanes(place):
+                self._add(len(self._layers) - 1 - place, ids)
         self._lanes.join()
 
-    def _add(self, index: int, ids: Tensor, steps: slice) -> None:
-        """Add what some steps give to the gradients of a layer's weights."""
-        layer, memory = self._layers[index], self._layers[index].memory
+    def _add(self, index: int, ids: Tensor) -> None:
+        """Add to the gradients of a layer's weights, when all steps of a segment are done."""
+        layer, T = self._layers[index], self._steps
         pointwise, product = self._kernel.pointwise, self._kernel.product
-        rows = memory.gates[steps].view(-1, 4 * layer.width)
+        rows = layer.memory.gates[:T].view(T * self._batch, -1)
         db = None if layer.b is None else _grad(layer.b)
         if index == 0:
-            pointwise.scatter(ids[steps].reshape(-1).contiguous(), rows, _grad(layer.U), db)
+            pointwise.scatter(ids.reshape(-1).contiguous(), rows, _grad(layer.U), db)
         else:
             pointwise.scatter(None, rows, None, db)
         if self._kernel.factors is not None:
             rows = rows.to(self._kernel.factors)  # once for both
-        product(memory.H[steps].view(len(rows), -1).t(), rows, layer.drecurrent, add=True)
+        product(layer.memory.H[:T].view(len(rows), -1).t(), rows, layer.drecurrent, add=True)
         if index:
-            product(self._layers[index - 1].memory.x[steps].view(len(rows), -1).t(), rows, _grad(layer.U), add=True)
+            product(self._layers[index - 1].memory.x[:T].view(len(rows), -1).t(), rows, _grad(layer.U), add=True)
 
     def _residual(self, index: int) -> bool:
         """Say whether a layer's input is added to its output."""

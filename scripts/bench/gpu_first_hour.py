@@ -135,7 +135,6 @@ def anatomy(S: int, B: int, T: int) -> Row:
     assert isinstance(kernel, TritonKernel)
     X, W, dA = (torch.zeros(*shape, device=CUDA).bfloat16() for shape in ((B, S), (S, 4 * S), (B, 4 * S)))
     out, dX = torch.zeros(B, 4 * S, device=CUDA), torch.zeros(B, S, device=CUDA)
-    halves = torch.zeros(2, B, 4 * S, device=CUDA)
     shapes = [(T, B, 4 * S), (T, B, S), (T, B, S), (B, S)]
     gates, C, H, state = (torch.zeros(*shape, device=CUDA) for shape in shapes)
 
@@ -146,32 +145,12 @@ def anatomy(S: int, B: int, T: int) -> Row:
 
         return run
 
-    def cut(block: int, each: int, run: Callable[[], object]) -> Callable[[], object]:
-        def there() -> None:
-            triton_kernel.BLOCK, triton_kernel.EACH = block, each
-            run()
-            triton_kernel.BLOCK, triton_kernel.EACH = 256, 4
-
-        return there
-
-    def forth() -> object:
-        return kernel.forward(gates, W, state, state, into=Activations(gates, C, H))
-
-    def back() -> object:
-        return kernel.backward(H, state, gates, C, state, W)
-
-    cuts = [(block, each) for block in (128, 256, 512) for each in (1, 2, 4)]
     parts: dict[str, Callable[[], object]] = {
-        **{f"forward {pair}": cut(*pair, forth) for pair in cuts},
-        **{f"backward {pair}": cut(*pair, back) for pair in cuts},
+        "forward": lambda: kernel.forward(gates, W, state, state, into=Activations(gates, C, H)),
+        "backward": lambda: kernel.backward(H, state, gates, C, state, W),
         "forward product": repeated(lambda: kernel._multiply(X, W, out)),
         "backward product": repeated(lambda: kernel._multiply(dA, W.t(), dX)),
-        "backward products of gates": repeated(
-            lambda: kernel._multiply(dA.view(4, B, S), W.view(S, 4, S).permute(1, 2, 0), out.view(4, B, S))
-        ),
-        "forward product in halves": repeated(
-            lambda: kernel._multiply(X.view(B, 2, S // 2).transpose(0, 1), W.view(2, S // 2, 4 * S), halves)
-        ),
+        "backward product of a copy": repeated(lambda: kernel._multiply(dA, X.new_empty(4 * S, S), dX)),
         "small operation": repeated(lambda: dX.add_(1.0)),
         "small operation of 4": repeated(lambda: out.add_(1.0)),
     }

@@ -191,7 +191,7 @@ def test_a_child_checks_it_once(code: str, reason: str | None, monkeypatch: pyte
             {
                 "cuda.is_available": lambda: True,
                 "cuda.get_device_capability": lambda: (9, 0),
-                "ops.aten.bmm.overloads": lambda: ["default", "out"],
+                "ops.aten.mm.overloads": lambda: ["default", "out"],
             },
             "2.8 has",
         ),

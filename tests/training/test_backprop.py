@@ -86,14 +86,19 @@ def test_equals_autograd(shape: dict[str, Any]) -> None:
         assert_close(one.cell, other.cell, "cell", 1e-9)
 
 
+# By what a product rounds to: how near the loss is, and the cosine between two gradients of the first of three narrow layers.
+AGREES = {"float32": (3e-5, 1 - 1e-9), "float16": (3e-2, 0.999), "bfloat16": (3e-2, 0.97)}
+
+
 @pytest.mark.parametrize("shape", SHAPES[::5], ids=lambda shape: "-".join(str(v) for v in shape.values()))
-@pytest.mark.parametrize(("precision", "within", "cosine"), [("float32", 3e-5, 1 - 1e-9), ("auto", 3e-2, 0.999)])
-def test_native_equals_eager(shape: dict[str, Any], precision: str, within: float, cosine: float) -> None:
+@pytest.mark.parametrize("precision", ["float32", "auto"])
+def test_native_equals_eager(shape: dict[str, Any], precision: str) -> None:
     """The C code gives eager's loss and gradients, to the rounding of its products."""
     try:
         kernel = native.load(precision)
     except native.Unavailable as error:
         pytest.skip(str(error))
+    within, cosine = AGREES[kernel.name.split()[1]]
     model = small_model(hidden=37, **shape)
     slow, fast = prepared(model, EagerKernel(), torch.float64), prepared(model, kernel, torch.float32)
     drop, (ids, targets) = dropout_of(shape), window()
