@@ -25,7 +25,7 @@ def test_json(lstmlm: Lstmlm, run: Path) -> None:
     assert told["parameters"] > 0
     assert told["corpus"]["chars"] == len(TEXT)
     assert len(told["corpus"]["fingerprint"]) == 64
-    assert set(told["scores"]) == {"validation_nats_per_char", "validation_bits_per_char", "step"}
+    assert set(told["scores"]) == {"validation_nats_per_char", "validation_bits_per_char", "step", "exact"}
     assert told["command_line"][:2] == ["lstmlm", "train"]
 
 
