@@ -351,7 +351,6 @@ def test_two_at_once(lstmlm: Lstmlm, run: Path, text: Path) -> None:
 def test_a_validation_text_is_found_again(lstmlm: Lstmlm, text: Path, val: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """--val is remembered as what it was: one that comes along by its name, a file by its path, stdin as that."""
     Path("val.txt").write_text("Bob est là.\n" * 9, encoding="utf-8")
-    monkeypatch.setattr("lstmlm.training.trainer.auto_tune.eval_chars", lambda config: 50)
     stdin = Path("val.txt").read_bytes() if val == "-" else b""
     assert lstmlm("train", text, *TINY, "--steps", "1", "--val", val, "-q", stdin=stdin).code == 0
     Path("elsewhere").mkdir()
