@@ -530,6 +530,21 @@ def test_resume_never_begins_again(lstmlm: Lstmlm, run: Path, text: Path, gone: 
     assert {path.name: path.read_bytes() for path in run.iterdir() if path.name != run_dir.LOCK} == before
 
 
+@pytest.mark.parametrize("change", ["renamed", "of another type"])
+def test_resume_names_the_file(lstmlm: Lstmlm, run: Path, text: Path, change: str) -> None:
+    """Training state of another version is exit 4 with the file and the field, before the text is read."""
+    path = run / "last.safetensors"
+    saved = checkpoint.read(path)
+    value = saved.meta["training"].pop("worse")
+    saved.meta["training"]["worse" if change == "of another type" else "worst"] = str(value)
+    checkpoint.write(path, saved)
+    text.unlink()
+    result = lstmlm("train", text, "--resume")
+
+    assert result.code == 4
+    assert "last.safetensors: training.wors" in result.err
+
+
 def test_resume_writes_a_configuration_that_is_missing(lstmlm: Lstmlm, run: Path, text: Path) -> None:
     """A run from another model that was killed between its first checkpoint and its config.yaml gets the file later."""
     kept = (run / "config.yaml").read_bytes()
