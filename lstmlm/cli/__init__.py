@@ -21,6 +21,9 @@ os.environ["TYPER_USE_RICH"] = "0"
 BUG = 70
 """The exit code of a fault of the program itself: 1 says that a requested check failed."""
 
+TORCH_SPACE = 768 << 20
+"""Bytes of address space below which torch's libraries abort, each in its own way; measured with two processors."""
+
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
@@ -29,7 +32,7 @@ def main() -> None:
 
     console = Console()
     try:
-        _require_folder()
+        _require_place(sys.argv[1:])
         from lstmlm.cli.app import app
 
         app(prog_name="lstmlm")
@@ -77,18 +80,31 @@ def main() -> None:
     sys.exit(console.finish(code if isinstance(code, int) else int(bool(code))))
 
 
-def _require_folder() -> None:
-    """Make sure that the working folder exists: libraries that do without it end the process in their own ways.
+def _require_place(words: list[str]) -> None:
+    """Make sure that torch can be loaded: where it cannot, its libraries end the process in ways of their own.
 
     Raises:
-        SystemProblem: It was deleted.
+        SystemProblem: The working folder was deleted, or the process may not take enough memory.
     """
     from lstmlm.errors import SystemProblem
+
+    if not words or words[0] == "info" or {"-h", "--help", "--version"} & set(words):
+        return
 
     try:
         os.getcwd()
     except OSError:
         raise SystemProblem("working folder: expected one that exists, found it deleted. Go to another one (cd).") from None
+    try:
+        import resource
+    except ImportError:
+        return
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY and limit < TORCH_SPACE:
+        raise SystemProblem(
+            f"memory: expected {TORCH_SPACE >> 20} MiB of address space or more, which torch takes, found a limit of "
+            f"{limit >> 20} MiB. Raise it (ulimit -v)."
+        )
 
 
 def _fault(console: "Console") -> int:

@@ -19,6 +19,7 @@ from lstmlm.training import distributed
 
 if TYPE_CHECKING:
     from lstmlm.data.corpus import Corpus
+    from lstmlm.storage.header import Header
 
 MAY_CHANGE = ("train.threads", "train.save_every", "train.kernel", "train.device", "train.accumulate")
 """Keys that may differ when a run is resumed: none of them changes what the run is, only how it is computed."""
@@ -135,8 +136,14 @@ def saved_in(folder: Path) -> Checkpoint | None:
         )
     from lstmlm.api import check
     from lstmlm.storage import checkpoint
+    from lstmlm.training.events import TrainState
 
-    return checkpoint.read(folder / "last.safetensors", lambda header: check(header, resumes=True))
+    def known(header: "Header") -> None:
+        """Refuse what training could not go on from, before a text is read, and with the file's name."""
+        check(header, resumes=True)
+        TrainState.from_meta(header.meta["training"])
+
+    return checkpoint.read(folder / "last.safetensors", known)
 
 
 def _size(path: Path) -> int:

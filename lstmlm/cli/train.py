@@ -168,16 +168,23 @@ def train(
         run_config.resolve(layers)  # what is wrong with the settings is said before the folder is looked at
         texts = [*corpus, *(["--val", val] if val else [])]
         folder, makes = Path(out or f"runs/{name_of(corpus[0])}"), not (dry_run or print_config)
+        layers = run_setup.layers_of(presets or [], assignments or [], flags)
+
+        def as_asked() -> "tuple[bool, Checkpoint | None, tuple[RunConfig, dict[str, str]]]":
+            again = run_setup.started_again(folder)
+            parent = run_setup.parent_of(start, folder, overwrite) if start and not again else None
+            return again, parent, run_setup.resolved(layers, parent)
+
+        again, parent, (config, sources) = as_asked()
         began_here = makes and folder.exists()
         if began_here:
-            _hold(held, folder, resume or overwrite or run_setup.started_again(folder), console)
-        # What a killed command has set aside is back now: only now it shows what the folder holds.
-        if run_setup.started_again(folder):
-            resume, overwrite, start = True, False, None
+            _hold(held, folder, resume or overwrite or again, console)
+            if again != run_setup.started_again(folder):  # what a killed command had set aside is back
+                again, parent, (config, sources) = as_asked()
+        if again:
+            resume, overwrite = True, False
         if began_here:
             run_setup.refuse_existing(folder, resume or overwrite)
-        parent = run_setup.parent_of(start, folder, overwrite) if start else None
-        config, sources = run_setup.resolved(layers, parent)
         saved = run_setup.saved_in(folder) if resume else None
         if saved:
             config, sources = run_setup.resumed(parts(saved.meta)[0], layers)

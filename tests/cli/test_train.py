@@ -351,7 +351,6 @@ def test_two_at_once(lstmlm: Lstmlm, run: Path, text: Path) -> None:
 def test_a_validation_text_is_found_again(lstmlm: Lstmlm, text: Path, val: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """--val is remembered as what it was: one that comes along by its name, a file by its path, stdin as that."""
     Path("val.txt").write_text("Bob est là.\n" * 9, encoding="utf-8")
-    monkeypatch.setattr("lstmlm.training.trainer.auto_tune.eval_chars", lambda config: 50)
     stdin = Path("val.txt").read_bytes() if val == "-" else b""
     assert lstmlm("train", text, *TINY, "--steps", "1", "--val", val, "-q", stdin=stdin).code == 0
     Path("elsewhere").mkdir()
@@ -529,6 +528,21 @@ def test_resume_never_begins_again(lstmlm: Lstmlm, run: Path, text: Path, gone: 
     assert result.code == 4
     assert advice in result.err
     assert {path.name: path.read_bytes() for path in run.iterdir() if path.name != run_dir.LOCK} == before
+
+
+@pytest.mark.parametrize("change", ["renamed", "of another type"])
+def test_resume_names_the_file(lstmlm: Lstmlm, run: Path, text: Path, change: str) -> None:
+    """Training state of another version is exit 4 with the file and the field, before the text is read."""
+    path = run / "last.safetensors"
+    saved = checkpoint.read(path)
+    value = saved.meta["training"].pop("worse")
+    saved.meta["training"]["worse" if change == "of another type" else "worst"] = str(value)
+    checkpoint.write(path, saved)
+    text.unlink()
+    result = lstmlm("train", text, "--resume")
+
+    assert result.code == 4
+    assert "last.safetensors: training.wors" in result.err
 
 
 def test_resume_writes_a_configuration_that_is_missing(lstmlm: Lstmlm, run: Path, text: Path) -> None:
