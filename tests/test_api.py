@@ -46,6 +46,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LanguageModel:
     return lstmlm.load(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_imports() -> None:
     """`lstmlm.load` needs neither Typer nor Rich, and importing the package imports no torch."""
     code = (

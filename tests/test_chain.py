@@ -149,7 +149,7 @@ def same(one: Tensor, other: Tensor) -> bool:
 @pytest.mark.parametrize("options", [{}, {"readout": "direct"}, {"layers": 3, "layer_norm": False}])
 def test_scores(options: dict[str, Any]) -> None:
     """Warm, cold and dynamic scores of a text that is on the CPU come back to it, the same."""
-    ids = some_ids(3000)
+    ids = some_ids(1000)
     with pretend.device() as device:
         here, there = moved(device, **options)
         ways: list[Callable[[Network], Scored]] = [

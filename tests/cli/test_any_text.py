@@ -31,12 +31,14 @@ def trained(lstmlm: Lstmlm, data: bytes, *flags: str) -> None:
     assert tokenizer.decode(tokenizer.encode(drawn.json["text"])) == drawn.json["text"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, data in ACCEPTED.items() if len(data) < LARGE])
 def test_any_text_goes_all_the_way(lstmlm: Lstmlm, name: str) -> None:
     """An accepted text is trained on, resumed, tuned on, scored and sampled from; nothing of it reaches a message as it is."""
     trained(lstmlm, ACCEPTED[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, (data, _) in REFUSED.items() if len(data) > 1 and len(data) < LARGE])
 def test_the_way_out_works(lstmlm: Lstmlm, name: str) -> None:
     """A refused text is exit 3 for train and leaves no run; as bytes, which is the way out, it goes all the way."""

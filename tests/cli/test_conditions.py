@@ -35,6 +35,7 @@ CONDITIONS: dict[str, tuple[tuple[str, ...], dict[str, str], Callable[[Path, Pat
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONDITIONS)
 def test_under_other_conditions(lstmlm: Lstmlm, run: Path, text: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """What differs is said exactly; the run goes on where that is sound, and is refused and left as it was where it is not."""

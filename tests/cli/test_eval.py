@@ -100,6 +100,7 @@ def test_own_validation(lstmlm: Lstmlm, run: Path, text: Path) -> None:
     assert "text.txt" in gone.err
 
 
+@pytest.mark.slow
 def test_dynamic(lstmlm: Lstmlm, run: Path, held_out: Path) -> None:
     """--dynamic adds a field beside the warm score, the same for every number of threads, and leaves the file as it is."""
     before = (run / "best.safetensors").read_bytes()
@@ -118,6 +119,7 @@ def test_dynamic(lstmlm: Lstmlm, run: Path, held_out: Path) -> None:
     assert (run / "best.safetensors").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_dynamic_scores_first(lstmlm: Lstmlm, run: Path) -> None:
     """A text no longer than a segment leaves nothing to learn from: its dynamic score is the warm one."""
     Path("short").write_text("Bob est là; Ann le voit.", encoding="utf-8")

@@ -37,6 +37,7 @@ finally:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "code"),
     [
@@ -109,6 +110,7 @@ def test_usage(lstmlm: Lstmlm, command: str, form: str) -> None:
     assert lstmlm(command, "-h").out.splitlines()[0] == f"Usage: lstmlm {command} [OPTIONS]{form}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", ["inspect --file -", "sample --prompt-file -", "eval --lines -", "eval --files-from -"])
 def test_a_closed_stdin(run: Path, line: str) -> None:
     """Where a service has no standard input and one is asked for, that is exit 3 and said, not a traceback."""
@@ -240,6 +242,7 @@ def test_pipes(
     assert bool(result.stdout) == bool(begins)
 
 
+@pytest.mark.slow
 def test_head(run: Path, text: Path) -> None:
     """A reader that leaves early is no error: every command ends with 0 and says nothing about it."""
     script = (
@@ -253,6 +256,7 @@ def test_head(run: Path, text: Path) -> None:
     assert done.stderr == b""
 
 
+@pytest.mark.slow
 def test_head_of_all_ways(run: Path) -> None:
     """Several samples and JSON into a pipe that nobody reads end with 0 too."""
     script = (
@@ -300,6 +304,7 @@ def test_ascii_terminal(run: Path) -> None:
     assert done.stdout.isascii()
 
 
+@pytest.mark.slow
 def test_interrupted_reading(run: Path) -> None:
     """Ctrl-C outside of training is 130, without a traceback."""
     script = (

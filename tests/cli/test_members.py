@@ -40,6 +40,7 @@ def test_every_command_takes_them(lstmlm: Lstmlm, text: Path, ensemble: str) -> 
     assert "model.members         3" in info.out
 
 
+@pytest.mark.slow
 def test_dynamic(lstmlm: Lstmlm, text: Path, ensemble: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """`eval --dynamic` lets each member learn from the text, and says what they take together."""
     monkeypatch.setattr(dynamic, "DynamicEvaluator", partial(dynamic.DynamicEvaluator, own_chars=256))

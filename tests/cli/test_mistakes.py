@@ -310,6 +310,7 @@ def offers(message: str) -> list[str]:
     return [*(word for some in asked for word in some.split(" or ")), *(word for some in options for word in some.split(", "))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("code", "line", "mended"), rows(), ids=[line or "nothing" for _, line, _ in rows()])
 def test_mistakes_get_help(lstmlm: Lstmlm, run: Path, code: int, line: str, mended: str) -> None:
     """A mistaken line has its exit code, at most six lines, no traceback and no result; where a fix is offered, it works."""
@@ -337,6 +338,7 @@ def test_there_are_enough_mistakes() -> None:
     assert sum(bool(mended) for _, _, mended in lines) >= 50
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "line", ["tarin text.txt", "train text.txt --lr 0,01", "train texd.txt", "sample -m runs/tex", "info text.txt"]
 )

@@ -282,6 +282,7 @@ def refusing(at: int, error: int, for_ever: bool) -> Any:
     return Refusing()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("error", "for_ever"), [(errno.ENOSPC, False), (errno.EIO, True)])
 def test_overwrite_on_a_bad_disk(
     lstmlm: Lstmlm, run: Path, text: Path, monkeypatch: pytest.MonkeyPatch, error: int, for_ever: bool
@@ -691,6 +692,7 @@ def test_identity(lstmlm: Lstmlm, run: Path) -> None:
     assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 12
 
 
+@pytest.mark.slow
 def test_stops_when_it_is_over(lstmlm: Lstmlm, text: Path) -> None:
     """A text that is soon known by heart ends the run; the message names the step that is kept, and so does --json."""
     text.write_text("Bob est là; Ann le voit.\n" * 30 + "Zoé? Qui est Zoé? Max & Léo, ça.\n" * 3, encoding="utf-8")

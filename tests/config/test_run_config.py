@@ -487,6 +487,7 @@ PIECES = [
 PIECES += ["train", "model", "---", "...", "x" * 1100, '"\\x', '"\\U', "3e-4", "auto"]
 
 
+@pytest.mark.slow
 @hypothesis_settings(max_examples=300, deadline=None, derandomize=True, database=None)
 @given(st.lists(st.sampled_from(PIECES), max_size=14).map("".join) | st.text(max_size=60))
 def test_config_reader_raises_nothing_but_config_errors(text: str) -> None:

@@ -17,6 +17,7 @@ def _read(tmp_path: Path) -> Reader:
     return Reader(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", ACCEPTED.values(), ids=ACCEPTED.keys())
 def test_odd_texts_come_back_byte_for_byte(read: Reader, data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """An accepted text decodes to the very bytes of the file, in characters and in bytes, and is counted right."""

@@ -144,6 +144,7 @@ def test_same_bits(options: dict[str, Any]) -> None:
     assert torch.equal(torch.cat([piece.nats for piece in pieces]), expected.nats)
 
 
+@pytest.mark.slow
 def test_under_a_scorer() -> None:
     """A scorer hands over every character once, however the text comes, and charges the first and unknown ones as always."""
     model, ids = small_model(), some_ids(3 * SEGMENT + 50)
@@ -165,6 +166,7 @@ def test_under_a_scorer() -> None:
     assert score([ids], Rates(rate=0.03)) - unknown == pytest.approx(score(apart, Rates(rate=0.03)) - 4 * unknown, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rate chosen is the one that scores a text best, and the evaluator then reads as a new one at that rate does."""
     monkeypatch.setattr(dynamic, "CHOICES", (0.3, 0.0, 0.01))

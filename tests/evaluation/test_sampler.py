@@ -291,6 +291,7 @@ def test_frequencies_match_the_probabilities() -> None:
     assert bool(((counts / n - p[0]).abs() <= 5 * spread).all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [Sampling(), Sampling(0.8, 5, 0.9), Sampling(greedy=True)])
 @pytest.mark.parametrize("options", [{}, {"readout": "direct", "layers": 1}])
 def test_a_recorded_step_draws_the_same(how: Sampling, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

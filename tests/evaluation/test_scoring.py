@@ -73,6 +73,7 @@ class Counted:
         self.largest = max(self.largest, inputs[0].numel())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [forgetful, mindful])
 @pytest.mark.parametrize("batch", [1, 2, 5, 64])
 @pytest.mark.parametrize("window", [1, 3, 10, 1000])
@@ -106,6 +107,7 @@ def test_warm_cuts_no_tail(length: int) -> None:
     assert_same(actual, plain(model, ids), 1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [forgetful, mindful])
 @pytest.mark.parametrize("segment", [1, 7, 100, 398, 399, 400, 401])
 def test_borders_of_segments_do_not_show(make: Callable[[], CharLM], segment: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -236,6 +236,7 @@ def test_processes_compiling_at_once(cache: Path) -> None:
     assert all(path.name.startswith("native-") for path in kept(cache))
 
 
+@pytest.mark.slow
 def test_the_kernel_itself_compiles_without_a_warning(tmp_path: Path) -> None:
     """The sources are clean under the compiler's usual warnings, for this CPU and for none in particular."""
     try:

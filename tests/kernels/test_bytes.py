@@ -95,6 +95,7 @@ SHAPES: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 2, 7, 30])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @torch.no_grad()
@@ -135,6 +136,7 @@ def test_the_distribution_is_almost_that_of_float32(kernel: NativeKernel) -> Non
     assert (nats[1:] - exact).abs().max() > 1e-6  # bytes they were
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hidden", [33, 130])
 def test_a_stream_does_not_depend_on_company_threads_or_blocks(
     kernel: NativeKernel, hidden: int, monkeypatch: pytest.MonkeyPatch

@@ -7,6 +7,7 @@ from lstmlm.kernels.cuda_graph import WARM, Graph, read_back
 from tests.tape import record
 
 
+@pytest.mark.slow
 def test_every_call_counts() -> None:
     """The calls before the recording, the recording and the replays do the work once each, at the numbers of that call."""
     number, total = torch.zeros(()), torch.zeros(())

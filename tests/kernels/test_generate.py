@@ -101,6 +101,7 @@ HOW = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", HOW, ids=str)
 @pytest.mark.parametrize("shape", [{}, {"layers": 3, "hidden": 40}, {"readout": "direct"}], ids=str)
 def test_the_same_seed_gives_the_ids_of_the_eager_sampler(kernel: NativeKernel, how: Sampling, shape: dict[str, Any]) -> None:

@@ -31,6 +31,7 @@ def ensembles(kernel: NativeKernel, count: int = N, **shape: Any) -> tuple[Ensem
     return Ensemble(models).eval(), Ensemble([with_kernel(model, kernel) for model in models]).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompt", [[3, 1, 4], [5, 2] * 20], ids=["short", "long"])
 @pytest.mark.parametrize("how", HOW, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -248,6 +248,7 @@ def relative(actual: Tensor, expected: Tensor) -> float:
     return float((actual.double() - expected).norm() / expected.norm())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_reduced_precision_is_within_its_rounding(rough: native.NativeKernel, size: tuple[int, int, int]) -> None:
     """All results are within eight roundings of the factors' type (the factors, sums of 64) of float64, at all sizes."""
@@ -372,6 +373,7 @@ def test_product_in_float32(kernel: native.NativeKernel, M: int, N: int, K: int,
     assert torch.equal(kernel.product(A, B[:, -1:].contiguous()), plain[:, -1:])
 
 
+@pytest.mark.slow
 def test_amx_instructions_compile(tmp_path: Path) -> None:
     """The instructions that the tests replace by functions are at least accepted by a compiler that knows them."""
     try:
@@ -478,6 +480,7 @@ def test_bfloat16_without_the_instruction(rough: native.NativeKernel, monkeypatc
         assert all(relative(found[name], expected[name].double()) < 1e-3 for name in expected), size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("machine", "vectors"), [("-march=x86-64-v3", "AVX2"), ("-O1", "plain C")])
 def test_every_vector_width(machine: str, vectors: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Older CPUs, and those of which nothing is known, get the same results from narrower vectors."""
@@ -507,6 +510,7 @@ def test_unknown_precision_is_unavailable() -> None:
         native.load("float8")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no list of mapped files")
 def test_one_openmp_runtime(kernel: native.NativeKernel) -> None:
     """After a call on two threads the process holds one OpenMP runtime, torch's."""

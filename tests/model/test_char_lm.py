@@ -228,6 +228,7 @@ def test_open_sizes_are_refused(open_key: str) -> None:
         CharLM(config, V, EagerKernel())
 
 
+@pytest.mark.slow
 def test_it_learns_thirty_characters_by_heart() -> None:
     """The smoke test of everything: a few hundred plain gradient steps and a sentence is known almost surely."""
     text = "the cat sat on the mat, purred"

@@ -22,6 +22,7 @@ def _bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return bench_gpu
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 def test_without_a_gpu_it_says_so() -> None:
     """One line, exit 2, and no table."""
@@ -47,6 +48,7 @@ def test_the_floor_of_a_step(bench: ModuleType) -> None:
     assert found.seconds(card) == max(found.operations / 1e14, found.bytes / 1e12, 258e-6)
 
 
+@pytest.mark.slow
 def test_both_sides_train_the_same(bench: ModuleType) -> None:
     """On the CPU at a tiny size: the losses agree, all sides are timed, and ratios come out of them."""
     kernel = EagerKernel()

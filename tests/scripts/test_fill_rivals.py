@@ -42,6 +42,7 @@ def test_counts_that_cannot_tell_share_the_answer(fill_rivals: Any) -> None:
     assert counts.right(Asked(Question("Ruth met ____.", ("Eve", "Sue")), ("Eve",))) == 0.5
 
 
+@pytest.mark.slow
 def test_the_script_prints_its_tables(
     fill_rivals: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

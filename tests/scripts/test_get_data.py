@@ -231,6 +231,7 @@ def test_disk_that_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().err.startswith("get_data: ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "least", "word"), [("english", 300_000, " the "), ("python", 500_000, "def ")])
 def test_text_without_network(name: str, least: int, word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The running Python's own documentation and source are real text, need no network, and come out the same twice."""

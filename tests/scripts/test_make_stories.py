@@ -127,6 +127,7 @@ def test_draws_are_as_frequent_as_their_probability() -> None:
         assert abs(found[text] - count * probability) < 5 * spread
 
 
+@pytest.mark.slow
 def test_the_text_tells_its_choices(told: Any) -> None:
     """Read from the text alone, a corpus costs exactly the bits that writing it did: no text is told in two ways."""
     writer = stories.Writer(11)
@@ -151,6 +152,7 @@ def test_two_ways_to_one_text_are_refused() -> None:
         stories.Reader("Bob ").pick([(1, options)])
 
 
+@pytest.mark.slow
 def test_shipped_files_are_what_the_script_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Both files of the checkout are, byte for byte, what the script writes by default; it says what they cost."""
     assert stories.main(["--out", str(tmp_path)]) == 0

@@ -24,6 +24,7 @@ unlike_texts: Any = load()
 CHARS = 12_000  # of each text: enough for eleven windows of every stream
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short_samples")
 @pytest.mark.parametrize("name", list(unlike_texts.TEXTS))
 def test_beats_frequencies(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -76,6 +76,7 @@ def refusal(path: Path) -> str:
     return text
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_is_seen(path: Path) -> None:
     """One bit of every byte, and every bit of every seventh byte: flipped, the file is refused."""
     checkpoint.write(path, SMALL)

@@ -308,6 +308,7 @@ def test_a_pickle_is_called_by_its_name(path: Path, name: str) -> None:
         assert "pickle (torch.save) file: lstmlm never unpickles" in text
 
 
+@pytest.mark.slow
 def test_hostile_files_take_little_memory(tmp_path: Path) -> None:
     """Reading all of them, a sparse one of 300 GB among them, takes less than 256 MB more than importing the module."""
     for number, content in enumerate(HOSTILE.values()):
