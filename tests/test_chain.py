@@ -35,6 +35,7 @@ bench = test_trainer.bench
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
+@pytest.mark.slow
 def test_the_device_is_strict() -> None:
     """What stands in for a device refuses to mix, gives numbers back, and lets a parameter hold other memory."""
     with pretend.device() as device:
@@ -52,6 +53,7 @@ def test_the_device_is_strict() -> None:
         assert float(a.add_(p.detach()).sum().cpu()) == 36
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "train",
     [{"average": 0.3, "state_dropout": 0.3}, {"accumulate": 3, "state_dropout": 0.3}, {"segment": 2, "clip": 0.1}],
@@ -90,6 +92,7 @@ def test_what_may_be_recorded() -> None:
                 pretend.alone(mistake)()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"accumulate": 3}, {"segment": 2, "clip": 0.0, "average": 0.3}])
 def test_a_step_is_left_to_the_device(
     bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
@@ -104,6 +107,7 @@ def test_a_step_is_left_to_the_device(
     assert run.end() == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [True, False])
 def test_checkpoints_move_both_ways(bench: Callable[..., Bench], first: bool) -> None:
     """A run that is stopped on one device and resumed on the other ends with the bits of one that never moved."""
@@ -118,6 +122,7 @@ def test_checkpoints_move_both_ways(bench: Callable[..., Bench], first: bool) ->
     assert run.end() == expected
 
 
+@pytest.mark.slow
 def test_stepping_back(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
     """A step that is not finite goes back to a checkpoint, which comes from the CPU, and on as the CPU goes on."""
     ends = []
@@ -146,10 +151,11 @@ def same(one: Tensor, other: Tensor) -> bool:
     return one.device == other.device == torch.device("cpu") and torch.equal(one, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"readout": "direct"}, {"layers": 3, "layer_norm": False}])
 def test_scores(options: dict[str, Any]) -> None:
     """Warm, cold and dynamic scores of a text that is on the CPU come back to it, the same."""
-    ids = some_ids(1000)
+    ids = some_ids(400)
     with pretend.device() as device:
         here, there = moved(device, **options)
         ways: list[Callable[[Network], Scored]] = [
@@ -162,7 +168,7 @@ def test_scores(options: dict[str, Any]) -> None:
             assert same(one.nats, other.nats)
             assert same(one.correct, other.correct)
             assert other.state[0].hidden.device == device
-        readers = [dynamic.DynamicEvaluator(m, 1, dynamic.Rates(), 300).read for m in (here, there)]
+        readers = [dynamic.DynamicEvaluator(m, 1, dynamic.Rates(), 40).read for m in (here, there)]
         one, other = (read(ids[:400]) for read in readers)
         assert same(one.nats, other.nats)
         scores = [Scorer(m, [1] * 11, read=r) for m, r in zip((here, there), readers, strict=True)]

@@ -155,6 +155,7 @@ def whole() -> dict[str, str]:
     return digest(Path("whole"))
 
 
+@pytest.mark.slow
 def test_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run stopped at a step and resumed by a process started from nothing leaves the same bits as one that was not."""
     monkeypatch.setattr(trainer, "SAMPLE_LENGTH", 240)  # as in the other process
@@ -168,6 +169,7 @@ def test_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
     assert digest(Path("halves")) == digest(Path("whole"))
 
 
+@pytest.mark.slow
 def test_killed_at_disk_calls(whole: dict[str, str]) -> None:
     """A process killed at any one of its calls on the way to the disk loses nothing that resuming does not bring back."""
     differing = []
@@ -181,6 +183,7 @@ def test_killed_at_disk_calls(whole: dict[str, str]) -> None:
     assert differing == []
 
 
+@pytest.mark.slow
 def test_killed_again_and_again(whole: dict[str, str]) -> None:
     """A run whose process is killed every few calls on the way to the disk, resuming included, still ends the same."""
     kills = 0
@@ -196,6 +199,7 @@ def test_killed_again_and_again(whole: dict[str, str]) -> None:
     assert digest(Path("patient")) == whole
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(whole: dict[str, str]) -> None:
     """Kill -9 at random moments of training, as often as it takes, changes no bit of the end."""
     rng = random.Random(3)
@@ -229,6 +233,7 @@ def signal_at(step: int, *numbers: int) -> Callable[[], None]:
     return prepare
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 @pytest.mark.parametrize("step", [1, 7])
 def test_signals(whole: dict[str, str], number: int, code: int, step: int) -> None:

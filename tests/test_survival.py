@@ -48,11 +48,13 @@ def whole() -> dict[str, str]:
     return digest(Path("whole"))
 
 
+@pytest.mark.slow
 def test_signals_at_random_moments(whole: dict[str, str]) -> None:
     """INT, TERM and HUP, every third time a second one behind it: the right exit code, one line, and nothing harmed."""
     assert processes.signalled(random.Random(4), 12, whole) == []
 
 
+@pytest.mark.slow
 def test_killed_with_the_native_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """What holds for the eager kernel holds for the one in C: killed at calls on the way to the disk, the same bits."""
     monkeypatch.setenv("LSTMLM_KERNEL", "native")
@@ -82,6 +84,7 @@ def small(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", folder], check=True)
 
 
+@pytest.mark.slow
 def test_full_disk(small: Path) -> None:
     """A real disk that fills up while training: exit 5 with what to do, nothing lost, and the same bits after making room."""
     big = ["--steps", "12", "--hidden", "24", *FLAGS[4:], "--set", "train.save_every=1"]
@@ -121,6 +124,7 @@ def test_a_full_disk_deletes_nothing_with_overwrite(small: Path) -> None:
     assert digest(out) == before
 
 
+@pytest.mark.slow
 def test_a_thousand_loads_while_training() -> None:
     """A run that saves after each step is read a thousand times meanwhile: each checkpoint is whole, none older than the last."""
     endless = [
@@ -183,6 +187,7 @@ def test_read_only_folder(small: Path) -> None:
     assert call("sample", "-m", small / "run", "--length", "3", "--threads", "1").code == 0
 
 
+@pytest.mark.slow
 def test_few_file_descriptors(whole: dict[str, str]) -> None:
     """With 64 file descriptors, or so many less that nothing can be opened, a run ends the same or says why it cannot."""
 
@@ -238,6 +243,7 @@ def test_a_clock_that_is_set(whole: dict[str, str], jump: float) -> None:
     assert call("sample", "-m", "run", "--length", "3", "--threads", "1").code == 0
 
 
+@pytest.mark.slow
 def test_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """On 40 columns, 20, or 1, every command does what it does on 80."""
     for columns in ("40", "20", "1"):
@@ -312,6 +318,7 @@ print("fine")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_torch", [False, True])
 def test_without_what_only_posix_has(with_torch: bool) -> None:
     """With fcntl and its like hidden every module loads, and training, resuming and sampling work without a warning."""

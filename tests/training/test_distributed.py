@@ -57,6 +57,7 @@ def whole() -> dict[str, str]:
     return digest(Path("whole"))
 
 
+@pytest.mark.slow
 def test_two_are_one(whole: dict[str, str]) -> None:
     """Two processes leave the bits that one leaves with as many shards: weights, moments, state, losses and samples."""
     assert together(2, *BITS, "--out", "two") == [0, 0], Path("err.txt").read_text()
@@ -93,6 +94,7 @@ def test_who_has_joined_may_work_for_hours(monkeypatch: pytest.MonkeyPatch, whol
     assert digest(Path("slow")) == whole
 
 
+@pytest.mark.slow
 def test_four_are_one() -> None:
     """Shards are added in the same order whether one process has all four of them, two have two, or four have one."""
     assert ended(processes.train(*BITS, "--out", "one", "--accumulate", "4")) == 0
@@ -102,6 +104,7 @@ def test_four_are_one() -> None:
     assert digest(Path("one")) == digest(Path("two")) == digest(Path("four"))
 
 
+@pytest.mark.slow
 def test_other_numbers_of_processes(whole: dict[str, str]) -> None:
     """A run goes on with one process, and again with two, to the same bits: the state is saved by stream."""
     assert together(2, *BITS, "--out", "run", before={1: stop_at(9)}) == [143, 143]
@@ -139,6 +142,7 @@ def test_a_signal_to_one_stops_all(whole: dict[str, str]) -> None:
     assert processes.resume("run") == 0
 
 
+@pytest.mark.slow
 def test_killed_and_started_again(whole: dict[str, str]) -> None:
     """When one is killed the others leave; the same command in the same job goes on, to the same bits."""
     for rank in (1, 0):

@@ -70,6 +70,7 @@ def learnt(run: Bench, member: int | None = None) -> dict[str, bytes]:
 ODD = {"batch": 5, "window": 7, "hidden": 9}  # no step's rows, and no parameter, end where a cache line does
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["eager", "float32", "auto"])
 @pytest.mark.parametrize("options", [{}, {"accumulate": 3}, ODD, {**ODD, "accumulate": 2}, {**ODD, "accumulate": 4}], ids=str)
 def test_each_has_the_bits_of_its_own_run(
@@ -125,6 +126,7 @@ def test_best_is_of_all_together(bench: Callable[..., Bench]) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["eager", "auto"])
 @pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {**ODD, "accumulate": 4}], ids=str)
 def test_resumed(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch, kernel: str, options: dict[str, int]) -> None:

@@ -37,6 +37,7 @@ def twins(**changes: Any) -> tuple[CharLM, CharLM]:
     return one, other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clip", [0.0, 0.05, 1e6])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_steps_are_adamws(clip: float, dtype: torch.dtype) -> None:

@@ -28,6 +28,7 @@ def bench(corpus: Corpus, tmp_path: Path) -> Callable[..., Bench]:
     return make
 
 
+@pytest.mark.slow
 def test_every_step_of_two_hundred(bench: Callable[..., Bench]) -> None:
     """Resumed from each single step of a run of 200, one process a step, the end has the bits of the run that was never left."""
     expected = bench(steps=LONG).run().end()
@@ -45,6 +46,7 @@ def test_every_step_of_two_hundred(bench: Callable[..., Bench]) -> None:
     )
 
 
+@pytest.mark.slow
 def test_far_from_the_end(bench: Callable[..., Bench]) -> None:
     """From a step of a run of 200 to its end in one go: the same bits."""
     expected = bench(steps=LONG).run().end()
@@ -52,6 +54,7 @@ def test_far_from_the_end(bench: Callable[..., Bench]) -> None:
     assert [step for step in (1, 101, 198) if bench(steps=LONG).stop_at(step).run(resume=True).end() != expected] == []
 
 
+@pytest.mark.slow
 def test_not_finite_at_random_steps(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
     """NaN or infinity in loss, gradient, weight or moment at thirty random steps: seen, never written, stepped back once."""
     dice = random.Random(5)

@@ -93,6 +93,7 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert [name for name, tensor in found.items() if not torch.equal(tensor, expected[name])] == []
 
 
+@pytest.mark.slow
 @each_shape
 @pytest.mark.parametrize("how", [None, record], ids=["called", "recorded"])
 def test_the_bits_of_separate_calls(shape: dict[str, Any], how: Recorder | None) -> None:

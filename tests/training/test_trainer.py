@@ -136,6 +136,7 @@ def test_ten_and_ten(bench: Callable[..., Bench], config: RunConfig) -> None:
     assert halves == whole
 
 
+@pytest.mark.slow
 def test_every_step(bench: Callable[..., Bench]) -> None:
     """Stopping after any one step, the last of a pass and the first of the next among them, changes no bit of the end."""
     whole = bench().run()
@@ -348,6 +349,7 @@ def spoil_once(made: Trainer, monkeypatch: pytest.MonkeyPatch, what: str, at: in
         monkeypatch.setattr(member.optimizer, "step", spoiled)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("what", ["loss", "gradient", "weight", "moment"])
 @pytest.mark.parametrize("at", [0, 5, 19])
