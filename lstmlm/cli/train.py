@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -268,7 +269,9 @@ def train(
                 }
             ).encode()
         )
-        view = RunView(console)
+        began = time.monotonic() - clock.seconds()
+        timed = config.train.minutes is not None and not (saved and saved.meta["training"]["steps"])
+        view = RunView(console, span=(began, began + 60 * (config.train.minutes or 0.0)) if timed else None)
         board = tensorboard.Board(folder, saved.meta["step"] if saved else 0, console.warn) if with_tensorboard else None
         trainer = Trainer(config, text, kernel, folder, identity, _reports(view, board), clock, caught, group, device)
         if first:
@@ -283,7 +286,7 @@ def train(
             trainer.run()
         except Stopped as stopped:
             command = train_report.going_on(texts, folder)
-            raise Stopped(f"{stopped} Go on with:  {command}", stopped.exit_code - 128) from None
+            raise Stopped(f"{stopped} Go on with:\n  {command}", stopped.exit_code - 128) from None
         finally:
             view.close()
             if board:

@@ -109,7 +109,7 @@ def finish(console: Console, json: bool, trainer: "Trainer", folder: Path, max_b
             )
     words = prompt(trainer.corpus)
     offered = f" --prompt {shlex.quote(words)}" if words else ""
-    console.say(f"saved {printable(out)}/best.safetensors. Next:  lstmlm sample -m {printable(out)}{offered}")
+    console.say(f"saved {printable(out)}/best.safetensors. Next:\n  lstmlm sample -m {printable(out)}{offered}")
     if json:
         console.as_json(
             {

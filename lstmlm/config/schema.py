@@ -172,7 +172,9 @@ class TrainConfig(_Section):
     )
     clip: float = setting(1.0, "largest norm of the gradient; 0: no limit", low=0, high=10**6)
     seed: int = setting(0, "seed of everything random", low=0, high=2**63 - 1, group="Learning", metavar="N")
-    threads: int = setting(0, "CPU threads; 0: one for each core", low=0, high=4096, group="Machine", metavar="N")
+    threads: int = setting(
+        0, "CPU threads; 0: one for each core that the process may use", low=0, high=4096, group="Machine", metavar="N"
+    )
     device: str = setting("auto", "where to train", choices=("auto", "cpu", "cuda"), group="Machine")
     precision: str = setting("auto", "number format of the products", choices=("auto", "float32", "bfloat16"), group="Machine")
     kernel: str = setting("auto", "code that runs the recurrence", choices=("auto", "eager", "native", "triton"))
@@ -180,7 +182,7 @@ class TrainConfig(_Section):
     save_every: int | None = setting(None, "steps between checkpoints", low=1, high=MANY)
     patience: int | None = setting(
         None,
-        "validations without a better score after which to stop; 0: never; auto: 3, from 5 % above the best on",
+        "validations without a better score after which to stop; 0: never; auto: 3, from 5 % above the best, at twice its step",
         low=0,
         high=10**6,
     )

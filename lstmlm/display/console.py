@@ -18,6 +18,7 @@ import io
 import json
 import os
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
@@ -276,8 +277,24 @@ class Console:
         if self._live:
             erase = "\r" + (CLEAR_LINE if self.colour else " " * min(self._live, self.width - 1) + "\r")
             self._live = 0
-        lines = [self._styled(printable(line), style) for line in text.split("\n")]
+        lines = [self._styled(line, style) for line in self._fitted([printable(line) for line in text.split("\n")], len(label))]
         self._write_message(erase + self._styled(label, label_style) + "\n".join(lines) + "\n")
+
+    def _fitted(self, lines: list[str], label: int) -> list[str]:
+        """Break lines that are too long for a terminal between words; what is indented, such as a command, stays in one line."""
+        if not is_terminal(self.stderr) or all(len(line) < self.width - label for line in lines):
+            return lines
+        found: list[str] = []
+        for number, line in enumerate(lines):
+            if line.startswith(" "):
+                found.append(line)
+                continue
+            start = " " * label if not number else ""  # the label stands there
+            fitted = textwrap.wrap(
+                line, max(20, self.width - 1), initial_indent=start, break_long_words=False, break_on_hyphens=False
+            )
+            found += [fitted[0][len(start) :], *fitted[1:]] if fitted else [line]
+        return found
 
     def _write_message(self, text: str) -> None:
         stream = self.stderr

@@ -3,9 +3,11 @@
 `train` hands a `RunView` to the trainer, which calls it with every event.
 """
 
+import textwrap
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import assert_never
 
 from lstmlm.display.console import Console, unicode_allowed
@@ -29,16 +31,20 @@ class RunView:
     Args:
         console: Where to show; its `quiet` shows nothing, its `verbose` shows samples off the terminal too.
         clock: Seconds, never going back.
+        span: When the command began, and when its budget in minutes ends, on that clock; None: the budget is a number of steps.
     """
 
-    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, console: Console, clock: Callable[[], float] = time.monotonic, span: tuple[float, float] | None = None
+    ) -> None:
         self.console = console
         self.clock = clock
+        self.span = span
         self.live = console.live
         self.best_nats: float | None = None
         self._unicode = unicode_allowed(console.stderr)
         self._latest: StepDone | None = None
-        self._steps: int | None = None  # of the run, where minutes have become steps
+        self._busy = ""  # what is done meanwhile
         self._first = (0.0, 0)  # time and step when watching began
         self._sum = self._weight = 0.0
         self._speed: deque[tuple[float, int]] = deque()  # time, characters
@@ -56,7 +62,7 @@ class RunView:
             case Planned():
                 self._planned(record)
             case Busy():
-                self._busy(record)
+                self._show_busy(record)
             case Validated():
                 self._validated(record)
             case Scored():
@@ -66,7 +72,7 @@ class RunView:
             case SteppedBack():
                 self._stepped_back(record)
             case Saved():
-                pass
+                self._busy = ""
             case _:
                 assert_never(record)  # a type checker sees that no event is left out
 
@@ -83,7 +89,7 @@ class RunView:
             # The first step also pays for what happens once; the speed is measured from its end.
             self._first = (now, record.step)
             self._line_due = now + (0.0 if self.live else PLAIN_SECONDS)
-        self._latest = record
+        self._latest, self._busy = record, ""
         ends = record.step == record.steps
         if now < self._tick and not ends:
             return
@@ -95,11 +101,18 @@ class RunView:
         if now < self._line_due and not ends:
             return
         if self.live:
-            done = record.step / record.steps if record.steps else None
-            self.console.overwrite(*live_line(self._parts(now), done, self.console.width, self._unicode))
+            self._draw(now)
         else:
             self._line_due = now + PLAIN_SECONDS
             self.console.say("  ".join(text for _, text in self._parts(now)))
+
+    def _draw(self, now: float) -> None:
+        latest, done = self._latest, None
+        if self.span is not None:
+            done = min(1.0, (now - self.span[0]) / (self.span[1] - self.span[0]))
+        elif latest is not None and latest.steps:
+            done = latest.step / latest.steps
+        self.console.overwrite(*live_line(self._parts(now), done, self.console.width, self._unicode))
 
     def _parts(self, now: float) -> list[tuple[str, str]]:
         """Return what a line says, as (name, text), in the order of a line."""
@@ -115,21 +128,29 @@ class RunView:
         if self._rate:
             parts.append(("speed", f"{count(self._rate)} chars/s"))
         began, first = self._first
-        if latest.steps and latest.step > first:
+        left = None
+        if self.span is not None:
+            left = max(0.0, self.span[1] - now)
+        elif latest.steps and latest.step > first:
             left = (now - began) / (latest.step - first) * (latest.steps - latest.step)
+        if left is not None:
             parts.append(("left", f"{duration(left)} left" if self.live else f"left {duration(left)}"))
+        if self._busy:
+            parts.append(("busy", self._busy))
         return parts
 
     def _planned(self, record: Planned) -> None:
-        if not self._steps:
-            self.console.say(f"{record.steps:,} steps fit into the time, at {count(record.chars_per_second)} chars/s", "dim")
-        self._steps = record.steps
+        if self._latest is not None:
+            self._latest = replace(self._latest, steps=record.steps)
 
-    def _busy(self, record: Busy) -> None:
-        pass
+    def _show_busy(self, record: Busy) -> None:
+        self._busy = record.doing
+        if self.live and self._latest is not None and self._speed:
+            self._draw(self.clock())
 
     def _scored(self, record: Scored) -> None:
-        self.console.say(f"step {record.step}: validation {bits(record.nats_per_char):.4f} bits/char, exactly")
+        steps = self._latest.steps if self._latest is not None else None
+        self.console.say(f"step {_of(record.step, steps)}  validation {bits(record.nats_per_char):.4f} bits/char, exactly")
 
     def _validated(self, record: Validated) -> None:
         if record.best:
@@ -139,7 +160,8 @@ class RunView:
         steps = self._latest.steps if self._latest is not None else None
         each = [bits(nats) for nats in record.members]
         alone = f"members alone {min(each):.4f} to {max(each):.4f}" if each else ""
-        words = [f"step {_of(record.step, steps)}", f"validation {bits(record.nats_per_char):.4f} bits/char", alone, note]
+        about = "" if record.exact else "about "
+        words = [f"step {_of(record.step, steps)}", f"validation {about}{bits(record.nats_per_char):.4f} bits/char", alone, note]
         self.console.say("  ".join(word for word in words if word))
         self._announced = record.step
         self._tick = 0.0  # the line comes back with the next step
@@ -173,7 +195,7 @@ def _of(step: int, steps: int | None) -> str:
 
 
 def _pieces(line: str, width: int) -> list[str]:
-    return [line[i : i + width] for i in range(0, len(line), width)] or [""]
+    return textwrap.wrap(line, width, drop_whitespace=False, break_on_hyphens=False) or [""]
 
 
 def live_line(parts: list[tuple[str, str]], done: float | None, width: int, unicode: bool) -> list[tuple[str, str]]:
@@ -192,7 +214,7 @@ def live_line(parts: list[tuple[str, str]], done: float | None, width: int, unic
     if done is not None:
         texts = {"done": f"{int(100 * done):3}%", **texts}
     line = ""
-    for unwanted in ("", "speed", "done", "val", "left"):
+    for unwanted in ("", "speed", "done", "val", "left", "loss"):
         texts.pop(unwanted, None)
         line = "  ".join(texts.values())
         if len(line) < width:

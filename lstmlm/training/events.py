@@ -45,7 +45,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Busy:
-    """Something begins during which no step is taken: validating, scoring (the best model, exactly) or saving."""
+    """Something begins during which no step is taken: validating, scoring the best model or saving."""
 
     doing: str
 

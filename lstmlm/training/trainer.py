@@ -322,17 +322,23 @@ class Trainer:
         return StepDone(p.step, p.steps, value, rate, p.step * self.batch_chars)
 
     def _log_steps(self, rate: float) -> bool:
-        """Write down the mean of the last steps when they are enough; False where it is one of a run that has diverged."""
+        """Write down the mean of the last steps when they are enough; False where it is one of a run that has diverged.
+
+        What is saved is looked at in any case: the run would go back to it.
+        """
         p = self.progress
-        if p.recent_steps < LOG_EVERY and p.step != p.steps:
+        enough = p.recent_steps == LOG_EVERY or p.step == p.steps
+        if not (enough or self._save_due()):
             return True
         mean = p.recent_nats / p.recent_steps
-        self._log({"step": p.step, "nats_per_char": mean, "rate": rate, "chars": p.step * self.batch_chars})
-        full = p.recent_steps == LOG_EVERY
-        p.recent_nats, p.recent_steps = 0.0, 0
-        if full and p.step > (self.config.train.warmup or 0) and mean > budget.limit_nats(len(self.corpus.tokenizer)):
-            self._step_back("score", "is above that of guessing evenly", p.step)
+        begun = p.step >= LOG_EVERY and p.step > (self.config.train.warmup or 0)  # before that a rate may mend itself
+        if begun and mean > budget.limit_nats(len(self.corpus.tokenizer)):
+            self._step_back("score", "is worse than even guessing", p.step)
             return False
+        if not enough:
+            return True
+        self._log({"step": p.step, "nats_per_char": mean, "rate": rate, "chars": p.step * self.batch_chars})
+        p.recent_nats, p.recent_steps = 0.0, 0
         return True
 
     def _shard(self, first: int, count: int, state: StackState | None) -> tuple[Number, StackState]:
@@ -498,7 +504,7 @@ class Trainer:
         p = self.progress
         value, signal = math.inf, 0.0
         if self.group.is_rank_zero and self.estimates and p.look_exact and p.best_nats < math.inf:
-            self.report(Busy("scoring"))
+            self.report(Busy("scoring the best model"))
             try:
                 value = self._exactly()
             except _Interrupted:
@@ -573,6 +579,7 @@ class Trainer:
         self._metrics.sync()  # the checkpoint says how long they are: they come first
         self._samples.sync()
         path = self.folder / "last.safetensors"
+        self.report(Busy("saving"))
         checkpoint.write(path, self._checkpoint("last", whole))
         self._times.reached(self.progress.step)
         self.report(Saved(self.progress.step, path))

@@ -6,7 +6,7 @@ import pytest
 
 from lstmlm.display.console import Console
 from lstmlm.display.progress_view import RunView, live_line
-from lstmlm.training.events import Event, Planned, Sampled, Saved, StepDone, SteppedBack, Validated
+from lstmlm.training.events import Busy, Event, Planned, Sampled, Saved, StepDone, SteppedBack, Validated
 from tests.display.test_console import Stream
 
 NATS = math.log(2)  # of one bit
@@ -62,16 +62,15 @@ def test_plain_lines_of_a_run() -> None:
     lines = watch(False, seconds=1 / 64).text.splitlines()
 
     assert lines == [
-        "2,000 steps fit into the time, at 205k chars/s",
-        "step 500/2000  validation 2.2500 bits/char  the best so far",
+        "step 500/2000  validation about 2.2500 bits/char  the best so far",
         "step 644/2000  loss 2.00 bits/char  val 2.25  65.5k chars/s  left 0:21",
         "warning: step 701: the gradient is not finite; back to step 700, from there with 0.5 of the rate",
-        "step 1000/2000  validation 2.6000 bits/char  best 2.2500",
+        "step 1000/2000  validation about 2.6000 bits/char  best 2.2500",
         "step 1352/2000  loss 2.00 bits/char  val 2.25  65.5k chars/s  left 0:10",
-        "step 1500/2000  validation 1.7500 bits/char  the best so far",
+        "step 1500/2000  validation about 1.7500 bits/char  the best so far",
         "step 1995/2000  loss 2.00 bits/char  val 1.75  65.5k chars/s  left 0:00",
         "step 2000/2000  loss 2.00 bits/char  val 1.75  65.5k chars/s  left 0:00",
-        "step 2000/2000  validation 1.5000 bits/char  the best so far",
+        "step 2000/2000  validation about 1.5000 bits/char  the best so far",
     ]
 
 
@@ -183,3 +182,59 @@ def test_the_bar_without_unicode() -> None:
 
     assert line == "#" * 12 + "-" * 12 + "   50%  50/100"
     assert live_line([("step", "50")], None, 80, unicode=True) == [("50", "")]
+
+
+def lines_of(err: Stream) -> list[str]:
+    """Return what a terminal was shown, drawing by drawing."""
+    return [drawn.rstrip(" \b") for drawn in err.text.replace("\n", "\r").split("\r") if drawn.strip(" \b")]
+
+
+def test_time_left_of_a_budget_in_minutes() -> None:
+    """From the first step on the bar and the time left are those of the clock, before and after the steps are known."""
+    err, clock = Stream(True), Clock()
+    view = RunView(Console(stderr=err, env={"NO_COLOR": "1", "COLUMNS": "100"}), clock, (clock.now - 6.0, clock.now + 54.0))
+    for step in range(1, 40):
+        view(StepDone(step, None if step < 20 else 200, NATS, 0.01, step * 1000))
+        clock.now += 1.0
+        if step == 20:
+            view(Planned(20, 200, 1000.0))
+    drawings = lines_of(err)
+
+    assert "10%  1  " in drawings[0]
+    assert drawings[0].endswith("0:54 left")
+    assert "60%  31/200" in drawings[30]
+    assert drawings[30].endswith("0:24 left")
+
+
+@pytest.mark.parametrize("doing", ["validating", "scoring the best model", "saving"])
+def test_what_is_done_instead_of_steps_is_shown(doing: str) -> None:
+    """Where no step is taken for a while the line says what is done; the next step takes it away. A log has no word of it."""
+    for terminal in (True, False):
+        err, clock = Stream(terminal), Clock()
+        view = RunView(Console(stderr=err, env={"NO_COLOR": "1", "COLUMNS": "100"}), clock)
+        for step in (1, 2, 3):
+            clock.now += 1.0
+            view(StepDone(step, 10, NATS, 0.01, step * 1000))
+            if step == 2:
+                view(Busy(doing))
+        drawings = lines_of(err)
+
+        assert [doing in drawn for drawn in drawings] == ([False, False, True, False] if terminal else [])
+
+
+@pytest.mark.parametrize("width", [40, 55, 80, 120, 200])
+def test_words_are_never_broken(width: int) -> None:
+    """At every width messages and samples break between words, and what is to be typed stays in one line."""
+    err = Stream(True)
+    console = Console(stderr=err, env={"NO_COLOR": "1", "COLUMNS": str(width)})
+    text = "some words that go on until they do not fit into one line of a narrow terminal any more, and then some " * 2
+    command = "  lstmlm train corpus-with-a-long-name.txt --out runs/another-long-name --resume"
+    console.say(text + "\n" + command)
+    console.warn(text)
+    RunView(console, Clock())(Sampled(3, text))
+    lines = err.text.splitlines()
+    words = {*text.split(), *command.split(), "warning:", "step", "3", "..."}
+
+    assert {word for line in lines for word in line.split()} <= words
+    assert command in lines
+    assert all(len(line) < width for line in lines if line != command)

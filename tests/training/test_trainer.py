@@ -444,6 +444,27 @@ def test_diverged(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch, 
     assert run.last().meta["step"] == 4
 
 
+def test_a_score_worse_than_guessing_is_divergence(bench: Callable[..., Bench]) -> None:
+    """Steps that stay clearly worse than even guessing go back with half the rate, in the end with exit code 6."""
+    run = bench(lr=9.0, clip=0.0, warmup=2, steps=200)
+    with pytest.raises(Diverged) as diverged:
+        run.run()
+    back = [r for r in run.records if isinstance(r, SteppedBack)]
+
+    assert diverged.value.exit_code == 6
+    assert "worse than even guessing" in str(diverged.value)
+    assert [r.rate_scale for r in back] == [0.5, 0.25, 0.125]
+    assert {r.what for r in back} == {"score"}
+
+
+def test_a_smaller_rate_mends_a_score(bench: Callable[..., Bench]) -> None:
+    """A run that half or a quarter of the rate mends goes on to its end and learns."""
+    run = bench(lr=1.5, clip=0.0, warmup=2, steps=200, save_every=50).run()
+
+    assert 1 <= len([r for r in run.records if isinstance(r, SteppedBack)]) <= 3
+    assert min(r.nats_per_char for r in run.records if isinstance(r, Validated)) < 3.0
+
+
 @pytest.mark.parametrize("scale", [1.0, 1e6, 1e20, 1e37])
 def test_huge_rate(bench: Callable[..., Bench], scale: float) -> None:
     """An absurd learning rate ends in Diverged or in finite weights; what is on the disk can be read either way."""
