@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lstmlm import kernels, machine
+from lstmlm import kernels
 from lstmlm.config.run_config import RunConfig
 from lstmlm.data import saved_model
 from lstmlm.data.saved_model import parts
@@ -77,7 +77,7 @@ class LanguageModel:
 
         Args:
             path: None is the newest run.
-            threads: 0 is all cores.
+            threads: Of torch, in the whole process; 0 leaves them as they are.
             device: auto (a CUDA device where it works), cpu or cuda.
             report: Called with a sentence where a damaged checkpoint is replaced by the run's other one.
 
@@ -89,7 +89,8 @@ class LanguageModel:
         if requested != "auto":
             devices.choose(requested)  # what cannot be is said before a file is read
         found, saved = run_dir.load(path, report=report, check=check)
-        torch.set_num_threads(threads or machine.cpus())
+        if threads:
+            torch.set_num_threads(threads)
         ignored: list[str] = []
         config, symbols = parts(saved.meta, ignored)
         if report and ignored:

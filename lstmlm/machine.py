@@ -14,15 +14,18 @@ _NONE = 1 << 60  # bytes: what cgroups of version 1 say where there is no limit 
 
 
 def cpus(root: Path = Path("/"), environment: Mapping[str, str] = os.environ) -> int:
-    """Return how many processors this process may use: those it is bound to, or as few as its container or OMP_NUM_THREADS say.
+    """Return how many cores this process may use: those it is bound to, or as few as its container or OMP_NUM_THREADS say.
+
+    Two threads of one core count as one: they share what computes.
 
     Args:
         root: Where /proc and /sys are.
         environment: Of the process.
     """
-    found = os.cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):
-        found = min(found, len(os.sched_getaffinity(0)))
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    topology = root / "sys/devices/system/cpu"
+    found = len({_text(topology / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in allowed})
+    found = min(found, os.cpu_count() or 1)
     for group in _groups(root, "cpu"):
         quota = _text(group / "cpu.max").split() or [_text(group / "cpu.cfs_quota_us"), _text(group / "cpu.cfs_period_us")]
         with contextlib.suppress(ValueError):

@@ -61,6 +61,17 @@ def test_a_bound_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert [machine.cpus(tmp_path, {"OMP_NUM_THREADS": number}) for number in asked] == [1, 2, 3, 3, 3, 3]
 
 
+@pytest.mark.parametrize(("bound", "expected"), [(range(8), 4), ({0, 4}, 1), ({0, 1, 4}, 2), ({2}, 1)])
+def test_threads_of_one_core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: set[int], expected: int) -> None:
+    """Of the processors that share a core one is counted, however many of them the process may use."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(bound))
+    siblings = {
+        f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list": f"{cpu % 4},{cpu % 4 + 4}\n" for cpu in range(8)
+    }
+
+    assert machine.cpus(group(tmp_path, "", siblings), {}) == expected
+
+
 @pytest.mark.parametrize(("limit", "bounded"), [("500000000\n", True), ("max\n", False)])
 def test_a_container_has_less_memory(tmp_path: Path, limit: str, bounded: bool) -> None:
     """The container's memory holds where it is less than the machine's."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lstmlm import machine
 from lstmlm.cli import eval_report
 from lstmlm.cli.eval_report import Scores
 from lstmlm.cli.options import MODEL, OUTPUT, Device, Json, Model, Quiet, Threads, words
@@ -169,7 +170,7 @@ def eval(
 
     malloc.tune_malloc()
     console = Console(quiet=quiet)
-    opened = LanguageModel.open(model, threads=threads, device=device, report=console.warn)
+    opened = LanguageModel.open(model, threads=threads or machine.cpus(), device=device, report=console.warn)
     if model is None:
         console.say(f"model {printable(str(opened.path))}")
     if lines or chars:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lstmlm import machine
 from lstmlm.cli.options import MODEL, OUTPUT, Device, Json, Model, OnUnknown, Quiet, Threads
 from lstmlm.cli.text_input import one_symbol, one_text, read_text, unknown_rule
 from lstmlm.display.console import Console
@@ -90,7 +91,7 @@ def fill(
     asked = [] if file is None else parse_set(read_text("--file", file), f"--file {printable(file)}")
     candidates = [*(choice or []), *(read_text("--choices", choices).split() if choices else [])]
     console = Console(quiet=quiet)
-    opened = LanguageModel.open(model, threads=threads, device=device, report=console.warn)
+    opened = LanguageModel.open(model, threads=threads or machine.cpus(), device=device, report=console.warn)
     if model is None:
         console.say(f"model {printable(str(opened.path))}")
     newline = opened.tokenizer.encode("\n", on_unknown="skip")

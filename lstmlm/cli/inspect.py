@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lstmlm import machine
 from lstmlm.cli import safe_output
 from lstmlm.cli.options import MODEL, OUTPUT, Json, Model, OnUnknown, Quiet
 from lstmlm.cli.text_input import known_ids, one_of, one_text, read_text, unknown_rule
@@ -151,7 +152,7 @@ def inspect(
     from lstmlm.api import LanguageModel
 
     console, rule = Console(quiet=quiet), unknown_rule(on_unknown)
-    opened = LanguageModel.open(model, threads=threads, device="cpu", report=console.warn).member(member)
+    opened = LanguageModel.open(model, threads=threads or machine.cpus(), device="cpu", report=console.warn).member(member)
     if modes and not threads and max(layer.width for layer in opened.alone.stack()) <= ALONE:
         import torch
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lstmlm import machine
 from lstmlm.cli.options import MODEL, OUTPUT, Device, Json, Model, OnUnknown, Quiet, Threads
 from lstmlm.cli.text_input import read_text, unknown_rule
 from lstmlm.display.console import Console, is_terminal
@@ -124,7 +125,7 @@ def sample(
         from lstmlm.evaluation.sampler import Sampling
 
     console = Console(quiet=quiet)
-    opened = LanguageModel.open(model, threads=threads, device=device, report=console.warn)
+    opened = LanguageModel.open(model, threads=threads or machine.cpus(), device=device, report=console.warn)
     first_seed = seed if seed is not None else secrets.randbelow(2**31)
     if model is None:
         console.say(f"model {printable(str(opened.path))}")

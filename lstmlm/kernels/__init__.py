@@ -71,6 +71,10 @@ class Kernel(Protocol):
         """What lies around the recurrence, in this kernel's way."""
 
     @property
+    def any_threads(self) -> bool:
+        """Whether a run has the same bits on any number of CPU threads, and may change it at any time."""
+
+    @property
     def factors(self) -> torch.dtype | None:
         """The type in which a layer's weights are best kept between calls; None: their own."""
 

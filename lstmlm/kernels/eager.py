@@ -25,6 +25,7 @@ class EagerKernel:
     """
 
     factors = None
+    any_threads = False  # MKL's products
 
     def __init__(self, *, fast: bool = False) -> None:
         self._fast = fast

@@ -305,12 +305,6 @@ static void generate(void *argument, int rank, int threads) {
 
 #define EXPORT __attribute__((visibility("default")))
 
-EXPORT void lstmlm_generator_team(void *run, void *rank, void *number) {
-    team_run = (void (*)(void (*)(void *), void *, unsigned, unsigned))run;
-    team_rank = (int (*)(void))rank;
-    team_size = (int (*)(void))number;
-}
-
 /* Whether products of bytes are quick here. */
 EXPORT int lstmlm_generator_bytes(void) { return GROUP > 1; }
 

@@ -259,7 +259,7 @@ def _pointer(tensor: Tensor | None) -> int | None:
 
 
 def _library(kernel: NativeKernel) -> ctypes.CDLL:
-    """Return the kernel's shared object: the arguments of the entry points stated, torch's OpenMP runtime handed over."""
+    """Return the kernel's shared object, the arguments of the entry points stated."""
     library = kernel.library
     if library.lstmlm_generator_free.argtypes is None:
         _declare(library)
@@ -278,14 +278,7 @@ def _declare(library: ctypes.CDLL) -> None:
     library.lstmlm_generator_join.argtypes = [pointer, pointer]
     library.lstmlm_generator_logits.argtypes = [pointer, number, pointer]
     library.lstmlm_generator_run.argtypes = [pointer, number, size, pointer, real, size, real, number, pointer, pointer]
-    library.lstmlm_generator_team.argtypes = [pointer] * 3
     library.lstmlm_generator_read.argtypes = [pointer, size, ctypes.POINTER(size)]
     library.lstmlm_fingerprint.argtypes = [pointer, size, number, ctypes.c_ulonglong, pointer]
     library.lstmlm_fingerprint.restype = ctypes.c_ulonglong
     library.lstmlm_generator_free.argtypes, library.lstmlm_generator_free.restype = [pointer], None
-    names = "GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads"
-    try:
-        torch_library = ctypes.CDLL(str(torch._C.__file__))
-        library.lstmlm_generator_team(*[ctypes.cast(getattr(torch_library, name), pointer) for name in names])
-    except (OSError, AttributeError):
-        pass  # this torch has another runtime: one thread

@@ -161,6 +161,7 @@ static int tiles_allowed(void) { return syscall(SYS_arch_prctl, 0x1023, 18) == 0
 
 /* Two tiles of rows by two of columns at a time: each load serves two products. */
 static void tiles_product(size rows, size K, const uint16_t *A, size lda, const uint16_t *panel, float *out) {
+    SETTLED; /* not every compiler knows that these instructions read and write memory */
     for (size row = 0; row < rows; row += 32)
         for (int pair = 0; pair < 2; pair++) {
             const int both = rows - row > 16;
@@ -189,6 +190,7 @@ static void tiles_product(size rows, size K, const uint16_t *A, size lda, const 
                 tile_store(3, to + 16 * COLUMNS + 16, COLUMNS * 4);
             }
         }
+    SETTLED;
 }
 #else
 static void tiles_begin(void) {}

@@ -173,7 +173,8 @@ INLINE void forward(const int kind, Job *job, int rank, int threads) {
             for (size block = share.unit; block < share.unit + share.units; block++)
                 low_store(kind, low_row(kind, job, 0, row), block * VECTOR,
                           load(H_prev + row * S + block * VECTOR, (int)least(VECTOR, S - block * VECTOR)));
-            for (size k = blocks(S, VECTOR) * VECTOR; k < job->low_K; k += VECTOR) /* beyond the last unit: zero for good */
+            /* Beyond the last unit: zero for good, by one of those who share the rows. */
+            for (size k = blocks(S, VECTOR) * VECTOR; share.unit == 0 && k < job->low_K; k += VECTOR)
                 for (int t = 0; t < 2; t++) low_store(kind, low_row(kind, job, t, row), k, (vec){0});
         }
         if (kind == TILES) tiles_begin();
@@ -394,10 +395,13 @@ static void (*const packers[2][KINDS])(void *, int, int) = { /* TILES reads what
 
 #define EXPORT __attribute__((visibility("default")))
 
+void (*lstmlm_team_run)(void (*)(void *), void *, unsigned, unsigned);
+int (*lstmlm_team_rank)(void), (*lstmlm_team_size)(void);
+
 EXPORT void lstmlm_team(void *run, void *rank, void *number) {
-    team_run = (void (*)(void (*)(void *), void *, unsigned, unsigned))run;
-    team_rank = (int (*)(void))rank;
-    team_size = (int (*)(void))number;
+    lstmlm_team_run = (void (*)(void (*)(void *), void *, unsigned, unsigned))run;
+    lstmlm_team_rank = (int (*)(void))rank;
+    lstmlm_team_size = (int (*)(void))number;
 }
 
 /* Floats in a register: 16, 8, or 4 where nothing better is known. */

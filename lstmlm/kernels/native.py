@@ -19,7 +19,7 @@ from lstmlm.kernels.eager import EagerKernel
 from lstmlm.kernels.native_pointwise import NativePointwise
 from lstmlm.kernels.threads import one_thread
 
-__all__ = ["NativeKernel", "Packed", "Unavailable", "load"]
+__all__ = ["NativeKernel", "Unavailable", "load"]
 
 FLOAT32, FLOAT16, TILES, PAIRS = range(4)
 """The kinds of products in `low.h`: the last two have bfloat16 factors, by AMX and by AVX512-BF16."""
@@ -32,24 +32,6 @@ WITHIN = {FLOAT32: 1e-5, FLOAT16: 1e-2, TILES: 5e-2, PAIRS: 5e-2}
 """What the self-check allows each kind: float32 its promise; the others some ten times their rounding, 2^-11 and 2^-8."""
 
 
-class Packed:
-    """W in the two orders in which the kernel reads it, made at first need and kept until `W` changes.
-
-    Whoever holds it promises that W does not change meanwhile.
-    """
-
-    def __init__(self, kernel: "NativeKernel", W: Tensor) -> None:
-        self.W = W
-        self._kernel = kernel
-        self._forms: dict[bool, Tensor] = {}
-
-    def form(self, back: bool) -> Tensor:
-        """Return the form for the forward or the backward pass."""
-        if back not in self._forms:
-            self._forms[back] = self._kernel._pack(self.W, back, None)
-        return self._forms[back]
-
-
 class NativeKernel:
     """See `Kernel`. float32 on the CPU. Sums run in a fixed order: the bits do not depend on the number of threads.
 
@@ -58,6 +40,7 @@ class NativeKernel:
     """
 
     factors = None
+    any_threads = True
 
     def __init__(self, library: ctypes.CDLL, kind: int = FLOAT32, strict: "NativeKernel | None" = None) -> None:
         _declare(library)
@@ -74,22 +57,17 @@ class NativeKernel:
         """See `Kernel.strict`."""
         return self._strict or self
 
-    def pack(self, W: Tensor) -> Packed:
-        """Return W packed; `forward` and `backward` take it in place of W and then need not pack it again."""
-        checked("W", W, W.shape[0], 4 * W.shape[0])
-        return Packed(self, W)
-
     def forward(
         self,
         a: Tensor | Rows,
-        W: Tensor | Packed,
+        W: Tensor,
         H_0: Tensor,
         C_0: Tensor,
         *,
         bias: Tensor | None = None,
         into: Activations | None = None,
     ) -> Activations:
-        """Run T steps; see `Kernel.forward`. W may be packed beforehand (`pack`)."""
+        """Run T steps; see `Kernel.forward`."""
         T, B, S4 = a.shape
         S = S4 // 4
         ids = table = None
@@ -113,9 +91,9 @@ class NativeKernel:
         return into
 
     def backward(
-        self, dH: Tensor, dC_T: Tensor, gates: Tensor, C: Tensor, C_0: Tensor, W: Tensor | Packed
+        self, dH: Tensor, dC_T: Tensor, gates: Tensor, C: Tensor, C_0: Tensor, W: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Run the T steps back; see `Kernel.backward`. W may be packed beforehand (`pack`)."""
+        """Run the T steps back; see `Kernel.backward`."""
         T, B, S = C.shape
         checked("gates", gates, T, B, 4 * S)
         form = self._form(W, S, back=True)
@@ -141,20 +119,13 @@ class NativeKernel:
         self.library.lstmlm_multiply(self.kind, threads, M, N, K, *turned, add, *pointers(A, B, out, room))
         return out
 
-    def _form(self, W: Tensor | Packed, S: int, back: bool) -> Tensor:
-        """Return W as the pass reads it: packed beforehand, or packed now into memory that this thread keeps for it."""
-        if isinstance(W, Packed):
-            checked("W", W.W, S, 4 * S)
-            return W.form(back)
+    def _form(self, W: Tensor, S: int, back: bool) -> Tensor:
+        """Return W as the pass reads it, packed into memory that this thread keeps for it."""
         checked("W", W, S, 4 * S)
         kept: dict[tuple[int, bool], Tensor] = self._scratch.__dict__.setdefault("forms", {})
-        form = kept[S, back] = self._pack(W, back, kept.get((S, back)))
-        return form
-
-    def _pack(self, W: Tensor, back: bool, form: Tensor | None) -> Tensor:
-        S = len(W)
+        form = kept.get((S, back))
         if form is None:
-            form = torch.empty(self.library.lstmlm_packed_size(self.kind, back, S), dtype=torch.uint8)
+            form = kept[S, back] = torch.empty(self.library.lstmlm_packed_size(self.kind, back, S), dtype=torch.uint8)
         self.library.lstmlm_pack(self.kind, back, arguments.threads(), S, *pointers(W, form))
         return form
 
@@ -181,19 +152,25 @@ def load(precision: str = "float32", keep: str = "") -> NativeKernel:
     Raises:
         Unavailable: It cannot be compiled here, gives wrong results, or the precision is not one of these.
     """
-    kinds = {"auto": (TILES, FLOAT16, PAIRS, FLOAT32), "bfloat16": (TILES, FLOAT16, PAIRS, FLOAT32), "float32": (FLOAT32,)}
-    if precision not in kinds:
+    if precision not in ("auto", "bfloat16", "float32"):
         raise Unavailable(f"it has no {precision} products")
     library = build.library()
     strict = _examined(NativeKernel(library))
     if strict is None:  # scores need it, whatever trains: it is there, or none is
         raise Unavailable(f"the compiled kernel disagrees with eager by {disagreement(NativeKernel(library)):.1e}")
-    there = [NativeKernel(library, kind, strict) if kind else strict for kind in kinds[precision] if library.lstmlm_has(kind)]
+    if precision == "float32":
+        return strict
+    there = every_kind(strict)
     for kernel in there:
         if kernel.name == keep and _examined(kernel):
             return kernel
-    right = [kernel for kernel in there if _examined(kernel)]
-    return _fastest(library, right)
+    return _fastest(library, [kernel for kernel in there if _examined(kernel)])
+
+
+def every_kind(strict: NativeKernel) -> list[NativeKernel]:
+    """Return a kernel of each kind of products that this CPU has, AMX's before all others, the strict one last."""
+    kinds = [kind for kind in (TILES, FLOAT16, PAIRS) if strict.library.lstmlm_has(kind)]
+    return [*(NativeKernel(strict.library, kind, strict) for kind in kinds), strict]
 
 
 def _examined(kernel: NativeKernel) -> NativeKernel | None:

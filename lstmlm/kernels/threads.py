@@ -1,9 +1,19 @@
-"""How many threads compute."""
+"""How many threads compute, in torch and in C, and what becomes of them in a forked process."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+
+
+def _alone() -> None:
+    """Compute on one thread from now on: the others stayed in the process that this was forked from, and would be waited for."""
+    torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_alone)
 
 
 @contextmanager

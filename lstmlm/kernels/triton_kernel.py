@@ -54,6 +54,8 @@ class TritonKernel:
         fused: Whether norm and dropout are Triton's too; else torch's.
     """
 
+    any_threads = True  # nothing is computed by them
+
     def __init__(
         self, factors: torch.dtype, strict: "TritonKernel | None" = None, *, interpreted: bool = False, fused: bool = True
     ) -> None:

@@ -123,8 +123,9 @@ class Trainer:
         self._budget: Budget | None = None  # in minutes, as long as it decides on the number of steps
         if train.minutes is not None:
             self._budget = Budget(train.minutes, clock.seconds, reading)
-        # Another thread may be one too many on a busy machine; one more bit of the result hangs on the clock then.
-        paced = self._budget is not None and self.group.size == 1 and device.type == "cpu" and not train.threads
+        # Another thread may be one too many on a busy machine. Where that changes bits, only the clock's run may do so.
+        may_change = kernel.any_threads or self._budget is not None
+        paced = may_change and self.group.size == 1 and device.type == "cpu" and not train.threads
         self._pace = Pace(torch.get_num_threads(), 1, PACE_SECONDS) if paced else None
         self._replan = 0  # the step after which it does so next
         self._taken = 0  # steps of this process

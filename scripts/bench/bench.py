@@ -7,6 +7,8 @@ run on the machine meanwhile.
 import argparse
 import json
 import math
+import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 
 from lstmlm import kernels
 from lstmlm.config.run_config import ModelConfig, TrainConfig
+from lstmlm.kernels import native
 from lstmlm.model.char_lm import CharLM, StackState, nats
 from lstmlm.model.lstm import LSTMLayer, load_torch
 from lstmlm.training.backprop import Backprop
@@ -83,6 +86,22 @@ def alternate(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, 
             run()
             times[name].append(time.perf_counter() - began)
     return {name: statistics.median(seconds) for name, seconds in times.items()}
+
+
+def machine() -> str:
+    """Return the CPU's name, the threads, and what a 2048^3 product of each kind of the native kernel reaches."""
+    text = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
+    named = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)
+    words = [named[1] if named else platform.processor() or platform.machine(), f"{torch.get_num_threads()} threads"]
+    A, B, out = torch.randn(2048, 2048), torch.randn(2048, 2048), torch.empty(2048, 2048)
+    try:
+        kinds = native.every_kind(native.load("float32"))
+    except native.Unavailable as error:
+        return ", ".join([*words, f"no native kernel: {error}"])
+    for kernel in kinds:
+        seconds = min(alternate({"product": partial(kernel.product, A, B, out)}, 5).values())
+        words.append(f"{kernel.name} {2 * 2048**3 / seconds / 1e9:.0f} GFLOP/s")
+    return ", ".join(words)
 
 
 def peak() -> float:
@@ -333,6 +352,7 @@ def main() -> None:
         "start": lambda: start(asked.rounds),
         "memory": lambda: memory(asked.rounds),
     }
+    print(machine(), file=sys.stderr)
     tables: Iterator[tuple[str, list[Row]]]
     if asked.what == "gpu":  # no part of all: most machines have none
         import bench_gpu

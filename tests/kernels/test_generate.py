@@ -218,11 +218,11 @@ def test_a_team_may_be_smaller_than_asked_for(kernel: NativeKernel, n: int, monk
             assert second is not None
             first.join(second)
             first.read([1, 2])
-            library.lstmlm_generator_team(*[ctypes.cast(function, ctypes.c_void_p) for function in team])
+            library.lstmlm_team(*[ctypes.cast(function, ctypes.c_void_p) for function in team])
             asked.clear()
             results.append([part.tolist() for part in first.run(noise, PLAIN)])
     finally:
-        library.lstmlm_generator_team(None, None, None)
+        library.lstmlm_team(None, None, None)
         generating._declare(library)
 
     assert asked == [3]

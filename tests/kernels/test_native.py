@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -175,19 +176,6 @@ def test_threads_follow_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch, "get_num_threads", lambda: 10_000)
     assert arguments.threads() < 10_000
-
-
-def test_packed_weights(kernel: native.NativeKernel) -> None:
-    """Weights packed beforehand give the same bits, and go on giving those of the moment when they were packed."""
-    x = problem(2, 5, 20)
-    plain = kernel.forward(x["a"].clone(), x["W"], x["H_0"], x["C_0"])
-    packed = kernel.pack(x["W"])
-    first = kernel.forward(x["a"].clone(), packed, x["H_0"], x["C_0"])
-    x["W"].zero_()
-    second = kernel.forward(x["a"].clone(), packed, x["H_0"], x["C_0"])
-
-    assert torch.equal(plain.H, first.H)
-    assert torch.equal(plain.H, second.H)
 
 
 def test_changed_weights_are_seen(kernel: native.NativeKernel) -> None:
@@ -558,3 +546,41 @@ def test_no_kernel_without_its_strict_twin(monkeypatch: pytest.MonkeyPatch) -> N
     for precision in ("auto", "float32"):
         with pytest.raises(Unavailable, match="disagrees with eager"):
             native.load(precision)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_computes(kernel: native.NativeKernel) -> None:
+    """A process forked after its parent computed on two threads computes too, to the same bits, in torch and in C."""
+    program = (
+        "import os, signal, torch; from lstmlm.kernels import arguments, native; torch.set_num_threads(2)\n"
+        "arguments.os.sched_getaffinity = lambda _: {0, 1}\n"
+        "kernel = native.load(); A = torch.randn(400, 400); expected = kernel.product(A, A); torch.mm(A, A)\n"
+        "child = os.fork()\n"
+        "if not child:\n"
+        "    signal.alarm(60); A @ A; os._exit(not torch.equal(kernel.product(A, A), expected))\n"
+        "print(os.waitpid(child, 0)[1], torch.get_num_threads())"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(native.__file__).parents[2])
+
+    assert run.stdout.split() == ["0", "2"]
+
+
+def test_tiny_numbers_are_zero_within_a_call_alone(kernel: native.NativeKernel) -> None:
+    """What is smaller than any normal number counts as zero in C, and the thread that called computes with it again after."""
+    tiny = torch.full((1, 1), 1e-40)
+
+    assert float(kernel.product(tiny, torch.ones(1, 1))) == 0.0
+    assert float(tiny + tiny) > 1.9e-40
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_what_was_there_is_not_read(rough: native.NativeKernel, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that has just run a wider network, whose values its memory still holds, gives the bits of one that has not."""
+    monkeypatch.setattr(arguments, "threads", lambda: threads)
+    wide = problem(2, 40, 100)
+    both_passes(rough, {name: torch.full_like(tensor, 9.0) for name, tensor in wide.items()})
+    x = problem(2, 40, 70)
+    found, expected = both_passes(rough, x), both_passes(native.NativeKernel(rough.library, rough.kind), x)
+
+    assert all(torch.equal(found[name], expected[name]) for name in expected)

@@ -716,3 +716,27 @@ def test_threads_do_not_change_bits(bench: Callable[..., Bench], precision: str)
         ends.append(run.run().end())
 
     assert ends[0] == ends[1]
+
+
+def test_a_run_takes_as_many_threads_as_are_quickest(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the native kernel every run tries one thread and all of them, and ends with the bits of a run that kept to one."""
+    kernel, why = kernels.choose()
+    if why:
+        pytest.skip(why)
+    counts: list[int] = []
+    step = Trainer._step
+
+    def counted(self: Trainer) -> StepDone | None:
+        counts.append(torch.get_num_threads())
+        return step(self)
+
+    monkeypatch.setattr(Trainer, "_step", counted)
+    ends = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        run = bench()
+        run.kernel = kernel
+        ends.append(run.run().end())
+
+    assert {1, 2} == set(counts[STEPS:])
+    assert ends[0] == ends[1]
