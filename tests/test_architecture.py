@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
         "units",
     },
     "lstmlm": {"api"},
-    "api": {"evaluation", "data", "model", "storage", "config", "kernels", "errors", "machine"},
+    "api": {"evaluation", "data", "model", "storage", "config", "kernels", "errors"},
     "display": {"training", "errors", "units"},
     "analysis": {"evaluation", "model", "errors", "units"},
     "training": {"evaluation", "data", "model", "storage", "config", "kernels", "errors"},
