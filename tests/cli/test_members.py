@@ -101,13 +101,13 @@ def test_too_many_layers(lstmlm: Lstmlm, text: Path) -> None:
 
 def test_more_than_the_machine_holds(lstmlm: Lstmlm, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What needs more memory than there is is refused before a folder is made; one member of it would have fitted."""
-    monkeypatch.setattr("lstmlm.machine.memory", lambda: 100_000)
-    fits, result = (lstmlm("train", text, *TINY, "--members", count, "--out", f"runs/{count}") for count in ("1", "9"))
+    monkeypatch.setattr("lstmlm.machine.memory", lambda: 5_100_000)
+    fits, result = (lstmlm("train", text, *TINY, "--members", count, "--out", f"runs/{count}") for count in ("1", "60"))
 
     assert fits.code == 0, fits.err
     assert result.code == 5
     assert "Take fewer --members, a smaller --hidden or --batch." in result.err
-    assert not Path("runs/9").exists()
+    assert not Path("runs/60").exists()
 
 
 def test_a_run_keeps_its_members(lstmlm: Lstmlm, text: Path, ensemble: str) -> None:
@@ -133,5 +133,5 @@ def test_configured(lstmlm: Lstmlm, text: Path) -> None:
 
     assert three.json["members"] == 3
     assert three.json["parameters"] == 3 * one.json["parameters"]
-    assert three.json["memory_bytes"] == 3 * one.json["memory_bytes"]
+    assert one.json["memory_bytes"] < three.json["memory_bytes"] < 3 * one.json["memory_bytes"]  # they are read in turn
     assert "3 members of 1 x 128 units" in three.err
