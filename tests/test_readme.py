@@ -95,6 +95,7 @@ def flags_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     return ask
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", dict.fromkeys(RUN))
 def test_commands_of_the_readmes_run(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every command in a README runs as written, but for a smaller network and fewer steps."""
