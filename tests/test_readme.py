@@ -95,6 +95,7 @@ def flags_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     return ask
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", dict.fromkeys(RUN))
 def test_commands_of_the_readmes_run(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every command in a README runs as written, but for a smaller network and fewer steps."""
@@ -143,7 +144,7 @@ def test_flags_and_settings_exist(name: str, flags_of: Callable[[str], set[str]]
     """Each flag in a README is one of the command or script that it stands behind, and each setting is one."""
     commands = ("train", "sample", "eval", "fill", "inspect", "info")
     known = {command: flags_of(command) for command in commands}
-    sources = (path.read_text(encoding="utf-8") for path in (ROOT / "scripts").rglob("*.py"))
+    sources = (path.read_text(encoding="utf-8") for end in ("py", "sh") for path in (ROOT / "scripts").rglob(f"*.{end}"))
     everywhere = OTHERS.union(*known.values(), *(FLAG.findall(source) for source in sources))
     for piece in code(TEXTS[name]):
         script = re.search(r"scripts/\S+\.(?:py|sh)", piece)

@@ -62,6 +62,7 @@ def test_under_other_conditions(lstmlm: Lstmlm, run: Path, text: Path, monkeypat
     assert digest(run) == before  # it had ended, so that going on changes nothing either
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_its_kind(lstmlm: Lstmlm, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where several kinds of products run, a run keeps the one it began with, though another would be taken by now."""
     monkeypatch.delenv("LSTMLM_KERNEL")

@@ -23,6 +23,7 @@ COMMANDS = [
 ]
 
 
+@pytest.mark.slow
 def test_every_command_there_and_here(lstmlm: Lstmlm, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trained, stopped, resumed and used on a device, a model is the CPU's, and each can be used where the other was made."""
     for kind in ("cpu", pretend.DEVICE.type):  # as many at a time: the bits of torch's products depend on the number of rows

@@ -21,6 +21,7 @@ def put(path: Path, kind: str) -> None:
         pytest.skip(f"no {kind}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("line", ["eval", "eval ok.txt --dynamic", "fill ____ob --choice B --words 3", "inspect --at ."])
 @pytest.mark.parametrize("what", ["sources", "val"])

@@ -118,6 +118,7 @@ def test_max_bpc(lstmlm: Lstmlm, text: Path, limit: str, code: int) -> None:
         assert ("error: train: expected at most 0.5 bits/char on the validation text, found" in result.err) == bool(code)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("steps", "worse"), [("1", True), ("300", False)])
 def test_a_model_that_has_learnt_nothing_is_said_to_have(lstmlm: Lstmlm, text: Path, steps: str, worse: bool) -> None:
     """Worse than the counts of single characters is a warning, and a field of the JSON object."""

@@ -498,6 +498,7 @@ def test_config_reader_raises_nothing_but_config_errors(text: str) -> None:
         assert_helpful(str(problem))
 
 
+@pytest.mark.slow
 @hypothesis_settings(max_examples=200, deadline=None, derandomize=True, database=None)
 @given(st.sampled_from(sorted(KEYS)), st.text(max_size=30))
 def test_config_values_raise_nothing_but_config_errors(key: str, text: str) -> None:

@@ -177,6 +177,7 @@ class TestLarge:
         assert text_of(read(path)) == self.text
         assert file.read_bytes() != data
 
+    @pytest.mark.slow
     def test_damage_anywhere_in_the_ids_is_noticed(self, read: Reader, passes: list[str]) -> None:
         """One bit changed at any of a hundred places of the body, and the text is read again instead of trained on."""
         path = self.old(read)

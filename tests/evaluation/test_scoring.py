@@ -223,6 +223,7 @@ def test_an_estimate_is_near_and_cheap(chars: int, dtype: torch.dtype) -> None:
     assert scoring.estimate([model], ids, COUNTS, chars)[0] == pytest.approx(exact, rel=0.05)
 
 
+@pytest.mark.slow
 def test_an_estimate_counts_what_it_says() -> None:
     """The characters that count are spread evenly over the text, each once, and have the scores of a model that forgets."""
     model, ids = forgetful(), some_ids(10_240)

@@ -122,6 +122,7 @@ def test_a_step_is_that_of_the_rounded_network(kernel: NativeKernel, shape: dict
             assert (gap < 1e-4).double().mean() > 0.9, (turn, shape)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_distribution_is_almost_that_of_float32(kernel: NativeKernel) -> None:
     """Over many characters the text's nats under the rounded network differ from the network's own by less than 0.01."""

@@ -109,6 +109,7 @@ def both_ways(
     return [out, dy, *((stats, norm.dgamma, norm.dbeta) if norm else ())]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "requested"), CASES, ids=str)
 @pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize("kind", ["no", "numbers", "tensors"])
@@ -131,6 +132,7 @@ def test_norm_dropout_residual_and_back(
     agree(found, both_ways(TorchPointwise(), size, of(kind), dtype=torch.float64, **how))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["numbers", "tensors"])
 @pytest.mark.parametrize("rate", [0.0, 0.3, 0.999])
 @pytest.mark.parametrize(
@@ -204,6 +206,7 @@ def test_the_dropout_of_weights(ours: TritonPointwise, S: int, kind: str, cut: C
     assert S == 1 or bool((results[0][0] == 0).any())
 
 
+@pytest.mark.slow
 def test_the_same_bits_each_time(ours: TritonPointwise, cut: Cut) -> None:
     """Equal calls give equal bits, sums over rows among them, whatever was in the memory that is taken for parts."""
     cut((64, 5, 4))
@@ -346,6 +349,7 @@ def test_a_whole_step(ours: TritonPointwise) -> None:
         assert torch.allclose(one, other, rtol=0, atol=1e-5 * float(other.abs().max()))
 
 
+@pytest.mark.slow
 def test_the_self_check_sees_what_is_wrong(ours: TritonPointwise, monkeypatch: pytest.MonkeyPatch) -> None:
     """It passes what is right, and sees a wrong number, a NaN, and another mask."""
     assert fused.disagreement(ours, DEVICE) < WITHIN

@@ -250,6 +250,7 @@ def test_reduced_precision_is_within_its_rounding(rough: native.NativeKernel, si
         assert relative(actual[name], value) < 8 * rounding, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("magnitude", [1e-30, 1e-9, 1e6])
 def test_gradients_of_every_size_survive(rough: native.NativeKernel, magnitude: float) -> None:
     """Gradients far outside float16's range, whole rows of them beside ordinary ones, keep their direction in every row."""
@@ -453,6 +454,7 @@ def test_the_seconds_of_a_product(kernel: native.NativeKernel) -> None:
     assert all(0 < seconds < 5 for seconds in found.values())
 
 
+@pytest.mark.slow
 def test_bfloat16_without_the_instruction(rough: native.NativeKernel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What stands in for AVX512-BF16 on a machine that lacks it gives what the instruction gives, to the rounding of sums."""
     if rough.kind != native.PAIRS:

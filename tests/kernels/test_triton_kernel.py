@@ -127,6 +127,7 @@ def test_a_whole_window(kernel: TritonKernel) -> None:
         assert torch.allclose(one, other, rtol=0, atol=within * float(one.abs().max()))
 
 
+@pytest.mark.slow
 def test_the_check_sees_what_is_wrong(kernel: TritonKernel, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wrong number and a NaN, in any pass and in the large products, are seen; then eager is used, and it is said why."""
     assert triton_kernel.wrong(kernel, DEVICE, 2, 3, 21, 5) == ""
@@ -211,6 +212,7 @@ def test_what_it_is_not_made_for(changes: dict[str, Any], reason: str, monkeypat
         triton_kernel.load("float16")
 
 
+@pytest.mark.slow
 def test_compiles_for_what_there_is(tmp_path: Path) -> None:
     """The compiler takes all launches for four generations; nothing is spilled, nothing added by atomics."""
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(Path(lstmlm.__file__).parents[1])}

@@ -171,6 +171,7 @@ def test_size_and_characters(corpus: str) -> None:
     assert "\n\n" not in corpus
 
 
+@pytest.mark.slow
 def test_every_part_has_every_kind(told: Any) -> None:
     """In each tenth of the file, so in the validation part too, the three kinds are about as many."""
     counts = [Counter[str]() for _ in range(10)]

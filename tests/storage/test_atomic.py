@@ -444,6 +444,7 @@ def _aside(folder: Path, at: int, what: str) -> int:
     return subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False).returncode
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no kill -9 on this system")
 def test_a_kill_while_files_are_set_aside_loses_none(tmp_path: Path) -> None:
     """Killed at any call, and at any call of putting back: what is there in the end is all of the old files or the new ones."""

@@ -518,6 +518,7 @@ def in_minutes(minutes: float = 1.0, **train: Any) -> RunConfig:
     return replace(config, train=replace(config.train, **{"steps": None, "minutes": minutes, "eval_every": None, **train}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "speed",
     [lambda t: 0.2, lambda t: 0.1 if t < 10 else 0.5, lambda t: 0.1 if t < 40 else 0.6, lambda t: 0.8 if t < 3 else 0.1],
@@ -569,6 +570,7 @@ def test_a_resumed_run_keeps_its_number_of_steps(bench: Callable[..., Bench], mo
     assert 80 < planned < 100
 
 
+@pytest.mark.slow
 def test_where_the_rate_falls_minutes_become_steps_once(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
     """With a rate that depends on the number of steps, that is decided before the warm-up ends, and stays."""
     run = bench(in_minutes(final_lr=0.1, warmup=30))
@@ -593,6 +595,7 @@ def long(tmp_path: Path) -> Corpus:
     return open_corpus([str(path)], cache_dir=tmp_path / "cache")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("average", [0.0, 0.3])
 def test_the_best_model_is_scored_exactly_at_the_end(long: Corpus, tmp_path: Path, average: float) -> None:
     """Validations are estimates and say so; the score that is kept at the end is that of `lstmlm eval`, to the bit."""
@@ -613,6 +616,7 @@ def test_the_best_model_is_scored_exactly_at_the_end(long: Corpus, tmp_path: Pat
     assert len([r for r in run.records if isinstance(r, Scored)]) == 1
 
 
+@pytest.mark.slow
 def test_a_signal_while_the_best_model_is_scored(long: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It does not wait for the end of the text; resumed, the run makes up for it, to the same bits."""
     config = configured(eval_every=10, steps=120, batch=16, window=64)
@@ -635,6 +639,7 @@ def test_a_signal_while_the_best_model_is_scored(long: Corpus, tmp_path: Path, m
     assert run.run(resume=True).end() == expected
 
 
+@pytest.mark.slow
 def test_streams_that_stay_apart_leave_an_estimate(long: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the exact score would take one pass from left to right, the estimate stays, and is said to be one."""
 
