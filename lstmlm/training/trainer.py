@@ -231,7 +231,8 @@ class Trainer:
                 self._validate()
                 if self._budget is not None:
                     self._budget.looked(self.progress.look_chars)
-                self._plan()
+                if self.progress.step != self.progress.steps:  # the end stays the end, even if a moment is left over
+                    self._plan()
             signal = self._stopping()
             if not (self._save_due() or self._ended() or signal is not None):
                 continue
