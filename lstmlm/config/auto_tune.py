@@ -1,4 +1,4 @@
-"""What a run does with its time where the user leaves it open: sizes and rates.
+"""Sizes and rates of a run, where the user leaves them open: as its time and its text allow.
 
 `choose` fills in the open sizes before training, for `train`, by what steps of some sizes are measured to take. The numbers
 rest on few runs of one seed each of about a minute, recorded in `scripts/experiments/results/`; what they say of longer budgets
@@ -10,11 +10,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 
-from lstmlm.config.run_config import ModelConfig, RunConfig, TrainConfig
+from lstmlm.config.run_config import DEFAULT_MINUTES, ModelConfig, RunConfig, TrainConfig
 from lstmlm.units import counted
 
-DEFAULT_MINUTES = 3.0
-EVALUATION_CHARS = 1 << 18  # of the validation text, its beginning; `lstmlm eval` scores all of it
 WIDTHS = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 ENOUGH_CHARS = 1.2e6  # for 256 units: fewer, and a narrower network that sees more is better
 WIDEST = ((50_000, 128), (300_000, 384), (600_000, 512), (3_000_000, 768), (math.inf, 1024))  # for texts below so many characters

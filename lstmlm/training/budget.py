@@ -15,11 +15,11 @@ from lstmlm.evaluation.scoring import streams_of
 SHARE = 0.08  # of a run that may go into validating, the exact score at its end included
 LOOKS = 10  # validations, evenly over a run; at 1, 2, 4, 8 ... passes there are more, where they are cheap
 LEAST_CHARS = 8192  # of a validation text, if it has as many: fewer say too little
+MOST_CHARS = 1 << 18  # of a validation text, its beginning; `lstmlm eval` scores all of a longer one
 READING = 0.45  # of the time of a training step, for reading as many characters, in strict float32
 EXACTLY = 1.5  # times what a text has are read for its exact score, as a rule
 PATIENCE = 3  # validations in a row that are worse than the best ...
 WORSE = 1.05  # ... and, the last of them, by this factor, after twice the steps: what follows is known by heart
-FEWEST_STEPS = 200  # in which something can be learnt
 SHUTDOWN_SECONDS = 1.0  # at most: the last lines and the end of the process
 
 

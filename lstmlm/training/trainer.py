@@ -116,7 +116,7 @@ class Trainer:
         self.members.prepare({count for _, count in self.shards.own}, T, B)
         self.states: list[StackState | None] = [None] * len(self.shards.own)
         self.progress = TrainState(steps=auto_tune.steps_of(config, self.streams.steps_per_epoch))
-        self.validation = corpus.val.tensor(0, min(len(corpus.val), auto_tune.EVALUATION_CHARS))
+        self.validation = corpus.val.tensor(0, min(len(corpus.val), budget.MOST_CHARS))
         reading = budget.READING / self.batch_chars
         self._plan_looks()
         self.train_seconds = 0.0
@@ -152,6 +152,8 @@ class Trainer:
         self._restore(saved)
         if self.progress.steps is not None:
             self._budget = None
+            if not self.members.each[0].model.stack()[0].kernel.any_threads:
+                self._pace = None
 
     def _restore(self, saved: Checkpoint) -> None:
         tensors = checkpoint.to_tensors(saved.tensors)
@@ -227,8 +229,7 @@ class Trainer:
                 self._score_best()
             elif not self._owes_validation() and not self._advance():
                 continue
-            if self._owes_validation() and self._stopping() is None:
-                self._validate()
+            if self._owes_validation() and self._stopping() is None and self._validate():
                 if self._budget is not None:
                     self._budget.looked(self.progress.look_chars)
                 if self.progress.step != self.progress.steps:  # the end stays the end, even if a moment is left over
@@ -408,7 +409,8 @@ class Trainer:
 
     def _set_looks(self, looks: Looks) -> None:
         p = self.progress
-        p.look_chars, p.look_gap, p.look_exact = looks.chars, looks.gap, looks.exact
+        whole = len(self.validation) == len(self.corpus.val)  # of a longer one no score here is that of `lstmlm eval`
+        p.look_chars, p.look_gap, p.look_exact = looks.chars, looks.gap, looks.exact and whole
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
@@ -438,8 +440,8 @@ class Trainer:
             for layer, kernel in zip(stack, own, strict=True):
                 layer.kernel = kernel
 
-    def _validate(self) -> None:
-        """Score the validation text, keep the best model, write a sample; all of it or, on a signal, nothing."""
+    def _validate(self) -> bool:
+        """Score the validation text, keep the best model, write a sample; all of it or, on a signal, nothing. Say whether."""
         p = self.progress
         value, text, signal = math.inf, "", 0.0
         alone: tuple[float, ...] = ()
@@ -455,7 +457,7 @@ class Trainer:
         value, signal = self.group.broadcast_floats(value, signal)
         if signal:
             self._signal = int(signal)
-            return
+            return False
         p.validated = p.step
         best = value < p.best_nats or not len(self.validation)  # nothing to choose by: the newest is the best
         if len(self.validation):
@@ -465,6 +467,7 @@ class Trainer:
             p.best_nats, p.best_step, p.exact_nats = value, p.step, math.inf
         if self.group.is_rank_zero:
             self._keep(value, alone if len(alone) > 1 else (), text, best=best)
+        return True
 
     def _keep(self, value: float, alone: tuple[float, ...], text: str, *, best: bool) -> None:
         """Write and report what a validation has found."""
@@ -483,8 +486,8 @@ class Trainer:
 
     @property
     def estimates(self) -> bool:
-        """Whether validations are estimates: a short text is always scored exactly."""
-        return streams_of(len(self.validation), self.progress.look_chars) > 1
+        """Whether validations are estimates: a short text is always scored exactly, and of a long one the beginning alone."""
+        return len(self.validation) < len(self.corpus.val) or streams_of(len(self.validation), self.progress.look_chars) > 1
 
     @property
     def best(self) -> tuple[float, bool]:

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from lstmlm.config import auto_tune
-from lstmlm.config.run_config import ModelConfig, RunConfig, TrainConfig
+from lstmlm.config.run_config import DEFAULT_MINUTES, ModelConfig, RunConfig, TrainConfig
 
 LONG, SHORT = 1_000_000, 5_000
 SPEED = 2.5e11  # FLOP/s
@@ -33,7 +33,7 @@ def choose(config: RunConfig, chars: int, speed: float = SPEED) -> tuple[RunConf
 def test_nothing_stays_open(chars: int, train: TrainConfig) -> None:
     """Whatever is left open is chosen within its range, and one line says so."""
     if train == TrainConfig():
-        train = TrainConfig(minutes=auto_tune.DEFAULT_MINUTES)
+        train = TrainConfig(minutes=DEFAULT_MINUTES)
     chosen, line, steps = choose(RunConfig(train=train), chars)
     sizes = [chosen.model.hidden, chosen.model.layers, chosen.train.batch, chosen.train.window, chosen.train.lr]
 

@@ -494,10 +494,10 @@ class SlowClock(Clock):
             object.__setattr__(self, "now", self.now + step(self.now))
             return take()
 
-        def looked() -> None:
+        def looked() -> bool:
             object.__setattr__(self, "now", self.now + 2 * step(self.now))
             object.__setattr__(self, "looking", self.looking + 2 * step(self.now))
-            look()
+            return look()
 
         monkeypatch.setattr(made, "_step", stepped)
         monkeypatch.setattr(made, "_validate", looked)
@@ -655,6 +655,17 @@ def test_streams_that_stay_apart_leave_an_estimate(long: Corpus, tmp_path: Path,
     assert run.last().meta["training"]["exact_step"] > 0
 
 
+def test_the_score_of_a_long_text_is_an_estimate(long: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where only the beginning of the validation text is read, no score is said to be that of `lstmlm eval`."""
+    monkeypatch.setattr(budget, "MOST_CHARS", 600)  # so few are read in one stream, and so exactly
+    run = Bench(long, tmp_path / "run", configured(eval_every=10, batch=16, window=64)).run()
+
+    assert len(long.val) > 600
+    assert checkpoint.read(run.folder / "best.safetensors").meta["scores"]["exact"] is False
+    assert not any(r.exact for r in run.records if isinstance(r, Validated))
+    assert not any(isinstance(r, Scored) for r in run.records)
+
+
 # Signals
 
 
@@ -767,3 +778,28 @@ def test_a_run_takes_as_many_threads_as_are_quickest(bench: Callable[..., Bench]
 
     assert {1, 2} == set(counts[STEPS:])
     assert ends[0] == ends[1]
+
+
+def test_a_resumed_run_in_minutes_changes_no_bits_by_the_clock(
+    bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once minutes have become steps, a kernel whose bits hang on the number of threads stays on those that it was given."""
+    torch.set_num_threads(2)
+    run = bench(in_minutes())
+    made = run.trainer(stop=lambda: signal.SIGTERM if made.progress.step >= 50 else None)
+    SlowClock(made, monkeypatch, lambda t: 0.6)
+    with pytest.raises(Stopped):
+        made.run()
+    counts: list[int] = []
+    torch.set_num_threads(2)
+    again = run.trainer(resume=True)
+    step = again._step
+
+    def counted() -> StepDone | None:
+        counts.append(torch.get_num_threads())
+        return step()
+
+    monkeypatch.setattr(again, "_step", counted)
+    again.run()
+
+    assert set(counts) == {2}
