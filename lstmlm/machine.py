@@ -1,7 +1,7 @@
 """What this process may use of its machine: processors and memory, as the system, its container and its job allow; and a folder.
 
-`cpus` gives the number of threads where none was asked for; `memory` what a run or a checkpoint has to fit into;
-`cache_folder` is for compiled kernels and the ids of large texts.
+`cpus` gives the number of threads where none was asked for, and `processors` the most that may wait for each other; `memory` is
+what a run or a checkpoint has to fit into; `cache_folder` is for compiled kernels and the ids of large texts.
 """
 
 import contextlib
@@ -13,6 +13,11 @@ from pathlib import Path
 _NONE = 1 << 60  # bytes: what cgroups of version 1 say where there is no limit is more
 
 
+def processors() -> set[int]:
+    """Return the processors that this process is bound to by their numbers, two of a core apart."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
 def cpus(root: Path = Path("/"), environment: Mapping[str, str] = os.environ) -> int:
     """Return how many cores this process may use: those it is bound to, or as few as its container or OMP_NUM_THREADS say.
 
@@ -22,9 +27,8 @@ def cpus(root: Path = Path("/"), environment: Mapping[str, str] = os.environ) ->
         root: Where /proc and /sys are.
         environment: Of the process.
     """
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     topology = root / "sys/devices/system/cpu"
-    found = len({_text(topology / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in allowed})
+    found = len({_text(topology / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in processors()})
     found = min(found, os.cpu_count() or 1)
     for group in _groups(root, "cpu"):
         quota = _text(group / "cpu.max").split() or [_text(group / "cpu.cfs_quota_us"), _text(group / "cpu.cfs_period_us")]

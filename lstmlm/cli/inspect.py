@@ -213,9 +213,10 @@ def _numbers(
     if json:
         console.as_json({"schema": 1, "command": "inspect", "model": str(model.path), "text": text, **whole})
     if html:
+        from lstmlm.analysis.activations import SIGNED
         from lstmlm.display.gate_page import page
 
-        safe_output.write("--html", html, page(whole, str(model.path)))
+        safe_output.write("--html", html, page(whole, str(model.path), SIGNED))
         console.say(f"wrote {printable(html)}")
 
 

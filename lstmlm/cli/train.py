@@ -169,7 +169,6 @@ def train(
         run_config.resolve(layers)  # what is wrong with the settings is said before the folder is looked at
         texts = [*corpus, *(["--val", val] if val else [])]
         folder, makes = Path(out or f"runs/{name_of(corpus[0])}"), not (dry_run or print_config)
-        layers = run_setup.layers_of(presets or [], assignments or [], flags)
 
         def as_asked() -> "tuple[bool, Checkpoint | None, tuple[RunConfig, dict[str, str]]]":
             again = run_setup.started_again(folder)

@@ -7,7 +7,7 @@ import base64
 import json
 import sys
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from html import escape
 from importlib import resources
 from typing import Any
@@ -15,23 +15,22 @@ from typing import Any
 from lstmlm.display.gate_plots import PAPER, PAPER_TWO_SIDED, glyph
 from lstmlm.errors import printable
 
-SIGNED = ("new", "cell", "hidden")
 
-
-def page(found: Mapping[str, Any], model: str) -> str:
+def page(found: Mapping[str, Any], model: str, signed: Collection[str]) -> str:
     """Return the page.
 
     Args:
         found: `characters`, `layers` (each a mapping from a quantity to `shape` and `values`), `surprise` and
             `likeliest`, as `lstmlm inspect --json` gives them.
         model: Its name, shown at the top.
+        signed: The quantities that may be negative.
     """
     quantities = [name for name in found["layers"][0] if name != "layer"]
     data = {
         "chars": list(found["characters"]),
         "glyphs": [glyph(char) for char in found["characters"]],
         "quantities": quantities,
-        "signed": [name for name in quantities if name in SIGNED],
+        "signed": [name for name in quantities if name in signed],
         "widths": [layer[quantities[0]]["shape"][1] for layer in found["layers"]],
         "layers": [{name: _packed(layer[name]["values"]) for name in quantities} for layer in found["layers"]],
         "surprise": found["surprise"]["values"],

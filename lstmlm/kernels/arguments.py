@@ -3,16 +3,15 @@
 Used by all modules that call the shared object.
 """
 
-import os
-
 import torch
 from torch import Tensor
+
+from lstmlm import machine
 
 
 def threads() -> int:
     """Return torch's number of threads, but not more than there are processors: the team spins at its barriers."""
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(torch.get_num_threads(), processors)
+    return min(torch.get_num_threads(), len(machine.processors()))
 
 
 def checked(name: str, tensor: Tensor, *shape: int) -> Tensor:

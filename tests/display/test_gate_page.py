@@ -36,7 +36,7 @@ def found() -> dict[str, Any]:
 
 def test_the_page_needs_nothing_but_itself() -> None:
     """No address, no second script file, no style sheet; and the text cannot end the element it lies in."""
-    text = page(found(), "runs/<x>")
+    text = page(found(), "runs/<x>", ["cell"])
     data = text[text.index('id="data">') + 10 :]
 
     assert not re.search(r"https?://|src=|@import|<link", text)
@@ -54,7 +54,7 @@ for (const [id, value] of [["layer", 1], ["what", "cell"], ["unit", 2]]) {
 }
 document.querySelector('[data-i="4"]').dispatchEvent(new MouseEvent("mouseover", { bubbles: true }));
 </script></body>"""
-    (tmp_path / "page.html").write_text(page(found(), "a model").replace("</body>", pick), encoding="utf-8")
+    (tmp_path / "page.html").write_text(page(found(), "a model", ["cell"]).replace("</body>", pick), encoding="utf-8")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
     command = [str(BROWSER), *flags, f"file://{tmp_path / 'page.html'}"]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout

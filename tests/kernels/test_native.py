@@ -554,8 +554,8 @@ def test_no_kernel_without_its_strict_twin(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_forked_child_computes(kernel: native.NativeKernel) -> None:
     """A process forked after its parent computed on two threads computes too, to the same bits, in torch and in C."""
     program = (
-        "import os, signal, torch; from lstmlm.kernels import arguments, native; torch.set_num_threads(2)\n"
-        "arguments.os.sched_getaffinity = lambda _: {0, 1}\n"
+        "import os, signal, torch; from lstmlm.kernels import native; torch.set_num_threads(2)\n"
+        "os.sched_getaffinity = lambda _: {0, 1}\n"
         "kernel = native.load(); A = torch.randn(400, 400); expected = kernel.product(A, A); torch.mm(A, A)\n"
         "child = os.fork()\n"
         "if not child:\n"
