@@ -14,7 +14,7 @@ from lstmlm.model.char_lm import CharLM
 from lstmlm.model.lstm import LSTMLayer
 
 TEXT = "Où est Bob? Bob est là; Ann le voit.\n" * 5  # 185 characters
-EXACT = 1e-10  # float64: a few hundred roundings of 1e-16 in a chain, with room
+EXACT = 1e-10  # float64: a few hundred roundings of 1e-16 in a chain, with a margin
 
 
 def assert_close(actual: Tensor | None, expected: Tensor | None, what: str, tolerance: float = EXACT) -> None:

@@ -86,13 +86,13 @@ def small(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.slow
 def test_full_disk(small: Path) -> None:
-    """A real disk that fills up while training: exit 5 with what to do, nothing lost, and the same bits after making room."""
+    """A real disk that fills up while training: exit 5 with what to do, nothing lost, and the same bits after space is made."""
     big = ["--steps", "12", "--hidden", "24", *FLAGS[4:], "--set", "train.save_every=1"]
     assert ended(train(*big, "--out", "whole")) == 0, Path("err.txt").read_text()
     size = Path("whole/last.safetensors").stat().st_size
     assert 3 * size < 600_000
     codes = []
-    for free in range(1, 4):  # room for one state, two, three: it is full at different calls
+    for free in range(1, 4):  # space for one state, two, three: it is full at different calls
         out = small / f"run{free}"
         ballast = small / "ballast"
         ballast.write_bytes(bytes(max(0, os.statvfs(small).f_bavail * os.statvfs(small).f_frsize - free * size - 9000)))
@@ -114,7 +114,7 @@ def test_full_disk(small: Path) -> None:
 
 
 def test_a_full_disk_deletes_nothing_with_overwrite(small: Path) -> None:
-    """Where there is no room for a new run, --overwrite is exit 5 and the old run is there to the bit."""
+    """Where there is no space for a new run, --overwrite is exit 5 and the old run is there to the bit."""
     out = small / "run"
     assert ended(train(*FLAGS, "--out", str(out))) == 0
     before = digest(out)

@@ -1,10 +1,8 @@
 """Which settings there are: three groups of fields, each with its type, default, help and range, declared once.
 
-Every `--set` key, environment variable, YAML key and row of the README's table comes from the fields below. A new setting is a
-new field here; `run_config` fills them in.
-
-Every `--set` key, environment variable, YAML key and row of the README's table comes from the fields below; a field with a
-`group` is a flag of `lstmlm train` too, below that heading of its help. Where values come from is `config`'s business.
+Every `--set` key, environment variable, YAML key and row of the table in `configs/README.md` comes from the fields below; a field
+with a `group` is a flag of `lstmlm train` too, below that heading of its help. A new setting is a new field here; `run_config`
+fills them in.
 """
 
 import re
@@ -20,7 +18,7 @@ from lstmlm.errors import ConfigError
 BUDGETS = ("train.minutes", "train.steps", "train.epochs")
 DEFAULT_MINUTES = 3.0
 MANY = 10**9
-MAX_LAYERS = 320  # of all members together: a checkpoint has room for their tensors (`header.MAX_TENSORS`)
+MAX_LAYERS = 320  # of all members together: a checkpoint holds no more tensors (`header.MAX_TENSORS`)
 
 
 def _encodes(name: str) -> bool:

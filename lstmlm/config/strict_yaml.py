@@ -1,10 +1,7 @@
 """The strict YAML reader: sections or dotted keys, each with one plain scalar, and nothing else of YAML.
 
-`entries` yields what a file says, for `run_config.parse_yaml`. It works on the parser's events, so nothing is resolved,
-constructed or recursed into, and its caller sees each key as it is met, so that a file of nonsense ends at its first line.
-
-`read_file` and `entries` are its entry points, for `config.parse_yaml`. PyYAML composes mappings of scalars, and whatever else
-comes is refused before it is composed; nothing is constructed. Which keys there are, only the caller knows.
+`read_file` and `entries` are the entry points, for `run_config`. PyYAML composes mappings of scalars, and whatever else comes is
+refused before it is composed; nothing is constructed. Which keys there are, only the caller knows.
 """
 
 import os

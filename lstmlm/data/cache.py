@@ -1,12 +1,9 @@
 """A file of ids that outlives the run: the passes over a large text are made once.
 
-The file holds a header of one page, the ids in 1, 2 or 4 bytes each, and a trailer that says what they are. It is written
-beside, fsynced and renamed; whatever is damaged, stale or half-written counts as no file at all. `corpus` asks `find` first,
-and writes with a `Writer` where nothing is found.
-
 The file holds a header of one page, the ids in 1, 2 or 4 bytes each, and a trailer that says what they are and holds the
 checksums of their segments. It is written beside, fsynced and renamed; all of it is checked before it is used, and whatever is
-damaged, stale or half-written counts as no file at all. `corpus` is who writes and finds such files.
+damaged, stale or half-written counts as no file at all. `corpus` asks `find` first, and writes with a `Writer` where nothing is
+found.
 """
 
 import contextlib
@@ -241,5 +238,5 @@ def writing_to(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise SystemProblem(
             f"cache folder {printable(str(folder))}: expected to write the ids of the corpus, found: "
-            f"{error.strerror or error}. Make room or make it writable, or set another cache folder."
+            f"{error.strerror or error}. Free some space or make it writable, or set another cache folder."
         ) from error

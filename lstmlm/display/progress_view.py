@@ -199,7 +199,7 @@ def _pieces(line: str, width: int) -> list[str]:
 
 
 def live_line(parts: list[tuple[str, str]], done: float | None, width: int, unicode: bool) -> list[tuple[str, str]]:
-    """Fit the parts of a line into a width: the least wanted go first, and a bar takes what room is left.
+    """Fit the parts of a line into a width: the least wanted go first, and a bar takes what columns are left.
 
     Args:
         parts: As (name, text).

@@ -1,7 +1,7 @@
 """Logits -> the next id -> a stream of ids. Temperature, top-k and top-p are here alone.
 
 `generate` is the entry point, for `sample`, `api`, the trainer's samples and `dynamic`. On the CPU it runs the generator in C,
-on a GPU that of Triton, and the network itself where neither can.
+and the network itself where that cannot be; on a GPU the network, a character at a time, as one CUDA graph.
 """
 
 import time

@@ -103,7 +103,7 @@ INLINE dvec below(const float *logits, size V, size block, float top) {
 }
 
 /* What several networks say together: the logarithm of the mean of the probabilities that row `r` of their logits stands for.
-   `p` is room as for `draw`, `mean` for V. */
+   `p` is scratch as for `draw`, `mean` for V. */
 static const float *average(const float *const *logits, int networks, size r, size V, double *p, float *mean) {
     const size whole = blocks(V, DOUBLES);
     memset(p, 0, whole * sizeof(dvec));
@@ -121,7 +121,7 @@ static const float *average(const float *const *logits, int networks, size r, si
     return mean;
 }
 
-/* Returns the id that the noise in [0, 1) falls on. `p` and `heap` are room for V each, a vector more for p; `nats` is set to minus
+/* Returns the id that the noise in [0, 1) falls on. `p` and `heap` are scratch of V each, a vector more for p; `nats` is set to minus
    the log probability of the id under the uncut distribution. */
 static long long draw(const Choice *how, const float *logits, size V, double noise, double *p, int32_t *heap, float *nats) {
     float top;

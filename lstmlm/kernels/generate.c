@@ -248,21 +248,21 @@ static const float *step(Generator *g, const long long *ids, Own *own, int rank,
 }
 
 static Own own_of(const Generator *g, int rank, int threads) {
-    char *room = g->scratch + rank * g->scratch_size;
+    char *scratch = g->scratch + rank * g->scratch_size;
     Own own = {.wide = threads == 1 || g->n >= 2 * threads, .last = g->n, .turn = g->turn};
-    own.p = (double *)room, room += blocks(g->V + VECTOR, 8) * 64;
-    own.heap = (int32_t *)room, room += blocks(g->V, 16) * 64;
-    own.mean = (float *)room, room += blocks(g->V, 16) * 64;
+    own.p = (double *)scratch, scratch += blocks(g->V + VECTOR, 8) * 64;
+    own.heap = (int32_t *)scratch, scratch += blocks(g->V, 16) * 64;
+    own.mean = (float *)scratch, scratch += blocks(g->V, 16) * 64;
     if (own.wide) {
         own.at = g->all;
         own.first = g->n * rank / threads, own.last = g->n * (rank + 1) / threads;
         return own;
     }
-    own.at.x.x = (float *)room, room += blocks(g->n * g->widest, 16) * 64;
-    own.at.x.bytes = (act *)room, room += g->n * padded(g->widest) * sizeof(act);
-    own.at.x.worth = (float *)room, room += blocks(g->n, 16) * 64;
-    own.at.logits = (float *)room, room += blocks(g->n * g->V, 16) * 64;
-    own.at.ids = (long long *)room;
+    own.at.x.x = (float *)scratch, scratch += blocks(g->n * g->widest, 16) * 64;
+    own.at.x.bytes = (act *)scratch, scratch += g->n * padded(g->widest) * sizeof(act);
+    own.at.x.worth = (float *)scratch, scratch += blocks(g->n, 16) * 64;
+    own.at.logits = (float *)scratch, scratch += blocks(g->n * g->V, 16) * 64;
+    own.at.ids = (long long *)scratch;
     memcpy(own.at.ids, g->all.ids, g->n * sizeof *own.at.ids);
     return own;
 }
@@ -333,7 +333,7 @@ static void *copied(Generator *g, const float *from, size count) {
     return to;
 }
 
-/* Room for `count` panels of up to SIDE vectors, `vectors` in all; the K of those at even and odd places. All weights are in one
+/* Memory for `count` panels of up to SIDE vectors, `vectors` in all; the K of those at even and odd places. All weights are in one
    piece, so that it is of large pages. */
 static Panel *reserve_panels(Generator *g, size count, size vectors, size even, size odd) {
     const size each = blocks(panel_size(g->in_bytes, even > odd ? even : odd, SIDE), 64) * 64, width = SIDE * VECTOR;
@@ -430,7 +430,7 @@ EXPORT int lstmlm_generator_readout(Generator *g, const float *R, const float *r
     return 1;
 }
 
-/* Puts another generator, of as many streams and ids, behind the last one of a chain. Returns whether there was room. */
+/* Puts another generator, of as many streams and ids, behind the last one of a chain. Returns whether they are not too many. */
 EXPORT int lstmlm_generator_join(Generator *g, Generator *other) {
     int networks = 2;
     if (other->threads < g->threads) g->threads = other->threads; /* it has scratch for no more */
@@ -520,11 +520,11 @@ static void mark(void *argument, int rank, int threads) {
     }
 }
 
-/* A number that changes with the bytes; `seed` is that of the bytes before, `room` has one word for each 256 KB. */
-EXPORT unsigned long long lstmlm_fingerprint(const void *from, size bytes, int threads, unsigned long long seed, uint64_t *room) {
-    Marking marking = {from, bytes, room};
+/* A number that changes with the bytes; `seed` is that of the bytes before, `scratch` has one word for each 256 KB. */
+EXPORT unsigned long long lstmlm_fingerprint(const void *from, size bytes, int threads, unsigned long long seed, uint64_t *scratch) {
+    Marking marking = {from, bytes, scratch};
     run_team(mark, &marking, threads);
-    for (size piece = 0; piece < blocks(bytes, PIECE_BYTES); piece++) seed = (seed ^ seed >> 29) * 0xD6E8FEB86659FD93u + room[piece];
+    for (size piece = 0; piece < blocks(bytes, PIECE_BYTES); piece++) seed = (seed ^ seed >> 29) * 0xD6E8FEB86659FD93u + scratch[piece];
     return seed;
 }
 

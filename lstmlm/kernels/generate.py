@@ -241,9 +241,9 @@ def fingerprint(kernel: NativeKernel, weights: Sequence[Tensor]) -> int:
         if weight.device.type != "cpu" or not weight.is_contiguous():
             raise TypeError("weights: expected contiguous ones on the cpu.")
         size = weight.numel() * weight.element_size()
-        room = torch.empty(size // 2**18 + 1, dtype=torch.int64)
+        scratch = torch.empty(size // 2**18 + 1, dtype=torch.int64)
         threads = arguments.threads() if size > SMALL else 1
-        mark = library.lstmlm_fingerprint(weight.data_ptr(), size, threads, mark, room.data_ptr())
+        mark = library.lstmlm_fingerprint(weight.data_ptr(), size, threads, mark, scratch.data_ptr())
     return mark
 
 

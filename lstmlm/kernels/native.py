@@ -85,7 +85,7 @@ class NativeKernel:
                 H_0.new_empty(T, B, 4 * S) if isinstance(a, Rows) else a, H_0.new_empty(T, B, S), H_0.new_empty(T, B, S)
             )
         gates, C, H = checked("gates", into.gates, T, B, 4 * S), checked("C", into.C, T, B, S), checked("H", into.H, T, B, S)
-        scratch = self._room(back=False, B=B, S=S)
+        scratch = self._call_scratch(back=False, B=B, S=S)
         given = pointers(form, scratch, ids, table, bias, H_0, C_0, gates, C, H)
         self.library.lstmlm_forward(self.kind, arguments.threads(), T, B, S, *given)
         return into
@@ -100,7 +100,7 @@ class NativeKernel:
         dH, dC_T = checked("dH", dH.contiguous(), T, B, S), checked("dC_T", dC_T.contiguous(), B, S)
         C, C_0 = checked("C", C.contiguous(), T, B, S), checked("C_0", C_0.contiguous(), B, S)
         dH_0, dC_0 = C.new_empty(B, S), C.new_empty(B, S)
-        given = pointers(form, self._room(back=True, B=B, S=S), dH, dC_T, gates, C, C_0, dH_0, dC_0)
+        given = pointers(form, self._call_scratch(back=True, B=B, S=S), dH, dC_T, gates, C, C_0, dH_0, dC_0)
         self.library.lstmlm_backward(self.kind, arguments.threads(), T, B, S, *given)
         return gates, dH_0, dC_0
 
@@ -115,8 +115,8 @@ class NativeKernel:
         checked("B", B, *((N, K) if turned[1] else (K, N)))
         checked("out", out, M, N)
         threads = arguments.threads()
-        room = self._bytes(self.library.lstmlm_multiply_size(threads, N))
-        self.library.lstmlm_multiply(self.kind, threads, M, N, K, *turned, add, *pointers(A, B, out, room))
+        scratch = self._bytes(self.library.lstmlm_multiply_size(threads, N))
+        self.library.lstmlm_multiply(self.kind, threads, M, N, K, *turned, add, *pointers(A, B, out, scratch))
         return out
 
     def _form(self, W: Tensor, S: int, back: bool) -> Tensor:
@@ -129,14 +129,14 @@ class NativeKernel:
         self.library.lstmlm_pack(self.kind, back, arguments.threads(), S, *pointers(W, form))
         return form
 
-    def _room(self, back: bool, B: int, S: int) -> Tensor:
+    def _call_scratch(self, back: bool, B: int, S: int) -> Tensor:
         return self._bytes(self.library.lstmlm_scratch_size(self.kind, back, B, S))
 
     def _bytes(self, need: int) -> Tensor:
         """Return memory that lasts for a call, the same one each time."""
-        kept: Tensor | None = getattr(self._scratch, "room", None)
+        kept: Tensor | None = getattr(self._scratch, "bytes", None)
         if kept is None or len(kept) < need:
-            kept = self._scratch.room = torch.empty(need, dtype=torch.uint8)
+            kept = self._scratch.bytes = torch.empty(need, dtype=torch.uint8)
         return kept
 
 

@@ -1,6 +1,7 @@
 """How many threads write characters, or train: as many as were quickest when last tried.
 
-`generate` asks a `Pace` before each call, the trainer before each step of a run in minutes.
+`generate` asks a `Pace` before each call, the trainer before each step: of a run in minutes, or with a kernel
+whose bits do not hang on the number.
 """
 
 TRIAL = 8

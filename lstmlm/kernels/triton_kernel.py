@@ -1,7 +1,7 @@
 """The recurrence for CUDA: each time step a product by cuBLAS and one launch of Triton (`triton_steps`) for gates and state.
 
 `load` is the entry point; `kernels.choose` calls it. No program waits for another, so nothing can hang: the order of a stream is
-all the order there is. Recorded in a CUDA graph (`graph`), a time step of a layer is two nodes each way.
+all the order there is. Recorded in a CUDA graph (`cuda_graph`), a time step of a layer is two nodes each way.
 """
 
 import contextlib

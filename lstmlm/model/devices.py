@@ -58,7 +58,7 @@ def choose(
 
 def with_kernel(
     requested: str,
-    kernel_wish: str = "auto",
+    requested_kernel: str = "auto",
     precision: str = "auto",
     report: Callable[[str], None] | None = None,
     place: int = 0,
@@ -71,7 +71,7 @@ def with_kernel(
 
     Args:
         requested: See `choose`; so are `report`, `place` and `places`.
-        kernel_wish: See `kernels.choose`.
+        requested_kernel: See `kernels.choose`.
         precision: Likewise.
         report: Of `choose`.
         place: Likewise.
@@ -84,12 +84,12 @@ def with_kernel(
     from lstmlm import kernels
 
     device = choose(requested, report, place, places)
-    kernel, why = kernels.choose(kernel_wish, precision, device.type, keep)
+    kernel, why = kernels.choose(requested_kernel, precision, device.type, keep)
     if why and device.type == "cuda" and (wrong := broken(device)):
         if requested == "cuda":
             raise UsageError(f"--device cuda: expected a working CUDA device, found: {wrong}. Leave it out, or say --device cpu.")
         device = choose("cpu")
-        kernel, _ = kernels.choose(kernel_wish, precision, device.type, keep)
+        kernel, _ = kernels.choose(requested_kernel, precision, device.type, keep)
         why = f"device cpu: there is a CUDA device, but {wrong}"
     return device, kernel, why
 

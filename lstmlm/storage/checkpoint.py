@@ -13,7 +13,7 @@ The file is in the safetensors format: 8 bytes with the length of a JSON header,
 
 so that one flipped bit anywhere, or any missing or added byte, is seen. Nothing in it is ever executed or unpickled.
 
-The entry points are `write`, for the trainer, and `read` and `read_header`, for all others, mostly through `runs.load`.
+The entry points are `write`, for the trainer, and `read` and `read_header`, for all others, mostly through `run_dir.load`.
 Tensors are read with the `safetensors` package; what it does not check is checked here: the digest, bounds before memory
 is taken, finite values. The file is laid out by hand (`pack`), because `safetensors.serialize` writes the texts of
 `__metadata__` in another order each time, so that equal states would make different files, and because it copies all
@@ -102,7 +102,7 @@ def pack(checkpoint: Checkpoint) -> list[atomic.Bytes]:
     """Return the pieces of the file that holds a checkpoint: length and header, then each tensor.
 
     Raises:
-        TextError: If the vocabulary has no room in the header.
+        TextError: If the vocabulary is too large for the header.
         ValueError: If the state is not one that `read` would accept.
     """
     try:

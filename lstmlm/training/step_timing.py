@@ -19,7 +19,7 @@ from lstmlm.training.members import Members
 
 MOST = 100  # steps that are timed
 SHARE = 0.004  # of a budget in minutes, for each size that is measured
-SHARE_OF_SPEED = 0.95  # of a recurrence's speed that a whole training step reaches: scripts/bench.py train
+SHARE_OF_SPEED = 0.95  # of a recurrence's speed that a whole training step reaches: scripts/bench/bench.py train
 
 
 def timer(vocabulary: int, kernel: Kernel, device: torch.device, members: int, processes: int) -> Callable[[RunConfig], float]:

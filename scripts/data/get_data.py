@@ -74,7 +74,7 @@ def keep(file: BinaryIO, piece: bytes) -> None:
         file.write(piece)
         file.flush()
     except OSError as error:
-        raise DataError(f"Writing {file.name}: expected room on the disk, found: {error.strerror}.") from None
+        raise DataError(f"Writing {file.name}: expected space on the disk, found: {error.strerror}.") from None
 
 
 def fetch(url: str, part: Path) -> None:

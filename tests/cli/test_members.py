@@ -92,7 +92,7 @@ def test_no_such_number(lstmlm: Lstmlm, text: Path, value: str) -> None:
 
 
 def test_too_many_layers(lstmlm: Lstmlm, text: Path) -> None:
-    """Members and layers that a checkpoint has no room for are refused together."""
+    """Members and layers that a checkpoint cannot hold are refused together."""
     result = lstmlm("train", text, "--members", "64", "--layers", "6")
 
     assert result.code == 2

@@ -222,7 +222,7 @@ class TestLarge:
 
         path = self.old(read)
         monkeypatch.setattr("pathlib.Path.mkdir" if when == "mkdir" else f"os.{when}", full)
-        with pytest.raises(SystemProblem, match=r"cache folder .*No space left.*Make room"):
+        with pytest.raises(SystemProblem, match=r"cache folder .*No space left.*Free some space"):
             read(path)
 
         assert not read.cache.exists() or list(read.cache.iterdir()) == []

@@ -71,7 +71,7 @@ def product(x: Tensor, W: Tensor, top: Tensor | None = None) -> Tensor:
 
 
 def one_step(model: CharLM, ids: Tensor, states: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    """Return the logits (n, V) and the next state of a network whose products are `product`: the slow twin of `bytes.h`."""
+    """Return the logits (n, V) and the next state of a network whose products are `product`: the slow twin of `products.h`."""
     x, after = torch.empty(0), []
     for index, (layer, (H, C)) in enumerate(zip(model.layers, states, strict=True)):
         assert isinstance(layer, LSTMLayer)

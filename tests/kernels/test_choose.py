@@ -13,7 +13,7 @@ from tests.helpers import normal
 
 
 @pytest.fixture(autouse=True)
-def _nothing_wished(monkeypatch: pytest.MonkeyPatch) -> None:
+def _nothing_requested(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LSTMLM_KERNEL", raising=False)
 
 

@@ -100,7 +100,7 @@ def test_what_is_kept_is_of_all_members(kernel: NativeKernel) -> None:
 
 
 def test_what_does_not_fit_is_refused(kernel: NativeKernel) -> None:
-    """Networks of other ids or streams do not join, and no more of them than there is room for."""
+    """Networks of other ids or streams do not join, and no more of them than one generator holds."""
 
     def one(n: int = 1, vocabulary: int = V) -> Generator:
         model = with_kernel(small_model(vocabulary=vocabulary, dtype=torch.float32, layers=1, hidden=3), kernel)

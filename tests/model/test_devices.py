@@ -85,7 +85,7 @@ def test_a_device_is_tried_by_a_product(monkeypatch: pytest.MonkeyPatch) -> None
     assert devices.broken(torch.device("cpu")) == "8 x 8 ones times themselves sum to 2048, not 512"
 
 
-def test_an_unknown_wish_is_refused() -> None:
+def test_an_unknown_device_is_refused() -> None:
     """From Python, where no setting has checked it."""
     with pytest.raises(UsageError, match="expected auto, cpu or cuda"):
         devices.choose("gpu")

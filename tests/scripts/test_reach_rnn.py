@@ -61,7 +61,7 @@ def test_the_script_prints_its_tables(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_a_short_text_is_refused(tmp_path: Path) -> None:
-    """A text in which there is not room for the distances is refused in words."""
+    """A text too short for the distances is refused in words."""
     (tmp_path / "short.txt").write_text("Bob is here. " * 9)
     with pytest.raises(SystemExit, match="expected 2,020 characters"):
         reach_rnn.main(["--text", "short.txt"])
