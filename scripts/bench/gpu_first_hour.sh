@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measure a bare machine with a CUDA device: gpu_first_hour.sh OUT [TEXT]. Needs python3 with torch, triton, typer, pyyaml; fetches nothing.
+# Measure a bare machine with a CUDA device: gpu_first_hour.sh OUT [TEXT]. Needs python3 with triton and what pyproject.toml lists; fetches nothing.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 export PYTHONPATH="$PWD:$PWD/scripts/bench" PYTHONUNBUFFERED=1
