@@ -23,7 +23,7 @@ class LstmlmError(Exception):
 
 
 class CheckFailed(LstmlmError):
-    """A requested check, such as `eval --max-bpc`, did not hold."""
+    """A requested check, `--max-bpc` of `eval` or `train`, did not hold."""
 
 
 class UsageError(LstmlmError):
