@@ -130,7 +130,7 @@ def sample(
     if model is None:
         console.say(f"model {printable(str(opened.path))}")
     how = Sampling(temperature, top_k, top_p, greedy, exact)
-    together, rule = DRAWN_TOGETHER[opened.device.type], unknown_rule(on_unknown)
+    together, rule = DRAWN_TOGETHER[opened.device], unknown_rule(on_unknown)
 
     def drawn(first: int) -> "Iterator[tuple[int, str, Sample | None]]":
         n = min(together, count - first)
