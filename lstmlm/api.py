@@ -16,7 +16,7 @@ from lstmlm.data import saved_model
 from lstmlm.data.saved_model import parts
 from lstmlm.data.tokenizer import OnUnknown, Tokenizer
 from lstmlm.errors import CheckpointError, TextError, UsageError, not_finite, printable
-from lstmlm.evaluation.sampler import Sampling, generate
+from lstmlm.evaluation.sampler import Sampling, generate, probabilities
 from lstmlm.kernels import generate as native_generate
 from lstmlm.kernels.buffers import floats_of_bytes
 from lstmlm.model import devices, weights
@@ -276,7 +276,7 @@ class LanguageModel:
             raise UsageError("--stop: expected a text of at least one character, found none.")
         _check_sampling(how)
         # Here and not with the first piece: what is wrong with the prompt is said before anything of it is written.
-        ids = self.tokenizer.encode(prompt, on_unknown) or [self.start()]
+        ids = self._prompt_ids(prompt, on_unknown)
         if self.config.train.precision == "float32":
             how = replace(how, exact=True)
         return self._stream(ids, length, n, seed, how, stop)
@@ -309,6 +309,31 @@ class LanguageModel:
                     yield index, piece, None
             if not open_:
                 return
+
+    def next(self, prompt: str = "", k: int = 5, *, on_unknown: OnUnknown = "error") -> list[tuple[str, float]]:
+        r"""Return the characters that most likely come next, the likeliest first, each with its probability.
+
+        They are the network's own: from the weights as they are, at temperature 1, nothing cut.
+
+        Args:
+            prompt: As for `sample`.
+            k: How many, at most as many as there are. Of a model of bytes they are bytes: `\xNN` where one is no character.
+            on_unknown: As for `sample`.
+
+        Raises:
+            TextError: As `sample`.
+            UsageError: k is below 1.
+        """
+        if k < 1:
+            raise UsageError(f"k: expected at least 1, found {k}.")
+        found = probabilities(self._network, self._prompt_ids(prompt, on_unknown))
+        if not all(map(math.isfinite, found)):
+            raise not_finite()
+        likeliest = sorted(range(len(found)), key=lambda id_: -found[id_])[:k]
+        return [(self.tokenizer.symbol(id_), found[id_]) for id_ in likeliest]
+
+    def _prompt_ids(self, prompt: str, on_unknown: OnUnknown) -> list[int]:
+        return self.tokenizer.encode(prompt, on_unknown) or [self.start()]
 
     def start(self) -> int:
         """Return the id that stands before a text without a prompt: a line end, or the commonest symbol."""

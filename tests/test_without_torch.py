@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import lstmlm
 from lstmlm import kernels
 from lstmlm.api import LanguageModel
+from lstmlm.errors import UsageError
 from lstmlm.kernels import build, native
 from lstmlm.kernels import generate as generating
 from lstmlm.model import devices
@@ -74,11 +76,11 @@ def python(code: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": root})
 
 
-def samples(folder: str, *, torch: bool = False) -> list[list[dict[str, Any]]]:
+def samples(folder: str, *, in_torch: bool = False) -> list[list[dict[str, Any]]]:
     """Return what is drawn in each way that is asked for, from a checkpoint's bytes or through the network in torch."""
     model = LanguageModel.open(folder, device="cpu", threads=2)
-    assert not torch or model.network
-    assert isinstance(model._network, StoredNetwork) is not torch
+    assert not in_torch or model.network
+    assert isinstance(model._network, StoredNetwork) is not in_torch
     return [[asdict(s) for s in model.sample(**{"prompt": SHORT, "length": 60, "seed": 7, **how})] for how in ASKED]
 
 
@@ -100,7 +102,7 @@ def test_a_seeds_text_is_the_same_without_torch(tmp_path: Path) -> None:
     apart = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(apart) == len(folders)
     for folder, found, shape in zip(folders, apart, MODELS, strict=True):
-        assert found == samples(folder, torch=True) == samples(folder), shape
+        assert found == samples(folder, in_torch=True) == samples(folder), shape
 
 
 def test_company_does_not_matter(tmp_path: Path) -> None:
@@ -120,6 +122,7 @@ def test_commands_without_torch(tmp_path: Path) -> None:
         (["info", run], 0), (["info", run, "--json"], 0), (["info", run, "--verify"], 0),
         (["sample", "-m", run, "--length", "30", "--seed", "1"], 0),
         (["sample", "-m", run, "--length", "9", "-n", "70", "--json", "--prompt", SHORT, "--stop", "e", "--exact"], 0),
+        (["sample", "-m", run, "--prompt", SHORT, "--next", "3"], 0), (["sample", "-m", run, "--prompts", __file__], 3),
         (["sample", "-m", run, "--prompt", "Ħ"], 3), (["sample", "-m", "nowhere"], 4), (["sample", "--device", "tpu"], 2),
     ]  # fmt: skip
     code = (
@@ -196,6 +199,56 @@ def test_the_network_is_made_when_it_is_asked_for(tmp_path: Path) -> None:
     model.network.stack()[0].W.data.mul_(-1.0)
     assert model.sample(SHORT, length=40) != before
     assert kernels.requested_kernel() == "auto"
+
+
+@pytest.mark.parametrize("shape", [{}, {"members": 3}, {"byte": True}, {"layers": 1, "readout": "direct"}], ids=str)
+def test_next_characters(tmp_path: Path, shape: dict[str, Any]) -> None:
+    """The likeliest next characters are those of the network in torch, to 1e-5, for members together and for bytes."""
+    model = LanguageModel.open(make_run(tmp_path / "run", **shape), device="cpu")
+    found = model.next(LONG, 1000)
+    with torch.inference_mode():
+        logits, _ = model.network(torch.tensor(model.tokenizer.encode(LONG))[:, None])
+    p = torch.softmax(logits[-1, 0].double(), -1)
+    again = model.next(LONG, 1000)
+
+    assert len(found) == len(model.tokenizer)
+    assert dict(found) == pytest.approx({model.tokenizer.symbol(id_): float(p[id_]) for id_ in range(len(p))}, abs=1e-5)
+    assert [q for _, q in found] == sorted((q for _, q in found), reverse=True)
+    assert found == again
+    assert model.next(LONG, 3) == found[:3]
+    with pytest.raises(UsageError):
+        model.next(LONG, 0)
+
+
+def test_an_answer_comes_before_the_next_question(tmp_path: Path) -> None:
+    """A program that asks through a pipe reads the answer to a line while the pipe is open."""
+    folder = make_run(tmp_path / "run")
+    command = [
+        sys.executable,
+        "-m",
+        "lstmlm",
+        "sample",
+        "-m",
+        str(folder),
+        "--prompts",
+        "-",
+        "--length",
+        "9",
+        "--seed",
+        "1",
+        "-q",
+    ]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(lstmlm.__file__).parents[1]
+    ) as asked:
+        assert asked.stdin is not None
+        assert asked.stdout is not None
+        for prompt in ("Bob", "Dan"):
+            asked.stdin.write(prompt + "\n")
+            asked.stdin.flush()
+            assert json.loads(asked.stdout.readline())["prompt"] == prompt
+        asked.stdin.close()
+        assert asked.stdout.read() == ""
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

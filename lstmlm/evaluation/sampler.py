@@ -86,6 +86,25 @@ def generate(
         _kept[model] = generator
 
 
+def probabilities(model: "Network | StoredNetwork", prompt: Sequence[int]) -> list[float]:
+    """Return the probability of each id to come next after a prompt, from the weights as they are, at temperature 1. (V)
+
+    Args:
+        model: In evaluation mode.
+        prompt: At least one id.
+    """
+    generator = native_generator(model, 1, "float32")
+    if generator is None:
+        from lstmlm.evaluation import torch_sampler
+
+        assert not isinstance(model, StoredNetwork)
+        return torch_sampler.probabilities(model, prompt)
+    generator.read(prompt)
+    found = generator.probabilities()
+    _kept[model] = generator
+    return found
+
+
 _kept: "WeakKeyDictionary[Network | StoredNetwork, Generator]" = WeakKeyDictionary()
 """The generator that last ran for a model and is free: short texts would take longer to pack for than to draw."""
 

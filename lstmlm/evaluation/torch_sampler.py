@@ -29,6 +29,14 @@ def generate(
     yield from _drawn(model, *_read(model, prompt, len(seeds)), Noise(seeds), how)
 
 
+@torch.inference_mode()
+def probabilities(model: Network, prompt: Sequence[int]) -> list[float]:
+    """Return the probability of each id to come next; see `sampler.probabilities`."""
+    logits, _ = _read(model, prompt, 1)
+    found: list[float] = torch.softmax(logits[0].double(), dim=-1).tolist()
+    return found
+
+
 def native(model: Network) -> StoredNetwork | None:
     """Return the weights of a model where they are, for the generator in C; None: the model has another kernel."""
     kernel, models = model.stack()[0].kernel, members(model)

@@ -230,12 +230,24 @@ class Generator:
         self._library.lstmlm_generator_logits(self._handle, True, _start(logits))
         return logits
 
+    def probabilities(self) -> list[float]:
+        """Return the distribution that the first stream's next draw is from, after `read`: the mean of the networks'. (V)"""
+        rows = [_softmax(generator.logits()[: self.V].tolist()) for generator in (self, *self._others)]
+        return [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+
     def states(self) -> "list[tuple[array[float], array[float]]]":
         """Return H and C of each layer of the first network as the last draw found them. (n S) each"""
         states = [(array("f", bytes(4 * self.n * S)), array("f", bytes(4 * self.n * S))) for S in self._widths]
         for index, (H, C) in enumerate(states):
             self._library.lstmlm_generator_state(self._handle, index, True, _start(H), _start(C))
         return states
+
+
+def _softmax(logits: list[float]) -> list[float]:
+    top = max(logits)
+    powers = [math.exp(logit - top) for logit in logits]
+    whole = math.fsum(powers)
+    return [power / whole for power in powers]
 
 
 def examined_library() -> ctypes.CDLL | None:
