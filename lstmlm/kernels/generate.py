@@ -106,8 +106,7 @@ class Generator:
         self._widths = [layer.W.shape[0] for layer in layers]
         every = _checked(weights, self.V)
         self.storage = _storage(library, storage, every)
-        self._threads = threads
-        self._pace = Pace(threads)
+        self._pace, self._reading = Pace(threads), Pace(threads)  # a prompt is read for all streams at once: other times
         self._fresh = True
         self._others: list[Generator] = []
         handle = library.lstmlm_generator_new(
@@ -152,14 +151,13 @@ class Generator:
         """
         if not ids or not all(0 <= id_ < self.V for id_ in ids):
             raise ValueError(f"ids: expected at least one, all from 0 to {self.V - 1}.")
-        pace, done = Pace(self._threads), 0  # one stream is read for all of them: other times than those of a draw
-        every = array("q", ids)
+        every, done = array("q", ids), 0
         while done < len(every):
             began = time.perf_counter()
-            threads, most = pace.plan(began)
+            threads, most = self._reading.plan(began)
             count = min(most, len(every) - done)
             self._library.lstmlm_generator_read(self._handle, threads, count, _start(every) + 8 * done, done == 0)
-            pace.note(threads, (time.perf_counter() - began) / count)
+            self._reading.note(threads, (time.perf_counter() - began) / count)
             done += count
         self._fresh = True
         for other in self._others:
