@@ -10,23 +10,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from lstmlm import kernels
+from lstmlm import kernels, machine
 from lstmlm.config.run_config import RunConfig
 from lstmlm.data import saved_model
 from lstmlm.data.saved_model import parts
 from lstmlm.data.tokenizer import OnUnknown, Tokenizer
 from lstmlm.errors import CheckpointError, TextError, UsageError, not_finite, printable
-from lstmlm.evaluation.sampler import Sampling, generate
-from lstmlm.model import devices, ensemble
-from lstmlm.model.char_lm import CharLM, load_weights
-from lstmlm.model.ensemble import Ensemble, Network
+from lstmlm.evaluation.sampler import Sampling, generate, probabilities
+from lstmlm.kernels import generate as native_generate
+from lstmlm.kernels.buffers import floats_of_bytes
+from lstmlm.model import devices, weights
+from lstmlm.model.weights import StoredNetwork
 from lstmlm.storage import checkpoint, run_dir
 from lstmlm.storage.header import Header
 
 if TYPE_CHECKING:
     from lstmlm.evaluation.scoring import Score
+    from lstmlm.model.char_lm import CharLM
+    from lstmlm.model.ensemble import Network
 
 
 @dataclass(frozen=True)
@@ -53,15 +54,25 @@ class LanguageModel:
         meta: What the checkpoint says of itself.
         symbols: Its tokenizer.
         config: Its configuration.
-        network: In evaluation mode; an `Ensemble` where several were trained side by side.
+        network: In evaluation mode; or its weights, from which it can be sampled.
+        build: Makes the network in torch, where only its weights are given.
     """
 
-    def __init__(self, path: Path, meta: dict[str, Any], symbols: Tokenizer, config: RunConfig, network: Network) -> None:
+    def __init__(
+        self,
+        path: Path,
+        meta: dict[str, Any],
+        symbols: Tokenizer,
+        config: RunConfig,
+        network: "Network | StoredNetwork",
+        build: "Callable[[], Network] | None" = None,
+    ) -> None:
         self.path = path
         self.meta = meta
         self.tokenizer = symbols
         self.config = config
-        self.network = network
+        self._network = network
+        self._build = build
         self.counts: list[int] = meta["counts"]
 
     @classmethod
@@ -77,7 +88,7 @@ class LanguageModel:
 
         Args:
             path: None is the newest run.
-            threads: Of torch, in the whole process; 0 leaves them as they are.
+            threads: 0 is all cores for sampling, and what torch has otherwise; a number is set for torch in the whole process.
             device: auto (a CUDA device where it works), cpu or cuda.
             report: Called with a sentence where a damaged checkpoint is replaced by the run's other one.
 
@@ -86,34 +97,62 @@ class LanguageModel:
             UsageError: There is no such device.
         """
         requested = "cpu" if device == "auto" and kernels.requested_kernel() == "native" else device
-        if requested != "auto":
+        instant = devices.is_cpu(requested) and kernels.requested_kernel() in ("auto", "native")
+        library = native_generate.examined_library() if instant else None
+        if library is None and requested != "auto":
             devices.choose(requested)  # what cannot be is said before a file is read
         found, saved = run_dir.load(path, report=report, check=check)
-        if threads:
-            torch.set_num_threads(threads)
         ignored: list[str] = []
         config, symbols = parts(saved.meta, ignored)
         if report and ignored:
             report(f"checkpoint {printable(str(found))}: {saved_model.note(saved.meta, ignored)}")
-        where, kernel, _ = devices.with_kernel(requested, precision="float32")
-        network = ensemble.build(config.model, len(symbols), kernel).to(where)
-        tensors = {k.removeprefix("model."): v for k, v in saved.tensors.items() if k.startswith("model.")}
-        load_weights(network, checkpoint.to_tensors(tensors))
-        return cls(found, saved.meta, symbols, config, network)
+        blobs = {k.removeprefix("model."): v for k, v in saved.tensors.items() if k.startswith("model.")}
+
+        def build() -> "Network":
+            import torch
+
+            from lstmlm.model import ensemble
+            from lstmlm.model.char_lm import load_weights
+
+            if threads:
+                torch.set_num_threads(threads)
+            where, kernel, _ = devices.with_kernel(requested if library is None else "cpu", precision="float32")
+            network = ensemble.build(config.model, len(symbols), kernel).to(where)
+            load_weights(network, checkpoint.to_tensors(blobs))
+            return network
+
+        if library is None or any(blob.dtype != "float32" for blob in blobs.values()):
+            return cls(found, saved.meta, symbols, config, build())
+        named = {name: floats_of_bytes(blob.data, blob.shape) for name, blob in blobs.items()}
+        network = weights.stored(library, config.model, named, min(threads or machine.cpus(), len(machine.processors())))
+        return cls(found, saved.meta, symbols, config, network, build)
 
     @property
-    def device(self) -> torch.device:
-        """Where it computes."""
-        return self.network.stack()[0].W.device
+    def network(self) -> "Network":
+        """The network in torch, in evaluation mode; an `Ensemble` where several were trained side by side.
+
+        Made when it is first asked for: sampling on the CPU needs no torch.
+        """
+        if isinstance(self._network, StoredNetwork):
+            assert self._build is not None
+            self._network, self._build = self._build(), None
+        return self._network
 
     @property
-    def alone(self) -> CharLM:
+    def device(self) -> str:
+        """Where it computes: cpu or cuda."""
+        return "cpu" if isinstance(self._network, StoredNetwork) else self._network.stack()[0].W.device.type
+
+    @property
+    def alone(self) -> "CharLM":
         """The network, where it is one: whoever looks at its units cannot look at several at once.
 
         Raises:
             UsageError: There are several.
         """
-        if isinstance(self.network, Ensemble):
+        from lstmlm.model.char_lm import CharLM
+
+        if not isinstance(self.network, CharLM):
             raise UsageError(
                 f"model {printable(str(self.path))}: expected one network, found {len(self.network.members)} members. "
                 "Choose one of them: `inspect --member N`, or `.member(N)` in Python."
@@ -129,6 +168,8 @@ class LanguageModel:
         Raises:
             UsageError: There is no such member.
         """
+        from lstmlm.model import ensemble
+
         models = ensemble.members(self.network)
         if not 1 <= number <= len(models):
             raise UsageError(f"member: expected a number from 1 to {len(models)}, as the model has so many, found {number}.")
@@ -147,6 +188,8 @@ class LanguageModel:
             raise UsageError(f"protocol {protocol!r}: expected warm or cold.")
         if window < 1 or batch < 1:
             raise UsageError(f"window and batch: expected at least 1, found {min(window, batch)}.")
+        import torch
+
         from lstmlm.evaluation.scoring import score_ids
 
         ids = torch.tensor(self.tokenizer.encode(text, on_unknown="skip"), dtype=torch.int64)
@@ -233,7 +276,7 @@ class LanguageModel:
             raise UsageError("--stop: expected a text of at least one character, found none.")
         _check_sampling(how)
         # Here and not with the first piece: what is wrong with the prompt is said before anything of it is written.
-        ids = self.tokenizer.encode(prompt, on_unknown) or [self.start()]
+        ids = self._prompt_ids(prompt, on_unknown)
         if self.config.train.precision == "float32":
             how = replace(how, exact=True)
         return self._stream(ids, length, n, seed, how, stop)
@@ -246,7 +289,7 @@ class LanguageModel:
         held = [""] * n
         nats = [0.0] * n
         open_ = set(range(n))
-        for step, (chosen, costs) in enumerate(generate(self.network, ids, seeds, how), start=1):
+        for step, (chosen, costs) in enumerate(generate(self._network, ids, seeds, how), start=1):
             for index in sorted(open_):
                 nats[index] += costs[index]
                 if not math.isfinite(nats[index]):
@@ -266,6 +309,31 @@ class LanguageModel:
                     yield index, piece, None
             if not open_:
                 return
+
+    def next(self, prompt: str = "", k: int = 5, *, on_unknown: OnUnknown = "error") -> list[tuple[str, float]]:
+        r"""Return the characters that most likely come next, the likeliest first, each with its probability.
+
+        They are the network's own: from the weights as they are, at temperature 1, nothing cut.
+
+        Args:
+            prompt: As for `sample`.
+            k: How many, at most as many as there are. Of a model of bytes they are bytes: `\xNN` where one is no character.
+            on_unknown: As for `sample`.
+
+        Raises:
+            TextError: As `sample`.
+            UsageError: k is below 1.
+        """
+        if k < 1:
+            raise UsageError(f"k: expected at least 1, found {k}.")
+        found = probabilities(self._network, self._prompt_ids(prompt, on_unknown))
+        if not all(map(math.isfinite, found)):
+            raise not_finite()
+        likeliest = sorted(range(len(found)), key=lambda id_: -found[id_])[:k]
+        return [(self.tokenizer.symbol(id_), found[id_]) for id_ in likeliest]
+
+    def _prompt_ids(self, prompt: str, on_unknown: OnUnknown) -> list[int]:
+        return self.tokenizer.encode(prompt, on_unknown) or [self.start()]
 
     def start(self) -> int:
         """Return the id that stands before a text without a prompt: a line end, or the commonest symbol."""
@@ -300,7 +368,7 @@ def check(header: Header, *, resumes: bool = False) -> None:
     config, symbols = parts(header.meta, None if resumes else [])
     if config.model.hidden is None or config.model.layers is None or config.model.dropout is None:
         raise CheckpointError("checkpoint: its configuration leaves the size of the network open.")
-    expected = ensemble.shapes(config.model, len(symbols))
+    expected = weights.shapes(config.model, len(symbols))
     found = {k.removeprefix("model."): e.shape for k, e in header.entries.items() if k.startswith("model.")}
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):

@@ -14,7 +14,7 @@ from torch import Tensor
 import lstmlm.training.train_step
 from lstmlm.analysis.activations import Forgetting
 from lstmlm.data.tokenizer import CharTokenizer
-from lstmlm.evaluation import dynamic, sampler
+from lstmlm.evaluation import dynamic, torch_sampler
 from lstmlm.evaluation.cloze import Filler, Question
 from lstmlm.evaluation.per_line import LineScorer
 from lstmlm.evaluation.sampler import Sampling, generate
@@ -205,7 +205,9 @@ def test_shards_are_added_up_where_they_are() -> None:
 def test_samples(how: Sampling, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same characters and nats, and none of the characters of a block asks anything of the CPU."""
     with pretend.device() as device:
-        monkeypatch.setattr(sampler, "Graph", lambda run, where: Graph(run, where, pretend.alone if where == device else None))
+        monkeypatch.setattr(
+            torch_sampler, "Graph", lambda run, where: Graph(run, where, pretend.alone if where == device else None)
+        )
         one, other = (list(islice(generate(m, [1, 2, 3], [4, 5, 6], how), 40)) for m in moved(device))
 
     assert one == other

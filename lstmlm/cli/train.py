@@ -372,11 +372,11 @@ def sizes(config: "RunConfig", corpus: "Corpus") -> tuple[int, int, int, int]:
 
 def _refuse_too_large(config: "RunConfig", corpus: "Corpus", processes: int) -> None:
     """Refuse what would use up the machine's memory: the system would end the run, or another program, without a word."""
-    from lstmlm.model import ensemble
+    from lstmlm.model import weights
     from lstmlm.training.memory import memory_bytes
     from lstmlm.units import size
 
-    parameters = ensemble.parameter_count(config.model, len(corpus.tokenizer))
+    parameters = weights.parameter_count(config.model, len(corpus.tokenizer))
     needs = memory_bytes(config, len(corpus.tokenizer), parameters) * processes
     fewer = "fewer --members, " if config.model.members > 1 else ""
     if (has := machine.memory()) is not None and needs > has:

@@ -155,10 +155,10 @@ def going_on(texts: list[str], folder: Path) -> str:
 
 def show_plan(console: Console, json: bool, config: RunConfig, corpus: "Corpus", kernel: str, steps: int) -> None:
     """Show sizes, parameters, memory and steps of a run that is not made."""
-    from lstmlm.model import ensemble
+    from lstmlm.model import weights
     from lstmlm.training.memory import memory_bytes
 
-    parameters = ensemble.parameter_count(config.model, len(corpus.tokenizer))
+    parameters = weights.parameter_count(config.model, len(corpus.tokenizer))
     vocabulary = len(corpus.tokenizer)
     memory = memory_bytes(config, vocabulary, parameters)
     plan = auto_tune.plan(config, len(corpus.train), vocabulary, parameters, steps, memory)

@@ -109,6 +109,10 @@ class CharTokenizer:
             raise IndexError(f"id {min(ids)} is negative")
         return "".join([self.symbols[i] for i in ids])
 
+    def symbol(self, id_: int) -> str:
+        """Return the character of an id."""
+        return self.symbols[id_]
+
     def stream_decoder(self) -> TextStream:
         """Return a decoder that takes ids as they come."""
         return TextStream(self)
@@ -196,6 +200,10 @@ class ByteTokenizer:
     def unknown(self, text: str) -> list[tuple[int, str]]:
         """List what cannot be encoded: surrogates that are no smuggled bytes, each with its position."""
         return [(i, c) for i, c in enumerate(text) if "\ud800" <= c < "\udc80" or "\udcff" < c <= "\udfff"]
+
+    def symbol(self, id_: int) -> str:
+        r"""Return the character of an id; of a byte that is only a part of one, `\xNN`."""
+        return bytes([id_]).decode("utf-8", "backslashreplace")
 
     def byte_lengths(self) -> list[int]:
         """Return the length of each symbol, in bytes: 1."""

@@ -1,138 +1,69 @@
-"""Logits -> the next id -> a stream of ids. Temperature, top-k and top-p are here alone.
+"""Logits -> the next id -> a stream of ids.
 
 `generate` is the entry point, for `sample`, `api`, the trainer's samples and `dynamic`. On the CPU it runs the generator in C,
-and the network itself where that cannot be; on a GPU the network, a character at a time, as one CUDA graph.
+which needs no torch, for a checkpoint's bytes and for a network in training alike; `torch_sampler` where that cannot run.
 """
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import random
+import sys
+from array import array
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-import torch
-from torch import Tensor
+from lstmlm.evaluation.sampling import NOISE_BLOCK, blocks
+from lstmlm.evaluation.sampling import Sampling as Sampling  # whoever calls `generate` says how
+from lstmlm.kernels.generate import Choice, Generator, fingerprint
+from lstmlm.model.weights import StoredNetwork
 
-from lstmlm.kernels import arguments
-from lstmlm.kernels.cuda_graph import Graph
-from lstmlm.kernels.generate import Choice, Generator, LayerWeights, fingerprint
-from lstmlm.kernels.native import NativeKernel
-from lstmlm.model.cell import LSTMState
-from lstmlm.model.char_lm import CharLM
-from lstmlm.model.ensemble import Network, members
-from lstmlm.model.lstm import StackState
-
-NOISE_BLOCK = 256  # steps of noise drawn at once; the stream of a seed does not depend on it
-PROMPT_BLOCK = 4096  # characters of a prompt read at once: bounds memory, whatever its length
-SHORT = 16  # a prompt up to this is read by the native generator: packing the weights once more would take longer
-COOLEST = 1e-3  # a temperature below this may turn logits into infinities
-SECONDS = 0.05  # about how long a block of characters may take before its first one is seen
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next id is chosen.
-
-    temperature: Divides the logits; 0 is `greedy`.
-    top_k: Keep the k likeliest (0: all).
-    top_p: Keep the fewest that together have at least this probability (1: all).
-    greedy: The article's rule: the largest score is the prediction.
-    exact: From the weights as they are, not from bytes where those are quicker (`kernels/products.h`).
-    """
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    greedy: bool = False
-    exact: bool = False
-
-
-def distribution(logits: Tensor, how: Sampling) -> Tensor:
-    """Return the probabilities that the next id is drawn from: softmax, cut to the top k, then to the top p of those.
-
-    Of ids with the same probability the first comes first, so that `top_k` 1 and a tiny `top_p` mean the same as
-    `greedy`.
-
-    Args:
-        logits: (n, V)
-        how: Temperature and cuts.
-
-    Returns:
-        p: Sums to 1 in each row, at least one above 0. float64, (n, V)
-    """
-    best = logits.argmax(-1, keepdim=True)
-    if how.greedy or how.temperature == 0:
-        return torch.zeros_like(logits, dtype=torch.float64).scatter_(-1, best, 1.0)
-    # The largest becomes 0 before the division: however small the temperature, nothing overflows to inf - inf.
-    logits = logits.double()
-    p = torch.softmax((logits - logits.gather(-1, best)) / how.temperature, dim=-1)
-    keep_all = how.top_k <= 0 or how.top_k >= p.shape[-1]
-    if keep_all and how.top_p >= 1:
-        return p
-    ordered, order = p.sort(dim=-1, descending=True, stable=True)
-    if not keep_all:
-        ordered[..., how.top_k :] = 0.0
-        ordered /= ordered.sum(-1, keepdim=True)
-    if how.top_p < 1:
-        before = ordered.cumsum(-1)[..., :-1]  # the likeliest has nothing before it and always stays
-        ordered[..., 1:].masked_fill_(before >= how.top_p, 0.0)
-        ordered /= ordered.sum(-1, keepdim=True)
-    return torch.zeros_like(p).scatter_(-1, order, ordered)
-
-
-def draw(p: Tensor, noise: Tensor) -> Tensor:
-    """Choose by inverse distribution: the first id whose cumulated probability exceeds the noise.
-
-    Args:
-        p: (n, V)
-        noise: Uniform in [0, 1). (n, 1)
-
-    Returns:
-        ids (n), each of a probability above 0.
-    """
-    upto = p.cumsum(-1)
-    ids = torch.searchsorted(upto, noise * upto[..., -1:], right=True).squeeze(-1)
-    return torch.minimum(ids, _last_possible(p))
-
-
-def _last_possible(p: Tensor) -> Tensor:
-    return p.shape[-1] - 1 - (p > 0).flip(-1).int().argmax(-1)
+if TYPE_CHECKING:
+    from lstmlm.model.ensemble import Network
 
 
 class Noise:
     """One uniform number a step for each seed, drawn in blocks from a generator of its own.
 
-    The numbers of a seed are the same whatever the block size and whoever else is drawn beside it.
+    The numbers of a seed are the same whatever the block size and whoever else is drawn beside it: the lowest 24 bits of those of
+    a Mersenne Twister, as `torch.rand` gives them on the CPU.
     """
 
     def __init__(self, seeds: Sequence[int]) -> None:
-        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self._block = torch.empty(0, len(seeds), 1)
+        self._generators = [_twister(seed) for seed in seeds]
+        self._block = array("f")
         self._next = 0
 
-    def step(self) -> Tensor:
-        """Return the noise of the next step. (n, 1)"""
+    def steps(self, most: int) -> "array[float]":
+        """Return the noise of the next steps, at least one and at most `most`. (steps n)"""
+        n = len(self._generators)
         if self._next == len(self._block):
-            columns = [torch.rand(NOISE_BLOCK, 1, generator=g) for g in self._generators]
-            self._block, self._next = torch.stack(columns, dim=1), 0
-        self._next += 1
-        return self._block[self._next - 1]
-
-    def steps(self, most: int) -> Tensor:
-        """Return the noise of the next steps, at least one and at most `most`. (steps, n)"""
-        first, start = self.step(), self._next
-        self._next = min(start - 1 + most, len(self._block))
-        return torch.cat([first[None], self._block[start : self._next]]).squeeze(-1)
+            self._block, self._next = array("f", bytes(4 * NOISE_BLOCK * n)), 0
+            for column, generator in enumerate(self._generators):
+                words = array("I", generator.getrandbits(32 * NOISE_BLOCK).to_bytes(4 * NOISE_BLOCK, sys.byteorder))
+                if sys.byteorder == "big":
+                    words.reverse()  # the first one has the lowest bits
+                self._block[column::n] = array("f", [(word & 0xFFFFFF) * 2**-24 for word in words])
+        start, self._next = self._next, min(self._next + most * n, len(self._block))
+        return self._block[start : self._next]
 
 
-@torch.inference_mode()
+def _twister(seed: int) -> random.Random:
+    """Return a generator in the state that torch gives its own for a seed (Matsumoto and Nishimura's `init_genrand`)."""
+    state = [seed & 0xFFFFFFFF]
+    for index in range(1, 624):
+        state.append((1812433253 * (state[-1] ^ state[-1] >> 30) + index) & 0xFFFFFFFF)
+    generator = random.Random()
+    generator.setstate((3, (*state, 624), None))
+    return generator
+
+
 def generate(
-    model: Network, prompt: Sequence[int], seeds: Sequence[int], how: Sampling
+    model: "Network | StoredNetwork", prompt: Sequence[int], seeds: Sequence[int], how: Sampling
 ) -> Iterator[tuple[list[int], list[float]]]:
     """Go on after a prompt without end, one stream for each seed.
 
     Args:
         model: In evaluation mode.
-        prompt: At least one id; read by the training kernel, many in one call, unless it is short.
+        prompt: At least one id.
         seeds: One for each stream.
         how: How the next id is chosen.
 
@@ -140,107 +71,45 @@ def generate(
         For every step the n ids chosen, and the nats of each under the network's own distribution, at temperature 1
         and uncut.
     """
-    n = len(seeds)
-    noise = Noise(seeds)
-    generator = native_generator(model, n, "float32" if how.exact else "auto")
+    generator = native_generator(model, len(seeds), "float32" if how.exact else "auto")
     if generator is None:
-        yield from _drawn(model, *_read(model, prompt, n), noise, how)
+        from lstmlm.evaluation import torch_sampler
+
+        assert not isinstance(model, StoredNetwork)
+        yield from torch_sampler.generate(model, prompt, seeds, how)
         return
+    choice = Choice(how.temperature, how.top_k, how.top_p, how.greedy)
     try:
-        if len(prompt) <= SHORT:
-            generator.read(prompt)
-        else:
-            generator.begin(*_read(model, prompt, n))
-        yield from _native(generator, noise, how)
+        generator.read(prompt)
+        yield from blocks(Noise(seeds).steps, lambda noise: generator.run(noise, choice))
     finally:
         _kept[model] = generator
 
 
-def _read(model: Network, prompt: Sequence[int], n: int) -> tuple[Tensor, StackState]:
-    """Return the logits and the state after a prompt, both n times."""
-    state = model.initial_state(1)
-    for piece in torch.tensor(prompt, device=state[0].hidden.device)[:, None].split(PROMPT_BLOCK):
-        logits, state = model(piece, state)
-    return logits[-1].expand(n, -1), tuple(LSTMState(s.hidden.repeat(n, 1), s.cell.repeat(n, 1)) for s in state)
+def probabilities(model: "Network | StoredNetwork", prompt: Sequence[int]) -> list[float]:
+    """Return the probability of each id to come next after a prompt, from the weights as they are, at temperature 1. (V)
 
-
-def _drawn(
-    model: Network, logits: Tensor, state: StackState, noise: Noise, how: Sampling
-) -> Iterator[tuple[list[int], list[float]]]:
-    """Draw and step by the model itself: any kernel, device and floating type.
-
-    On a device a character is a graph, which is recorded once and replayed; nobody waits for one within a block.
+    Args:
+        model: In evaluation mode.
+        prompt: At least one id.
     """
-    logits = logits.clone()
-    draw_next = _drawing(how, logits.shape[-1])
-    number = logits.new_empty(len(logits), 1, dtype=torch.float64)
-    id_, cost = logits.new_empty(len(logits), dtype=torch.int64), logits.new_empty(len(logits))
+    generator = native_generator(model, 1, "float32")
+    if generator is None:
+        from lstmlm.evaluation import torch_sampler
 
-    def step() -> None:
-        id_.copy_(draw_next(logits, number))
-        cost.copy_(-torch.log_softmax(logits, dim=-1).gather(-1, id_[:, None]).squeeze(-1))
-        rows, after = model(id_[None], state)
-        logits.copy_(rows[-1])
-        for own, new in zip(state, after, strict=True):
-            own.hidden.copy_(new.hidden)
-            own.cell.copy_(new.cell)
-
-    graph = Graph(step, logits.device)
-
-    def run(block: Tensor) -> tuple[Tensor, Tensor]:
-        ids, nats = id_.new_empty(block.shape), cost.new_empty(block.shape)
-        for place, numbers in enumerate(block.to(logits.device)):
-            number.copy_(numbers[:, None])
-            graph()
-            ids[place], nats[place] = id_, cost
-        return ids, nats
-
-    return _blocks(noise, run)
+        assert not isinstance(model, StoredNetwork)
+        return torch_sampler.probabilities(model, prompt)
+    generator.read(prompt)
+    found = generator.probabilities()
+    _kept[model] = generator
+    return found
 
 
-def _drawing(how: Sampling, V: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return what draws ids from logits (n, V) and noise (n, 1): `draw` from `distribution`, in few operations if it can be."""
-    if how.greedy or how.temperature == 0:
-        return lambda logits, noise: logits.argmax(-1)
-    if how.top_p < 1 or 0 < how.top_k < V or how.temperature < COOLEST:
-        return lambda logits, noise: draw(distribution(logits, how), noise)
-
-    def plain(logits: Tensor, noise: Tensor) -> Tensor:
-        scaled = logits if how.temperature == 1 else logits.double() / how.temperature
-        upto = torch.softmax(scaled, dim=-1, dtype=torch.float64).cumsum(-1)
-        # The last sum is 1 to 1e-15 and the noise a float32 below 1: the id found has a probability; of NaN any id is.
-        return torch.searchsorted(upto, noise, right=True).squeeze(-1).clamp_(max=V - 1)
-
-    return plain
-
-
-def _native(generator: Generator, noise: Noise, how: Sampling) -> Iterator[tuple[list[int], list[float]]]:
-    """Let the generator draw and step, a block of characters in a call."""
-    choice = Choice(how.temperature, how.top_k, how.top_p, how.greedy)
-    return _blocks(noise, lambda block: generator.run(block, choice))
-
-
-def _blocks(noise: Noise, run: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Iterator[tuple[list[int], list[float]]]:
-    """Draw block after block: noise (steps, n) -> ids and nats, likewise.
-
-    The first block is one character, so that it is seen at once; the next ones grow as long as they take no longer than
-    `SECONDS`.
-    """
-    most = 1
-    while True:
-        numbers = noise.steps(most)
-        began = time.perf_counter()
-        ids, nats = (found.tolist() for found in run(numbers))
-        if time.perf_counter() - began < SECONDS / 2 and most < NOISE_BLOCK:
-            most *= 2
-        yield from zip(ids, nats, strict=True)
-
-
-_kept: WeakKeyDictionary[Network, Generator] = WeakKeyDictionary()
+_kept: "WeakKeyDictionary[Network | StoredNetwork, Generator]" = WeakKeyDictionary()
 """The generator that last ran for a model and is free: short texts would take longer to pack for than to draw."""
 
 
-def native_generator(model: Network, n: int, storage: str = "auto") -> Generator | None:
+def native_generator(model: "Network | StoredNetwork", n: int, storage: str = "auto") -> Generator | None:
     """Pack a model whose kernel is the native one for n streams, or take the one kept if no weight has changed since.
 
     Args:
@@ -251,30 +120,23 @@ def native_generator(model: Network, n: int, storage: str = "auto") -> Generator
     Returns:
         A generator that nobody else has; None: the model has another kernel.
     """
-    stack, models = model.stack(), members(model)
-    if not isinstance(stack[0].kernel, NativeKernel) or stack[0].W.dtype != torch.float32:
+    stored = model if isinstance(model, StoredNetwork) else _stored(model)
+    if stored is None:
         return None
-    key = (n, arguments.threads(), storage, fingerprint(stack[0].kernel, list(model.parameters())))
+    key = (n, stored.threads, storage, fingerprint(stored.library, stored.weights(), stored.threads))
     kept = _kept.pop(model, None)
     if kept is not None and kept.key == key:
         return kept
-    generator, *others = (_packed(one, n, storage) for one in models)
+    generator, *others = (
+        Generator(stored.library, network, n, threads=stored.threads, storage=storage) for network in stored.networks
+    )
     for other in others:
         generator.join(other)
     generator.key = key
     return generator
 
 
-def _packed(model: CharLM, n: int, storage: str) -> Generator:
-    """Pack one network, whose kernel is the native one."""
-    kernel = model.stack()[0].kernel
-    assert isinstance(kernel, NativeKernel)
-    return Generator(kernel, *_weights(model), n, residual=model.config.residual, storage=storage)
+def _stored(model: "Network") -> StoredNetwork | None:
+    from lstmlm.evaluation import torch_sampler
 
-
-def _weights(model: CharLM) -> tuple[list[LayerWeights], tuple[Tensor, Tensor] | None]:
-    """Return the layers with what their outputs are normed by, and the readout if there is one."""
-    stack, norms = model.stack(), list(model.norms or ())
-    scales = [(norm.weight, norm.bias) for norm in norms] + [(None, None)] * (len(stack) - len(norms))
-    layers = [LayerWeights(layer.U, layer.W, layer.b, *scale) for layer, scale in zip(stack, scales, strict=True)]
-    return layers, None if model.readout is None else (model.readout.weight, model.readout.bias)
+    return torch_sampler.native(model)

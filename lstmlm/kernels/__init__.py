@@ -1,18 +1,22 @@
 """The LSTM recurrence over T time steps, forward and backward by hand; one module for each way to compute it.
 
 `choose` returns the fastest that works here. Every kernel has the signature of `Kernel`; `eager` is the one that runs
-anywhere, and the one that the others are compared with before they are used.
+anywhere, and the one that the others are compared with before they are used. Importing it imports no torch.
 """
 
-import os
-from typing import NamedTuple, Protocol
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+import os
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from lstmlm.errors import UsageError, printable
 from lstmlm.kernels.build import Unavailable
-from lstmlm.kernels.pointwise import Pointwise
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from lstmlm.kernels.pointwise import Pointwise
 
 
 class Activations(NamedTuple):
@@ -60,7 +64,7 @@ class Kernel(Protocol):
         """What `train` and `info` call this kernel, with its precision where there is a choice."""
 
     @property
-    def strict(self) -> "Kernel":
+    def strict(self) -> Kernel:
         """The same with float32 products, for scores: streams that differ by a rounding come together again in it."""
 
     @property

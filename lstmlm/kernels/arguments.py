@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lstmlm import machine
+from lstmlm.kernels.buffers import Floats
 
 
 def threads() -> int:
@@ -47,3 +48,14 @@ def checked_ids(name: str, ids: Tensor, V: int, *shape: int) -> Tensor:
 def pointers(*tensors: Tensor | None) -> list[int | None]:
     """Return the addresses; None is C's null pointer."""
     return [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+
+
+def floats(tensor: Tensor) -> Floats:
+    """Return the numbers of a tensor where they are.
+
+    Raises:
+        TypeError: It is not float32 on the CPU.
+        ValueError: It is empty or not contiguous.
+    """
+    checked("weights", tensor, *tensor.shape)
+    return Floats(tensor.data_ptr(), tuple(tensor.shape), tensor)

@@ -18,7 +18,7 @@ from lstmlm.machine import cache_folder
 
 SOURCES = Path(__file__).parent
 COMPILERS = ("cc", "gcc", "clang")
-FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-fvisibility=hidden", "-w")
+FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden", "-w")
 FOR_THIS_CPU = (("-march=native",), ("-mcpu=native",), ())
 """Tried in this order: what a compiler calls the machine it runs on differs, and the last always works."""
 
@@ -42,13 +42,11 @@ def library() -> ctypes.CDLL:
         Unavailable: There is no compiler, or none of them can compile the sources.
     """
     compiler, version = find_compiler()
-    key = _digest(_source_bytes(), version.encode(), repr((FLAGS, FOR_THIS_CPU)).encode(), cpu().encode())
-    kept = cache_folder()
+    key, kept = _key(version), cache_folder()
     if kept is not None:
         try:
-            for path in sorted(kept.glob(f"native-{key}-*.so")):
-                if _is_ours(path) and path.stem.rpartition("-")[2] == _content_digest(path):
-                    return _open(path)
+            if (found := _find(kept, key)) is not None:
+                return found
             kept.mkdir(parents=True, exist_ok=True)
             if not _is_ours(kept):
                 raise Unavailable(f"{kept} can be written by others")
@@ -64,6 +62,28 @@ def library() -> ctypes.CDLL:
             return _open(_compile(compiler, Path(folder)))
     except OSError as error:
         raise Unavailable(f"the compiled kernel cannot be written: {error.strerror or error}") from None
+
+
+def cached() -> ctypes.CDLL | None:
+    """Load the shared object if the cache holds it whole, as `library` would, and compile nothing."""
+    kept = cache_folder()
+    try:
+        return None if kept is None else _find(kept, _key(find_compiler()[1]))
+    except (OSError, Unavailable):
+        return None
+
+
+def _key(compiler_version: str) -> str:
+    """Return the hash of all that goes into the shared object."""
+    return _digest(_source_bytes(), compiler_version.encode(), repr((FLAGS, FOR_THIS_CPU)).encode(), cpu().encode())
+
+
+def _find(kept: Path, key: str) -> ctypes.CDLL | None:
+    """Load the shared object of a key from the cache, if it is there and whole."""
+    for path in sorted(kept.glob(f"native-{key}-*.so")):
+        if _is_ours(path) and path.stem.rpartition("-")[2] == _content_digest(path):
+            return _open(path)
+    return None
 
 
 def passed(shared: ctypes.CDLL, examination: str, *, now: bool = False) -> bool:
@@ -82,6 +102,12 @@ def passed(shared: ctypes.CDLL, examination: str, *, now: bool = False) -> bool:
             path.touch()
         return path.exists()
     return False
+
+
+def ever_passed(shared: ctypes.CDLL, beginning: str) -> bool:
+    """Return whether a shared object has passed an examination whose name begins so, whichever torch it was compared with."""
+    path = Path(shared._name)
+    return any(path.parent.glob(f"{path.name}.{beginning}*.passed"))
 
 
 def find_compiler() -> tuple[list[str], str]:

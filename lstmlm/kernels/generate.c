@@ -53,6 +53,7 @@ typedef struct {
 
 typedef struct Generator {
     size n, V, layers, widest;
+    size few; /* streams that a thread has memory of its own for */
     int in_bytes, residual, direct, threads, fresh;
     int turn; /* which H is the last */
     float eps;
@@ -226,19 +227,20 @@ static void run_readout(const Generator *g, const Rows *x, const Own *own, float
     }
 }
 
-/* The stack and the readout, from ids to logits. */
-static const float *step(Generator *g, const long long *ids, Own *own, int rank, int threads) {
+/* The stack and, if they are asked for, the logits. */
+static const float *step(Generator *g, const long long *ids, Own *own, int rank, int threads, int to_logits) {
     Rows x = {0};
     for (size l = 0; l < g->layers; l++) {
         run_layer(g, g->layer + l, &x, ids, own->turn, rank, threads);
         meet(&g->barrier, threads);
         const int last = l == g->layers - 1;
-        if (g->direct && last) break;
+        if (last && (g->direct || !to_logits)) break;
         x = norm_residual(g, l, own);
         if (own->wide && !last) meet(&g->barrier, threads);
     }
     own->turn = !own->turn;
     const Layer *last = g->layer + g->layers - 1;
+    if (!to_logits) return 0;
     if (g->direct) return last->H[own->turn].x;
     const int share = !own->wide && panel_size(g->in_bytes, last->S, blocks(g->V, VECTOR)) > SMALL_READOUT;
     float *logits = own->wide || share ? g->all.logits : own->at.logits;
@@ -258,10 +260,10 @@ static Own own_of(const Generator *g, int rank, int threads) {
         own.first = g->n * rank / threads, own.last = g->n * (rank + 1) / threads;
         return own;
     }
-    own.at.x.x = (float *)scratch, scratch += blocks(g->n * g->widest, 16) * 64;
-    own.at.x.bytes = (act *)scratch, scratch += g->n * padded(g->widest) * sizeof(act);
-    own.at.x.worth = (float *)scratch, scratch += blocks(g->n, 16) * 64;
-    own.at.logits = (float *)scratch, scratch += blocks(g->n * g->V, 16) * 64;
+    own.at.x.x = (float *)scratch, scratch += blocks(g->few * g->widest, 16) * 64;
+    own.at.x.bytes = (act *)scratch, scratch += g->few * padded(g->widest) * sizeof(act);
+    own.at.x.worth = (float *)scratch, scratch += blocks(g->few, 16) * 64;
+    own.at.logits = (float *)scratch, scratch += blocks(g->few * g->V, 16) * 64;
     own.at.ids = (long long *)scratch;
     memcpy(own.at.ids, g->all.ids, g->n * sizeof *own.at.ids);
     return own;
@@ -281,7 +283,7 @@ static void generate(void *argument, int rank, int threads) {
     for (size k = 0; k < request->K; k++) {
         int network = 0;
         for (Generator *one = g; one && (k || !fresh); one = one->next, network++)
-            logits[network] = step(one, own->at.ids, each + network, rank, threads);
+            logits[network] = step(one, own->at.ids, each + network, rank, threads, 1);
         for (size r = own->first; r < own->last; r++) {
             const float *row = networks > 1 ? average(logits, networks, r, V, own->p, own->mean) : logits[0] + r * V;
             float nats;
@@ -391,7 +393,7 @@ EXPORT Generator *lstmlm_generator_new(int in_bytes, int threads, size n, size V
         g->widest = layer->S > g->widest ? layer->S : g->widest;
         whole = reserve_layer(g, layer);
     }
-    const size few = least(n, 2 * g->threads); /* that a thread has for itself */
+    const size few = g->few = least(n, 2 * g->threads);
     g->scratch_size = blocks(V + VECTOR, 8) * 64 + 2 * blocks(V, 16) * 64 + blocks(few * g->widest, 16) * 64 +
                       few * padded(g->widest) * sizeof(act) + blocks(few, 16) * 64 + blocks(few * V, 16) * 64 + few * sizeof(long long);
     g->scratch_size = blocks(g->scratch_size, 4096) * 4096;
@@ -458,38 +460,51 @@ typedef struct {
     Generator *g;
     size K;
     const long long *ids;
-    long long *same; /* (n) for each thread */
 } Reading;
 
 static void read_ids(void *argument, int rank, int threads) {
     const Reading *reading = argument;
     Generator *g = reading->g;
     Own own = own_of(g, rank, threads);
-    long long *ids = reading->same + rank * g->n;
-    const float *logits = g->all.logits;
-    for (size k = 0; k < reading->K; k++) {
-        for (size r = 0; r < g->n; r++) ids[r] = reading->ids[k];
-        logits = step(g, ids, &own, rank, threads);
-    }
+    const float *logits = 0;
+    for (size k = 0; k < reading->K; k++) logits = step(g, reading->ids + k, &own, rank, threads, k == reading->K - 1);
     meet(&g->barrier, threads);
     if (rank == 0) {
         g->turn = own.turn, g->fresh = 1;
-        if (logits != g->all.logits) memcpy(g->all.logits, logits, g->n * g->V * 4);
+        if (logits != g->all.logits) memcpy(g->all.logits, logits, g->V * 4);
     }
 }
 
-/* Begins anew: all streams read K ids from the empty state. Returns whether there was memory. */
-EXPORT int lstmlm_generator_read(Generator *g, size K, const long long *ids) {
-    for (size l = 0; l < g->layers; l++) {
-        memset(g->layer[l].H[g->turn].x, 0, g->n * g->layer[l].S * 4);
-        memset(g->layer[l].C, 0, g->n * g->layer[l].S * 4);
+static void repeat(void *rows, size each, size n) {
+    for (size r = 1; r < n; r++) memcpy((char *)rows + r * each, rows, each);
+}
+
+/* All streams read K ids, from the empty state (`anew`) or after those that all of them have read: one reads them for all. */
+EXPORT void lstmlm_generator_read(Generator *g, int threads, size K, const long long *ids, int anew) {
+    const size n = g->n;
+    g->n = 1;
+    for (size l = 0; l < g->layers && anew; l++) {
+        memset(g->layer[l].H[g->turn].x, 0, g->layer[l].S * 4);
+        memset(g->layer[l].C, 0, g->layer[l].S * 4);
         H_to_bytes(g, g->layer + l);
     }
-    Reading reading = {g, K, ids, malloc(g->threads * g->n * sizeof *ids)};
-    if (!reading.same) return 0;
-    run_team(read_ids, &reading, g->threads);
-    free(reading.same);
-    return 1;
+    Reading reading = {g, K, ids};
+    run_team(read_ids, &reading, threads < g->threads ? threads : g->threads);
+    g->n = n;
+    repeat(g->all.logits, g->V * 4, n);
+    for (size l = 0; l < g->layers; l++) {
+        const Layer *layer = g->layer + l;
+        repeat(layer->H[g->turn].x, layer->S * 4, n);
+        repeat(layer->H[g->turn].bytes, padded(layer->S) * sizeof(act), n);
+        repeat(layer->C, layer->S * 4, n);
+    }
+}
+
+/* Whether all numbers are at most so large; NaN is not. */
+EXPORT int lstmlm_within(const float *x, size count, float limit) {
+    int beyond = 0;
+    for (size i = 0; i < count; i++) beyond |= !(fabsf(x[i]) <= limit);
+    return !beyond;
 }
 
 #define PIECE_BYTES (1 << 18)

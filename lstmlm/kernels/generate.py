@@ -1,22 +1,22 @@
 """Characters one after another in C (`generate.c`): stack, readout and draw for n streams, many steps in one call.
 
-`Generator` is the entry point, for the sampler.
+`Generator` is the entry point, for the sampler. It takes addresses, of a checkpoint's bytes or of tensors, and needs no torch.
 """
 
 import ctypes
 import math
 import time
 import weakref
+from array import array
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
-import torch
-from torch import Tensor
-
-from lstmlm.kernels import arguments
-from lstmlm.kernels.arguments import checked
-from lstmlm.kernels.native import NativeKernel
+from lstmlm.kernels import build
+from lstmlm.kernels.buffers import Floats
 from lstmlm.kernels.pace import Pace
+
+Library: TypeAlias = ctypes.CDLL
+"""The shared object that `build.library` gives."""
 
 LARGEST = 1e30
 """A weight beyond this, or NaN, keeps all of them float32: what a diverged run draws shall not look sound."""
@@ -34,11 +34,24 @@ class LayerWeights(NamedTuple):
     gamma, beta: (S) each, or None
     """
 
-    U: Tensor
-    W: Tensor
-    b: Tensor | None
-    gamma: Tensor | None
-    beta: Tensor | None
+    U: Floats
+    W: Floats
+    b: Floats | None
+    gamma: Floats | None
+    beta: Floats | None
+
+
+class NetworkWeights(NamedTuple):
+    """A network as it is packed.
+
+    layers: The first one's input is an id.
+    readout: Weights (V, S) and bias (V); None: the last layer's H is the logits.
+    residual: Whether a layer's output is added to its input, from the second layer on.
+    """
+
+    layers: tuple[LayerWeights, ...]
+    readout: tuple[Floats, Floats] | None
+    residual: bool
 
 
 class Choice(NamedTuple):
@@ -63,11 +76,10 @@ class Generator:
     neither on the streams beside it nor on the number of threads.
 
     Args:
-        kernel: Whose shared object.
-        layers: The first one's input is an id.
-        readout: Weights (V, S) and bias (V); None: the last layer's H is the logits.
+        library: The shared object.
+        weights: Of the network.
         n: Streams.
-        residual: Whether a layer's output is added to its input, from the second layer on.
+        threads: As many as may share a step; whether they do is found out while it runs.
         eps: Of the normalisation.
         storage: float32; int8: each column of weights and each row of activations as integers up to 127 with one scale, summed
             exactly; or auto: int8 where the CPU has instructions for it.
@@ -80,25 +92,23 @@ class Generator:
 
     def __init__(
         self,
-        kernel: NativeKernel,
-        layers: Sequence[LayerWeights],
-        readout: tuple[Tensor, Tensor] | None,
+        library: ctypes.CDLL,
+        weights: NetworkWeights,
         n: int,
         *,
-        residual: bool,
+        threads: int,
         eps: float = 1e-5,
         storage: str = "auto",
     ) -> None:
-        library = _library(kernel)
-        self.n, self.V = n, len(layers[0].U)
-        self._widths = [len(layer.W) for layer in layers]
-        every = _weights(layers, readout, self.V)
-        self.storage = _storage(storage, every, bool(library.lstmlm_generator_bytes()))
-        threads = arguments.threads()
-        self._pace = Pace(threads)
+        layers, readout, residual = weights
+        self._library = _declared(library)
+        self.n, self.V = n, layers[0].U.shape[0]
+        self._widths = [layer.W.shape[0] for layer in layers]
+        every = _checked(weights, self.V)
+        self.storage = _storage(library, storage, every)
+        self._pace, self._reading = Pace(threads), Pace(threads)  # a prompt is read for all streams at once: other times
         self._fresh = True
         self._others: list[Generator] = []
-        self._library = library
         handle = library.lstmlm_generator_new(
             self.storage == "int8",
             threads,
@@ -116,9 +126,9 @@ class Generator:
         weakref.finalize(self, library.lstmlm_generator_free, self._handle)
         whole = True
         for index, layer in enumerate(layers):
-            whole = whole and library.lstmlm_generator_layer(self._handle, index, *map(_pointer, layer))
+            whole = whole and library.lstmlm_generator_layer(self._handle, index, *map(_address, layer))
         if readout is not None:
-            whole = whole and library.lstmlm_generator_readout(self._handle, *map(_pointer, readout))
+            whole = whole and library.lstmlm_generator_readout(self._handle, *map(_address, readout))
         if not whole:
             raise MemoryError
 
@@ -135,16 +145,25 @@ class Generator:
         self._others.append(other)
 
     def read(self, ids: Sequence[int]) -> None:
-        """Let all streams read the same ids, one at a time, from the empty state; the first draw is from what comes then."""
+        """Let all streams read the same ids, from the empty state; the first draw is from what comes then.
+
+        The system hears of an interruption after some characters.
+        """
         if not ids or not all(0 <= id_ < self.V for id_ in ids):
             raise ValueError(f"ids: expected at least one, all from 0 to {self.V - 1}.")
-        if not self._library.lstmlm_generator_read(self._handle, len(ids), (ctypes.c_longlong * len(ids))(*ids)):
-            raise MemoryError
+        every, done = array("q", ids), 0
+        while done < len(every):
+            began = time.perf_counter()
+            threads, most = self._reading.plan(began)
+            count = min(most, len(every) - done)
+            self._library.lstmlm_generator_read(self._handle, threads, count, _start(every) + 8 * done, done == 0)
+            self._reading.note(threads, (time.perf_counter() - began) / count)
+            done += count
         self._fresh = True
         for other in self._others:
             other.read(ids)
 
-    def begin(self, logits: Tensor, states: Sequence[tuple[Tensor, Tensor]]) -> None:
+    def begin(self, logits: Floats, states: Sequence[tuple[Floats, Floats]]) -> None:
         """Set from what the first draw is made, and the state before the step after it.
 
         Args:
@@ -155,112 +174,143 @@ class Generator:
         for number, other in enumerate(self._others, start=1):
             other.begin(logits, states[number * own : (number + 1) * own])
         states = states[:own]
-        logits = _check("logits", logits, self.n, self.V)
-        self._library.lstmlm_generator_logits(self._handle, False, _pointer(logits))
+        _check("logits", logits, self.n, self.V)
+        self._library.lstmlm_generator_logits(self._handle, False, logits.address)
         for index, (S, (H, C)) in enumerate(zip(self._widths, states, strict=True)):
-            H, C = _check("H", H, self.n, S), _check("C", C, self.n, S)
-            self._library.lstmlm_generator_state(self._handle, index, False, _pointer(H), _pointer(C))
+            _check("H", H, self.n, S)
+            _check("C", C, self.n, S)
+            self._library.lstmlm_generator_state(self._handle, index, False, H.address, C.address)
         self._fresh = True
 
-    def run(self, noise: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
+    def run(self, noise: "array[float]", choice: Choice) -> tuple[list[list[int]], list[list[float]]]:
         """Draw K ids for each stream.
 
         Args:
-            noise: Uniform in [0, 1). (K, n)
+            noise: Uniform in [0, 1), float32: n numbers for the first ids, n for the next ones, and so on. (K n)
             choice: How.
 
         Returns:
-            ids: int64 (K, n)
+            ids: (K, n)
             nats: Of each under the network's own distribution, uncut. (K, n)
         """
-        K = len(noise)
-        noise = _check("noise", noise, K, self.n)
-        ids, nats = torch.empty(K, self.n, dtype=torch.int64), torch.empty(K, self.n)
+        n = self.n
+        if noise.typecode != "f" or not noise or len(noise) % n:
+            raise ValueError(f"noise: expected float32, {n} numbers for each draw, found {len(noise)} of type {noise.typecode}.")
+        K = len(noise) // n
+        ids, nats = array("q", bytes(8 * K * n)), array("f", bytes(4 * K * n))
         greedy = choice.greedy or choice.divisor == 0 or math.isnan(choice.divisor)
         done = 0
         while done < K:
             began = time.perf_counter()
             threads, most = self._pace.plan(began)
-            piece = slice(done, min(K, done + most))
-            pointers = _pointer(ids[piece]), _pointer(nats[piece])
+            count = min(most, K - done)
             self._library.lstmlm_generator_run(
                 self._handle,
                 threads,
-                len(ids[piece]),
-                _pointer(noise[piece]),
+                count,
+                _start(noise) + 4 * n * done,
                 choice.divisor,
                 choice.keep,
                 choice.share,
                 greedy,
-                *pointers,
+                _start(ids) + 8 * n * done,
+                _start(nats) + 4 * n * done,
             )
-            if steps := len(ids[piece]) - self._fresh:
+            if steps := count - self._fresh:
                 self._pace.note(threads, (time.perf_counter() - began) / steps)
-            done, self._fresh = piece.stop, False
-        return ids, nats
+            done, self._fresh = done + count, False
+        rows = range(0, K * n, n)
+        return [ids[at : at + n].tolist() for at in rows], [nats[at : at + n].tolist() for at in rows]
 
-    def logits(self) -> Tensor:
-        """Return what the last draw was made from, of the first network's. (n, V)"""
-        logits = torch.empty(self.n, self.V)
-        self._library.lstmlm_generator_logits(self._handle, True, _pointer(logits))
+    def logits(self) -> "array[float]":
+        """Return what the last draw was made from, of the first network's. (n V)"""
+        logits = array("f", bytes(4 * self.n * self.V))
+        self._library.lstmlm_generator_logits(self._handle, True, _start(logits))
         return logits
 
-    def states(self) -> list[tuple[Tensor, Tensor]]:
-        """Return H and C of each layer of the first network as the last draw found them. (n, S) each"""
-        states = [(torch.empty(self.n, S), torch.empty(self.n, S)) for S in self._widths]
+    def probabilities(self) -> list[float]:
+        """Return the distribution that the first stream's next draw is from, after `read`: the mean of the networks'. (V)"""
+        rows = [_softmax(generator.logits()[: self.V].tolist()) for generator in (self, *self._others)]
+        return [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+
+    def states(self) -> "list[tuple[array[float], array[float]]]":
+        """Return H and C of each layer of the first network as the last draw found them. (n S) each"""
+        states = [(array("f", bytes(4 * self.n * S)), array("f", bytes(4 * self.n * S))) for S in self._widths]
         for index, (H, C) in enumerate(states):
-            self._library.lstmlm_generator_state(self._handle, index, True, _pointer(H), _pointer(C))
+            self._library.lstmlm_generator_state(self._handle, index, True, _start(H), _start(C))
         return states
 
 
-def _weights(layers: Sequence[LayerWeights], readout: tuple[Tensor, Tensor] | None, V: int) -> list[Tensor]:
+def _softmax(logits: list[float]) -> list[float]:
+    top = max(logits)
+    powers = [math.exp(logit - top) for logit in logits]
+    whole = math.fsum(powers)
+    return [power / whole for power in powers]
+
+
+def examined_library() -> ctypes.CDLL | None:
+    """Return the shared object if it is there and was once found right; None: it is for `native.load` to make and examine it."""
+    library = build.cached()
+    return library if library is not None and build.ever_passed(library, "0-") else None
+
+
+def _checked(weights: NetworkWeights, V: int) -> list[Floats]:
     """Return all weights that there are; the C code trusts what has passed here."""
-    every, width = [], V
-    for layer in layers:
-        S = len(layer.W)
+    every: list[Floats] = []
+    width = V
+    for layer in weights.layers:
+        S = layer.W.shape[0]
         shapes = (width, 4 * S), (S, 4 * S), (4 * S,), (S,), (S,)
-        named = zip(LayerWeights._fields, layer, shapes, strict=True)
-        every += [checked(name, weight, *shape) for name, weight, shape in named if weight is not None]
+        for name, weight, shape in zip(LayerWeights._fields, layer, shapes, strict=True):
+            if weight is not None:
+                _check(name, weight, *shape)
+                every.append(weight)
         width = S
-    if readout is None and width != V:
-        raise ValueError(f"readout: expected one from {width} units to {V} ids, found none.")
-    return every if readout is None else [*every, checked("R", readout[0], V, width), checked("r", readout[1], V)]
+    if weights.readout is None:
+        if width != V:
+            raise ValueError(f"readout: expected one from {width} units to {V} ids, found none.")
+        return every
+    R, r = weights.readout
+    _check("R", R, V, width)
+    _check("r", r, V)
+    return [*every, R, r]
 
 
-def _storage(requested: str, weights: list[Tensor], quick: bool) -> str:
+def _storage(library: ctypes.CDLL, requested: str, weights: list[Floats]) -> str:
     """Return float32 or int8."""
-    if requested == "float32" or (requested == "auto" and not quick):
+    if requested == "float32" or (requested == "auto" and not library.lstmlm_generator_bytes()):
         return "float32"
-    return "int8" if all(bool(w.abs().max() <= LARGEST) for w in weights) else "float32"
+    within = all(library.lstmlm_within(w.address, math.prod(w.shape), LARGEST) for w in weights)
+    return "int8" if within else "float32"
 
 
-def fingerprint(kernel: NativeKernel, weights: Sequence[Tensor]) -> int:
+def fingerprint(library: ctypes.CDLL, weights: Sequence[Floats], threads: int) -> int:
     """Return a number that is another one when a weight is another one, at the speed at which memory can be read."""
-    library, mark = _library(kernel), 0
+    _declared(library)
+    mark = 0
     for weight in weights:
-        if weight.device.type != "cpu" or not weight.is_contiguous():
-            raise TypeError("weights: expected contiguous ones on the cpu.")
-        size = weight.numel() * weight.element_size()
-        scratch = torch.empty(size // 2**18 + 1, dtype=torch.int64)
-        threads = arguments.threads() if size > SMALL else 1
-        mark = library.lstmlm_fingerprint(weight.data_ptr(), size, threads, mark, scratch.data_ptr())
+        size = 4 * math.prod(weight.shape)
+        marks = array("Q", bytes(8 * (size // 2**18 + 1)))
+        mark = library.lstmlm_fingerprint(weight.address, size, threads if size > SMALL else 1, mark, _start(marks))
     return mark
 
 
-def _check(name: str, tensor: Tensor, *shape: int) -> Tensor:
-    """Return the tensor, contiguous; the C code trusts what has passed here."""
-    if tensor.dtype != torch.float32 or tensor.device.type != "cpu" or tensor.shape != shape:
-        raise ValueError(f"{name}: expected float32 {shape} on the cpu, found {tensor.dtype} {tuple(tensor.shape)}.")
-    return tensor.contiguous()
+def _check(name: str, given: Floats, *shape: int) -> None:
+    """Refuse another shape, or none; the C code trusts what has passed here."""
+    if given.shape != shape or 0 in shape:
+        raise ValueError(f"{name}: expected float32 {shape}, not empty, found {given.shape}.")
 
 
-def _pointer(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
+def _address(floats: Floats | None) -> int | None:
+    return None if floats is None else floats.address
 
 
-def _library(kernel: NativeKernel) -> ctypes.CDLL:
-    """Return the kernel's shared object, the arguments of the entry points stated."""
-    library = kernel.library
+def _start(numbers: "array[int] | array[float]") -> int:
+    return numbers.buffer_info()[0]
+
+
+def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
+    """Return the shared object, the arguments of its entry points stated."""
     if library.lstmlm_generator_free.argtypes is None:
         _declare(library)
     return library
@@ -278,7 +328,8 @@ def _declare(library: ctypes.CDLL) -> None:
     library.lstmlm_generator_join.argtypes = [pointer, pointer]
     library.lstmlm_generator_logits.argtypes = [pointer, number, pointer]
     library.lstmlm_generator_run.argtypes = [pointer, number, size, pointer, real, size, real, number, pointer, pointer]
-    library.lstmlm_generator_read.argtypes = [pointer, size, ctypes.POINTER(size)]
+    library.lstmlm_generator_read.argtypes = [pointer, number, size, pointer, number]
+    library.lstmlm_within.argtypes = [pointer, size, ctypes.c_float]
     library.lstmlm_fingerprint.argtypes = [pointer, size, number, ctypes.c_ulonglong, pointer]
     library.lstmlm_fingerprint.restype = ctypes.c_ulonglong
     library.lstmlm_generator_free.argtypes, library.lstmlm_generator_free.restype = [pointer], None

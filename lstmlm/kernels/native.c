@@ -404,6 +404,13 @@ EXPORT void lstmlm_team(void *run, void *rank, void *number) {
     lstmlm_team_size = (int (*)(void))number;
 }
 
+#if !defined(_WIN32)
+/* In a forked process the runtime would wait for threads that stayed in the other one. */
+static void forget_team(void) { lstmlm_team_run = 0; }
+
+__attribute__((constructor)) static void at_fork(void) { pthread_atfork(0, 0, forget_team); }
+#endif
+
 /* Floats in a register: 16, 8, or 4 where nothing better is known. */
 EXPORT int lstmlm_vector(void) { return VECTOR; }
 

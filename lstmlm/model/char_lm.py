@@ -127,26 +127,6 @@ class CharLM(nn.Module):
         return [layer for layer in self.layers if isinstance(layer, LSTMLayer)]
 
 
-def weight_shapes(config: ModelConfig, vocabulary: int) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every weight of a `CharLM`, without making one: a file is compared with it before it is believed."""
-    assert config.hidden is not None
-    assert config.layers is not None
-    shapes: dict[str, tuple[int, ...]] = {}
-    inputs = vocabulary
-    for index in range(config.layers):
-        direct = config.readout == "direct" and index == config.layers - 1
-        width = vocabulary if direct else config.hidden
-        shapes |= {f"layers.{index}.U": (inputs, 4 * width), f"layers.{index}.W": (width, 4 * width)}
-        if config.bias:
-            shapes[f"layers.{index}.b"] = (4 * width,)
-        if config.layer_norm and not direct:
-            shapes |= {f"norms.{index}.weight": (width,), f"norms.{index}.bias": (width,)}
-        inputs = width
-    if config.readout == "linear":
-        shapes |= {"readout.weight": (vocabulary, inputs), "readout.bias": (vocabulary,)}
-    return shapes
-
-
 def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
     """Copy weights into a model, every one or none; it may be several networks in one.
 

@@ -9,6 +9,7 @@ devices, and the CPU beside a GPU, agree to rounding. Checkpoints know no device
 """
 
 import os
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from lstmlm.kernels import Kernel
 
 DEVICES = ("auto", "cpu", "cuda")
+
+GPU_FILES = "/dev/nvidiactl", "/dev/nvmap", "/dev/kfd", "/dev/dxg"
+"""What a Linux kernel with a driver for a GPU shows: NVIDIA's, that of its Tegra boards, AMD's, and Windows below it."""
 
 
 def choose(
@@ -36,10 +40,9 @@ def choose(
     Raises:
         UsageError: The request is unknown, or is a CUDA device and none works.
     """
+    _check(requested)
     import torch
 
-    if requested not in DEVICES:
-        raise UsageError(f"--device: expected auto, cpu or cuda, found {printable(requested[:40])}.")
     if requested == "cpu":
         return torch.device("cpu")
     # cuBLAS adds in a fixed order if its workspace is fixed; it reads this once, when it starts.
@@ -54,6 +57,23 @@ def choose(
     if requested == "cuda":
         raise UsageError(f"--device cuda: expected a working CUDA device, found: {wrong}. Leave it out, or say --device cpu.")
     return torch.device("cpu")
+
+
+def is_cpu(requested: str) -> bool:
+    """Say whether `choose` gives the CPU, as far as that can be told without torch: no device file, no GPU.
+
+    Raises:
+        UsageError: The request is unknown.
+    """
+    _check(requested)
+    if requested != "auto" or sys.platform == "darwin":
+        return requested != "cuda"
+    return sys.platform.startswith("linux") and not any(map(os.path.exists, GPU_FILES))
+
+
+def _check(requested: str) -> None:
+    if requested not in DEVICES:
+        raise UsageError(f"--device: expected auto, cpu or cuda, found {printable(requested[:40])}.")
 
 
 def with_kernel(
@@ -131,8 +151,6 @@ def name(device: "torch.device") -> str:
 
 def out_of_memory(error: BaseException) -> SystemProblem | None:
     """Return what to tell a user whose device or machine is full; None if the error is another one."""
-    import sys
-
     if "DefaultCPUAllocator: can't allocate" in str(error):
         return SystemProblem("memory: expected enough for this model and batch, found less. Try a smaller --hidden or --batch.")
     torch = sys.modules.get("torch")

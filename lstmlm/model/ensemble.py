@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lstmlm.config.run_config import ModelConfig
 from lstmlm.kernels import Kernel
-from lstmlm.model.char_lm import CharLM, weight_shapes
+from lstmlm.model.char_lm import CharLM
 from lstmlm.model.lstm import LSTMLayer, StackState
 
 
@@ -76,22 +76,6 @@ def members(network: Network) -> list[CharLM]:
     if isinstance(network, CharLM):
         return [network]
     return [model for model in network.members if isinstance(model, CharLM)]
-
-
-def prefix(config: ModelConfig, member: int) -> str:
-    """Return what stands before the names of a member's tensors; nothing where it is alone. Members are counted from 0."""
-    return f"members.{member}." if config.members > 1 else ""
-
-
-def shapes(config: ModelConfig, vocabulary: int) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every weight of all members, without making one."""
-    one = weight_shapes(config, vocabulary)
-    return {prefix(config, member) + name: shape for member in range(config.members) for name, shape in one.items()}
-
-
-def parameter_count(config: ModelConfig, vocabulary: int) -> int:
-    """Count the numbers that a configuration trains, all members together."""
-    return sum(map(math.prod, shapes(config, vocabulary).values()))
 
 
 def joined(states: Iterable[StackState]) -> StackState:

@@ -13,7 +13,7 @@ from lstmlm.config.run_config import RunConfig
 from lstmlm.kernels import Kernel
 from lstmlm.kernels.dropout import Dropout
 from lstmlm.kernels.pointwise import Number
-from lstmlm.model import ensemble
+from lstmlm.model import ensemble, weights
 from lstmlm.model.char_lm import CharLM
 from lstmlm.model.lstm import StackState
 from lstmlm.training.backprop import Backprop
@@ -38,7 +38,7 @@ class Member:
     def __init__(self, config: RunConfig, vocabulary: int, kernel: Kernel, number: int, device: torch.device) -> None:
         self._config = config
         self._seed = (config.train.seed + number) % 2**63
-        self.prefix = ensemble.prefix(config.model, number)
+        self.prefix = weights.prefix(config.model, number)
         torch.manual_seed(self._seed)
         self.model = CharLM(config.model, vocabulary, kernel).to(device)
         self.optimizer = Optimizer(self.model, config.train, kernel.pointwise)

@@ -7,6 +7,7 @@ run on the machine meanwhile.
 import argparse
 import json
 import math
+import os
 import platform
 import re
 import statistics
@@ -246,28 +247,46 @@ def sample(rounds: int) -> list[Row]:
 
 
 def start(rounds: int) -> list[Row]:
-    """Time whole processes: help, a usage error, `import torch`, one character."""
+    """Time whole processes, from help to many prompts; with their processor time and the most memory that they had."""
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder, "text.txt")
-        text.write_text("Bob is a sailor. He lives in Dover.\n" * 200)
-        run = [sys.executable, "-m", "lstmlm"]
-        trained = [*run, "train", str(text), "--steps", "3", "--hidden", "256", "--out", f"{folder}/run", "-q"]
+        text.write_text("Bob is a sailor. He lives in Dover.\n" * 500)
+        run, model = [sys.executable, "-m", "lstmlm"], f"{folder}/run"
+        trained = [*run, "train", str(text), "--steps", "3", "--hidden", "256", "--out", model, "-q"]
         subprocess.run(trained, check=True)
+        used: dict[str, list[float]] = {}
+        most: dict[str, float] = {}
 
-        def process(*command: str) -> Callable[[], object]:
-            return lambda: subprocess.run(command, capture_output=True, check=False)
+        def process(name: str, *command: str) -> tuple[str, Callable[[], object]]:
+            # A process begins with the memory of the one that starts it: this one's is measured below a small one.
+            small = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], stdout=-3, stderr=-3)"
+            small += "; print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+            asked = [sys.executable, "-c", small, *command]
+            most[name] = int(subprocess.run(asked, capture_output=True, text=True, check=True).stdout) / 1024
 
-        median = alternate(
-            {
-                "python -c pass": process(sys.executable, "-c", "pass"),
-                "lstmlm --help": process(*run, "--help"),
-                "a usage error": process(*run, "train", "--promt"),
-                "import torch": process(sys.executable, "-W", "ignore", "-c", "import torch"),
-                "sample one character": process(*run, "sample", "-m", f"{folder}/run", "--prompt", "B", "--length", "1"),
-            },
-            rounds,
-        )
-    rows: list[Row] = [{"process": name, "seconds": seconds} for name, seconds in median.items()]
+            def once() -> None:
+                with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
+                    _, status, usage = os.wait4(child.pid, 0)
+                    child.returncode = os.waitstatus_to_exitcode(status)
+                used.setdefault(name, []).append(usage.ru_utime + usage.ru_stime)
+
+            return name, once
+
+        sample = [*run, "sample", "-m", model]
+        sides = [
+            process("python -c pass", sys.executable, "-c", "pass"),
+            process("lstmlm --help", *run, "--help"),
+            process("a usage error", *run, "train", "--promt"),
+            process("import torch", sys.executable, "-W", "ignore", "-c", "import torch"),
+            process("info", *run, "info", model),
+            process("sample one character", *sample, "--prompt", "B", "--length", "1"),
+            process("500 prompts, 40 characters each", *sample, "--prompts", str(text), "--length", "40"),
+        ]
+        median = alternate(dict(sides), rounds)
+    rows: list[Row] = [
+        {"process": name, "seconds": seconds, "user + sys": statistics.median(used[name]), "MiB": most[name]}
+        for name, seconds in median.items()
+    ]
     rows.append({"process": "sample / import torch", "seconds": median["sample one character"] / median["import torch"]})
     return rows
 

@@ -5,6 +5,7 @@ the generator for CUDA keeps; here the same weights are rounded to it and then r
 """
 
 import argparse
+from array import array
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ import lstmlm
 from lstmlm import kernels
 from lstmlm.api import LanguageModel
 from lstmlm.evaluation.sampler import native_generator
+from lstmlm.kernels.arguments import floats
 from lstmlm.kernels.generate import Choice
 from lstmlm.kernels.native import NativeKernel
 from lstmlm.model.ensemble import members
@@ -29,15 +31,16 @@ def nats(model: LanguageModel, ids: Tensor, storage: str) -> float:
     generator = native_generator(model.network, n, storage)
     if generator is None or generator.storage != storage:
         raise SystemExit(f"sampling_cost: the sampler keeps weights as {storage} with the native kernel only.")
-    states = [(state.hidden, state.cell) for state in model.network.initial_state(n)]
-    total = 0.0
+    states = [(floats(state.hidden), floats(state.cell)) for state in model.network.initial_state(n)]
+    total, noise = 0.0, array("f", bytes(4 * n))
     for t in range(T - 1):
         forced = torch.nn.functional.one_hot(ids[t], generator.V).float()
-        generator.begin(forced, states)
-        generator.run(torch.zeros(1, n), GREEDY)  # draws what was asked for
-        generator.run(torch.zeros(1, n), GREEDY)  # a step; what it draws is not used
-        total -= float(torch.log_softmax(generator.logits().double(), -1).gather(-1, ids[t + 1][:, None]).sum())
-        states = generator.states()
+        generator.begin(floats(forced), states)
+        generator.run(noise, GREEDY)  # draws what was asked for
+        generator.run(noise, GREEDY)  # a step; what it draws is not used
+        logits = torch.tensor(generator.logits(), dtype=torch.float64).view(n, -1)
+        total -= float(torch.log_softmax(logits, -1).gather(-1, ids[t + 1][:, None]).sum())
+        states = [(floats(torch.tensor(H).view(n, -1)), floats(torch.tensor(C).view(n, -1))) for H, C in generator.states()]
     return total / (T - 1) / n
 
 

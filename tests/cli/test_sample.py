@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -234,3 +235,57 @@ def test_bytes(lstmlm: Lstmlm, text: Path) -> None:
     assert result.code == 0
     assert result.out.startswith("Ħ\x1b[0m")
     assert checkpoint.read(Path("runs/text/best.safetensors")).meta["tokenizer"] == {"kind": "byte"}
+
+
+def lines(output: str) -> list[dict[str, Any]]:
+    """Return the objects of JSON lines."""
+    return [json.loads(line) for line in output.splitlines()]
+
+
+def test_prompts(lstmlm: Lstmlm, run: Path) -> None:
+    """Each line of a file or of stdin is answered as --prompt would be: a JSON line a sample, an empty line as no prompt."""
+    asked = ["Bob est", "", "Ann is", "Bob est"]
+    Path("asked.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(asked).encode())
+    alone = [line for prompt in asked for line in lines(lstmlm("sample", "--prompt", prompt, *SOME, "-n", "2", "--json").out)]
+
+    from_file = lstmlm("sample", "--prompts", "asked.txt", *SOME, "-n", "2")
+    from_stdin = lstmlm("sample", "--prompts", "-", *SOME, "-n", "2", stdin="\n".join(asked).encode() + b"\n")
+
+    assert lines(from_file.out) == lines(from_stdin.out) == alone
+    assert [line["prompt"] for line in alone] == [prompt for prompt in asked for _ in range(2)]
+    assert lstmlm("sample", "--prompts", "-", *SOME).out == ""
+
+
+def test_bad_prompts(lstmlm: Lstmlm, run: Path) -> None:
+    """What is wrong with a line is said with its number, after the answers to those before it; so is a file that is not there."""
+    unknown = lstmlm("sample", "--prompts", "-", *SOME, stdin="Bob\nBob Ħ\n".encode())
+    latin = lstmlm("sample", "--prompts", "-", *SOME, stdin=b"Bob\nAnn\nB\xf6b\n")
+    missing = lstmlm("sample", "--prompts", "asked.txt")
+
+    assert (unknown.code, latin.code, missing.code) == (3, 3, 3)
+    assert (len(lines(unknown.out)), len(lines(latin.out))) == (1, 2)
+    assert "--prompts - line 2: text at character 4" in unknown.err
+    assert "--prompts - line 3: expected UTF-8, found byte 0xf6 at offset 1" in latin.err
+    assert "No such file" in missing.err
+    assert len(lines(lstmlm("sample", "--prompts", "-", *SOME, "--on-unknown", "skip", stdin="Bob Ħ\n".encode()).out)) == 1
+    for other in (("--prompt", "a"), ("--prompt-file", "-")):
+        assert lstmlm("sample", "--prompts", "-", *other).code == 2
+    assert lstmlm("sample", "--prompts", "-", "--length", "0").code == 2
+
+
+def test_next(lstmlm: Lstmlm, run: Path) -> None:
+    """--next shows the likeliest characters, the likeliest first, as a table, as JSON and for every prompt of a list."""
+    shown = [line.split("\t") for line in lstmlm("sample", "--prompt", "Bob ", "--next", "4").out.splitlines()]
+    told = lstmlm("sample", "--prompt", "Bob ", "--next", "4", "--json").json
+    every = lstmlm("sample", "--prompt", "Bob ", "--next", "500", "--json").json["next"]
+    listed = lines(lstmlm("sample", "--prompts", "-", "--next", "4", stdin=b"Ann\nBob ").out)
+
+    assert [(f"{entry['probability']:.6f}", entry["text"]) for entry in told["next"]] == [(p, text) for p, text in shown]
+    assert listed[1] == told
+    assert listed[0]["next"] != told["next"]
+    assert sum(entry["probability"] for entry in every) == pytest.approx(1.0)
+    assert every[:4] == told["next"] == sorted(told["next"], key=lambda entry: -entry["probability"])
+    assert lstmlm("sample", "--prompt", "Bob ", "--greedy", "--length", "1", "--no-echo").out == told["next"][0]["text"] + "\n"
+    for flags in (("--temperature", "0.5"), ("-n", "2"), ("--stop", "e"), ("--seed", "1"), ("--greedy",)):
+        assert lstmlm("sample", "--next", "4", *flags).code == 2
+    assert lstmlm("sample", "--next", "0").code == 2

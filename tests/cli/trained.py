@@ -6,6 +6,7 @@ from typing import Any
 from lstmlm import kernels
 from lstmlm.config.run_config import ModelConfig, RunConfig, to_dict
 from lstmlm.data.tokenizer import ByteTokenizer, CharTokenizer
+from lstmlm.model import ensemble
 from lstmlm.model.char_lm import CharLM
 from lstmlm.storage import checkpoint
 from lstmlm.storage.checkpoint import Checkpoint
@@ -19,7 +20,7 @@ def make_run(folder: Path, text: str = TEXT, corpus: dict[str, Any] | None = Non
     tokenizer = ByteTokenizer() if byte else CharTokenizer(text)
     ids = tokenizer.encode(text)
     kernel, _ = kernels.choose(precision="float32")
-    network = CharLM(sizes, len(tokenizer), kernel)
+    network = ensemble.of([CharLM(sizes, len(tokenizer), kernel) for _ in range(sizes.members)])
     meta = {
         "config": to_dict(RunConfig(model=sizes)),
         "tokenizer": tokenizer.to_dict(),

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lstmlm.evaluation import sampler
-from lstmlm.evaluation.sampler import Noise, Sampling, distribution, draw, generate
+from lstmlm.evaluation import sampler, sampling, torch_sampler
+from lstmlm.evaluation.sampler import Noise, Sampling, generate
+from lstmlm.evaluation.torch_sampler import distribution, draw
 from lstmlm.kernels.cuda_graph import Graph
 from tests.helpers import assert_close, normal, small_model, some_ids
 from tests.tape import record
@@ -183,21 +184,35 @@ def test_draw_turns_the_noise_into_shares() -> None:
     assert counts.tolist() == [500, 0, 125, 250, 125]
 
 
+def numbers(seeds: list[int], block: int, column: int, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Return the first noise of a column, which torch's generators and Python's give alike, taken in pieces of all sizes."""
+    monkeypatch.setattr(sampler, "NOISE_BLOCK", block)
+    monkeypatch.setattr(torch_sampler, "NOISE_BLOCK", block)
+    torch.rand(block)
+    plain, tensors = Noise(seeds), torch_sampler.Noise(seeds)
+    found: list[float] = []
+    while len(found) < 700:
+        found += plain.steps(1 + len(found) // 3).tolist()[column :: len(seeds)]
+    assert found[:700] == [float(tensors.step()[column, 0]) for _ in range(700)]
+    return found[:700]
+
+
 def test_noise_of_a_seed_depends_on_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     """The numbers of a seed are the same in blocks of any size, whichever seeds are beside it."""
+    expected = numbers([8], 256, 0, monkeypatch)
 
-    def numbers(seeds: list[int], block: int, column: int) -> list[float]:
-        monkeypatch.setattr(sampler, "NOISE_BLOCK", block)
-        torch.rand(block)
-        noise = Noise(seeds)
-        return [float(noise.step()[column, 0]) for _ in range(40)]
-
-    expected = numbers([8], 256, 0)
-
-    assert len(set(expected)) > 35
+    assert len(set(expected)) > 690
     assert all(0 <= number < 1 for number in expected)
-    assert numbers([8], 1, 0) == numbers([5, 8, 6], 7, 1) == numbers([8, 8], 16, 1) == expected
-    assert numbers([9], 256, 0) != expected
+    assert numbers([8], 1, 0, monkeypatch) == numbers([5, 8, 6], 7, 1, monkeypatch) == expected
+    assert numbers([8, 8], 16, 1, monkeypatch) == expected != numbers([9], 256, 0, monkeypatch)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**31, 2**32 - 1, 2**32 + 5, 2**62])
+def test_noise_is_that_of_torch(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's Mersenne Twister in the state of torch's gives its numbers bit for bit, whatever the seed."""
+    expected = torch.rand(700, generator=torch.Generator().manual_seed(seed)).tolist()
+
+    assert numbers([seed], 700, 0, monkeypatch) == expected
 
 
 def test_sampling_leaves_torchs_own_generator_alone() -> None:
@@ -227,7 +242,7 @@ def test_a_prompt_in_pieces_is_the_same_prompt(monkeypatch: pytest.MonkeyPatch) 
     model, prompt = small_model(dtype=torch.float32), some_ids(23).tolist()
 
     def follow(block: int) -> list[tuple[list[int], list[float]]]:
-        monkeypatch.setattr(sampler, "PROMPT_BLOCK", block)
+        monkeypatch.setattr(torch_sampler, "PROMPT_BLOCK", block)
         return list(islice(generate(model, prompt, [7, 9], Sampling()), 20))
 
     expected = follow(4096)
@@ -298,7 +313,7 @@ def test_a_recorded_step_draws_the_same(how: Sampling, options: dict[str, Any], 
     """Replayed as a graph, a character waits for nobody, and three hundred of each seed are the same as called one by one."""
     model = small_model(dtype=torch.float32, **options)
     expected = list(islice(generate(model, [1, 2], [4, 5, 6], how), 300))
-    monkeypatch.setattr(sampler, "Graph", partial(Graph, record=record))
+    monkeypatch.setattr(torch_sampler, "Graph", partial(Graph, record=record))
 
     assert list(islice(generate(model, [1, 2], [4, 5, 6], how), 300)) == expected
 
@@ -317,14 +332,14 @@ def test_thousands_at_once() -> None:
 def test_the_first_character_comes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of characters begin with one, and grow."""
     steps: list[int] = []
-    own = Noise.steps
+    own = torch_sampler.Noise.steps
 
-    def watched(noise: Noise, most: int) -> Tensor:
+    def watched(noise: torch_sampler.Noise, most: int) -> Tensor:
         steps.append(most)
         return own(noise, most)
 
-    monkeypatch.setattr(Noise, "steps", watched)
-    monkeypatch.setattr(sampler, "SECONDS", 1e9)
+    monkeypatch.setattr(torch_sampler.Noise, "steps", watched)
+    monkeypatch.setattr(sampling, "SECONDS", 1e9)
     stream = generate(small_model(), [1], [0], Sampling())
     next(stream)
     assert steps == [1]

@@ -15,6 +15,7 @@ from lstmlm.kernels.native import NativeKernel, Unavailable
 from lstmlm.model.char_lm import CharLM
 from lstmlm.model.lstm import LSTMLayer
 from tests.helpers import small_model
+from tests.kernels.tensors import TensorGenerator, tensor_generator
 
 PLAIN = Choice(1.0, 0, 1.0, False)
 GREEDY = Choice(1.0, 0, 1.0, True)
@@ -47,12 +48,11 @@ def sensible(**options: Any) -> CharLM:
     return model
 
 
-def in_bytes(model: CharLM, kernel: NativeKernel, n: int) -> Generator:
+def in_bytes(model: CharLM, kernel: NativeKernel, n: int) -> TensorGenerator:
     """Return the model's generator in its beginning, its weights kept as bytes."""
     twin = CharLM(model.config, len(model.get_parameter("layers.0.U")), kernel).eval()
     twin.load_state_dict(model.state_dict())
-    generator = sampler.native_generator(twin, n, "int8")
-    assert generator is not None
+    generator = tensor_generator(twin, n, "int8")
     assert generator.storage == "int8"
     generator.begin(torch.zeros(n, generator.V), [(s.hidden, s.cell) for s in model.initial_state(n)])
     return generator

@@ -11,14 +11,16 @@ import torch
 from torch import Tensor
 
 from lstmlm.evaluation import sampler
-from lstmlm.evaluation.sampler import Noise, Sampling, distribution, draw
+from lstmlm.evaluation.sampler import Sampling
+from lstmlm.evaluation.torch_sampler import Noise, distribution, draw
 from lstmlm.kernels import arguments, native
 from lstmlm.kernels import generate as generating
-from lstmlm.kernels.generate import Choice, Generator, LayerWeights
+from lstmlm.kernels.generate import Choice, Generator, LayerWeights, NetworkWeights
 from lstmlm.kernels.native import NativeKernel
 from lstmlm.kernels.pace import Pace
 from lstmlm.model.char_lm import CharLM
 from tests.helpers import assert_close, normal, small_model
+from tests.kernels.tensors import TensorGenerator, tensor_generator
 
 PLAIN = Choice(1.0, 0, 1.0, False)
 
@@ -47,10 +49,9 @@ def calm(model: CharLM) -> CharLM:
     return model
 
 
-def opened(model: CharLM, kernel: NativeKernel, n: int) -> Generator:
+def opened(model: CharLM, kernel: NativeKernel, n: int) -> TensorGenerator:
     """Return the model's generator in its beginning: states of zero, logits of zero."""
-    generator = sampler.native_generator(with_kernel(model, kernel), n, "float32")
-    assert generator is not None
+    generator = tensor_generator(with_kernel(model, kernel), n, "float32")
     state = model.initial_state(n)
     generator.begin(torch.zeros(n, generator.V), [(s.hidden, s.cell) for s in state])
     return generator
@@ -197,7 +198,7 @@ def test_blocks_and_threads_do_not_matter(kernel: NativeKernel, n: int, monkeypa
 def test_a_team_may_be_smaller_than_asked_for(kernel: NativeKernel, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """One thread where four were asked for does the work of all, and a network made for three is never given to more."""
     model, noise = with_kernel(small_model(dtype=torch.float32, layers=2), kernel), torch.rand(20, n)
-    library, asked, results = generating._library(kernel), [], []
+    library, asked, results = generating._declared(kernel.library), [], []
     Run = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
     Number = ctypes.CFUNCTYPE(ctypes.c_int)
 
@@ -212,10 +213,8 @@ def test_a_team_may_be_smaller_than_asked_for(kernel: NativeKernel, n: int, monk
             generators = []
             for threads in (own, others):
                 monkeypatch.setattr(arguments, "threads", lambda threads=threads: threads)
-                generators.append(sampler.native_generator(model, n, "float32"))
+                generators.append(tensor_generator(model, n, "float32"))
             first, second = generators
-            assert first is not None
-            assert second is not None
             first.join(second)
             first.read([1, 2])
             library.lstmlm_team(*[ctypes.cast(function, ctypes.c_void_p) for function in team])
@@ -223,7 +222,7 @@ def test_a_team_may_be_smaller_than_asked_for(kernel: NativeKernel, n: int, monk
             results.append([part.tolist() for part in first.run(noise, PLAIN)])
     finally:
         library.lstmlm_team(None, None, None)
-        generating._declare(library)
+        native._declare(library)
 
     assert asked == [3]
     assert results[0] == results[1]
@@ -267,20 +266,25 @@ def test_weights_are_packed_again_when_one_has_changed(kernel: NativeKernel) -> 
         kept = sampler._kept[model]
 
 
+def fingerprint(kernel: NativeKernel, *weights: Tensor) -> int:
+    """Return the fingerprint of tensors."""
+    return generating.fingerprint(kernel.library, [arguments.floats(weight) for weight in weights], 2)
+
+
 def test_a_fingerprint_sees_every_word(kernel: NativeKernel) -> None:
     """Each single bit of weights of any size counts, and so does their order."""
     for size in (1, 63, 64, 200, 70_000):
         weight = torch.randn(size)
-        marks = {generating.fingerprint(kernel, [weight])}
+        marks = {fingerprint(kernel, weight)}
         places = list(range(0, size, 1 + size // 50))
         for place in places:
             weight.view(torch.int32)[place] ^= 1
-            marks.add(generating.fingerprint(kernel, [weight]))
+            marks.add(fingerprint(kernel, weight))
             weight.view(torch.int32)[place] ^= 1
 
         assert len(marks) == 1 + len(places)
     a, b = torch.randn(2, 300)
-    assert generating.fingerprint(kernel, [a, b]) != generating.fingerprint(kernel, [b, a])
+    assert fingerprint(kernel, a, b) != fingerprint(kernel, b, a)
 
 
 def test_two_texts_at_once_do_not_meet(kernel: NativeKernel) -> None:
@@ -295,13 +299,12 @@ def test_two_texts_at_once_do_not_meet(kernel: NativeKernel) -> None:
 
 
 @pytest.mark.parametrize("n", [1, 4])
-def test_a_short_prompt_is_read_like_a_long_one(kernel: NativeKernel, n: int) -> None:
-    """Logits and states after a prompt are the same whoever reads it."""
+def test_a_prompt_is_read_as_the_model_reads_it(kernel: NativeKernel, n: int) -> None:
+    """Logits and states after a prompt, short or long, are the same whoever reads it, for each stream."""
     model = with_kernel(small_model(dtype=torch.float32), kernel)
-    generator = sampler.native_generator(model, n, "float32")
-    assert generator is not None
+    generator = tensor_generator(model, n, "float32")
 
-    for prompt in ([3], [1, 4, 2, 2, 9]):
+    for prompt in ([3], [1, 4, 2, 2, 9], [5, 2] * 40):
         generator.read(prompt)
         with torch.inference_mode():
             logits, state = model(torch.tensor(prompt)[:, None].expand(-1, n))
@@ -330,15 +333,15 @@ def test_wrong_shapes_are_refused(kernel: NativeKernel) -> None:
     """What the C code would read beyond its end never reaches it."""
     generator = opened(small_model(dtype=torch.float32), kernel, 2)
 
-    with pytest.raises(ValueError, match="noise"):
-        generator.run(torch.rand(5, 3), PLAIN)
+    for noise in (torch.rand(5, 3), torch.rand(0, 2)):
+        with pytest.raises(ValueError, match="noise"):
+            generator.run(noise, PLAIN)
     with pytest.raises(ValueError, match="logits"):
         generator.begin(torch.zeros(1, 11), [])
     with pytest.raises(ValueError, match="H"):
         generator.begin(torch.zeros(2, 11), [(torch.zeros(2, 8), torch.zeros(2, 7))] * 2)
-    double = torch.zeros(5, 20, dtype=torch.float64)
     with pytest.raises(TypeError):
-        Generator(kernel, [LayerWeights(double, double, None, None, None)], None, 1, residual=False)
+        arguments.floats(torch.zeros(5, 20, dtype=torch.float64))
     assert sampler.native_generator(with_kernel(small_model(), kernel).double(), 1) is None
 
 
@@ -348,15 +351,19 @@ def test_weights_that_do_not_fit_are_refused(kernel: NativeKernel) -> None:
     shapes = [(V, 4 * S), (S, 4 * S), (4 * S,), (S,), (S,), (S, 4 * S), (S, 4 * S), (4 * S,), (S,), (S,), (V, S), (V,)]
 
     def made(*weights: Tensor) -> Generator:
-        layers = [LayerWeights(*weights[:5]), LayerWeights(*weights[5:10])]
-        return Generator(kernel, layers, (weights[10], weights[11]), 1, residual=False)
+        given = [arguments.floats(weight) for weight in weights]
+        layers = LayerWeights(*given[:5]), LayerWeights(*given[5:10])
+        return Generator(kernel.library, NetworkWeights(layers, (given[10], given[11]), False), 1, threads=1)
 
     made(*(torch.zeros(shape) for shape in shapes)).read([1])
     for index, shape in enumerate(shapes):
         for axis in range(len(shape)):
             weights = [torch.zeros(shape) for shape in shapes]
             weights[index] = weights[index].narrow(axis, 0, shape[axis] - 1).contiguous()
-            with pytest.raises(ValueError, match="expected contiguous"):
+            with pytest.raises(ValueError, match="expected float32"):
                 made(*weights)
+    layer = LayerWeights(arguments.floats(torch.zeros(V, 4 * S)), arguments.floats(torch.zeros(S, 4 * S)), None, None, None)
     with pytest.raises(ValueError, match="readout: expected"):
-        Generator(kernel, [LayerWeights(torch.zeros(V, 4 * S), torch.zeros(S, 4 * S), None, None, None)], None, 1, residual=False)
+        Generator(kernel.library, NetworkWeights((layer,), None, False), 1, threads=1)
+    with pytest.raises(ValueError, match="contiguous"):
+        arguments.floats(torch.zeros(4, 6).t())

@@ -10,13 +10,14 @@ import torch
 from lstmlm.evaluation import sampler
 from lstmlm.evaluation.sampler import Sampling, generate, native_generator
 from lstmlm.kernels import arguments
-from lstmlm.kernels.generate import Choice, Generator
+from lstmlm.kernels.generate import Choice
 from lstmlm.kernels.native import NativeKernel
 from lstmlm.kernels.pace import Pace
 from lstmlm.model.char_lm import CharLM
 from lstmlm.model.ensemble import Ensemble
 from tests.helpers import small_model
 from tests.kernels import test_generate
+from tests.kernels.tensors import TensorGenerator, tensor_generator
 from tests.kernels.test_generate import calm, with_kernel
 
 kernel = test_generate._kernel
@@ -58,8 +59,7 @@ def test_company_blocks_and_threads_do_not_matter(kernel: NativeKernel, storage:
     for threads, n, pieces in ((1, 20, [30]), (1, 1, [30]), (3, 20, [1, 2, 27]), (3, 5, [30]), (2, 1, [13, 17])):
         monkeypatch.setattr(arguments, "threads", lambda threads=threads: threads)
         monkeypatch.setattr(Pace, "plan", lambda self, now, threads=threads: (threads, 9))
-        generator = native_generator(model, n, storage)
-        assert generator is not None
+        generator = tensor_generator(model, n, storage)
         generator.begin(torch.zeros(n, V), [(s.hidden[:n], s.cell[:n]) for s in state])
         parts = [generator.run(piece, Choice(1.0, 0, 1.0, False)) for piece in noise[:, :n].contiguous().split(pieces)]
         results.append([torch.cat(columns)[:, 0].tolist() for columns in zip(*parts, strict=True)])
@@ -102,11 +102,9 @@ def test_what_is_kept_is_of_all_members(kernel: NativeKernel) -> None:
 def test_what_does_not_fit_is_refused(kernel: NativeKernel) -> None:
     """Networks of other ids or streams do not join, and no more of them than one generator holds."""
 
-    def one(n: int = 1, vocabulary: int = V) -> Generator:
+    def one(n: int = 1, vocabulary: int = V) -> TensorGenerator:
         model = with_kernel(small_model(vocabulary=vocabulary, dtype=torch.float32, layers=1, hidden=3), kernel)
-        generator = native_generator(model, n)
-        assert generator is not None
-        return generator
+        return tensor_generator(model, n)
 
     first = one()
     for other in (one(2), one(1, 7)):

@@ -17,7 +17,7 @@ from lstmlm.evaluation.per_line import LineScorer
 from lstmlm.evaluation.sampler import Sampling, generate
 from lstmlm.evaluation.scoring import cold, score_ids, side_by_side, warm
 from lstmlm.kernels.eager import EagerKernel
-from lstmlm.model import ensemble
+from lstmlm.model import ensemble, weights
 from lstmlm.model.char_lm import CharLM
 from lstmlm.model.ensemble import Ensemble, average, joined, members, parted
 from tests.helpers import assert_close, small_model, some_ids
@@ -172,8 +172,8 @@ def test_shapes(options: dict[str, Any], count: int) -> None:
     config = ModelConfig(**{"hidden": 7, "layers": 2, "dropout": 0.0, "members": count, **options})
     network = ensemble.build(config, V, EagerKernel())
 
-    assert {name: tuple(t.shape) for name, t in network.state_dict().items()} == ensemble.shapes(config, V)
-    assert ensemble.parameter_count(config, V) == network.parameter_count()
+    assert {name: tuple(t.shape) for name, t in network.state_dict().items()} == weights.shapes(config, V)
+    assert weights.parameter_count(config, V) == network.parameter_count()
     assert len(network.stack()) == count * config.layers if config.layers else False
 
 
