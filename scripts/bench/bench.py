@@ -371,13 +371,13 @@ def main() -> None:
         "start": lambda: start(asked.rounds),
         "memory": lambda: memory(asked.rounds),
     }
-    print(machine(), file=sys.stderr)
     tables: Iterator[tuple[str, list[Row]]]
     if asked.what == "gpu":  # no part of all: most machines have none
         import bench_gpu
 
         tables = iter(zip(("gpu train", "gpu members", "gpu sample"), bench_gpu.measure(asked.rounds), strict=True))
     else:
+        print(machine(), file=sys.stderr)
         tables = ((name, measure()) for name, measure in every.items() if asked.what in (name, "all"))
     for name, rows in tables:
         if asked.json:
