@@ -120,8 +120,12 @@ def _rows(facts: dict[str, Any], values: "dict[str, Value]") -> list[tuple[str, 
         ("step", f"{facts['step']:,}"),
     ]
     if "validation_bits_per_char" in scores:
+        about = "about " if scores.get("exact") is False else ""
         rows.append(
-            ("validation", f"{scores['validation_bits_per_char']:.4f} bits/char at step {scores.get('step')}, the best so far")
+            (
+                "validation",
+                f"{about}{scores['validation_bits_per_char']:.4f} bits/char at step {scores.get('step')}, the best so far",
+            )
         )
     chars = f"{corpus['chars']:,}" if isinstance(corpus.get("chars"), int) else "?"
     vocabulary = f"{facts['vocabulary_size']} {'bytes' if facts['tokenizer'] == 'byte' else 'characters'}"

@@ -54,17 +54,20 @@ def say_curve(console: Console, folder: Path) -> None:
 def _points(folder: Path) -> tuple[list[tuple[float, float]], list[tuple[float, float]], list[tuple[float, float]]]:
     """Return training and validation in nats per character, and the rate, each over steps."""
     train: list[tuple[float, float]] = []
-    validation: list[tuple[float, float]] = []
+    validation: dict[float, float] = {}
     rate: list[tuple[float, float]] = []
     for record in _records(folder / "metrics.jsonl"):
         step = record.get("step")
         if not isinstance(step, int):
             continue
-        for name, points in (("nats_per_char", train), ("validation_nats_per_char", validation), ("rate", rate)):
+        for name, points in (("nats_per_char", train), ("rate", rate)):
             value = record.get(name)
             if isinstance(value, int | float):
                 points.append((float(step), float(value)))
-    return train, validation, rate
+        score = record.get("validation_nats_per_char")
+        if isinstance(score, int | float):
+            validation[float(step)] = float(score)  # the exact score at the end takes the place of that step's estimate
+    return train, list(validation.items()), rate
 
 
 def _records(path: Path) -> list[dict[str, object]]:

@@ -63,7 +63,7 @@ def run_svg(
         A complete SVG document for light and dark surroundings.
     """
     train, validation, rate, seconds = (_finite(points) for points in (train, validation, rate, seconds))
-    train = [(x, bits(y)) for x, y in _thinned(train)]
+    train = [(x, bits(y)) for x, y in _downsampled(train)]
     validation = [(x, bits(y)) for x, y in validation]
     heading = printable(title)
     heading = heading if len(heading) <= TITLE_COLUMNS else heading[: TITLE_COLUMNS - 4] + " ..."
@@ -82,7 +82,7 @@ def run_svg(
         parts += _cut_note(train, across, upright)
         if rate:
             bottom += GAP + RATES
-            parts += _rates(_thinned(rate), across, bottom)
+            parts += _rates(_downsampled(rate), across, bottom)
         parts += _step_scale(across, bottom)
     else:
         parts.append(label(LEFT, TOP + 24, "No scores yet.", "faint", "start"))
@@ -116,7 +116,7 @@ def _finite(points: Points) -> list[tuple[float, float]]:
     return [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
 
 
-def _thinned(points: Points) -> list[tuple[float, float]]:
+def _downsampled(points: Points) -> list[tuple[float, float]]:
     """Return at most BUCKETS points, each the mean of neighbours."""
     size = math.ceil(len(points) / BUCKETS)
     if size <= 1:

@@ -556,7 +556,7 @@ class Trainer:
         assert self._metrics is not None
         self._metrics.append(record)
         self.progress.metrics_bytes = self._metrics.size
-        self._times.reached(record["step"])
+        self._times.reached(self.progress.step)  # the exact score at the end is of an earlier step
 
     def save(self) -> None:
         """Commit `last`: all that going on needs.

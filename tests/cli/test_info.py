@@ -1,4 +1,5 @@
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,20 @@ def test_text(lstmlm: Lstmlm, run: Path, form: tuple[str, ...]) -> None:
     assert result.code == 0
     assert all(word in result.out for word in ("parameters", "vocabulary", "corpus", "command", "train.lr"))
     assert ("model runs/text" in result.err) == (not form)
+
+
+@pytest.mark.parametrize(
+    ("exact", "shown"), [(True, "0.7213 bits/char"), (False, "about 0.7213 bits/char"), (None, "0.7213 bits/char")]
+)
+def test_an_estimate_is_said_to_be_one(lstmlm: Lstmlm, run: Path, exact: bool | None, shown: str) -> None:
+    """The score of a model is `about` so many bits where the run had no time for an exact one; earlier versions do not say."""
+    path = Path("runs/text/best.safetensors")
+    saved = checkpoint.read(path)
+    scores = {"validation_nats_per_char": 0.5, "step": 3} | ({} if exact is None else {"exact": exact})
+    checkpoint.write(path, replace(saved, meta=saved.meta | {"scores": scores}))
+    lines = dict(line.split(maxsplit=1) for line in lstmlm("info", "runs/text").out.splitlines())
+
+    assert lines["validation"] == f"{shown} at step 3, the best so far"
 
 
 def test_text_can_be_typed_again(lstmlm: Lstmlm, text: Path) -> None:

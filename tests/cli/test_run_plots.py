@@ -37,6 +37,17 @@ def test_info_draws_the_run(run: Path, tmp_path: Path) -> None:
     assert all(text in words for text in ("first", "second <b>", "last --- step 9"))
 
 
+def test_an_exact_score_takes_the_place_of_its_estimate(run: Path, tmp_path: Path) -> None:
+    """The best model's score, which is written last, is drawn at the model's step; the curve never goes back."""
+    scores = [(10, 0.7), (20, 0.4), (30, 0.5)]
+    for name, records in (("a", [*scores, (20, 0.42)]), ("b", [(10, 0.7), (20, 0.42), (30, 0.5)])):
+        lines = [json.dumps({"step": step, "validation_nats_per_char": nats}) for step, nats in records]
+        (run / "metrics.jsonl").write_text("\n".join(lines))
+        write(run, f"{name}.svg")
+
+    assert (tmp_path / "a.svg").read_text() == (tmp_path / "b.svg").read_text()
+
+
 def test_a_run_without_records_is_refused(tmp_path: Path) -> None:
     """No metrics: an error that says so, and no empty picture."""
     with pytest.raises(CheckpointError, match="metrics"):

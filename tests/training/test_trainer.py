@@ -613,6 +613,8 @@ def test_the_best_model_is_scored_exactly_at_the_end(long: Corpus, tmp_path: Pat
     assert best.meta["scores"] == {"validation_nats_per_char": exact, "step": scored[0].step, "exact": True}
     assert exact == pytest.approx(validated[scored[0].step].nats_per_char, rel=0.02)
     assert run.metrics()[-1] == {"step": scored[0].step, "validation_nats_per_char": exact, "exact": True}
+    reached = [json.loads(line)["step"] for line in (run.folder / "clock.jsonl").read_text().splitlines()]
+    assert reached == sorted(reached)
     assert run.weights() == run.run(resume=True).weights()
     assert len([r for r in run.records if isinstance(r, Scored)]) == 1
 
