@@ -173,22 +173,22 @@ def sample(
                     ended[index] = end
             yield from (("".join(texts[index]), end) for index, end in sorted(ended.items()))
 
-    def tell(facts: dict[str, object]) -> None:
+    def print_json(facts: dict[str, object]) -> None:
         console.as_json({"schema": 1, "command": "sample", **facts}, flush=True)
 
-    def tell_all(text: str, pieces: "Iterator[tuple[int, str, Sample | None]] | None" = None) -> None:
+    def answer(text: str, pieces: "Iterator[tuple[int, str, Sample | None]] | None" = None) -> None:
         """Write the JSON lines of a prompt."""
         if next_ is not None:
             likeliest = opened.next(text, next_, on_unknown=rule)
-            tell({"prompt": text, "next": [{"text": symbol, "probability": p} for symbol, p in likeliest]})
+            print_json({"prompt": text, "next": [{"text": symbol, "probability": p} for symbol, p in likeliest]})
             return
         for written, end in finished(text, pieces or drawn(text, 0)):
-            tell({"prompt": text, "text": written, "seed": end.seed, "nats": end.nats, "stop": end.stop})
+            print_json({"prompt": text, "text": written, "seed": end.seed, "nats": end.nats, "stop": end.stop})
 
     live = is_terminal(sys.stdout)
     if next_ is not None and prompts is None:
         if json:
-            tell_all(text)
+            answer(text)
         else:
             for symbol, p in opened.next(text, next_, on_unknown=rule):
                 console.result(f"{p:.6f}\t{printable(symbol)}")
@@ -199,12 +199,12 @@ def sample(
     if prompts is not None:
         for number, line in _lines(prompts):
             try:
-                tell_all(line)
+                answer(line)
             except TextError as error:
                 raise TextError(f"--prompts {printable(prompts[:200])} line {number}: {error}") from None
         return
     if json:
-        tell_all(text, pieces)
+        answer(text, pieces)
         return
     echo = "" if no_echo else text
     if count == 1:

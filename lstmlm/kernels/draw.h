@@ -1,4 +1,4 @@
-/* The draw: the rules of `sampler.distribution` and `sampler.draw`. Knows logits and noise. It does not know the network. */
+/* The draw of an id from logits and noise, by the rules of `torch_sampler.distribution` and `torch_sampler.draw`. */
 
 #define DOUBLES (VECTOR / 2)
 typedef double dvec __attribute__((vector_size(VECTOR * 4)));

@@ -55,7 +55,7 @@ class NetworkWeights(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """How an id is drawn: the numbers of `sampler.Sampling`, with 0 or 1 for no cut.
+    """How an id is drawn: the numbers of `sampling.Sampling`, with 0 or 1 for no cut.
 
     divisor: Of the logits.
     keep: How many ids stay; 0 is all.

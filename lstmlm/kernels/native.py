@@ -193,12 +193,12 @@ def _fastest(library: ctypes.CDLL, kernels: list[NativeKernel]) -> NativeKernel:
     if kernels[0].kind == TILES or not any(kernel.kind == PAIRS for kernel in kernels):
         return kernels[0]
     for kernel in kernels:
-        if build.passed(library, f"{kernel.kind}-fastest"):
+        if build.passed(library, f"fastest-{kernel.kind}"):
             return kernel
     seconds = _seconds(kernels)
     more_exact = sorted(kernels, key=lambda kernel: WITHIN[kernel.kind])
     best = next(kernel for kernel in more_exact if seconds[kernel] <= 1.1 * min(seconds.values()))
-    build.passed(library, f"{best.kind}-fastest", now=True)
+    build.passed(library, f"fastest-{best.kind}", now=True)
     return best
 
 

@@ -5,7 +5,7 @@
    any machine. Sums of floats run over k in order, with one rounding for each product.
 
    GROUP weights of one column stand side by side, as many as one instruction multiplies and adds; GROUP of the activations are
-   broadcast to meet them. Knows numbers and scales. It does not know gates. */
+   broadcast to meet them. */
 
 #if (VECTOR == 16 && defined(__AVX512VNNI__)) || (VECTOR == 8 && defined(__AVXVNNI__))
 #define GROUP 4

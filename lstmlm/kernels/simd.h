@@ -1,7 +1,7 @@
 /* Vectors of floats, one source for every width, and the two activations.
 
    VECTOR is the number of floats in a register: 16 with AVX-512, 8 with AVX2, otherwise 4 (which every compiler lowers to what
-   the machine has). Knows lanes. It does not know what the numbers mean. */
+   the machine has). */
 
 #include <math.h>
 #include <stdint.h>

@@ -8,7 +8,7 @@
 
 A download goes on where an earlier one was cut (HTTP Range, in `FILE.part`), is checked by SHA-256, and takes its name
 only when it is whole and right. Exit codes: 0 done, 2 usage, 5 no network, no such file or a disk that refuses.
-This script knows where texts are. It does not know what is done with them, and needs nothing but Python.
+It needs nothing but Python.
 """
 
 import argparse

@@ -16,7 +16,7 @@ name and no second.
 
 Every choice is drawn from weighted options of which none is the beginning of another. The text therefore tells which
 choices were made (`Reader` reads them back), and minus log2 of their probabilities, summed, is what the generating
-grammar itself pays for the text: no model can be expected to do better. This script knows nothing of networks.
+grammar itself pays for the text: no model can be expected to do better.
 """
 
 import abc
