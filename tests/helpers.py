@@ -11,7 +11,7 @@ from lstmlm.kernels.eager import EagerKernel
 from lstmlm.model import cell
 from lstmlm.model.cell import LSTMState
 from lstmlm.model.char_lm import CharLM
-from lstmlm.model.lstm import LSTMLayer
+from lstmlm.model.lstm import TORCH_ORDER, LSTMLayer
 
 TEXT = "Où est Bob? Bob est là; Ann le voit.\n" * 5  # 185 characters
 EXACT = 1e-10  # float64: a few hundred roundings of 1e-16 in a chain, with a margin
@@ -30,6 +30,12 @@ def assert_close(actual: Tensor | None, expected: Tensor | None, what: str, tole
     got, wanted = float(actual.reshape(-1)[worst]), float(expected.reshape(-1)[worst])
 
     assert largest <= tolerance, f"{what}{place}: {got!r} is not {wanted!r}, off by {largest:.3g} > {tolerance:.3g}"
+
+
+def to_torch_order(weight: Tensor) -> Tensor:
+    """Return the inverse of `lstm.from_torch_order`."""
+    blocks = dict(zip(cell.GATES, weight.t().chunk(4), strict=True))
+    return torch.cat([blocks[gate] for gate in TORCH_ORDER]).contiguous()
 
 
 def normal(*shape: int, dtype: torch.dtype = torch.float64, scale: float = 1.0) -> Tensor:

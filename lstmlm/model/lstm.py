@@ -1,4 +1,4 @@
-"""A layer of the LSTM and the stack of layers, trained through a kernel; weights to and from other gate orders.
+"""A layer of the LSTM and the stack of layers, trained through a kernel; and the weights of an `nn.LSTM` in it.
 
 `LSTMLayer` holds U, W and b and runs them, for `char_lm`.
 """
@@ -19,9 +19,6 @@ StackState = tuple[LSTMState, ...]
 
 TORCH_ORDER = ("input", "forget", "new", "output")
 """The order of the four blocks in `torch.nn.LSTM`."""
-
-ONNX_ORDER = ("input", "output", "forget", "new")
-"""The order of the four blocks in the ONNX operator LSTM."""
 
 
 class _Recurrent(torch.autograd.Function):
@@ -224,16 +221,10 @@ class LSTMLayer(nn.Module):
         return H, LSTMState(H[-1], C_T)
 
 
-def from_other_order(weight: Tensor, order: tuple[str, ...]) -> Tensor:
-    """Return (4S, E) rows or (4S) biases in another gate order as (E, 4S) columns or (4S) biases in `GATES` order."""
-    blocks = dict(zip(order, weight.chunk(4), strict=True))
+def from_torch_order(weight: Tensor) -> Tensor:
+    """Return (4S, E) rows or (4S) biases of `nn.LSTM` as (E, 4S) columns or (4S) biases in `GATES` order."""
+    blocks = dict(zip(TORCH_ORDER, weight.chunk(4), strict=True))
     return torch.cat([blocks[gate] for gate in GATES]).t().contiguous()
-
-
-def to_other_order(weight: Tensor, order: tuple[str, ...]) -> Tensor:
-    """Return the inverse of `from_other_order`."""
-    blocks = dict(zip(GATES, weight.t().chunk(4), strict=True))
-    return torch.cat([blocks[gate] for gate in order]).contiguous()
 
 
 @torch.no_grad()
@@ -244,30 +235,12 @@ def load_torch(layer: LSTMLayer, rival: nn.LSTM, index: int = 0) -> None:
         ValueError: The biases there are not zero, and `layer` has none.
     """
     theirs = dict(rival.named_parameters())
-    layer.U.copy_(from_other_order(theirs[f"weight_ih_l{index}"], TORCH_ORDER))
-    layer.W.copy_(from_other_order(theirs[f"weight_hh_l{index}"], TORCH_ORDER))
+    layer.U.copy_(from_torch_order(theirs[f"weight_ih_l{index}"]))
+    layer.W.copy_(from_torch_order(theirs[f"weight_hh_l{index}"]))
     b = torch.zeros_like(layer.W[0])
     if rival.bias:
-        b = from_other_order(theirs[f"bias_ih_l{index}"] + theirs[f"bias_hh_l{index}"], TORCH_ORDER)
+        b = from_torch_order(theirs[f"bias_ih_l{index}"] + theirs[f"bias_hh_l{index}"])
     if layer.b is not None:
         layer.b.copy_(b)
     elif b.any():
         raise ValueError("nn.LSTM: expected bias=False or biases of zero, as this layer has no bias, found others.")
-
-
-@torch.no_grad()
-def store_torch(layer: LSTMLayer, rival: nn.LSTM, index: int = 0) -> None:
-    """Copy `layer` into layer `index` of an `nn.LSTM`; its second bias vector becomes zero.
-
-    Raises:
-        ValueError: The layer's bias is not zero, and the `nn.LSTM` has none.
-    """
-    theirs = dict(rival.named_parameters())
-    theirs[f"weight_ih_l{index}"].copy_(to_other_order(layer.U, TORCH_ORDER))
-    theirs[f"weight_hh_l{index}"].copy_(to_other_order(layer.W, TORCH_ORDER))
-    b = torch.zeros_like(layer.W[0]) if layer.b is None else layer.b
-    if rival.bias:
-        theirs[f"bias_ih_l{index}"].copy_(to_other_order(b, TORCH_ORDER))
-        theirs[f"bias_hh_l{index}"].zero_()
-    elif b.any():
-        raise ValueError("nn.LSTM: expected bias=True, as this layer has a bias, found bias=False.")

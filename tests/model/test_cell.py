@@ -6,8 +6,8 @@ from torch import nn
 
 from lstmlm.model import cell
 from lstmlm.model.cell import GATES, LSTMState
-from lstmlm.model.lstm import TORCH_ORDER, from_other_order, to_other_order
-from tests.helpers import assert_close, normal, state
+from lstmlm.model.lstm import from_torch_order
+from tests.helpers import assert_close, normal, state, to_torch_order
 
 T, B, E, S = 5, 3, 6, 7
 
@@ -58,11 +58,11 @@ def test_layer_equals_torch(bias: bool) -> None:
     ((Y * pull_H).sum() + (h_n[0] * pull_h).sum() + (c_n[0] * pull_c).sum()).backward()
 
     theirs = dict(rival.named_parameters())
-    U = from_other_order(theirs["weight_ih_l0"].detach(), TORCH_ORDER).requires_grad_()
-    W = from_other_order(theirs["weight_hh_l0"].detach(), TORCH_ORDER).requires_grad_()
+    U = from_torch_order(theirs["weight_ih_l0"].detach()).requires_grad_()
+    W = from_torch_order(theirs["weight_hh_l0"].detach()).requires_grad_()
     b = None
     if bias:
-        b = from_other_order((theirs["bias_ih_l0"] + theirs["bias_hh_l0"]).detach(), TORCH_ORDER).requires_grad_()
+        b = from_torch_order((theirs["bias_ih_l0"] + theirs["bias_hh_l0"]).detach()).requires_grad_()
     x_o, h_o, c_o = (t.clone().requires_grad_() for t in (x, *before))
     H, last = cell.layer(x_o, U, W, b, LSTMState(h_o, c_o))
     ((H * pull_H).sum() + (last.hidden * pull_h).sum() + (last.cell * pull_c).sum()).backward()
@@ -75,11 +75,11 @@ def test_layer_equals_torch(bias: bool) -> None:
         assert_close(one.grad, other.grad, what)
     assert U.grad is not None
     assert W.grad is not None
-    assert_close(to_other_order(U.grad, TORCH_ORDER), theirs["weight_ih_l0"].grad, "dU")
-    assert_close(to_other_order(W.grad, TORCH_ORDER), theirs["weight_hh_l0"].grad, "dW")
+    assert_close(to_torch_order(U.grad), theirs["weight_ih_l0"].grad, "dU")
+    assert_close(to_torch_order(W.grad), theirs["weight_hh_l0"].grad, "dW")
     if b is not None:
         assert b.grad is not None
-        assert_close(to_other_order(b.grad, TORCH_ORDER), theirs["bias_ih_l0"].grad, "db")
+        assert_close(to_torch_order(b.grad), theirs["bias_ih_l0"].grad, "db")
 
 
 def test_a_forget_gate_at_one_forgets_nothing_and_at_zero_everything() -> None:
