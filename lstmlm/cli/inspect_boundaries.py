@@ -65,7 +65,7 @@ def run(
         return
     console.headline(f"{layers[0].marks:,} marks '{printable(mark)}' in {len(ids):,} characters")
     console.result("")
-    _show_letting(console, layers, mark, top)
+    _show_shifts(console, layers, mark, top)
     if costs:
         _show_worth(console, costs, count)
     if swapped is not None and pair is not None:
@@ -89,7 +89,7 @@ def sentence(number: int, layer: "ForgetGateShift", mark: str) -> str:
     return f"{verb}: its mean forget gate changes by {layer.difference:+.3f} (95 %: {low:+.3f} to {high:+.3f}), {closed}"
 
 
-def _show_letting(console: Console, layers: "list[ForgetGateShift]", mark: str, top: int) -> None:
+def _show_shifts(console: Console, layers: "list[ForgetGateShift]", mark: str, top: int) -> None:
     rows: list[list[str | int | float]] = [
         [
             str(n),

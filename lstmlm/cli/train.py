@@ -269,7 +269,7 @@ def train(
             ).encode()
         )
         began = time.monotonic() - clock.seconds()
-        timed = config.train.minutes is not None and not (saved and saved.meta["training"]["steps"])
+        timed = config.train.minutes is not None and not (saved and saved.meta["training"].get("steps"))
         view = RunView(console, span=(began, began + 60 * (config.train.minutes or 0.0)) if timed else None)
         board = tensorboard.Board(folder, saved.meta["step"] if saved else 0, console.warn) if with_tensorboard else None
         trainer = Trainer(config, text, kernel, folder, identity, _reports(view, board), clock, caught, group, device)

@@ -306,7 +306,7 @@ class Backprop:
         return self._dx[: self._steps * self._batch * width].view(self._steps, self._batch, width)
 
 
-def _dressed(model: CharLM, index: int) -> bool:
+def _transformed(model: CharLM, index: int) -> bool:
     """Say whether there is anything between a layer's output and what the layer above reads."""
     config = model.config
     hidden = model.readout is not None or index < len(model.layers) - 1
@@ -324,7 +324,7 @@ def _memories(model: CharLM, T: int, B: int) -> list[_Memory]:
             T,
             B,
             normed=_norm(model, index) is not None,
-            transformed=_dressed(model, index),
+            transformed=_transformed(model, index),
             dropped_weights=dropped_weights,
         )
         for index, layer in enumerate(stack)
@@ -334,7 +334,7 @@ def _memories(model: CharLM, T: int, B: int) -> list[_Memory]:
 def _layers_of(model: CharLM, memories: list[_Memory]) -> list[_Layer]:
     """Return the layers of a network."""
     return [
-        _Layer(layer, _norm(model, index), memory, transformed=_dressed(model, index))
+        _Layer(layer, _norm(model, index), memory, transformed=_transformed(model, index))
         for index, (layer, memory) in enumerate(zip(model.stack(), memories, strict=True))
     ]
 
