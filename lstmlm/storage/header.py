@@ -76,7 +76,7 @@ class Header:
 
 
 class DamageError(Exception):
-    """What is wrong with a file: the arguments are what was expected, what was found and perhaps the next step, all safe to print."""
+    """What is wrong with a file: what was expected, what was found and perhaps the next step, all safe to print."""
 
 
 def parse(raw: bytes, available: int) -> tuple[str, dict[str, Any], dict[str, TensorEntry], str]:
