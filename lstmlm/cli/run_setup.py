@@ -100,7 +100,8 @@ def parent_of(start: str, folder: Path, overwrite: bool) -> Checkpoint:
     from lstmlm.api import check
 
     path, saved = run_dir.load(start, check=check)
-    if overwrite and folder.is_dir() and path.parent.resolve() == folder.resolve():
+    own = {(folder / place).resolve() for place in ("", atomic.ASIDE, atomic.MOVING)}  # set aside, it comes back and is replaced
+    if overwrite and folder.is_dir() and path.parent.resolve() in own:
         raise UsageError(
             f"--overwrite: {printable(str(folder))} holds the model that --from starts from. Choose another folder with --out."
         )

@@ -41,7 +41,7 @@ DTYPES = {"TF32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.fl
 WITHIN = {torch.float32: 5e-3, torch.bfloat16: 2e-2, torch.float16: 5e-3}  # relative, of the loss; TF32 keeps 10 bits
 STRICT = 1e-5
 STEPS = 10  # between two events
-BARRIER = 1e-6  # seconds, assumed: all multiprocessors meet once for each time step and pass
+BARRIER = 1e-6  # seconds, assumed: until a time step has what the one before it gives, in each pass
 
 
 class Card(NamedTuple):

@@ -578,6 +578,21 @@ def test_resume_damaged(lstmlm: Lstmlm, run: Path, text: Path) -> None:
 # Starting from a model
 
 
+@pytest.mark.parametrize("moved", ["", ".old", ".old.moving"])
+def test_a_model_is_not_overwritten_by_what_starts_from_it(lstmlm: Lstmlm, run: Path, text: Path, moved: str) -> None:
+    """--from a run that --overwrite would delete is exit 2, also where a killed command has set it aside."""
+    (run / moved).mkdir(exist_ok=True)
+    for path in run.glob("*.*"):
+        if path.is_file():
+            os.replace(path, run / moved / path.name)
+    before = digest(run / moved)
+    result = lstmlm("train", text, "--from", run, "--out", run, "--overwrite", *TINY)
+
+    assert result.code == 2
+    assert "holds the model" in result.err
+    assert digest(run / moved) == before
+
+
 def test_from(lstmlm: Lstmlm, run: Path) -> None:
     """A fine-tuned model inherits vocabulary and shape, though the new text has fewer characters."""
     Path("new.txt").write_text("Bob est là. " * 30, encoding="utf-8")
