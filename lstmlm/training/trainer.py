@@ -130,6 +130,7 @@ class Trainer:
         self._replan = 0  # the step after which it does so next
         self._taken = 0  # steps of this process
         self._saved_at = 0.0
+        self._owes_save = False  # whenever the next one is due
         self._signal: int | None = None  # that came to any process, as of the last step
         self._wanted = False  # a checkpoint, by rank 0's clock, as of the last step
         self._metrics: Journal | None = None
@@ -251,6 +252,8 @@ class Trainer:
         return self.stop() if self.group.size == 1 else self._signal
 
     def _save_due(self) -> bool:
+        if self._owes_save:
+            return True
         every = self.config.train.save_every
         if every:
             return self.progress.step % every == 0
@@ -394,8 +397,7 @@ class Trainer:
         self._set_looks(Looks(int(chars), int(gap), bool(exact)))
         self._replan = p.step + max(1, (p.steps - p.step) // 16)
         self.report(Planned(p.step, p.steps, speed))
-        if first:
-            self.save()
+        self._owes_save |= first  # whoever resumes finds the number; what is saved is looked at first
 
     def _looks(self) -> Looks:
         p = self.progress
@@ -573,7 +575,7 @@ class Trainer:
                 refused = error
         if self.group.broadcast_floats(float(refused is not None))[0]:
             raise refused or Diverged("rank 0's checkpoint has a value that is not finite")
-        self._saved_at = time.perf_counter()
+        self._saved_at, self._owes_save = time.perf_counter(), False
         if self._budget is not None:
             self._budget.saved()
 

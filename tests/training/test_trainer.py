@@ -572,6 +572,29 @@ def test_a_resumed_run_keeps_its_number_of_steps(bench: Callable[..., Bench], mo
 
 
 @pytest.mark.slow
+def test_what_is_saved_with_the_first_plan_is_looked_at(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
+    """When minutes become steps that is saved, but not a run that is worse than guessing just then: it steps back before that."""
+    run = bench(in_minutes(warmup=0, save_every=10**9))
+    made = run.trainer(stop=lambda: signal.SIGTERM if made.progress.retries or made.progress.step > 30 else None)
+    SlowClock(made, monkeypatch, lambda t: 0.05)
+    take = made._step
+
+    def spoilt() -> StepDone | None:
+        done = take()
+        if made.progress.step > 10:  # the mean of the first ten is written down as it is
+            made.progress.recent_nats += 100.0
+        return done
+
+    monkeypatch.setattr(made, "_step", spoilt)
+    with pytest.raises(Stopped):
+        made.run()
+    planned = [r.step for r in run.records if isinstance(r, Planned)]
+    back = [(r.step, r.to) for r in run.records if isinstance(r, SteppedBack)]
+
+    assert 10 < planned[0] < 20
+    assert back == [(planned[0], 0)]
+
+
 def test_where_the_rate_falls_minutes_become_steps_once(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
     """With a rate that depends on the number of steps, that is decided before the warm-up ends, and stays."""
     run = bench(in_minutes(final_lr=0.1, warmup=30))
