@@ -251,4 +251,4 @@ def _declare(library: ctypes.CDLL) -> None:
         torch_library = ctypes.CDLL(str(torch._C.__file__))
         library.lstmlm_team(*[ctypes.cast(getattr(torch_library, name), pointer) for name in names])
     except (OSError, AttributeError):
-        pass  # this torch has another runtime: the kernel runs on one thread
+        pass  # this torch has another runtime: a call makes its threads itself
