@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Set up and run every check: ruff, mypy --strict, pytest. Usage: test.sh [--fast] [pytest's own]; --fast leaves out tests marked slow.
+# Set up and run every check: ruff, mypy --strict, pytest. Usage: test.sh [--fast] [pytest's own]; --fast leaves out the tests marked slow
+# and runs the others in two processes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tests=()
 if [ "${1:-}" = --fast ]; then
-  tests=(-m "not slow")
+  tests=(-m "not slow" -n 2)
   shift
 fi
 bash scripts/setup.sh dev
