@@ -273,10 +273,8 @@ def clean(folder: Path) -> list[Path]:
     """Remove the drafts that killed processes left in a folder, and return them; those that are being written stay."""
     removed = []
     for path in sorted(folder.iterdir()):
-        if _TEMP.fullmatch(path.name) and _is_abandoned(path):
-            with contextlib.suppress(OSError):  # litter, not harm
-                calls.unlink(path)
-                removed.append(path)
+        if _TEMP.fullmatch(path.name) and _remove_abandoned(path):
+            removed.append(path)
     return removed
 
 
@@ -440,19 +438,27 @@ def _flock(fd: int, *, wait: bool) -> bool | None:
     return True
 
 
-def _is_abandoned(path: Path) -> bool:
-    """Whether nobody writes a draft any more."""
-    if os.name == "nt":
-        return True  # there a file that is open cannot be removed
+def _remove_abandoned(path: Path) -> bool:
+    """Remove a draft that nobody writes any more, and say whether it was one.
+
+    It is removed while it is locked: a process that has just made it waits for the lock, and then sees that it is gone.
+    """
+    fd = -1
     try:
-        fd = os.open(path, os.O_RDWR | _CAREFUL | _NO_LINK)
-    except OSError:
+        if os.name != "nt":  # there a file that is open cannot be removed
+            fd = os.open(path, os.O_RDWR | _CAREFUL | _NO_LINK)
+            free = _flock(fd, wait=False)
+            if free is None:
+                free = time.time() - os.fstat(fd).st_mtime > _ABANDONED
+            if not free:
+                return False
+        calls.unlink(path)
+    except OSError:  # litter, not harm
         return False
-    try:
-        free = _flock(fd, wait=False)
-        return time.time() - os.fstat(fd).st_mtime > _ABANDONED if free is None else free
     finally:
-        os.close(fd)
+        if fd >= 0:
+            os.close(fd)
+    return True
 
 
 def _move_aside(folder: Path, names: Sequence[str]) -> bool:

@@ -386,10 +386,12 @@ def test_cleaning_meets_writing(tmp_path: Path) -> None:
     with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"cleaning\n"
-        for _ in range(200):
-            atomic.write_atomic(tmp_path / "file", NEW)
-        assert other.poll() is None
-        other.kill()
+        try:
+            for _ in range(200):
+                atomic.write_atomic(tmp_path / "file", NEW)
+            assert other.poll() is None
+        finally:
+            other.kill()
 
     assert os.listdir(tmp_path) == ["file"]
 
