@@ -157,8 +157,8 @@ def lock(folder: Path) -> Iterator[str | None]:
                 raise SystemProblem(
                     f"run folder {name}: in use by {_holder(folder)}. Wait for it, or choose another folder with --out."
                 ) from None
-            except (OSError, NotImplementedError) as error:  # the latter by filelock up to 3
-                if isinstance(error, OSError) and error.errno not in _LOCKLESS:
+            except OSError as error:
+                if error.errno not in _LOCKLESS:
                     raise
                 note = f"{name} is not locked, because its file system has no locks: train only once in it at a time."
             who = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})

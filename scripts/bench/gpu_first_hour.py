@@ -77,11 +77,11 @@ def check() -> Row:
     return {"disagreement": errors, "fused": rows, "seconds": seconds, "child": loaded, "child seconds": child}
 
 
-def train(*shape: int) -> Row:
+def train(L: int, S: int, B: int, T: int) -> Row:
     """Time training steps beside nn.LSTM, layers side by side and one after another."""
     own = {name: kernel_of(name) for name in ("triton", "triton in one lane", "eager")}
     chunks = {"triton in one lane": 1}
-    return bench_gpu.train(shape, CUDA, 3, own, bench_gpu.DTYPES, bench_gpu.CARDS["NVIDIA H200"], 5, chunks)  # type: ignore[arg-type]
+    return bench_gpu.train((L, S, B, T), CUDA, 3, own, bench_gpu.DTYPES, bench_gpu.CARDS["NVIDIA H200"], 5, chunks)
 
 
 def whole(L: int, S: int, B: int, T: int) -> Row:
@@ -168,9 +168,9 @@ def _nothing(run: Callable[[], object]) -> Callable[[], None]:
     return alone
 
 
-def sample(mode: str, *shape: int) -> Row:
+def sample(mode: str, L: int, S: int, n: int) -> Row:
     """Time sampling beside a loop over nn.LSTM."""
-    return {"mode": mode} | bench_gpu.sample(shape, CUDA, 3, kernel_of(mode).strict, 2048)  # type: ignore[arg-type]
+    return {"mode": mode} | bench_gpu.sample((L, S, n), CUDA, 3, kernel_of(mode).strict, 2048)
 
 
 def text(mode: str, path: str, minutes: float) -> Row:
@@ -202,7 +202,10 @@ def resumed(path: str) -> Row:
 
     def trainer(folder: Path, stops: int) -> Trainer:
         made: list[Trainer] = []
-        stop = lambda: 15 if made and made[0].progress.step >= stops else None  # noqa: E731
+
+        def stop() -> int | None:
+            return 15 if made and made[0].progress.step >= stops else None
+
         made.append(Trainer(config, corpus, kernel, folder, identity, lambda record: None, Clock(0.0), stop, None, device))
         return made[0]
 
