@@ -160,7 +160,7 @@ class Trainer:
         tensors = checkpoint.to_tensors(saved.tensors)
         self.load_model(_weights(tensors))
         self.progress = TrainState.from_meta(saved.meta["training"])
-        if not self.progress.look_chars:  # a version that looked otherwise saved it: from here on as in a new run
+        if not self.progress.look_gap:  # a version that looked otherwise saved it: from here on as in a new run
             self._plan_looks()
         try:
             for member in self.members.each:

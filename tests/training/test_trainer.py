@@ -571,6 +571,23 @@ def test_a_resumed_run_keeps_its_number_of_steps(bench: Callable[..., Bench], mo
     assert 80 < planned < 100
 
 
+@pytest.mark.parametrize("val_fraction", [0.0, 0.1])
+def test_a_resumed_run_looks_when_it_would_have(
+    bench: Callable[..., Bench], corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, val_fraction: float
+) -> None:
+    """What minutes have become says when to look too: a run that goes on keeps it, with a validation text or without one."""
+    run = bench(in_minutes())
+    run.corpus = open_corpus([str(tmp_path / "text.txt")], cache_dir=tmp_path / "cache", val_fraction=val_fraction)
+    made = run.trainer(stop=lambda: signal.SIGTERM if made.progress.step >= 50 else None)
+    SlowClock(made, monkeypatch, lambda t: 0.6)
+    with pytest.raises(Stopped):
+        made.run()
+    made.progress.look_gap += 1  # no plan that is made from numbers alone
+    made.save()
+
+    assert vars(run.trainer(resume=True).progress) == vars(made.progress)
+
+
 @pytest.mark.slow
 def test_what_is_saved_with_the_first_plan_is_looked_at(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
     """When minutes become steps that is saved, but not a run that is worse than guessing just then: it steps back before that."""
