@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lstmlm.errors import not_finite
 from lstmlm.model.cell import GATES, LSTMState
-from lstmlm.model.char_lm import CharLM
+from lstmlm.model.char_lm import CharLM, steps_at_once
 from lstmlm.model.ensemble import Network, members, read
 from lstmlm.model.lstm import LSTMLayer, StackState, input_product
 
@@ -90,11 +90,12 @@ def windows(model: CharLM, ids: Tensor, state: StackState | None = None, window:
         model: In evaluation mode.
         ids: (n)
         state: Before the first of them.
-        window: Steps of a piece.
+        window: Steps of a piece, at most.
 
     Yields:
         The position of each piece, and what happened in it, with B = 1.
     """
+    window = min(window, steps_at_once(1, model.vocabulary))
     for start in range(0, len(ids), window):
         found = trace(model, ids[start : start + window, None], state)
         state = found.state

@@ -20,7 +20,7 @@ from torch import Tensor
 from lstmlm.analysis.activations import windows
 from lstmlm.evaluation.ragged import TOGETHER, pick, read
 from lstmlm.model.cell import LSTMState
-from lstmlm.model.char_lm import CharLM, nats
+from lstmlm.model.char_lm import CharLM, nats, steps_at_once
 from lstmlm.model.lstm import StackState
 from lstmlm.units import bits
 
@@ -190,13 +190,17 @@ def ablate_memory(
         return 0, {}
     state = states_after(model, ids, positions)
     costs: dict[str, list[Tensor]] = {name: [] for name in LEFT}
+    step = steps_at_once(TOGETHER, model.vocabulary)
     for rows in torch.arange(len(positions)).split(TOGETHER):
         text = torch.stack([ids[positions[row] : positions[row] + length + 2] for row in rows.tolist()]).t()
         here = pick(state, rows)
         for name, (hidden, cell) in LEFT.items():
             start = tuple(LSTMState(s.hidden * hidden, s.cell * cell) for s in here)
-            logits, _ = model(text[1:-1].contiguous(), start)
-            costs[name].append(nats(logits, text[2:]).double())
+            parts = []
+            for x, y in zip(text[1:-1].split(step), text[2:].split(step), strict=True):
+                logits, start = model(x.contiguous(), start)
+                parts.append(nats(logits, y).double())
+            costs[name].append(torch.cat(parts))
     each = {name: torch.cat(parts, dim=1) * bits(1.0) for name, parts in costs.items()}  # (K, marks)
     carried = each["carried"].sum(0)
     result = {}
@@ -222,7 +226,7 @@ def swap(model: CharLM, pairs: Iterable[tuple[list[int], list[int], list[int]]],
     for low in range(0, len(waiting), TOGETHER):
         group = waiting[low : low + TOGETHER]
         rows = [version for one, other, _ in group for version in (one, other)]
-        _, state = read(model, rows, model.initial_state(len(rows)))
+        _, state = read(model, rows, model.initial_state(len(rows)), model.vocabulary)
         last = torch.tensor([row[-1] for row in rows])
         steps = max(min(length, len(text)) for _, _, text in group)
         texts = torch.zeros(steps, len(rows), dtype=torch.int64)  # what is after the end is computed, and not counted
@@ -232,14 +236,17 @@ def swap(model: CharLM, pairs: Iterable[tuple[list[int], list[int], list[int]]],
             count = min(steps, len(text))
             texts[1:count, 2 * index] = texts[1:count, 2 * index + 1] = torch.tensor(text[: count - 1], dtype=torch.int64)
             alive[:count, index] = 1
-        logits, _ = model(texts, state)
-        p = torch.softmax(logits.double(), -1)
-        one, other = p[:, ::2], p[:, 1::2]
-        middle = (one + other) / 2
-        divergence = entropy(middle) - (entropy(one) + entropy(other)) / 2
-        changed = (one.argmax(-1) != other.argmax(-1)).double()
-        for row, values in enumerate((divergence, changed, torch.ones_like(alive))):
-            sums[row, :steps] += (values * alive).sum(1)
+        at_once = steps_at_once(len(rows), model.vocabulary)
+        for start in range(0, steps, at_once):
+            here = slice(start, min(start + at_once, steps))
+            logits, state = model(texts[here], state)
+            p = torch.softmax(logits.double(), -1)
+            one, other = p[:, ::2], p[:, 1::2]
+            middle = (one + other) / 2
+            divergence = entropy(middle) - (entropy(one) + entropy(other)) / 2
+            changed = (one.argmax(-1) != other.argmax(-1)).double()
+            for row, values in enumerate((divergence, changed, torch.ones_like(changed))):
+                sums[row, here] += (values * alive[here]).sum(1)
     reached = int((sums[2] > 0).sum())
     counts = sums[2, :reached]
     return Swapped((sums[0, :reached] / counts).tolist(), (sums[1, :reached] / counts).tolist(), counts.int().tolist())

@@ -64,6 +64,11 @@ class Question:
                 f"{blanks} blanks. Give fewer candidates or blanks."
             )
 
+    @property
+    def count(self) -> int:
+        """How many fillings there are."""
+        return math.prod([len(set(self.candidates))] * self.text.count(BLANK))
+
     def fillings(self) -> list[tuple[str, ...]]:
         """Return every way to fill the blanks, a word for each."""
         words = dict.fromkeys(self.candidates)  # a candidate given twice is one candidate
@@ -148,8 +153,13 @@ class Filler:
         Raises:
             TextError: A text or candidate has a character that the model does not know.
         """
-        for low in range(0, len(questions), TOGETHER):
-            yield from self._rank(questions[low : low + TOGETHER])
+        waiting: list[Question] = []
+        for question in questions:
+            if waiting and (len(waiting) == TOGETHER or sum(one.count for one in (*waiting, question)) > COMBINATIONS):
+                yield from self._rank(waiting)
+                waiting = []
+            waiting.append(question)
+        yield from self._rank(waiting)
 
     @torch.inference_mode()
     def _rank(self, questions: Sequence[Question]) -> list[list[Answer]]:
@@ -161,7 +171,7 @@ class Filler:
             for words in question.fillings():
                 tails.append(self._encode(question.filled(words)[len(head) :]))
                 owners.append(index)
-        before, state = read(self._run, heads, self._model.initial_state(len(heads)))
+        before, state = read(self._run, heads, self._model.initial_state(len(heads)), self._model.vocabulary)
         if self._start is None:
             before = [
                 cost + (first_char(self._counts, head[0]) if head else 0.0) for cost, head in zip(before, heads, strict=True)
@@ -172,7 +182,7 @@ class Filler:
             first.append(first_char(self._counts, tail[0]) if opening and tail else 0.0)
             rows.append(tail if opening else heads[owner][-1:] + tail)
         each = torch.tensor(owners, device=state[0].hidden.device)
-        after, _ = read(self._run, rows, pick(state, each))
+        after, _ = read(self._run, rows, pick(state, each), self._model.vocabulary)
 
         answers: list[list[Answer]] = []
         costs = iter(zip(owners, first, after, strict=True))
@@ -251,4 +261,4 @@ def by_distance(asked: Sequence[Asked], correct: Sequence[bool]) -> list[Bucket]
 
 def chance(asked: Sequence[Asked]) -> float:
     """Return the accuracy of guessing."""
-    return math.fsum(1 / len(one.question.fillings()) for one in asked) / max(1, len(asked))
+    return math.fsum(1 / one.question.count for one in asked) / max(1, len(asked))

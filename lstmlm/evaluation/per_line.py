@@ -121,7 +121,7 @@ class LineScorer:
             state = self._model.initial_state(len(group))
             padded = padded.to(state[0].hidden.device)
             parts = []
-            step = steps_at_once(len(group), vocabulary=len(self._model.stack()[0].U))
+            step = steps_at_once(len(group), self._model.vocabulary)
             for start in range(0, longest - 1, step):
                 stop = min(start + step, longest - 1)
                 x, y = padded[start:stop], padded[start + 1 : stop + 1]

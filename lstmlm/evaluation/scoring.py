@@ -189,7 +189,7 @@ def _nothing(state: StackState) -> Scored:
 def _run(model: Network, inputs: Tensor, goals: Tensor, state: StackState) -> Scored:
     """Score (T, B) characters in pieces that bound memory; both results are (T, B)."""
     scores, hits = [], []
-    step = steps_at_once(inputs.shape[1], vocabulary=len(model.stack()[0].U))
+    step = steps_at_once(inputs.shape[1], model.vocabulary)
     for x, y in zip(inputs.split(step), goals.split(step), strict=True):
         logits, state = model(x.contiguous(), state)
         scores.append(nats(logits, y))

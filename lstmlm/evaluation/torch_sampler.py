@@ -13,11 +13,11 @@ from lstmlm.kernels import arguments
 from lstmlm.kernels.cuda_graph import Graph
 from lstmlm.kernels.native import NativeKernel
 from lstmlm.model.cell import LSTMState
+from lstmlm.model.char_lm import steps_at_once
 from lstmlm.model.ensemble import Network, members
 from lstmlm.model.lstm import StackState
 from lstmlm.model.weights import StoredNetwork, network_weights
 
-PROMPT_BLOCK = 4096  # characters of a prompt read at once: bounds memory, whatever its length
 COOLEST = 1e-3  # a temperature below this may turn logits into infinities
 
 
@@ -131,7 +131,7 @@ class Noise:
 def _read(model: Network, prompt: Sequence[int], n: int) -> tuple[Tensor, StackState]:
     """Return the logits and the state after a prompt, both n times."""
     state = model.initial_state(1)
-    for piece in torch.tensor(prompt, device=state[0].hidden.device)[:, None].split(PROMPT_BLOCK):
+    for piece in torch.tensor(prompt, device=state[0].hidden.device)[:, None].split(steps_at_once(1, model.vocabulary)):
         logits, state = model(piece, state)
     return logits[-1].expand(n, -1), tuple(LSTMState(s.hidden.repeat(n, 1), s.cell.repeat(n, 1)) for s in state)
 

@@ -19,8 +19,8 @@ from lstmlm.model.lstm import LSTMLayer, Readout, StackState
 
 __all__ = ["CharLM", "StackState", "load_weights", "nats", "steps_at_once"]
 
-PIECE = 1 << 12  # characters in one call of a model that scores, and ...
-PIECE_SCORES = 1 << 20  # ... scores of next characters: both bound memory, whatever window and vocabulary
+PIECE = 1 << 11  # characters in one call of a model that scores, and ...
+PIECE_SCORES = 1 << 20  # ... scores of next characters, 4 MiB: both bound memory, whatever text, window and vocabulary
 
 
 Recurrence: TypeAlias = Callable[[LSTMLayer, Tensor, LSTMState], tuple[Tensor, LSTMState]]
@@ -118,6 +118,11 @@ class CharLM(nn.Module):
         assert self.readout is not None  # a stack has at least one layer
         return self.readout(x), tuple(last)
 
+    @property
+    def vocabulary(self) -> int:
+        """Return V."""
+        return len(self.stack()[0].U)
+
     def parameter_count(self) -> int:
         """Count the trained numbers."""
         return sum(p.numel() for p in self.parameters())
@@ -144,8 +149,11 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
             tensor.copy_(weights[name])
 
 
-def steps_at_once(rows: int, vocabulary: int = 1) -> int:
-    """Return how many time steps of so many rows a model that scores is to read in one call, at least 1."""
+def steps_at_once(rows: int, vocabulary: int) -> int:
+    """Return how many time steps of so many rows a model that scores is to read in one call, at least 1.
+
+    Of one row that is also how many rows a step may have: whoever has more of them reads some after the others.
+    """
     return max(1, min(PIECE, PIECE_SCORES // vocabulary) // rows)
 
 

@@ -48,6 +48,11 @@ class Ensemble(nn.Module):
         """
         return read(members(self), ids, self.initial_state(ids.shape[1]) if state is None else state)
 
+    @property
+    def vocabulary(self) -> int:
+        """Return V."""
+        return members(self)[0].vocabulary
+
     def parameter_count(self) -> int:
         """Count the trained numbers of all members."""
         return sum(model.parameter_count() for model in members(self))

@@ -215,7 +215,7 @@ class LSTMLayer(nn.Module):
         if not torch.is_grad_enabled():
             own, hidden, cell = input_part(self.kernel, x, self.U), state.hidden.contiguous(), state.cell.contiguous()
             _, C, H = self.kernel.forward(own, W, hidden, cell, bias=self.b)
-            return H, LSTMState(H[-1], C[-1].clone() if len(C) > 1 else C[0])  # a view of many would keep them all
+            return H, LSTMState(*(steps[-1].clone() if len(steps) > 1 else steps[0] for steps in (H, C)))  # a view keeps them all
         run: Any = _Recurrent.apply  # torch does not annotate it
         H, C_T = run(self.kernel, x, self.U, W, self.b, state.hidden, state.cell)
         return H, LSTMState(H[-1], C_T)

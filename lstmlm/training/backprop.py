@@ -22,6 +22,9 @@ from lstmlm.model.lstm import LSTMLayer, StackState, input_part
 CHUNKS = 8
 """Into which a device cuts a window: while a layer reads one, the layer below reads the next one."""
 
+SCORES = 1 << 24
+"""Scores of next characters that are there at once, 64 MiB: of a large vocabulary the readout takes some rows after others."""
+
 SHORTEST = 8
 """Steps of a chunk: in shorter ones what lies between the layers takes longer than the steps."""
 
@@ -107,7 +110,9 @@ class Backprop:
             chunks = CHUNKS if like.device.type == "cuda" else 1
         self._chunk = max(-(-steps // chunks), min(steps, SHORTEST))
         self._lanes = Lanes(like.device, len(widths) if self._chunk < steps else 1)
-        self._logits = like.new_empty(steps * batch, widths[-1] if first.readout is None else first.readout.out_features)
+        symbols = first.vocabulary
+        self._rows = max(1, min(steps * batch, SCORES // symbols))  # of the readout at once
+        self._logits = like.new_empty(self._rows, symbols)
         self._dx = like.new_empty(steps * batch * max(widths))
         self._dH = like.new_empty(len(widths) if self._chunk < steps else 1, self._chunk * batch * max(widths))
 
@@ -236,10 +241,15 @@ class Backprop:
 
     def _loss(self, targets: Tensor, scale: float) -> Number:
         """Return the summed nats; leave the gradient of what the readout read."""
-        readout, pointwise, last = self._model.readout, self._kernel.pointwise, self._layers[-1]
-        N = len(targets)
-        rows, logits = last.memory.x[: self._steps].view(N, -1), self._logits[:N]
-        dx = self._gradient(last.width).view(N, -1)
+        last = self._layers[-1]
+        parts = last.memory.x[: self._steps].view(len(targets), -1), self._gradient(last.width).view(len(targets), -1), targets
+        nats: Number = 0.0
+        for rows, dx, here in zip(*(part.split(self._rows) for part in parts), strict=True):
+            nats = nats + self._loss_of_rows(rows, dx, here, scale)
+        return nats
+
+    def _loss_of_rows(self, rows: Tensor, dx: Tensor, targets: Tensor, scale: float) -> Number:
+        readout, pointwise, logits = self._model.readout, self._kernel.pointwise, self._logits[: len(rows)]
         if readout is None:
             logits.copy_(rows)
             nats = pointwise.loss(logits, None, targets, scale, None)

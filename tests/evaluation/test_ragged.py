@@ -18,7 +18,7 @@ def test_each_row_is_read_as_if_alone(piece: int, monkeypatch: pytest.MonkeyPatc
     with torch.inference_mode():
         _, states = model(some_ids(5 * 8).view(5, 8))
     rows = [some_ids(length).tolist() for length in (3, 9, 0, 1, 9, 2, 30, 4)]
-    costs, after = read(model, rows, states)
+    costs, after = read(model, rows, states, model.vocabulary)
 
     for index, row in enumerate(rows):
         own = pick(states, torch.tensor([index]))

@@ -14,6 +14,7 @@ from lstmlm.evaluation import sampler, sampling, torch_sampler
 from lstmlm.evaluation.sampler import Noise, Sampling, generate
 from lstmlm.evaluation.torch_sampler import distribution, draw
 from lstmlm.kernels.cuda_graph import Graph
+from lstmlm.model import char_lm
 from tests.helpers import assert_close, normal, small_model, some_ids
 from tests.tape import record
 
@@ -242,7 +243,7 @@ def test_a_prompt_in_pieces_is_the_same_prompt(monkeypatch: pytest.MonkeyPatch) 
     model, prompt = small_model(dtype=torch.float32), some_ids(23).tolist()
 
     def follow(block: int) -> list[tuple[list[int], list[float]]]:
-        monkeypatch.setattr(torch_sampler, "PROMPT_BLOCK", block)
+        monkeypatch.setattr(char_lm, "PIECE", block)
         return list(islice(generate(model, prompt, [7, 9], Sampling()), 20))
 
     expected = follow(4096)

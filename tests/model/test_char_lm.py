@@ -1,6 +1,8 @@
 """The whole network: its docstring's equations, its state, and the bound of the article's readout."""
 
 import math
+from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -8,14 +10,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lstmlm.analysis.activations import windows
+from lstmlm.analysis.boundaries import ablate_memory, swap
 from lstmlm.config.run_config import ModelConfig
+from lstmlm.data.tokenizer import CharTokenizer
 from lstmlm.errors import ConfigError
+from lstmlm.evaluation.cloze import Filler, Question
+from lstmlm.evaluation.per_line import LineScorer
+from lstmlm.evaluation.sampler import Sampling, generate
+from lstmlm.evaluation.scoring import cold, estimate, warm
 from lstmlm.kernels.dropout import Dropout
 from lstmlm.kernels.eager import EagerKernel
-from lstmlm.model import cell
+from lstmlm.model import cell, char_lm
 from lstmlm.model.cell import GATES
 from lstmlm.model.char_lm import CharLM, StackState, nats
-from tests.helpers import assert_close, normal, small_model, state
+from tests.helpers import assert_close, normal, small_model, some_ids, state
 
 T, B, V = 5, 3, 11
 
@@ -244,3 +253,32 @@ def test_it_learns_thirty_characters_by_heart() -> None:
         optimizer.step()
 
     assert float(loss.detach()) < 0.05
+
+
+SYMBOLS = CharTokenizer("\nabcdefghij")
+WORDS = list("abcdefghij")
+READERS: dict[str, Callable[[CharLM], object]] = {
+    "warm": lambda m: warm(m, some_ids(3000), batch=4),
+    "left to right": lambda m: warm(m, some_ids(300), batch=1),
+    "cold": lambda m: cold(m, some_ids(400), window=70, batch=3),
+    "an estimate": lambda m: estimate([m], some_ids(5000), [1] * V, 4096),
+    "lines": lambda m: LineScorer(m, SYMBOLS, [1] * V).score(["abcdefghij" * 9 + "\n", "abc\n"]),
+    "blanks": lambda m: list(Filler(m, SYMBOLS.encode, [1] * V, 0).rank([Question("ab____cd____" + "j" * 90, tuple(WORDS))])),
+    "a prompt": lambda m: list(islice(generate(m, some_ids(300).tolist(), [1], Sampling()), 2)),
+    "every gate": lambda m: list(windows(m, some_ids(300))),
+    "memory taken away": lambda m: ablate_memory(m, some_ids(600), mark=1, length=50),
+    "names swapped": lambda m: swap(m, [([1], [2], some_ids(90).tolist())], 90),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_scores_of_next_characters_are_bounded(reader: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long a text, however large the vocabulary, whoever reads makes so many scores at once, or a step of 64 rows."""
+    monkeypatch.setattr(char_lm, "PIECE_SCORES", 20 * V)
+    model, made = small_model(), []
+    model.register_forward_hook(lambda _, __, output: made.append(output[0].shape[:2]))
+    READERS[reader](model)
+
+    assert made
+    assert max((T * B for T, B in made if T > 1), default=0) <= 20
+    assert max((B for T, B in made if T == 1), default=0) <= 64

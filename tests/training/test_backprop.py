@@ -63,6 +63,25 @@ def dropout_of(shape: dict[str, Any]) -> Dropout | None:
     return Dropout(shape["dropout"], 7, 3, streams=8, first=2, weights=shape["weight_dropout"]) if shape["dropout"] else None
 
 
+@pytest.mark.parametrize("readout", ["linear", "direct"])
+@pytest.mark.parametrize("segment", [0, 4])
+def test_a_large_vocabulary_is_read_out_in_pieces(monkeypatch: pytest.MonkeyPatch, readout: str, segment: int) -> None:
+    """However many scores a window has, no more than so many are there at once, and the gradient is the same."""
+    found = []
+    for scores in (7 * V, T * B * V):
+        monkeypatch.setattr(lstmlm.training.backprop, "SCORES", scores)
+        torch.manual_seed(0)
+        model = prepared(small_model(readout=readout), EagerKernel(), torch.float64)
+        backprop = Backprop(model, B, T, segment)
+        assert backprop._logits.numel() <= scores
+        nats_, _ = backprop(*window(), some_state(model), SCALE, None)
+        found.append((float(nats_), [p.grad for p in model.parameters()]))
+
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-12)
+    for one, other in zip(found[0][1], found[1][1], strict=True):
+        assert_close(one, other, "gradient")
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "-".join(str(v) for v in shape.values()))
 def test_equals_autograd(shape: dict[str, Any]) -> None:
     """In float64 loss, gradients and last state are autograd's, for every combination of the model's options."""
