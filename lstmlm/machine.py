@@ -1,12 +1,14 @@
 """What this process may use of its machine: processors and memory, as the system, its container and its job allow; and a folder.
 
 `cpus` gives the number of threads where none was asked for, and `processors` the most that may wait for each other; `memory` is
-what a run or a checkpoint has to fit into; `cache_folder` is for compiled kernels and the ids of large texts.
+what a run or a checkpoint has to fit into, `memory_used` what this process has of it; `cache_folder` is for compiled kernels and
+the ids of large texts.
 """
 
 import contextlib
 import math
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -55,6 +57,22 @@ def memory(root: Path = Path("/")) -> int | None:
             if limit.isdecimal() and int(limit) < _NONE:
                 found.append(int(limit))
     return min(found, default=None)
+
+
+def memory_used(root: Path = Path("/")) -> tuple[int, int]:
+    """Return the bytes of memory that this process has now, and the most that it had; 0 where nothing says so.
+
+    Args:
+        root: Where /proc is.
+    """
+    lines = dict(line.partition(":")[::2] for line in _text(root / "proc/self/status").splitlines())
+    now, most = (int(lines.get(name, "0 kB").split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
+    if not most:
+        with contextlib.suppress(ImportError):
+            import resource
+
+            most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return now or most, most
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:

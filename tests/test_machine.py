@@ -103,3 +103,13 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
     monkeypatch.setattr(Path, "home", homeless)
     assert machine.cache_folder() is None
+
+
+def test_memory_of_this_process(tmp_path: Path) -> None:
+    """What the system says of this process is what it has, and had at most; where nothing is said, a number all the same."""
+    status = "Name:\tpython\nVmHWM:\t  3000 kB\nVmRSS:\t  2000 kB\n"
+    now, most = machine.memory_used()
+
+    assert machine.memory_used(group(tmp_path, "", {"proc/self/status": status})) == (2_048_000, 3_072_000)
+    assert 10**6 < now <= most
+    assert machine.memory_used(tmp_path / "elsewhere")[1] > 10**6

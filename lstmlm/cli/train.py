@@ -232,17 +232,20 @@ def train(
             keep=str(saved.meta["versions"].get("kernel", "")) if saved else "",
         )
         clock = Clock(STARTED)
-        left = max(0.0, (config.train.minutes or 0.0) * 60 - clock.seconds())
         vocabulary = len(text.tokenizer)
         measure = step_timing.timer(vocabulary, kernel, device, config.model.members, group.size)
+
+        def left() -> float:
+            return max(0.0, 60 * (config.train.minutes or 0.0) - clock.seconds())
+
         config, chosen, steps = auto_tune.choose(config, len(text.train), vocabulary, left, measure)
         kernel, wrong = kernels.at_sizes(kernel, device, *sizes(config, text))
         for line in filter(None, (chosen, why, wrong)):
             console.say(line)
         if config.train.minutes is not None and steps < auto_tune.FEWEST_STEPS and not saved:
-            enough = math.ceil((clock.seconds() + left * auto_tune.FEWEST_STEPS / steps) / 6) / 10
+            enough = math.ceil((clock.seconds() + left() * auto_tune.FEWEST_STEPS / steps) / 6) / 10
             console.warn(
-                f"some {steps:,} steps fit into {counted(config.train.minutes, 'minute')}: too few to learn much. Give it "
+                f"some {counted(steps, 'step')} in {counted(config.train.minutes, 'minute')}: too few to learn much. Give it "
                 f"--minutes {enough:g}."
             )
         if dry_run:
@@ -377,7 +380,7 @@ def _refuse_too_large(config: "RunConfig", corpus: "Corpus", processes: int) -> 
     from lstmlm.units import size
 
     parameters = weights.parameter_count(config.model, len(corpus.tokenizer))
-    needs = memory_bytes(config, len(corpus.tokenizer), parameters) * processes
+    needs = memory_bytes(config, len(corpus.tokenizer), parameters, machine.memory_used()) * processes
     fewer = "fewer --members, " if config.model.members > 1 else ""
     if (has := machine.memory()) is not None and needs > has:
         raise SystemProblem(

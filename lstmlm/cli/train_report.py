@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lstmlm import machine
 from lstmlm.cli import STARTED, run_plots
 from lstmlm.config import auto_tune, run_config
 from lstmlm.config.run_config import RunConfig
@@ -160,7 +161,7 @@ def show_plan(console: Console, json: bool, config: RunConfig, corpus: "Corpus",
 
     parameters = weights.parameter_count(config.model, len(corpus.tokenizer))
     vocabulary = len(corpus.tokenizer)
-    memory = memory_bytes(config, vocabulary, parameters)
+    memory = memory_bytes(config, vocabulary, parameters, machine.memory_used())
     plan = auto_tune.plan(config, len(corpus.train), vocabulary, parameters, steps, memory)
     if json:
         console.as_json({"schema": 1, "command": "train", "dry_run": True, "kernel": kernel, **plan})

@@ -29,8 +29,20 @@ FEWEST_STEPS = 200  # in which something can be learnt
 TRAINING = 0.93  # of a budget in minutes that is left for steps: the rest goes into validating and saving
 
 
+def clamped(batch: int, window: int, chars: int) -> tuple[int, int]:
+    """Return the batch and window that fit a text: the window shrinks to the text, then the batch to what is left.
+
+    Args:
+        batch: Streams wanted.
+        window: Time steps wanted.
+        chars: Length of the text; at least 2, as one character is a target of nothing.
+    """
+    window = max(1, min(window, chars - 1))
+    return max(1, min(batch, (chars - 1) // window)), window
+
+
 def choose(
-    config: RunConfig, chars: int, vocabulary: int, seconds: float, step_seconds: Callable[[RunConfig], float]
+    config: RunConfig, chars: int, vocabulary: int, left: Callable[[], float], step_seconds: Callable[[RunConfig], float]
 ) -> tuple[RunConfig, str, int]:
     """Fill in what is open, and say what was chosen and why in one line.
 
@@ -38,7 +50,7 @@ def choose(
         config: As the user left it.
         chars: Length of the training text.
         vocabulary: V: the width of a network whose one layer is its readout.
-        seconds: That are left of a budget in minutes.
+        left: Says how many seconds are left of a budget in minutes, as measuring takes some.
         step_seconds: Measures a step of a configuration with no size open; asked only where the budget is in minutes.
 
     Returns:
@@ -53,14 +65,14 @@ def choose(
         model = replace(model, hidden=vocabulary)
     model, train = replace(model, layers=layers), replace(train, window=window)
     if train.minutes is not None:
-        hidden, batch, steps = _by_time(replace(config, model=model, train=train), chars, seconds, step_seconds)
+        hidden, batch, steps = _by_time(replace(config, model=model, train=train), chars, left, step_seconds)
     else:
         batch = train.batch or BATCHES[0]
         hidden = model.hidden or (128 if chars < 50_000 else 256)
-        found = steps_of(replace(config, train=train), max(1, chars // (batch * window)))
+        found = steps_of(replace(config, train=train), chars // math.prod(clamped(batch, window, chars)))
         assert found is not None
         steps = found
-    passes = steps * batch * window / chars
+    passes = steps * math.prod(clamped(batch, window, chars)) / chars
     rate, values, weights = next(row for most, *row in PASSES if passes < most)
     dropout = model.dropout if model.dropout is not None else values
     weight_dropout = model.weight_dropout if model.weight_dropout is not None else weights
@@ -75,7 +87,7 @@ def choose(
         several = f"{model.members} members of " if model.members > 1 else ""
         budget = counted(steps, "step") if train.minutes is None else counted(train.minutes, "minute")
         often = f"{passes:.2g}" if passes < 99.5 else f"{passes:,.0f}"
-        about = f"some {steps:,} steps, about" if train.minutes is not None else "about"
+        about = f"some {counted(steps, 'step')}, about" if train.minutes is not None else "about"
         line = (
             f"{several}{layers} x {hidden} units, batch {batch}, window {window}, rate {lr:.2g}, dropout {dropout:g} "
             f"(weights {weight_dropout:g}): chosen for {budget} on {chars:,} characters, {about} {often} passes"
@@ -83,26 +95,30 @@ def choose(
     return chosen, line, steps
 
 
-def _by_time(config: RunConfig, chars: int, seconds: float, step_seconds: Callable[[RunConfig], float]) -> tuple[int, int, int]:
+def _by_time(
+    config: RunConfig, chars: int, left: Callable[[], float], step_seconds: Callable[[RunConfig], float]
+) -> tuple[int, int, int]:
     """Return width, batch and steps for a budget in minutes; layers and window are decided.
 
     The width is the largest that still sees enough of the text in the time, and that the text can fill.
     """
     model, train = config.model, config.train
-    window = train.window or 0
     widest = next(width for most, width in WIDEST if chars < most)
     widths = [width for width in WIDTHS if width <= widest] if model.hidden is None else [model.hidden]
     batch = train.batch or BATCHES[0]
 
     @cache
     def steps(width: int, batch: int) -> int:
-        rates = replace(train, batch=batch, lr=train.lr or 0.0, warmup=train.warmup or 0, weight_decay=train.weight_decay or 0.0)
+        rows, window = clamped(batch, train.window or 0, chars)
+        rates = replace(train, batch=rows, window=window, lr=train.lr or 0.0, warmup=train.warmup or 0)
+        rates = replace(rates, weight_decay=train.weight_decay or 0.0)
         # Whether values are dropped depends on what is measured here; it is a small part of a step.
         dropped = replace(model, hidden=width, dropout=model.dropout or 0.0, weight_dropout=model.weight_dropout or 0.0)
-        return max(1, int(TRAINING * seconds / max(1e-9, step_seconds(replace(config, model=dropped, train=rates)))))
+        each = max(1e-9, step_seconds(replace(config, model=dropped, train=rates)))
+        return max(1, int(TRAINING * left() / each))
 
     def share(width: int) -> float:  # of what has to be read for such a width
-        return steps(width, batch) * batch * window / (ENOUGH_CHARS * width / 256)
+        return steps(width, batch) * math.prod(clamped(batch, train.window or 0, chars)) / (ENOUGH_CHARS * width / 256)
 
     at = len(widths) - 1
     if at:
@@ -153,7 +169,7 @@ def plan(
     assert model.layers is not None
     assert train.batch is not None
     assert train.window is not None
-    per_step = train.batch * train.window
+    per_step = math.prod(clamped(train.batch, train.window, chars))
     rows: dict[str, int | float | str] = {
         "parameters": parameters,
         "members": model.members,
@@ -164,7 +180,7 @@ def plan(
         "batch": train.batch,
         "window": train.window,
         "chars_per_step": per_step,
-        "steps_per_epoch": max(1, chars // per_step),
+        "steps_per_epoch": chars // per_step,
         "steps": steps,
         "passes": round(steps * per_step / chars, 3),
         "memory_bytes": memory,
@@ -174,5 +190,5 @@ def plan(
     if chars < 100 * per_step:
         rows["warning"] = f"the text has only {chars:,} characters: it will soon be known by heart"
     elif train.minutes is not None and steps < FEWEST_STEPS:
-        rows["warning"] = f"some {steps:,} steps are too few to learn much: give it more time"
+        rows["warning"] = f"some {counted(steps, 'step')}: too few to learn much. Give it more time"
     return rows

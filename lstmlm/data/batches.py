@@ -7,6 +7,7 @@ nothing to remember.
 import random
 from typing import TYPE_CHECKING
 
+from lstmlm.config.auto_tune import clamped
 from lstmlm.data.ids import Ids
 
 if TYPE_CHECKING:
@@ -17,18 +18,6 @@ SECTION_CHARS = 4096  # of a stream that are read one after another, before it g
 FEWEST_CHARS = 1024  # ... or fewer, but so many, where the text is short ...
 SECTIONS = 8  # ... as a stream of a pass has at least so many sections, or it is read in the text's order
 MOST_SECTIONS = 1 << 16  # of a pass
-
-
-def clamped(batch: int, window: int, chars: int) -> tuple[int, int]:
-    """Return the batch and window that fit a text: the window shrinks to the text, then the batch to what is left.
-
-    Args:
-        batch: Streams wanted.
-        window: Time steps wanted.
-        chars: Length of the text; at least 2, as one character is a target of nothing.
-    """
-    window = max(1, min(window, chars - 1))
-    return max(1, min(batch, (chars - 1) // window)), window
 
 
 class Streams:

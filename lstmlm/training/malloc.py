@@ -1,7 +1,7 @@
 """Large buffers stay with the process: what a step frees, the next one finds again, without a page fault.
 
 `tune_malloc` sets the C library's allocator before training or scoring, `freeze_gc` keeps Python's collector off torch's
-import; the commands call them.
+import; the commands call them. `give_back` is for `step_timing`, which takes the memory of networks that are not trained.
 """
 
 import ctypes
@@ -28,6 +28,12 @@ def tune_malloc() -> bool:
     if mallopt is None:
         return False
     return bool(mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, 2**31 - 1) and mallopt(_TOP_PAD, 64 << 20))
+
+
+def give_back() -> None:
+    """Give back to the system what is free, once: after work of other sizes than what comes next."""
+    if sys.platform.startswith("linux") and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)
 
 
 @contextmanager

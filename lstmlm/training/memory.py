@@ -1,18 +1,35 @@
 """How much memory a run takes, worked out from its sizes: `train` refuses what does not fit, and `--dry-run` says it."""
 
 from lstmlm.config.run_config import RunConfig
+from lstmlm.evaluation.scoring import STREAMS
 from lstmlm.model.char_lm import steps_at_once
+from lstmlm.training import backprop
 
-OTHER = 3_000_000  # bytes: the validation text, what is read of files, records
+OTHER = 12_000_000  # bytes: what of the libraries is loaded when it is used first, the validation text, records
+BETWEEN = 1.1  # times what is asked for is taken: what was freed does not always fit what comes next
 
 
-def memory_bytes(config: RunConfig, vocabulary: int, parameters: int) -> int:
-    """Return about how much memory a run takes at most beside its text and torch itself, on a CPU.
+def memory_bytes(config: RunConfig, vocabulary: int, parameters: int, used: tuple[int, int]) -> int:
+    """Return about how much memory this process takes at most, on a CPU: what it has (torch, the text), and training.
 
-    For each parameter weights, gradient, both moments, the average and its twin while it is read (24 bytes, or 16), and a copy of
-    weights, moments and averages while a checkpoint is written (16 bytes, or 12). For each member, layer and character that is
-    kept at a time: four gates, C, H, what the layer above reads, and the gradients of the last two; W as the kernel and its
-    dropout need it; the logits. Validating reads `char_lm.steps_at_once`.
+    Args:
+        config: See `training_bytes`.
+        vocabulary: Likewise.
+        parameters: Likewise.
+        used: What `machine.memory_used` says.
+    """
+    now, most = used
+    return max(most, now + training_bytes(config, vocabulary, parameters))
+
+
+def training_bytes(config: RunConfig, vocabulary: int, parameters: int) -> int:
+    """Return about how much memory training takes at most beside the text and what is loaded, on a CPU.
+
+    For each parameter weight, gradient, both moments and the average (20 bytes, or 16). For each layer and character that is kept
+    at a time four gates, C, H and what the layer above reads; for each character the gradients of the last two; logits,
+    `backprop.SCORES` at most. Members work in the same memory, one after another. W as the kernel and its dropout need it. And
+    either a checkpoint's copy of weights, moments and averages (16 bytes, or 12), or what scoring takes: the pieces of
+    `char_lm.steps_at_once`, and three copies of the weights.
 
     Args:
         config: As `choose` returned it.
@@ -28,11 +45,11 @@ def memory_bytes(config: RunConfig, vocabulary: int, parameters: int) -> int:
     widths = [model.hidden] * model.layers
     if model.readout == "direct":
         widths[-1] = vocabulary
-    each = 40 if train.average else 28
+    copies = 4 if train.average else 3  # in a checkpoint; the gradient is in none
     recurrent = sum(4 * width * width for width in widths)
     # Packed for the forward and the backward pass, of all layers in turn; dropped, and that one's gradient, of each.
-    weights = 4 * (2 * max(4 * width * width for width in widths) + model.members * 2 * recurrent * bool(model.weight_dropout))
-    values = 4 * kept * (model.members * (8 * sum(widths) + max(widths)) + vocabulary)
-    read = steps_at_once(1, vocabulary)
-    reading = 4 * read * (9 * max(widths) + 3 * vocabulary)
-    return OTHER + each * parameters + weights + values + reading
+    weights = 2 * max(4 * width * width for width in widths) + 2 * recurrent * bool(model.weight_dropout)
+    values = kept * (7 * sum(widths) + 2 * max(widths)) + min(kept * vocabulary, backprop.SCORES)
+    reading = max(STREAMS, steps_at_once(1, vocabulary)) * (9 * max(widths) + 3 * vocabulary)
+    last = max(copies * parameters, 3 * parameters + reading)
+    return OTHER + int(4 * BETWEEN * ((copies + 1) * parameters + weights + values + last))

@@ -4,6 +4,8 @@ On a CPU steps are taken as the run takes them, in the chosen kernel and with th
 are drawn. On a GPU a recurrence of a middling size is measured, as each size would have to be recorded as a graph first.
 """
 
+import gc
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,10 +17,12 @@ from lstmlm.config.run_config import RunConfig
 from lstmlm.kernels import Kernel
 from lstmlm.kernels.cuda_graph import read_back, speed_of
 from lstmlm.model.lstm import StackState
+from lstmlm.training import malloc
 from lstmlm.training.members import Members
 
 MOST = 100  # steps that are timed
-SHARE = 0.004  # of a budget in minutes, for each size that is measured
+SHARE = 0.004  # of a budget in minutes, for each size that is measured ...
+LEAST = 0.05  # ... but so many seconds
 SHARE_OF_SPEED = 0.95  # of a recurrence's speed that a whole training step reaches: scripts/bench/bench.py train
 
 
@@ -36,7 +40,12 @@ def timer(vocabulary: int, kernel: Kernel, device: torch.device, members: int, p
 
         def measured(config: RunConfig) -> float:
             rows = max(1, (config.train.batch or 1) // processes)
-            return step_seconds(config, vocabulary, kernel, device, rows, SHARE * 60 * (config.train.minutes or 0.0))
+            gc.freeze()  # what has been imported is not looked through below
+            seconds = max(LEAST, SHARE * 60 * (config.train.minutes or 0.0))
+            found = step_seconds(config, vocabulary, kernel, device, rows, seconds)
+            gc.collect()  # a recorded step refers to itself
+            malloc.give_back()
+            return found
 
         return measured
     speed = SHARE_OF_SPEED * speed_of(kernel, device) * processes
@@ -58,15 +67,14 @@ def step_seconds(config: RunConfig, vocabulary: int, kernel: Kernel, device: tor
         kernel: What runs the recurrence.
         device: Where.
         rows: Streams of this process.
-        seconds: How long to measure, if that is enough for two steps.
+        seconds: How long to measure, if that is enough for two steps after the first.
 
     Returns:
-        Seconds: of four steps three are slower, as it is the machine that is asked for and not what else runs on it at times; on
+        Seconds: the mean of the quicker half, as it is the machine that is asked for and not what else runs on it at times; on
         all threads or on one, whichever is quicker, as the trainer does.
     """
     window = config.train.window
     assert window is not None
-    began = time.perf_counter()
     members = Members(replace(config, model=replace(config.model, orthogonal=False)), vocabulary, kernel, device)
     members.prepare({rows}, window, rows)
     ids = torch.randint(vocabulary, (window + 1, rows), generator=torch.Generator().manual_seed(0))
@@ -74,6 +82,7 @@ def step_seconds(config: RunConfig, vocabulary: int, kernel: Kernel, device: tor
     threads = torch.get_num_threads()
     taken: dict[int, list[float]] = {count: [] for count in (threads, threads if config.train.threads else 1)}
     step = -1  # which finds memory and caches cold
+    began = 0.0
     try:
         while step < 2 * len(taken) or (time.perf_counter() - began < seconds and step < MOST):
             count = list(taken)[step % len(taken)]
@@ -85,6 +94,8 @@ def step_seconds(config: RunConfig, vocabulary: int, kernel: Kernel, device: tor
             if step >= 0:
                 taken[count].append(time.perf_counter() - start)
             step += 1
+            if step == 0:
+                began = time.perf_counter()
     finally:
         torch.set_num_threads(threads)
-    return min(sorted(times)[len(times) // 4] for times in taken.values())
+    return min(statistics.mean(sorted(times)[: (len(times) + 1) // 2]) for times in taken.values())

@@ -3,7 +3,7 @@
     unlike_texts.py [--steps 400] [--only NAME ...] [--keep DIR] [--also=--threads --also=1]
 
 The texts are made here, from what Python brings along and from fixed seeds: sources of the standard library, the topics of
-Python's help, the bundled stories, a server's log, a Greek tale, 2,000 characters, two symbols, and two thousand symbols. Of
+Python's help, the bundled stories, a server's log, a Greek tale, 2,000 characters, names, two symbols, two thousand symbols. Of
 each, the first nine tenths are learnt and the last tenth is scored: by counts (of single characters, and of what follows
 three), by bzip2, and by the network, warm and dynamic. Numbers are bits per character.
 """
@@ -80,6 +80,22 @@ def short() -> str:
     return help_topics()[:2000]
 
 
+def names() -> str:
+    """Return invented names, one a line: two or three syllables, some of each far more frequent than others."""
+    rng = random.Random(5)
+    begins, middles = (
+        ["b", "d", "h", "j", "k", "l", "m", "n", "r", "s", "th", "br", "ch", ""],
+        ["a", "e", "i", "o", "u", "ai", "ea"],
+    )
+    ends = ["n", "", "r", "l", "s", "nna", "th", "tte", "ck", "ra"]
+
+    def pick(parts: list[str]) -> str:
+        return rng.choices(parts, [1 / (rank + 1) for rank in range(len(parts))])[0]
+
+    made = ["".join(pick(begins) + pick(middles) for _ in range(rng.choice([1, 2, 2]))) + pick(ends) for _ in range(30_000)]
+    return "".join(name.capitalize() + "\n" for name in made)
+
+
 def two_symbols() -> str:
     """Return runs of a and b whose lengths depend on the run before."""
     rng = random.Random(3)
@@ -107,6 +123,7 @@ TEXTS: dict[str, Callable[[], str]] = {
     "log": log,
     "greek": greek,
     "short": short,
+    "names": names,
     "two": two_symbols,
     "many": many_symbols,
 }

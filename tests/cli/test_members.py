@@ -101,7 +101,8 @@ def test_too_many_layers(lstmlm: Lstmlm, text: Path) -> None:
 
 def test_more_than_the_machine_holds(lstmlm: Lstmlm, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What needs more memory than there is is refused before a folder is made; one member of it would have fitted."""
-    monkeypatch.setattr("lstmlm.machine.memory", lambda: 5_400_000)
+    monkeypatch.setattr("lstmlm.machine.memory", lambda: 14_500_000)
+    monkeypatch.setattr("lstmlm.machine.memory_used", lambda: (0, 0))
     fits, result = (lstmlm("train", text, *TINY, "--members", count, "--out", f"runs/{count}") for count in ("1", "60"))
 
     assert fits.code == 0, fits.err

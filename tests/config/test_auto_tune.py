@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -25,7 +26,7 @@ def machine(speed: float = SPEED, least: float = 0.0) -> Callable[[RunConfig], f
 
 def choose(config: RunConfig, chars: int, speed: float = SPEED) -> tuple[RunConfig, str, int]:
     """Choose for a machine on which nothing has passed yet."""
-    return auto_tune.choose(config, chars, 65, (config.train.minutes or 0) * 60, machine(speed))
+    return auto_tune.choose(config, chars, 65, lambda: (config.train.minutes or 0) * 60, machine(speed))
 
 
 @pytest.mark.parametrize("chars", [2, SHORT, 100_000, LONG, 10**10])
@@ -106,7 +107,7 @@ def test_sizes_follow_the_time_and_the_machine() -> None:
     assert dropouts[0] == 0.0
 
 
-@pytest.mark.parametrize(("chars", "often"), [(10**6, "0.031"), (1000, "31"), (99, "310"), (2, "15,360")])
+@pytest.mark.parametrize(("chars", "often"), [(10**6, "0.031"), (1100, "28"), (129, "30"), (100, "19"), (2, "15")])
 def test_passes_are_said_in_digits(chars: int, often: str) -> None:
     """How often the text is read is said as people write it, however short the text."""
     train = TrainConfig(steps=30, batch=16, window=64)
@@ -122,11 +123,11 @@ def test_few_sizes_are_measured() -> None:
         asked.append(config.model.hidden)
         return machine()(config)
 
-    for minutes in (0.02, 0.1, 1.0, 10.0, 600.0):
-        auto_tune.choose(RunConfig(train=TrainConfig(minutes=minutes)), LONG, 65, minutes * 60, watched)
+    for seconds in (1.0, 6.0, 60.0, 600.0, 36_000.0):
+        auto_tune.choose(RunConfig(train=TrainConfig(minutes=seconds / 60)), LONG, 65, partial(float, seconds), watched)
         assert 1 <= len(asked) <= 5, asked
         asked.clear()
-    auto_tune.choose(RunConfig(train=TrainConfig(steps=9)), LONG, 65, 0.0, watched)
+    auto_tune.choose(RunConfig(train=TrainConfig(steps=9)), LONG, 65, lambda: 0.0, watched)
     assert asked == []
 
 
@@ -142,7 +143,9 @@ def test_a_slow_machine_gets_a_network_that_it_can_train() -> None:
     """Where few steps fit, the network becomes narrower and then the batch smaller, until there are enough."""
 
     def chosen(speed: float, least: float = 0.0) -> tuple[int, int | None, int | None]:
-        config, _, steps = auto_tune.choose(RunConfig(train=TrainConfig(minutes=0.1)), LONG, 65, 3.0, machine(speed, least))
+        config, _, steps = auto_tune.choose(
+            RunConfig(train=TrainConfig(minutes=0.1)), LONG, 65, lambda: 3.0, machine(speed, least)
+        )
         return steps, config.model.hidden, config.train.batch
 
     assert chosen(SPEED / 100)[0] >= auto_tune.FEWEST_STEPS
@@ -158,3 +161,50 @@ def test_a_layer_that_is_its_readout_is_as_wide_as_the_vocabulary(train: TrainCo
 
     assert config.model.hidden == 65
     assert line.startswith("1 x 65 units")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "chars", "expected"),
+    [
+        ((16, 64), 2, (1, 1)),
+        ((16, 64), 40, (1, 39)),
+        ((16, 64), 65, (1, 64)),
+        ((16, 64), 200, (3, 64)),
+        ((16, 64), 1025, (16, 64)),
+        ((16, 64), 10**10, (16, 64)),
+        ((1, 1), 2, (1, 1)),
+    ],
+)
+def test_sizes_shrink_to_the_text(wanted: tuple[int, int], chars: int, expected: tuple[int, int]) -> None:
+    """The window shrinks to a short text first, then the batch to what is left."""
+    assert auto_tune.clamped(*wanted, chars) == expected
+
+
+def test_what_fits_a_short_text_is_measured() -> None:
+    """Steps, passes and what is timed are those of the batch and window that a short text has room for."""
+    asked: list[tuple[int | None, int | None]] = []
+
+    def watched(config: RunConfig) -> float:
+        asked.append((config.train.batch, config.train.window))
+        return 0.01
+
+    chosen, line, steps = auto_tune.choose(RunConfig(train=TrainConfig(minutes=0.1)), 200, 30, lambda: 5.0, watched)
+    rows = auto_tune.plan(chosen, 200, 30, 1, steps, 1)
+
+    assert set(asked) == {(3, 64)}
+    assert rows["chars_per_step"] == 192
+    assert rows["steps_per_epoch"] == 1
+    assert rows["passes"] == pytest.approx(steps * 192 / 200, rel=1e-3)
+    assert f"about {steps * 192 / 200:,.0f} passes" in line
+
+
+def test_measuring_takes_time() -> None:
+    """Steps are what fits into the time that is left when they have been timed."""
+    now = [0.0]
+
+    def watched(config: RunConfig) -> float:
+        now[0] += 2.0
+        return 0.001
+
+    given = RunConfig(ModelConfig(hidden=64), train=TrainConfig(minutes=0.1))
+    assert auto_tune.choose(given, LONG, 65, lambda: 6.0 - now[0], watched)[2] == int(auto_tune.TRAINING * 4.0 / 0.001)

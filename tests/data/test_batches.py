@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lstmlm.data import batches
-from lstmlm.data.batches import Streams, clamped
+from lstmlm.data.batches import Streams
 from lstmlm.data.ids import Ids
 
 
@@ -150,23 +150,6 @@ def test_sections_fit_the_text(monkeypatch: pytest.MonkeyPatch, batch: int, wind
     """A short text has none; a pass has at most some 65,000, whose order is drawn in a moment."""
     monkeypatch.undo()
     assert batches._section(batch, window, windows) == expected
-
-
-@pytest.mark.parametrize(
-    ("wanted", "chars", "expected"),
-    [
-        ((16, 64), 2, (1, 1)),
-        ((16, 64), 40, (1, 39)),
-        ((16, 64), 65, (1, 64)),
-        ((16, 64), 200, (3, 64)),
-        ((16, 64), 1025, (16, 64)),
-        ((16, 64), 10**10, (16, 64)),
-        ((1, 1), 2, (1, 1)),
-    ],
-)
-def test_sizes_shrink_to_the_text(wanted: tuple[int, int], chars: int, expected: tuple[int, int]) -> None:
-    """The window shrinks to a short text first, then the batch to what is left."""
-    assert clamped(*wanted, chars) == expected
 
 
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (0, 1, 1), (9, 0, 1), (9, 1, 0)])

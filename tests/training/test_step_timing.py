@@ -1,9 +1,13 @@
+import weakref
+from typing import Any
+
 import pytest
 import torch
 
 from lstmlm.config.run_config import ModelConfig, RunConfig, TrainConfig
 from lstmlm.kernels import Kernel
 from lstmlm.kernels.eager import EagerKernel
+from lstmlm.model.ensemble import Network
 from lstmlm.training import step_timing
 from lstmlm.training.members import Members
 
@@ -63,6 +67,21 @@ def test_a_process_has_its_share_of_the_batch(monkeypatch: pytest.MonkeyPatch, p
     step_timing.timer(7, EagerKernel(), torch.device("cpu"), 1, processes)(configured())
 
     assert watch.rows == rows
+
+
+def test_what_was_timed_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No network that was only timed stays in memory."""
+    made: list[weakref.ref[Network]] = []
+    init = Members.__init__
+
+    def watched(self: Members, *args: Any) -> None:
+        init(self, *args)
+        made.append(weakref.ref(self.network))
+
+    monkeypatch.setattr(Members, "__init__", watched)
+    step_timing.timer(7, EagerKernel(), torch.device("cpu"), 1, 1)(configured())
+
+    assert [one() for one in made] == [None]
 
 
 def test_a_gpu_is_not_asked_for_each_size(monkeypatch: pytest.MonkeyPatch) -> None:
