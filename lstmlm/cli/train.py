@@ -1,6 +1,7 @@
 """The command `lstmlm train`, for rank 0; `train_worker` is the same for every other process."""
 
 import contextlib
+import gc
 import inspect
 import json
 import math
@@ -238,6 +239,7 @@ def train(
         def left() -> float:
             return max(0.0, 60 * (config.train.minutes or 0.0) - clock.seconds())
 
+        asked = config
         config, chosen, steps = auto_tune.choose(config, len(text.train), vocabulary, left, measure)
         kernel, wrong = kernels.at_sizes(kernel, device, *sizes(config, text))
         for line in filter(None, (chosen, why, wrong)):
@@ -273,9 +275,15 @@ def train(
         )
         began = time.monotonic() - clock.seconds()
         timed = config.train.minutes is not None and not (saved and saved.meta["training"].get("steps"))
-        view = RunView(console, span=(began, began + 60 * (config.train.minutes or 0.0)) if timed else None)
         board = tensorboard.Board(folder, saved.meta["step"] if saved else 0, console.warn) if with_tensorboard else None
-        trainer = Trainer(config, text, kernel, folder, identity, _reports(view, board), clock, caught, group, device)
+
+        def made(config: "RunConfig") -> "tuple[RunView, Trainer]":
+            view = RunView(console, span=(began, began + 60 * (config.train.minutes or 0.0)) if timed else None)
+            return view, Trainer(config, text, kernel, folder, identity, _reports(view, board), clock, caught, group, device)
+
+        view, trainer = made(config)
+        if timed and not first and not board and device.type == "cpu" and asked.model.hidden is None:
+            trainer.expected = steps
         if first:
             group.broadcast_checkpoint(first)
         if saved:
@@ -285,7 +293,16 @@ def train(
         where = kernel.name if device.type == "cpu" else f"{kernel.name} on {devices.name(device)}"
         train_report.announce(console, text, trainer, where, folder, saved)
         try:
-            trainer.run()
+            if not trainer.run():
+                smaller, chosen, _ = auto_tune.choose(asked, len(text.train), vocabulary, left, measure)
+                if (smaller.model.hidden or 0) < (config.model.hidden or 0):
+                    console.say(f"the machine has become slower, and the run begins again with a smaller network\n{chosen}")
+                    view.close()
+                    del trainer  # its memory
+                    gc.collect()
+                    view, trainer = made(smaller)
+                    _begin(trainer, folder, None, None)
+                trainer.run()
         except Stopped as stopped:
             command = train_report.going_on(texts, folder)
             raise Stopped(f"{stopped} Go on with:\n  {command}", stopped.exit_code - 128) from None

@@ -20,6 +20,8 @@ READING = 0.45  # of the time of a training step, for reading as many characters
 EXACTLY = 1.5  # times what a text has are read for its exact score, as a rule
 PATIENCE = 3  # validations in a row that are worse than the best ...
 WORSE = 1.05  # ... and, the last of them, by this factor, after twice the steps: what follows is known by heart
+SLOWER = 0.5  # of the steps that sizes were chosen for: where no more fit in, a smaller network learns more, begun anew ...
+EARLY = 1 / 3  # ... before so much of the budget is over, as later what was learnt so far is worth more; not at the very start
 SHUTDOWN_SECONDS = 1.0  # at most: the last lines and the end of the process
 
 
@@ -178,6 +180,15 @@ class Budget:
         if train.final_lr == 1:
             return measured
         return self._measured >= max(0.3, 0.03 * self._seconds) or step >= (train.warmup or 0)
+
+    def slower(self, steps: int, expected: int) -> bool:
+        """Say whether the machine has become so slow, so early, that other sizes would have been chosen.
+
+        Args:
+            steps: That fit in, done and to come.
+            expected: That the sizes were chosen for.
+        """
+        return steps < SLOWER * expected and 2 * self._memory < self._clock() < EARLY * self._seconds
 
     def looks(self, steps: int, text: int, eval_every: int | None, chars: int) -> Looks:
         """Return how a run of so many steps validates; see `plan_looks`."""

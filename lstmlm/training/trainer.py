@@ -68,6 +68,9 @@ class _Interrupted(Exception):  # no error: a signal came while a text was read
 class Trainer:
     """One run: its members, streams and folder.
 
+    Attributes:
+        expected: Steps that the sizes were chosen for, where others may be chosen once; None: where not.
+
     Args:
         config: Every value decided; only steps may be open where minutes are given.
         corpus: What to learn.
@@ -127,6 +130,7 @@ class Trainer:
         may_change = kernel.any_threads or self._budget is not None
         paced = may_change and self.group.size == 1 and device.type == "cpu" and not train.threads
         self._pace = Pace(torch.get_num_threads(), 1, PACE_SECONDS) if paced else None
+        self.expected: int | None = None
         self._replan = 0  # the step after which it does so next
         self._taken = 0  # steps of this process
         self._saved_at = 0.0
@@ -216,8 +220,12 @@ class Trainer:
         self._metrics = Journal.open(self.folder / "metrics.jsonl", self.progress.metrics_bytes)
         self._samples = Journal.open(self.folder / "samples.txt", self.progress.samples_bytes)
 
-    def run(self) -> None:
+    def run(self) -> bool:
         """Train until the budget is used up, patience ends, or a signal comes; `begin` came first.
+
+        Returns:
+            Whether that is so; else the machine has become so slow that a smaller network would learn more (`expected`), and
+            another call goes on with this one.
 
         Raises:
             Stopped: A signal came; its checkpoint is committed.
@@ -226,6 +234,9 @@ class Trainer:
         if self._budget is not None:
             self._budget.begin()
         while not self._ended():
+            if self._slower():
+                self.expected = None
+                return False
             if self._trained():
                 self._score_best()
             elif not self._owes_validation() and not self._advance():
@@ -246,6 +257,14 @@ class Trainer:
             if signal is not None:
                 self.group.barrier()  # torchrun ends all when the first one leaves
                 raise Stopped(f"stopped at step {self.progress.step}: the checkpoint is saved.", signal)
+        return True
+
+    def _slower(self) -> bool:
+        """Say whether what fits in is too little for the sizes that were chosen."""
+        p, now = self.progress, self._budget
+        if now is None or self.expected is None or p.steps is None or self.group.size > 1:
+            return False
+        return now.slower(now.steps(p.step, self._looks(), len(self.validation)), self.expected)
 
     def _stopping(self) -> int | None:
         """Return the signal to stop for: alone at once, with others the one that all have heard of."""

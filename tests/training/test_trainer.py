@@ -612,6 +612,24 @@ def test_what_is_saved_with_the_first_plan_is_looked_at(bench: Callable[..., Ben
     assert back == [(planned[0], 0)]
 
 
+@pytest.mark.parametrize(("slower_from", "smaller"), [(10, True), (18, False), (40, False), (99, False)])
+def test_a_machine_that_becomes_slow_early(
+    bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch, slower_from: int, smaller: bool
+) -> None:
+    """Where half of the steps that were expected fit in before a third of the time is over, that is said once."""
+    run = bench(in_minutes())
+    made = run.trainer()
+    clock = SlowClock(made, monkeypatch, lambda t: 0.1 if t < slower_from else 0.5)
+    made.expected = 590
+    ended = made.run()
+
+    assert ended is not smaller
+    if smaller:
+        assert slower_from + 3 < clock.now < 20
+        assert made.run()
+    assert 57 < clock.now < 60
+
+
 def test_where_the_rate_falls_minutes_become_steps_once(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
     """With a rate that depends on the number of steps, that is decided before the warm-up ends, and stays."""
     run = bench(in_minutes(final_lr=0.1, warmup=30))
