@@ -30,6 +30,15 @@ def _device(given: str) -> str:
     return given
 
 
+def _encoding(given: str | None) -> str | None:
+    """Refuse what is no text encoding, before a model is opened, with the one that was probably meant."""
+    if given is not None:
+        from lstmlm.data.decoding import find_encoding
+
+        find_encoding(given, "--encoding")
+    return given
+
+
 Model = Annotated[
     str | None,
     typer.Option(
@@ -37,6 +46,19 @@ Model = Annotated[
         rich_help_panel=MODEL,
     ),
 ]  # fmt: skip
+Models = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model", "-m", metavar="MODEL", help="Run folder or .safetensors file; of several the likeliest is named.",
+        show_default="newest run below runs/", rich_help_panel=MODEL,
+    ),
+]  # fmt: skip
+Encoding = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", callback=_encoding, help="Of the text files.", show_default="the model's own", rich_help_panel="Text"
+    ),
+]
 Threads = Annotated[int, typer.Option(metavar="N", min=0, max=4096, help="CPU threads; 0: all cores.", rich_help_panel=MODEL)]
 Device = Annotated[
     str,

@@ -382,3 +382,15 @@ def test_a_text_in_pieces_has_the_score_of_the_whole(
     assert score.nats == pytest.approx(expected.nats, rel=1e-10)
     assert (score.chars, score.bytes, score.unknown) == (516, 600, 5)
     assert score.correct == expected.correct
+
+
+@pytest.mark.parametrize("before", [1, 2, 40])
+def test_a_text_given_another(before: int) -> None:
+    """A text after another one costs what both cost together less what the first costs; its first character is predicted."""
+    model, ids = mindful(), some_ids(120)
+    whole, first = (score_ids(model, part, COUNTS, byte_length=1) for part in (ids, ids[:before]))
+
+    given = score_ids(model, ids[before:], COUNTS, byte_length=1, after=ids[:before])
+
+    assert given.nats == pytest.approx(whole.nats - first.nats, rel=1e-9)
+    assert (given.chars, given.correct) == (120 - before, whole.correct - first.correct)
