@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lstmlm import machine
-from lstmlm.cli import eval_report, eval_text
+from lstmlm.cli import eval_report, text_reader
 from lstmlm.cli.eval_report import Scores
 from lstmlm.cli.options import MODEL, OUTPUT, Device, Encoding, Json, Models, Quiet, Threads, words
 from lstmlm.cli.text_input import standard_input, validation_text
@@ -199,7 +199,7 @@ def eval(
         raise UsageError(
             f"{'-m twice' if several else '--after'}: expected a text to score, found none. Name one, or - for stdin."
         )
-    eval_text.refuse_models("eval", texts)
+    text_reader.refuse_models("eval", texts)
 
     from lstmlm.api import LanguageModel
     from lstmlm.training import malloc
@@ -215,7 +215,7 @@ def eval(
         opened = {str(one.path): one for one in opened.values()}
         console.say(f"model {printable(next(iter(opened)))}")
     if after_file is not None:
-        after = "".join(eval_text.Text([after_file], list(opened.values()), encoding, by_line=True))
+        after = "".join(text_reader.Text([after_file], list(opened.values()), encoding, by_line=True))
     before = None if after is None else [_known(console, model, after) for model in opened.values()]
     if lines or chars:
         from lstmlm.cli import eval_lines as by_line
@@ -385,7 +385,7 @@ class _Scoring:
             evaluator, rates, chosen = _evaluator(models[0], corpus)
             learning = Scorer(models[0].network, models[0].counts, window=SEGMENT, read=evaluator.read)
         kept: list[Tensor] = []
-        text = eval_text.Text(texts, models, self.encoding, by_line=False) if texts else None
+        text = text_reader.Text(texts, models, self.encoding, by_line=False) if texts else None
         own = "" if corpus is None or text else validation_text(models[0], corpus, None, "Name a text to score.")
         for piece in text or [own]:
             size = len(piece.encode("utf-8", "surrogateescape"))
@@ -411,7 +411,7 @@ class _Scoring:
             name: Scores(
                 score,
                 text.words if text else len(own.split()),
-                text is not None and text.trained_on(model),
+                text is not None and text_reader.Text.of_model(model, [text]),
                 learnt,
                 rates,
                 chosen,

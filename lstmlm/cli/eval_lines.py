@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lstmlm.cli.eval_text import Text
 from lstmlm.cli.text_input import statistics_text
+from lstmlm.cli.text_reader import Text
+from lstmlm.data.tokenizer import readable
 from lstmlm.display.console import Console, colour_allowed, columns, unicode_allowed
 from lstmlm.errors import TextError, printable
 
@@ -108,7 +109,7 @@ def _cells(names: Sequence[str], found: "Sequence[Line]") -> list[str]:
 def _as_dict(names: Sequence[str], found: "Sequence[Line]", how: How) -> dict[str, object]:
     """Return a line's JSON object."""
     line = found[0]
-    text = line.body.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    text = readable(line.body)
     each = [{"chars": one.chars, "unknown": one.unknown, "bits": one.bits, "bits_per_char": one.bits_per_char} for one in found]
     scores: dict[str, object] = dict(each[0])
     if len(each) > 1:

@@ -80,6 +80,7 @@ def as_dict(scores: Scores, protocol: str, window: int) -> dict[str, object]:
         "chars": score.chars,
         "bytes": score.bytes,
         "unknown": score.unknown,
+        "known_bits_per_char": score.known_bits_per_char,
         "nats_per_char": score.nats_per_char,
         "bits_per_char": score.bits_per_char,
         "bits_per_byte": score.bits_per_byte,
@@ -124,7 +125,7 @@ def show(console: Console, scores: Scores, protocol: str, window: int) -> None:
     """Print the score, and below it what the same text takes by other means."""
     score, dynamic = scores.score, scores.dynamic
     how = "state carried through the text" if protocol == "warm" else f"windows of {window} from an empty state"
-    unknown = f", {score.unknown:,} of them unknown" if score.unknown else ""
+    unknown = f", {score.unknown:,} of them unknown (without: {score.known_bits_per_char:.4f} bits/char)" if score.unknown else ""
     console.headline(
         f"{score.bits_per_char:.4f} bits/char   {score.nats_per_char:.4f} nats/char   perplexity {score.perplexity:.2f}   "
         f"first guess right {score.accuracy:.1%}",

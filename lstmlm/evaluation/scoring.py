@@ -66,6 +66,11 @@ class Score:
         return bits(self.nats_per_char)
 
     @property
+    def known_bits_per_char(self) -> float:
+        """Bits per character of those that the model knows, as if there were no others."""
+        return bits((self.nats - self.unknown * math.log(CODE_POINTS)) / max(1, self.chars - self.unknown))
+
+    @property
     def order0_bits_per_char(self) -> float:
         """Bits per character by frequencies alone: what a network that has learnt nothing else reaches."""
         return bits(self.order0 / max(1, self.chars))

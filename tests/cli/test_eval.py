@@ -191,7 +191,8 @@ def test_unknown(lstmlm: Lstmlm, run: Path) -> None:
 
     assert (odd["unknown"], odd["chars"], odd["bytes"]) == (2, 12, 16)
     assert odd["bits_per_char"] * 12 == pytest.approx(plain["bits_per_char"] * 10 + 2 * math.log2(1_114_112), abs=1e-4)
-    assert "2 of them unknown" in lstmlm("eval", "odd").out
+    assert odd["known_bits_per_char"] == pytest.approx(plain["bits_per_char"], abs=1e-4)
+    assert f"2 of them unknown (without: {plain['bits_per_char']:.4f} bits/char)" in lstmlm("eval", "odd").out
 
 
 def test_what_is_unknown_is_named(lstmlm: Lstmlm, run: Path, text: Path) -> None:

@@ -330,6 +330,8 @@ def test_a_score_adds_up(protocol: str) -> None:
     expected = first_char(COUNTS, int(ids[0])) + float(scored.nats.sum()) + 3 * math.log(1_114_112)
     assert score.nats == pytest.approx(expected, rel=1e-12)
     assert (score.chars, score.bytes, score.unknown, score.correct) == (63, 90, 3, int(scored.correct.sum()))
+    known = score_ids(model, ids, COUNTS, byte_length=90, protocol=protocol, window=8)
+    assert score.known_bits_per_char == pytest.approx(known.bits_per_char)
 
 
 @pytest.mark.parametrize(("length", "unknown"), [(0, 0), (0, 3), (1, 0)])

@@ -1,4 +1,4 @@
-"""The text that `lstmlm eval` scores: read once, piece by piece, for all models, and what is found out about it on the way."""
+"""A text to be scored or searched: read once, piece by piece, for all models, and what is found out about it on the way."""
 
 import codecs
 import os
@@ -69,9 +69,15 @@ class Text:
         self._tally.add(len(raw), raw)
         return raw
 
-    def trained_on(self, model: "LanguageModel") -> bool:
-        """Say, once it is read, whether it is the whole text that a model was made of, whatever it is called now."""
-        own = fingerprint_of([self._tally.digest.hexdigest()], sum(model.counts))
+    @staticmethod
+    def of_model(model: "LanguageModel", texts: "Sequence[Text]") -> bool:
+        """Say whether texts that were read are the whole text that a model was made of, whatever it is called now.
+
+        Args:
+            model: Any.
+            texts: One, of which a part was held back, or one to train on and one to validate by.
+        """
+        own = fingerprint_of([text._tally.digest.hexdigest() for text in texts], sum(model.counts))
         return bool(model.meta["corpus"].get("fingerprint") == own)
 
 
