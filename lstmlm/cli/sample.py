@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lstmlm import machine
-from lstmlm.cli.options import MODEL, OUTPUT, Device, Json, Model, OnUnknown, Quiet, Threads
+from lstmlm.cli.options import MACHINE, MODEL, OUTPUT, Device, Json, Model, OnUnknown, Quiet, Threads
 from lstmlm.cli.text_input import read_text, standard_input, unknown_rule
 from lstmlm.data.tokenizer import readable
 from lstmlm.display.console import Console, is_terminal, unicode_allowed
@@ -35,9 +35,10 @@ CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line en
 
 GROUPS = {
     "Text": "--prompt 'Bob is' --length 200",
+    MODEL: "-m runs/stories",
     "Choice of characters": "--temperature 0.7 --top-p 0.9",
-    MODEL: "-m runs/stories --threads 2",
     OUTPUT: "-n 3 --json",
+    MACHINE: "--threads 2",
 }
 
 
