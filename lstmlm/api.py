@@ -14,7 +14,7 @@ from lstmlm import kernels, machine
 from lstmlm.config.run_config import RunConfig
 from lstmlm.data import saved_model
 from lstmlm.data.saved_model import parts
-from lstmlm.data.tokenizer import OnUnknown, Tokenizer
+from lstmlm.data.tokenizer import OnUnknown, Tokenizer, describe, readable
 from lstmlm.errors import CheckpointError, TextError, UsageError, not_finite, printable
 from lstmlm.evaluation.sampler import Sampling, generate, probabilities
 from lstmlm.kernels import generate as native_generate
@@ -37,7 +37,7 @@ class Sample:
     text: Without the prompt, and without the stop text.
     seed: Draws the same text again.
     nats: Minus the log probability of its characters under the network, at temperature 1 and uncut.
-    stop: Why it ended: length or stop.
+    stop: Why it ended: length, lines or stop.
     """
 
     text: str
@@ -175,12 +175,19 @@ class LanguageModel:
             raise UsageError(f"member: expected a number from 1 to {len(models)}, as the model has so many, found {number}.")
         return LanguageModel(self.path, self.meta, self.tokenizer, self.config, models[number - 1])
 
-    def score(self, text: str, *, protocol: str = "warm", window: int = 256, batch: int = 64) -> "Score":
+    def score(self, text: str, *, protocol: str = "warm", window: int = 256, batch: int = 64, after: str = "") -> "Score":
         """Score a text, every character once; the rules are in `lstmlm.evaluation.scoring`.
+
+        Args:
+            text: Of one character or more.
+            protocol: warm or cold.
+            window: Inputs of a cold window.
+            batch: Windows or streams side by side; only a matter of speed.
+            after: A text that is read first and not scored; warm alone.
 
         Raises:
             TextError: The text is empty.
-            UsageError: There is no such protocol, or the window is not positive.
+            UsageError: There is no such protocol, or the window is not positive, or a cold text is to be read after another.
         """
         if not text:
             raise TextError("text to score: expected at least one character, found none.")
@@ -188,11 +195,13 @@ class LanguageModel:
             raise UsageError(f"protocol {protocol!r}: expected warm or cold.")
         if window < 1 or batch < 1:
             raise UsageError(f"window and batch: expected at least 1, found {min(window, batch)}.")
+        if after and protocol == "cold":
+            raise UsageError("after: expected the protocol warm, found cold, whose windows begin empty.")
         import torch
 
         from lstmlm.evaluation.scoring import score_ids
 
-        ids = torch.tensor(self.tokenizer.encode(text, on_unknown="skip"), dtype=torch.int64)
+        ids, before = (torch.tensor(self.tokenizer.encode(part, on_unknown="skip"), dtype=torch.int64) for part in (text, after))
         return score_ids(
             self.network,
             ids,
@@ -202,6 +211,7 @@ class LanguageModel:
             protocol=protocol,
             window=window,
             batch=batch,
+            after=before,
         )
 
     def sample(
@@ -217,13 +227,14 @@ class LanguageModel:
         greedy: bool = False,
         exact: bool = False,
         stop: Sequence[str] = (),
+        lines: int = 0,
         on_unknown: OnUnknown = "error",
     ) -> list[Sample]:
         """Go on after a prompt.
 
         Args:
             prompt: Empty: as after a line end, or after the commonest character where there is none.
-            length: Characters of each sample.
+            length: Characters of each sample, at most; of a model of bytes characters too, never a part of one.
             n: Samples, drawn side by side; the seeds are seed, seed + 1, ...
             seed: Of the first sample.
             temperature: Divides the logits; 0 is greedy.
@@ -233,20 +244,24 @@ class LanguageModel:
             exact: From the weights as they are, not from bytes, which are quicker and change some 0.0003 nats a character; a
                 model that was trained with `train.precision: float32` is always sampled so.
             stop: A sample ends before any of these texts.
+            lines: A sample ends before the line end of so many lines; 0: it does not.
             on_unknown: What becomes of a prompt character outside the vocabulary: error, skip or replace.
 
         Raises:
             TextError: The prompt has a character outside the vocabulary.
+            UsageError: A number makes no sense, or the model cannot write a stop text or a line end.
         """
         if length < 1 or n < 1:
             raise UsageError(f"length and n: expected at least 1, found {min(length, n)}.")
         how = Sampling(temperature, top_k, top_p, greedy, exact)
         texts: list[list[str]] = [[] for _ in range(n)]
         ends: dict[int, Sample] = {}
-        for index, piece, end in self.stream(prompt, length=length, n=n, seed=seed, how=how, stop=stop, on_unknown=on_unknown):
+        for index, piece, end in self.stream(
+            prompt, length=length, n=n, seed=seed, how=how, stop=stop, lines=lines, on_unknown=on_unknown
+        ):
             texts[index].append(piece)
             if end is not None:
-                ends[index] = replace(end, text="".join(texts[index]))
+                ends[index] = replace(end, text=readable("".join(texts[index])))
         return [ends[index] for index in range(n)]
 
     def stream(
@@ -258,6 +273,7 @@ class LanguageModel:
         seed: int,
         how: Sampling,
         stop: Sequence[str] = (),
+        lines: int = 0,
         on_unknown: OnUnknown = "error",
     ) -> Iterator[tuple[int, str, Sample | None]]:
         """Go on after a prompt, piece by piece.
@@ -266,40 +282,67 @@ class LanguageModel:
 
         Returns:
             An iterator over the number of the sample, a piece of its text as soon as it cannot be part of a stop text, and,
-            with the last piece, the sample with an empty text.
+            with the last piece, the sample with an empty text. Bytes that are no UTF-8 come as the characters that stand for
+            them (`surrogateescape`), so that none is lost.
 
         Raises:
             TextError: As `sample`; at once.
-            UsageError: A stop text is empty, or a number makes no sense; at once.
+            UsageError: As `sample`; at once.
         """
-        if any(not text for text in stop):
-            raise UsageError("--stop: expected a text of at least one character, found none.")
+        self._check_stop(stop, lines)
         _check_sampling(how)
         # Here and not with the first piece: what is wrong with the prompt is said before anything of it is written.
         ids = self._prompt_ids(prompt, on_unknown)
         if self.config.train.precision == "float32":
             how = replace(how, exact=True)
-        return self._stream(ids, length, n, seed, how, stop)
+        return self._stream(ids, length, n, seed, how, stop, lines)
+
+    def _check_stop(self, stop: Sequence[str], lines: int) -> None:
+        """Refuse what would never end a sample: a text that the model cannot write.
+
+        Raises:
+            UsageError: With what was perhaps meant.
+        """
+        for text in stop:
+            if not text:
+                raise UsageError("--stop: expected a text of at least one character, found none.")
+            if unknown := self.tokenizer.unknown(text):
+                hint = "Did you mean a line end, --stop $'\\n'?" if "\\n" in text else "It would never come: leave it out."
+                found = describe(unknown[0][1])
+                raise UsageError(
+                    f"--stop '{printable(text[:40])}': expected characters that the model knows, found {found}. {hint}"
+                )
+        if lines < 0 or (lines and self.tokenizer.unknown("\n")):
+            found = "one that does not" if lines > 0 else str(lines)
+            raise UsageError(f"--lines: expected a number from 1 on and a model that knows the line end, found {found}.")
 
     def _stream(
-        self, ids: list[int], length: int, n: int, seed: int, how: Sampling, stop: Sequence[str]
+        self, ids: list[int], length: int, n: int, seed: int, how: Sampling, stop: Sequence[str], lines: int
     ) -> Iterator[tuple[int, str, Sample | None]]:
         seeds = [seed + index for index in range(n)]
         decoders = [self.tokenizer.stream_decoder() for _ in range(n)]
         held = [""] * n
+        room, lines_left = [length] * n, [lines] * n
         nats = [0.0] * n
         open_ = set(range(n))
-        for step, (chosen, costs) in enumerate(generate(self._network, ids, seeds, how), start=1):
+        for chosen, costs in generate(self._network, ids, seeds, how):
             for index in sorted(open_):
                 nats[index] += costs[index]
                 if not math.isfinite(nats[index]):
                     raise not_finite()
-                held[index] += decoders[index].push([chosen[index]])
                 reason = ""
+                for char in decoders[index].push([chosen[index]]):  # of a model of bytes sometimes none, or two
+                    lines_left[index] -= char == "\n"
+                    if lines and not lines_left[index]:
+                        reason = "lines"
+                        break
+                    held[index] += char
+                    room[index] -= 1
+                    if not room[index]:  # never, where there was none at the start
+                        reason = "length"
+                        break
                 if hit := _first(held[index], stop):
                     held[index], reason = held[index][: hit[0]], "stop"
-                elif step == length:
-                    held[index], reason = held[index] + decoders[index].finish(), "length"
                 keep = 0 if reason else _overlap(held[index], stop)
                 piece, held[index] = held[index][: len(held[index]) - keep], held[index][len(held[index]) - keep :]
                 if reason:

@@ -18,6 +18,7 @@ from lstmlm.kernels.eager import EagerKernel
 from lstmlm.model.char_lm import CharLM
 from lstmlm.storage import checkpoint
 from lstmlm.storage.checkpoint import Checkpoint
+from tests.cli.trained import make_run
 
 SYMBOLS = "\n abcdeé"
 
@@ -79,7 +80,7 @@ def test_score(model: LanguageModel) -> None:
     ("text", "how", "error"),
     [
         ("", {}, TextError), ("ab", {"protocol": "hot"}, UsageError), ("ab", {"window": 0}, UsageError),
-        ("ab", {"batch": 0}, UsageError),
+        ("ab", {"batch": 0}, UsageError), ("ab", {"after": "a", "protocol": "cold"}, UsageError),
     ],
 )  # fmt: skip
 def test_score_refused(model: LanguageModel, text: str, how: dict[str, Any], error: type[Exception]) -> None:
@@ -125,6 +126,43 @@ def test_stop(model: LanguageModel, size: int) -> None:
     assert sample.stop == "stop"
 
 
+def test_score_after(model: LanguageModel) -> None:
+    """A text after another one costs what both cost together less what the first one costs."""
+    given = model.score("bad\n", after="a b")
+
+    assert given.nats == pytest.approx(model.score("a bbad\n").nats - model.score("a b").nats, abs=1e-5)
+    assert given.chars == 4
+
+
+def test_lines(model: LanguageModel) -> None:
+    """A sample of N lines ends before its N-th line end, or at its length; without line ends in the vocabulary it is refused."""
+    text = model.sample("ab", length=400)[0].text
+    first, second, *_ = text.split("\n")
+    lines = [model.sample("ab", length=400, lines=n)[0] for n in (1, 2)]
+    short = model.sample("ab", length=len(first), lines=1)[0]
+
+    assert [(sample.text, sample.stop) for sample in lines] == [(first, "lines"), (f"{first}\n{second}", "lines")]
+    assert (short.text, short.stop) == (first, "length")
+    model.tokenizer = CharTokenizer(" abcdeéz")
+    with pytest.raises(UsageError, match="knows the line end"):
+        model.sample("ab", lines=1)
+
+
+@pytest.mark.parametrize(("length", "text"), [(1, "a"), (2, "aé"), (3, "aé–"), (4, "aé–𝄞"), (6, "aé–𝄞\ufffdb")])
+def test_a_model_of_bytes_writes_whole_characters(
+    length: int, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The length of a sample counts characters, also of a model of bytes, and it never ends within one."""
+    model = LanguageModel.open(make_run(tmp_path / "bytes", byte=True))
+    drawn = "aé–𝄞".encode() + b"\xe2b" + b"c" * 9
+    monkeypatch.setattr("lstmlm.api.generate", lambda *_: (([byte], [1.0]) for byte in drawn))
+
+    streamed = "".join(piece for _, piece, _ in model.stream("ab", length=length, n=1, seed=0, how=Sampling()))
+
+    assert model.sample("ab", length=length)[0].text == text
+    assert streamed == text.replace("\ufffd", "\udce2")
+
+
 def test_stream_pieces(model: LanguageModel) -> None:
     """Pieces come as soon as they cannot begin a stop text, and together are the sample."""
     pieces = list(model.stream("ab", length=25, n=2, seed=1, how=Sampling(), stop=["ab"]))
@@ -144,7 +182,7 @@ def test_wrong_at_once(model: LanguageModel) -> None:
     "how",
     [
         {"length": 0}, {"n": 0}, {"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 1.1}, {"top_k": -1},
-        {"stop": [""]}, {"top_p": float("nan")}, {"temperature": float("inf")},
+        {"stop": [""]}, {"stop": ["ab", "aΩ"]}, {"lines": -1}, {"top_p": float("nan")}, {"temperature": float("inf")},
     ],
 )  # fmt: skip
 def test_sample_refused(model: LanguageModel, how: dict[str, Any]) -> None:

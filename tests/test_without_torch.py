@@ -1,5 +1,6 @@
 """Sampling and looking at a model where torch cannot be imported: the same texts, and nothing that waits for it."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ import torch
 import lstmlm
 from lstmlm import kernels
 from lstmlm.api import LanguageModel
+from lstmlm.data.corpus import fingerprint_of
 from lstmlm.errors import UsageError
 from lstmlm.kernels import build, native
 from lstmlm.kernels import generate as generating
@@ -22,7 +24,7 @@ from lstmlm.model import devices
 from lstmlm.model.weights import StoredNetwork
 from lstmlm.storage import checkpoint
 from lstmlm.storage.checkpoint import Blob, Checkpoint
-from tests.cli.trained import make_run
+from tests.cli.trained import TEXT, make_run
 
 MODELS: list[dict[str, Any]] = [
     {},
@@ -116,13 +118,18 @@ def test_company_does_not_matter(tmp_path: Path) -> None:
 
 def test_commands_without_torch(tmp_path: Path) -> None:
     """Help, refusals, `info` and `sample` end as they should where importing torch raises."""
-    run = str(make_run(tmp_path / "runs" / "one"))
+    (tmp_path / "text.txt").write_text(TEXT)
+    whole = fingerprint_of([hashlib.sha256(TEXT.encode()).hexdigest()], len(TEXT))
+    corpus = {"name": "text", "sources": [str(tmp_path / "text.txt")], "fingerprint": whole, "chars": len(TEXT)}
+    run = str(make_run(tmp_path / "runs" / "one", corpus=corpus))
     commands: list[tuple[list[str], int]] = [
         (["--help"], 0), (["sample", "--help"], 0), (["train", "--help"], 0), (["sample", "--what"], 2),
         (["info", run], 0), (["info", run, "--json"], 0), (["info", run, "--verify"], 0),
         (["sample", "-m", run, "--length", "30", "--seed", "1"], 0),
         (["sample", "-m", run, "--length", "9", "-n", "70", "--json", "--prompt", SHORT, "--stop", "e", "--exact"], 0),
-        (["sample", "-m", run, "--prompt", SHORT, "--next", "3"], 0), (["sample", "-m", run, "--prompts", __file__], 3),
+        (["sample", "-m", run, "--prompt", SHORT, "--next", "3"], 0),
+        (["sample", "-m", run, "--prompts", __file__, "--length", "3"], 3),
+        (["sample", "-m", run, "-n", "9", "--new", "--length", "30", "--lines", "1"], 0),
         (["sample", "-m", run, "--prompt", "Ħ"], 3), (["sample", "-m", "nowhere"], 4), (["sample", "--device", "tpu"], 2),
     ]  # fmt: skip
     code = (

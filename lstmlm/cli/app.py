@@ -13,6 +13,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from lstmlm import __version__
 from lstmlm.cli.options import OUTPUT
+from lstmlm.errors import printable
 
 COMMANDS = {
     "train": "Learn a text.",
@@ -42,6 +43,24 @@ class _Command(TyperCommand):
 
     groups: dict[str, str]
     """The module's `GROUPS`, in the order of the help."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        """Read what was typed; of a setting that is no flag of `train` it is said how it is set."""
+        typed = [*args, "VALUE"]  # what stands behind the last one, for a hint; click uses up the list that it is given
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            flag = getattr(error, "option_name", "")  # of click's error for an unknown option, which typer keeps to itself
+            if self.name != "train" or not flag:
+                raise
+            from lstmlm.config import schema
+
+            key = next((one.key for one in schema.KEYS.values() if one.flag == flag and not one.group), None)
+            if key is None:
+                raise
+            at, word = next((at, word) for at, word in enumerate(typed) if word.partition("=")[0] == flag)
+            value = word.partition("=")[2] or typed[at + 1]
+            ctx.fail(f"No such option: {flag}. Did you mean --set {key}={printable(value)}?")
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """Return what stands behind the command's name in the first line of its help."""

@@ -5,14 +5,18 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from lstmlm.cli.text_reader import Text
 from lstmlm.config import run_config
 from lstmlm.config.run_config import RunConfig
 from lstmlm.data.corpus import Corpus, open_corpus
 from lstmlm.data.sources import find_sources
 from lstmlm.errors import TextError, printable
 from lstmlm.machine import cache_folder
+
+if TYPE_CHECKING:
+    from lstmlm.api import LanguageModel
 
 
 def open_named(
@@ -56,6 +60,45 @@ def open_for(was: dict[str, Any], config: RunConfig, symbols: str | None, advice
     Raises:
         TextError: It is gone or has changed.
     """
+    names, val = _sources(was, advice)
+    try:
+        corpus = open_named(names, config, val=val, symbols=symbols)
+    except TextError as error:
+        raise TextError(f"the text that the run was trained on: {error} {advice}") from None
+    if corpus.fingerprint != was.get("fingerprint"):
+        raise _has_changed(names, advice)
+    return corpus
+
+
+def training_text(model: "LanguageModel", advice: str) -> str:
+    """Return the training part of the text that a model was trained on, without torch; bytes that are no UTF-8 escaped.
+
+    Args:
+        model: That was trained on it.
+        advice: As in `open_for`.
+
+    Raises:
+        TextError: As `open_for`.
+    """
+    names, val = _sources(model.meta["corpus"], advice)
+    try:
+        texts = [Text(part, [model], None, by_line=False) for part in (names, [val] if val else []) if part]
+        written, *_ = ["".join(text) for text in texts]
+    except TextError as error:
+        raise TextError(f"the text that the run was trained on: {error} {advice}") from None
+    if not Text.of_model(model, texts):
+        raise _has_changed(names, advice)
+    if model.tokenizer.kind == "byte":
+        return written.encode("utf-8", "surrogateescape")[: sum(model.counts)].decode("utf-8", "surrogateescape")
+    return written[: sum(model.counts)]
+
+
+def _sources(was: dict[str, Any], advice: str) -> tuple[list[str], str | None]:
+    """Return the names of the text that a checkpoint says it was trained on, and of its validation text.
+
+    Raises:
+        TextError: There is none, or one cannot be read again.
+    """
     # The checkpoint may be a stranger's: what it names is opened only if that cannot wait for ever or do something.
     sources = was.get("sources")
     names = [str(s) for s in sources] if isinstance(sources, list) else []
@@ -66,16 +109,14 @@ def open_for(was: dict[str, Any], config: RunConfig, symbols: str | None, advice
         raise TextError(f"corpus: expected the validation text that the run had, found none: it was standard input. {advice}")
     for name in [*names, *([str(val)] if val else [])]:
         _refuse_special(name, advice)
-    try:
-        corpus = open_named(names, config, val=str(val) if val else None, symbols=symbols)
-    except TextError as error:
-        raise TextError(f"the text that the run was trained on: {error} {advice}") from None
-    if corpus.fingerprint != was.get("fingerprint"):
-        raise TextError(
-            f"corpus {printable(' '.join(names))}: expected the text that the run was trained on, found one that has changed. "
-            f"{advice}"
-        )
-    return corpus
+    return names, str(val) if val else None
+
+
+def _has_changed(names: list[str], advice: str) -> TextError:
+    return TextError(
+        f"corpus {printable(' '.join(names))}: expected the text that the run was trained on, found one that has changed. "
+        f"{advice}"
+    )
 
 
 def _refuse_special(name: str, advice: str) -> None:

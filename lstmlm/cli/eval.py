@@ -1,23 +1,22 @@
 """The command `lstmlm eval`."""
 
 import contextlib
-import math
 import os
 from collections import Counter
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lstmlm import machine
-from lstmlm.cli import eval_report
+from lstmlm.cli import eval_report, text_reader
 from lstmlm.cli.eval_report import Scores
-from lstmlm.cli.options import MODEL, OUTPUT, Device, Json, Model, Quiet, Threads, words
-from lstmlm.cli.text_input import standard_input
+from lstmlm.cli.options import MACHINE, MODEL, OUTPUT, Device, Encoding, Json, Models, Quiet, Threads, most_bits, words
+from lstmlm.cli.text_input import standard_input, validation_text
 from lstmlm.display.console import Console
 from lstmlm.errors import CheckFailed, TextError, UsageError, printable
-from lstmlm.units import counted
+from lstmlm.units import bits, counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,20 +31,25 @@ SHOWN = 5  # characters that the model does not know, by name
 
 GROUPS = {
     "Text": "held-out.txt --max-bpc 2.2",
-    "Ways of scoring": "--protocol cold --window 128",
+    MODEL: "-m runs/austen -m runs/dickens",
     "By line, character or file": "--lines --sort surprise",
-    MODEL: "-m runs/stories --threads 2",
+    "Ways of scoring": "--protocol cold --window 128",
     OUTPUT: "--json -q",
+    MACHINE: "--threads 2",
 }
 
 RULES = """\
 The first character is charged at its frequency in the training text (one added to each count). A character that the model
 does not know is charged log2(1,114,112) = 20.09 bits, and is not fed to the network. With --protocol cold the text is cut
 into windows of N inputs, each from an empty state, and the character after each input is scored. With --dynamic it is also
-scored by a copy of the network that learns from each 128 characters once it has been scored on them.
+scored by a copy of the network that learns from each 128 characters once it has been scored on them. The perplexity of a word
+is that of all characters, divided among what stands between white space.
 
 --lines scores every line with its line end, from an empty state after a line end, or with --state carried from where the line
-before it ended (then the lines sum to the score of the whole). Lines of a pipe are scored as they come.
+before it ended (then the lines sum to the score of the whole). Lines of a pipe are scored as they come. What the model does not
+know of a line end costs nothing there, and a byte that is no text is an unknown character.
+
+Of several models (-m A -m B) the likeliest is the one to which the text takes the fewest bits.
 """
 
 
@@ -54,11 +58,16 @@ def eval(
         list[str] | None,
         typer.Argument(metavar="[TEXT...]", help="Files, folders, or - for stdin.", show_default="the run's validation part"),
     ] = None,
-    max_bpc: Annotated[
-        float | None,
-        typer.Option(metavar="X", min=0.0, help="Exit 1 if the text takes more bits/char.", rich_help_panel="Text"),
+    max_bpc: Annotated[float | None, most_bits("Text", "the text")] = None,
+    after: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="Read this first, unscored: the score of one given another.", rich_help_panel="Text"),
     ] = None,
-    encoding: Annotated[str, typer.Option(metavar="NAME", help="Of the text files.", rich_help_panel="Text")] = "utf-8",
+    after_file: Annotated[
+        str | None,
+        typer.Option(metavar="FILE|-", help="The same from a file, as it is.", rich_help_panel="Text"),
+    ] = None,
+    encoding: Encoding = None,
     protocol: Annotated[
         str,
         typer.Option(
@@ -73,9 +82,7 @@ def eval(
     ] = 256,
     batch: Annotated[
         int,
-        typer.Option(
-            metavar="B", min=1, help="Windows side by side; changes the speed, not the score.", rich_help_panel="Ways of scoring"
-        ),
+        typer.Option(metavar="B", min=1, help="Windows side by side; changes the speed, not the score.", rich_help_panel=MACHINE),
     ] = 64,
     dynamic: Annotated[
         bool,
@@ -98,6 +105,12 @@ def eval(
         bool,
         typer.Option(
             "--lines", help="A score for every line, as TSV or --json lines.", rich_help_panel="By line, character or file"
+        ),
+    ] = False,
+    no_line_ends: Annotated[
+        bool,
+        typer.Option(
+            "--no-line-ends", help="With --lines: line ends are read, not scored.", rich_help_panel="By line, character or file"
         ),
     ] = False,
     state: Annotated[
@@ -134,7 +147,7 @@ def eval(
             rich_help_panel="By line, character or file",
         ),
     ] = None,
-    model: Model = None,
+    models: Models = None,
     threads: Threads = 0,
     device: Device = "auto",
     json: Json = False,
@@ -143,6 +156,8 @@ def eval(
     """Measure a model on a text: every character is scored exactly once.
 
     lstmlm eval held-out.txt --max-bpc 2.2
+
+    lstmlm eval -m runs/austen -m runs/dickens letter.txt
 
     find texts -name '*.txt' | lstmlm eval --files-from - --json
 
@@ -154,58 +169,130 @@ def eval(
         raise UsageError("eval: expected --lines or --chars, found both.")
     if (lines or chars) and (max_bpc is not None or protocol != "warm" or beside):
         raise UsageError("--lines and --chars: expected no --max-bpc, --protocol cold, --dynamic or --baselines, found one.")
-    if sort and not lines:
-        raise UsageError("--sort: expected --lines too, found it alone.")
+    for flag, given in (("--sort", sort), ("--no-line-ends", no_line_ends)):
+        if given and not lines:
+            raise UsageError(f"{flag}: expected --lines too, found it alone.")
     if json and chars:
         raise UsageError("--chars: expected no --json. `inspect --json` gives the surprise of every character.")
-    if max_bpc is not None and not math.isfinite(max_bpc):
-        raise UsageError(f"--max-bpc: expected a number of bits, found {max_bpc}.")  # NaN would pass every text
     if files_from == "":
         raise UsageError("--files-from: expected the name of a list, or - for stdin, found nothing.")
     if files_from and (lines or chars or texts or beside):
         raise UsageError("--files-from: expected no texts, --lines, --chars, --dynamic or --baselines beside it, found one.")
+    given_after = after is not None or after_file is not None
+    if given_after and (protocol != "warm" or beside):
+        raise UsageError("--after: expected no --protocol cold, --dynamic or --baselines beside it, found one.")
+    if (after is not None and after_file is not None) or "" in (after, after_file):
+        raise UsageError("--after and --after-file: expected one of them, with something in it. Leave the other one out.")
+    if [*texts, files_from, after_file].count("-") > 1:
+        raise UsageError("eval -: expected standard input once, found it twice. It can be read only once.")
+    several = len(models or []) > 1
+    if several and (chars or beside or max_bpc is not None):
+        raise UsageError("-m twice: expected no --chars, --max-bpc, --dynamic or --baselines beside it, found one.")
+    if (several or given_after) and not (texts or files_from):
+        raise UsageError(
+            f"{'-m twice' if several else '--after'}: expected a text to score, found none. Name one, or - for stdin."
+        )
+    text_reader.refuse_models("eval", texts)
 
     from lstmlm.api import LanguageModel
     from lstmlm.training import malloc
 
     malloc.tune_malloc()
     console = Console(quiet=quiet)
-    opened = LanguageModel.open(model, threads=threads or machine.cpus(), device=device, report=console.warn)
-    if model is None:
-        console.say(f"model {printable(str(opened.path))}")
+    asked: Sequence[str | None] = models or [None]
+    opened = {
+        name or "": LanguageModel.open(name, threads=threads or machine.cpus(), device=device, report=console.warn)
+        for name in asked
+    }
+    if not models:
+        opened = {str(one.path): one for one in opened.values()}
+        console.say(f"model {printable(next(iter(opened)))}")
+    if after_file is not None:
+        after = "".join(text_reader.Text([after_file], list(opened.values()), encoding, by_line=True))
+    before = None if after is None else [_known(console, model, after) for model in opened.values()]
     if lines or chars:
         from lstmlm.cli import eval_lines as by_line
 
-        by_line.run(console, opened, texts, encoding, carried=state == "carried", chars=chars, sort=bool(sort), json=json)
+        how = by_line.How(state == "carried", not no_line_ends, bool(sort), json, before)
+        by_line.run(console, opened, texts, encoding, how, chars=chars)
         return
     plain = baselines if baselines is not None else not (texts or files_from)
-    score = partial(
-        _score, opened, encoding=encoding, protocol=protocol, window=window, batch=batch, dynamic=dynamic, plain=plain
-    )
+    scoring = _Scoring(opened, encoding, protocol, window, batch, dynamic, plain, before)
     if files_from:
-        above = []
-        for name in _listed(files_from):
-            found = score([name], missing=Counter())
-            if json:
-                console.as_json({"file": name, **eval_report.as_dict(found, protocol, window)}, flush=True)
-            else:
-                console.result(f"{found.score.bits_per_char:.4f}\t{found.score.chars}\t{printable(name)}", flush=True)
-            if max_bpc is not None and not found.score.bits_per_char <= max_bpc:
-                above.append(name)
-        if above:
-            more = f" and {len(above) - 1} more" if len(above) > 1 else ""
-            raise CheckFailed(f"eval: expected at most {max_bpc:g} bits/char, found more in {printable(above[0])}{more}.")
+        _score_files(console, scoring, files_from, max_bpc, json)
         return
     missing: Counter[str] = Counter()
-    found = score(texts, missing=missing)
-    if missing:
+    found = scoring.score(texts, missing)
+    first = next(iter(found.values()))
+    if missing and not several:
         console.say(_not_known(missing))
+    _say_trained_on(console, texts, found)
     if json:
-        console.as_json(eval_report.as_dict(found, protocol, window))
+        console.as_json(scoring.as_dict(found))
+    elif several:
+        eval_report.show_models(console, found)
     else:
-        eval_report.show(console, found, protocol, window)
-    if max_bpc is not None and not found.score.bits_per_char <= max_bpc:
-        raise CheckFailed(f"eval: expected at most {max_bpc:g} bits/char, found {found.score.bits_per_char:.4f}.")
+        eval_report.show(console, first, protocol, window)
+    if max_bpc is not None and not first.score.bits_per_char <= max_bpc:
+        raise CheckFailed(f"eval: expected at most {max_bpc:g} bits/char, found {first.score.bits_per_char:.4f}.")
+
+
+def _known(console: Console, model: "LanguageModel", given: str) -> list[int]:
+    """Return the ids of the text that is read first.
+
+    Raises:
+        TextError: The model knows nothing in it.
+    """
+    unknown = model.tokenizer.unknown(given)
+    ids = model.tokenizer.encode(given, on_unknown="skip")
+    if not ids:
+        raise TextError("--after: expected a text that the model knows a character of, found none. Leave it out.")
+    if unknown:
+        console.say(f"--after: {counted(len(unknown), 'character')} that the model does not know left out")
+    return ids
+
+
+def _score_files(console: Console, scoring: "_Scoring", listed: str, max_bpc: float | None, json: bool) -> None:
+    """Print a score for each file of a list as it comes, or why it has none.
+
+    Raises:
+        TextError: Of some files there is no score; all others are scored.
+        CheckFailed: Some take more than they may.
+    """
+    several = len(scoring.models) > 1
+    above, failed, total = [], 0, 0
+    if several and not json:
+        console.result("\t".join([*map(printable, scoring.models), "chars", "likeliest", "file"]))
+    for name in _listed(listed):
+        total += 1
+        try:
+            found = scoring.score([name], Counter())
+        except TextError as error:
+            failed += 1
+            if json:
+                console.as_json({"file": name, "schema": 1, "command": "eval", "error": str(error)}, flush=True)
+            else:
+                cells = ["error"] * len(scoring.models)
+                console.result("\t".join([*cells, "0", *cells[: int(several)], printable(name)]), flush=True)
+            console.error(error)
+            continue
+        _say_trained_on(console, [name], found)
+        first = next(iter(found.values())).score
+        if json:
+            console.as_json({"file": name, **scoring.as_dict(found)}, flush=True)
+        elif several:
+            cells = [f"{bits(one.score.nats):.3f}" for one in found.values()]
+            best = printable(eval_report.likeliest(found))
+            console.result("\t".join([*cells, str(first.chars), best, printable(name)]), flush=True)
+        else:
+            console.result(f"{first.bits_per_char:.4f}\t{first.chars}\t{printable(name)}", flush=True)
+        if max_bpc is not None and not first.bits_per_char <= max_bpc:
+            above.append(name)
+    if failed:
+        raise TextError(f"--files-from: expected a score for {counted(total, 'file')}, found {failed} that have none; see above.")
+    if above:
+        more = f" and {len(above) - 1} more" if len(above) > 1 else ""
+        raise CheckFailed(f"eval: expected at most {max_bpc:g} bits/char, found more in {printable(above[0])}{more}.")
 
 
 def _listed(name: str) -> Iterator[str]:
@@ -233,65 +320,123 @@ def _not_known(missing: Counter[str]) -> str:
 
     shown = [f"{describe(char)} {counted(count, 'time')}" for char, count in missing.most_common(SHOWN)]
     more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
-    return f"not known to the model, 20.09 bits each: {', '.join(shown)}{more}"
+    crlf = ". Its line ends are CRLF, the model's LF: tr -d '\\r' makes them alike" if "\r" in missing else ""
+    return f"not known to the model, 20.09 bits each: {', '.join(shown)}{more}{crlf}"
 
 
-def _score(
-    model: "LanguageModel",
-    texts: list[str],
-    *,
-    encoding: str,
-    protocol: str,
-    window: int,
-    batch: int,
-    dynamic: bool,
-    plain: bool,
-    missing: Counter[str],
-) -> Scores:
-    """Score texts as one, or, where none is named, the run's validation part, in all the ways asked for.
+def _say_trained_on(console: Console, texts: Sequence[str], found: "dict[str, Scores]") -> None:
+    """Say which models were trained on the text that was scored."""
+    for name, scores in found.items():
+        if scores.trained_on:
+            what = "the text" if texts[0] == "-" or len(texts) > 1 else printable(texts[0])
+            console.warn(f"{what} is what {printable(name)} was trained on: its score tells little of other texts.")
 
-    What the model does not know is counted in `missing`.
 
-    Raises:
-        TextError: There is nothing to score.
+@dataclass(frozen=True)
+class _Scoring:
+    """How texts are scored.
+
+    models: By the names that they were given.
+    encoding: Of the texts; None: that of the model's own.
+    protocol: warm or cold, in windows of `window`, `batch` side by side.
+    dynamic: By a network that learns as it goes too.
+    plain: By plainer means too.
+    after: For each model the ids of a text that is read first.
     """
-    import torch
 
-    from lstmlm.evaluation import baselines
-    from lstmlm.evaluation.dynamic import SEGMENT
-    from lstmlm.evaluation.scoring import Scorer
+    models: "dict[str, LanguageModel]"
+    encoding: str | None
+    protocol: str
+    window: int
+    batch: int
+    dynamic: bool
+    plain: bool
+    after: list[list[int]] | None
 
-    corpus = _corpus(model, texts) if plain or not texts else None
-    scorers = [Scorer(model.network, model.counts, protocol, window, batch)]
-    rates = None
-    if dynamic:
-        evaluator, rates = _evaluator(model, corpus)
-        scorers.append(Scorer(model.network, model.counts, window=SEGMENT, read=evaluator.read))
-    kept: list[Tensor] = []
-    pieces = _pieces(model, texts, encoding, missing) if texts else [_validation(model, corpus)]
-    for ids, chars, size in pieces:
-        for scorer in scorers:
-            scorer.add(ids, chars, size)
-        if plain and sum(map(len, kept)) < baselines.MOST:
-            kept.append(ids)
-    score, *learnt = [scorer.finish() for scorer in scorers]
-    if not score.chars:
-        what = printable(texts[0]) if len(texts) == 1 and texts != ["-"] else "text to score"
-        raise TextError(f"{what}: expected at least one character, found none. Name a file that has some.")
-    means = eval_report.plain_means(model, corpus, torch.cat(kept)[: baselines.MOST], score) if plain and corpus else None
-    return Scores(score, learnt[0] if learnt else None, rates, means)
+    def score(self, texts: list[str], missing: Counter[str]) -> dict[str, Scores]:
+        """Score texts as one by every model, or, where none is named, the run's validation part, in all the ways asked for.
+
+        What a model does not know is counted in `missing`.
+
+        Raises:
+            TextError: There is nothing to score.
+        """
+        import torch
+
+        from lstmlm.evaluation import baselines
+        from lstmlm.evaluation.dynamic import SEGMENT
+        from lstmlm.evaluation.scoring import Scorer
+
+        models = list(self.models.values())
+        corpus = _corpus(models[0], texts) if self.plain or not texts else None
+        before = [torch.tensor(ids, dtype=torch.int64) for ids in self.after] if self.after else [None] * len(models)
+        scorers = [
+            Scorer(model.network, model.counts, self.protocol, self.window, self.batch, after=ids)
+            for model, ids in zip(models, before, strict=True)
+        ]
+        rates, chosen, learning = None, False, None
+        if self.dynamic:
+            evaluator, rates, chosen = _evaluator(models[0], corpus)
+            learning = Scorer(models[0].network, models[0].counts, window=SEGMENT, read=evaluator.read)
+        kept: list[Tensor] = []
+        text = text_reader.Text(texts, models, self.encoding, by_line=False) if texts else None
+        own = "" if corpus is None or text else validation_text(models[0], corpus, None, "Name a text to score.")
+        for piece in text or [own]:
+            size = len(piece.encode("utf-8", "surrogateescape"))
+            for model, scorer in zip(models, scorers, strict=True):
+                ids = torch.tensor(model.tokenizer.encode(piece, on_unknown="skip"), dtype=torch.int64)
+                chars = len(piece) if model.tokenizer.kind == "char" else len(ids)
+                if len(ids) < chars:
+                    missing.update(char for _, char in model.tokenizer.unknown(piece))
+                scorer.add(ids, chars, size)
+            if learning:
+                learning.add(ids, chars, size)
+            if self.plain and sum(map(len, kept)) < baselines.MOST:
+                kept.append(ids)
+        found = [scorer.finish() for scorer in scorers]
+        if not found[0].chars:
+            what = printable(texts[0]) if len(texts) == 1 and texts != ["-"] else "text to score"
+            raise TextError(f"{what}: expected at least one character, found none. Name a file that has some.")
+        learnt = learning.finish() if learning else None
+        means = None
+        if self.plain and corpus:
+            means = eval_report.plain_means(models[0], corpus, torch.cat(kept)[: baselines.MOST], found[0])
+        return {
+            name: Scores(
+                score,
+                text.words if text else len(own.split()),
+                text is not None and text_reader.Text.of_model(model, [text]),
+                learnt,
+                rates,
+                chosen,
+                means,
+            )
+            for (name, model), score in zip(self.models.items(), found, strict=True)
+        }
+
+    def as_dict(self, found: dict[str, Scores]) -> dict[str, object]:
+        """Return what --json prints: one object, with a part for each model where there are several."""
+        dicts = {name: eval_report.as_dict(scores, self.protocol, self.window) for name, scores in found.items()}
+        if len(dicts) == 1:
+            return {"schema": 1, "command": "eval", **next(iter(dicts.values()))}
+        each = [{"model": name, **facts} for name, facts in dicts.items()]
+        return {"schema": 1, "command": "eval", "likeliest": eval_report.likeliest(found), "models": each}
 
 
-def _evaluator(model: "LanguageModel", corpus: "Corpus | None") -> "tuple[DynamicEvaluator, Rates]":
-    """Return what learns as it reads, at rates chosen by the end of the training text, or at the usual ones if that is gone."""
+def _evaluator(model: "LanguageModel", corpus: "Corpus | None") -> "tuple[DynamicEvaluator, Rates, bool]":
+    """Return what learns as it reads, its rates, and whether they were chosen by the end of the training text, or are the usual.
+
+    They are the usual ones where that text is gone.
+    """
     from lstmlm.evaluation import dynamic
 
-    rates = dynamic.Rates()
+    rates, chosen = dynamic.Rates(), False
     evaluator = dynamic.DynamicEvaluator(model.network, model.start(), rates)
     with contextlib.suppress(TextError):
         train = (corpus or _corpus(model, [])).train
         rates = evaluator.choose(train.tensor(max(0, len(train) - dynamic.CHOICE_CHARS - 1), len(train)))
-    return evaluator, rates
+        chosen = True
+    return evaluator, rates, chosen
 
 
 def _corpus(model: "LanguageModel", texts: list[str]) -> "Corpus":
@@ -300,37 +445,3 @@ def _corpus(model: "LanguageModel", texts: list[str]) -> "Corpus":
 
     advice = "Leave out --baselines." if texts else "Name a text to score."
     return open_for(model.meta["corpus"], model.config, model.meta["tokenizer"].get("symbols"), advice)
-
-
-def _pieces(
-    model: "LanguageModel", texts: list[str], encoding: str, missing: Counter[str]
-) -> "Iterator[tuple[Tensor, int, int]]":
-    """Give the text piece by piece: known ids, characters, bytes in UTF-8."""
-    import torch
-
-    from lstmlm.config import run_config
-    from lstmlm.data.decoding import decode, find_encoding
-    from lstmlm.data.sources import find_sources
-
-    sources = find_sources(texts, run_config.resource_dir("data"))
-    raw = ((source, piece) for source in sources for piece in source.read())
-    if model.tokenizer.kind == "byte":
-        for _, piece in raw:
-            yield torch.frombuffer(bytearray(piece), dtype=torch.uint8).long(), len(piece), len(piece)
-        return
-    for text in decode(raw, find_encoding(encoding)):
-        ids = torch.tensor(model.tokenizer.encode(text, on_unknown="skip"), dtype=torch.int64)
-        if len(ids) < len(text):
-            missing.update(char for _, char in model.tokenizer.unknown(text))
-        yield ids, len(text), len(text.encode("utf-8", "surrogatepass"))
-
-
-def _validation(model: "LanguageModel", corpus: "Corpus | None") -> "tuple[Tensor, int, int]":
-    """Return the validation part that the run had, or say that it had none."""
-    import torch
-
-    if corpus is None or not len(corpus.val):
-        raise TextError("eval: expected a validation part in this run, found none. Name a text to score.")
-    ids = corpus.val.tensor(0, len(corpus.val))
-    lengths = torch.tensor(model.tokenizer.byte_lengths())
-    return ids, len(ids), int(lengths[ids].sum())

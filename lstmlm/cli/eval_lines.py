@@ -1,11 +1,14 @@
 """The command `lstmlm eval --lines` and `--chars`: a score for every line, or for every character."""
 
 import itertools
-from collections.abc import Iterable, Iterator
-from functools import partial
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lstmlm.cli.text_input import standard_input, statistics_text
+from lstmlm.cli.text_input import statistics_text
+from lstmlm.cli.text_reader import Text
+from lstmlm.data.tokenizer import readable
 from lstmlm.display.console import Console, colour_allowed, columns, unicode_allowed
 from lstmlm.errors import TextError, printable
 
@@ -14,21 +17,30 @@ if TYPE_CHECKING:
     from lstmlm.evaluation.per_line import Line
 
 AT_ONCE = 512  # lines scored together, at most
-CHUNK = 1 << 16  # bytes of a line of standard input taken at a time, at most
-HEADER = "line\tchars\tunknown\tbits\tbits_per_char\ttext"
 FULL = 8.0  # bits that have the last colour
+BAD_BYTE = re.compile("[\udc80-\udcff]")  # what stands for a byte that is no text
+
+
+@dataclass(frozen=True)
+class How:
+    """How lines are scored and shown.
+
+    carried: The state goes on from line to line.
+    line_ends: Line ends are scored.
+    sort: The most surprising line comes first.
+    json: As JSON lines.
+    after: For each model the ids of a text that is read first.
+    """
+
+    carried: bool
+    line_ends: bool
+    sort: bool
+    json: bool
+    after: list[list[int]] | None
 
 
 def run(
-    console: Console,
-    model: "LanguageModel",
-    texts: list[str],
-    encoding: str,
-    *,
-    carried: bool,
-    chars: bool,
-    sort: bool,
-    json: bool,
+    console: Console, models: "dict[str, LanguageModel]", texts: list[str], encoding: str | None, how: How, *, chars: bool
 ) -> None:
     """Print a score for every line as soon as it is there, or all of them sorted, or the text in colours.
 
@@ -37,45 +49,90 @@ def run(
     """
     from lstmlm.evaluation.per_line import LineScorer
 
-    scorer = LineScorer(model.network, model.tokenizer, model.counts, carried)
+    scorers = [
+        LineScorer(model.network, model.tokenizer, model.counts, how.carried, how.line_ends, after)
+        for model, after in zip(models.values(), how.after or [[]] * len(models), strict=True)
+    ]
     # A pipe may bring its next line tomorrow: what has come is shown.
-    live = texts == ["-"] and not sort and not chars
-    scored = (line for group in _lines(_pieces(model, texts, encoding)) for line in scorer.score(group))
-    state = "the state carried from line to line" if carried else "every line from an empty state, after a line end"
-    console.say(state)
+    live = texts == ["-"] and not how.sort and not chars
+    (model, *_) = models.values()
+    text = Text(texts, list(models.values()), encoding, by_line=True) if texts else None
+    pieces = text or [statistics_text(model, None, advice="Name a text to score.")]
+    scored: Iterator[tuple[Line, ...]] = (
+        found for group in _lines(pieces) for found in zip(*(one.score(group) for one in scorers), strict=True)
+    )
+    if text and text.encoding:
+        scored = _watched(console, scored, text.encoding)
+    before = "the text before" if how.after else "an empty state, after a line end"
+    console.say("the state carried from line to line" if how.carried else f"every line from {before}")
     first = next(scored, None)
     if first is None:
         raise TextError("text to score: expected at least one character, found none. Name a file that has some.")
-    every: Iterator[Line] = itertools.chain([first], scored)
+    every: Iterator[tuple[Line, ...]] = itertools.chain([first], scored)
     if chars:
-        _coloured(console, model, every)
+        _coloured(console, model, (line for (line,) in every))
         return
-    if sort:
+    if how.sort:
         # An empty line is one character: were it ranked by that, those of a text with paragraphs would hide all others.
-        every = iter(sorted(every, key=lambda line: (not line.text.strip(), -line.bits_per_char, line.number)))
-    if not json:
-        console.result(HEADER, flush=live)
-    for line in every:
-        text = line.text.rstrip("\n")
-        if json:
-            console.as_json(
-                {
-                    "schema": 1,
-                    "command": "eval",
-                    "line": line.number,
-                    "state": "carried" if carried else "reset",
-                    "chars": line.chars,
-                    "unknown": line.unknown,
-                    "bits": line.bits,
-                    "bits_per_char": line.bits_per_char,
-                    "text": text,
-                }
-            )
+        every = iter(sorted(every, key=lambda found: (not found[0].text.strip(), -_rate(found), found[0].number)))
+    names = list(map(printable, models))
+    if not how.json:
+        head = (
+            ["line", "chars", "unknown", "bits", "bits_per_char"] if len(names) == 1 else ["line", "chars", *names, "likeliest"]
+        )
+        console.result("\t".join([*head, "text"]), flush=live)
+    for found in every:
+        if how.json:
+            console.as_json(_as_dict(list(models), found, how), flush=live)
         else:
-            numbers = f"{line.number}\t{line.chars}\t{line.unknown}\t{line.bits:.3f}\t{line.bits_per_char:.4f}"
-            console.result(f"{numbers}\t{printable(text)}", flush=live)
-        if json and live:
-            console.result("", end="", flush=True)
+            shown = found[0].body.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            console.result("\t".join([*_cells(names, found), printable(shown)]), flush=live)
+
+
+def _rate(found: "Sequence[Line]") -> float:
+    """Return the bits per character of a line by the likeliest model."""
+    return min(found, key=lambda line: line.bits).bits_per_char
+
+
+def _likeliest(names: Sequence[str], found: "Sequence[Line]") -> str:
+    return min(zip(names, found, strict=True), key=lambda pair: pair[1].bits)[0]
+
+
+def _cells(names: Sequence[str], found: "Sequence[Line]") -> list[str]:
+    """Return what stands before the text in a line's row."""
+    line = found[0]
+    if len(found) == 1:
+        return [str(line.number), str(line.chars), str(line.unknown), f"{line.bits:.3f}", f"{line.bits_per_char:.4f}"]
+    return [str(line.number), str(line.chars), *(f"{one.bits:.3f}" for one in found), _likeliest(names, found)]
+
+
+def _as_dict(names: Sequence[str], found: "Sequence[Line]", how: How) -> dict[str, object]:
+    """Return a line's JSON object."""
+    line = found[0]
+    text = readable(line.body)
+    each = [{"chars": one.chars, "unknown": one.unknown, "bits": one.bits, "bits_per_char": one.bits_per_char} for one in found]
+    scores: dict[str, object] = dict(each[0])
+    if len(each) > 1:
+        models = [{"model": name, **facts} for name, facts in zip(names, each, strict=True)]
+        scores = {"likeliest": _likeliest(names, found), "models": models}
+    state = "carried" if how.carried else "reset"
+    words = len(line.text.split())
+    return {"schema": 1, "command": "eval", "line": line.number, "state": state, **scores, "words": words, "text": text}
+
+
+def _watched(console: Console, scored: "Iterator[tuple[Line, ...]]", encoding: str) -> "Iterator[tuple[Line, ...]]":
+    """Give the lines on, and say once where there is a byte in one that is no text."""
+    for found in scored:
+        if hit := BAD_BYTE.search(found[0].text):
+            byte = ord(hit[0]) - 0xDC00
+            console.warn(
+                f"line {found[0].number}: byte {byte:#04x} is not {encoding.upper()}: it counts as an unknown character, "
+                "as do all others like it. --encoding says what the text is written in."
+            )
+            yield found
+            break
+        yield found
+    yield from scored
 
 
 def _coloured(console: Console, model: "LanguageModel", lines: "Iterable[Line]") -> None:
@@ -86,45 +143,34 @@ def _coloured(console: Console, model: "LanguageModel", lines: "Iterable[Line]")
     colour = colour_allowed(out, console.env)
     scale = Scale("surprise, bits", 0.0, FULL)
     for line in lines:
-        text = line.text if model.tokenizer.kind == "char" else line.text.encode("utf-8", "surrogateescape").decode("latin-1")
+        text, costs = line.body, line.costs
+        if model.tokenizer.kind == "byte":  # a character costs what its bytes cost
+            each = iter(costs)
+            costs = [sum(itertools.islice(each, len(char.encode("utf-8", "surrogateescape")))) for char in text]
         if colour:
-            console.result(painted(text, line.costs, scale), end="")
+            console.result(painted(text, costs[: len(text)], scale))
         elif text.strip():
-            row = Row("", line.costs[: len(text.rstrip("\n"))], scale)
-            shown = view(text.rstrip("\n"), [row], columns(out, console.env), False, unicode_allowed(out), legend=False)
+            row = Row("", costs[: len(text)], scale)
+            shown = view(text, [row], columns(out, console.env), False, unicode_allowed(out), legend=False)
             console.result(shown)
     console.result(view("", [Row("", [], scale)], 80, colour, unicode_allowed(out)).split("\n")[-1])
 
 
 def _lines(pieces: Iterable[str]) -> Iterator[list[str]]:
-    """Give the lines of a text, each with its line end, some at a time: a line is given as soon as its end is there."""
+    """Give the lines of a text, each with its line end, some at a time: a line is given as soon as its end is there.
+
+    A line ends at LF; at CR only in a text whose first piece has no other line end.
+    """
     begun: list[str] = []  # of a line without an end so far: joined once, however many pieces it has
+    end = ""
     for piece in pieces:
-        *whole, rest = piece.split("\n")
+        end = end or ("\r" if "\r" in piece[:-1] and "\n" not in piece else "\n")
+        *whole, rest = piece.split(end)
         if whole:
             whole[0] = "".join([*begun, whole[0]])
             begun = []
             for low in range(0, len(whole), AT_ONCE):
-                yield [line + "\n" for line in whole[low : low + AT_ONCE]]
+                yield [line + end for line in whole[low : low + AT_ONCE]]
         begun += [rest] if rest else []
     if begun:
         yield ["".join(begun)]
-
-
-def _pieces(model: "LanguageModel", texts: list[str], encoding: str) -> Iterator[str]:
-    """Give the text of files, or of the run's validation part, piece by piece; that of a pipe as soon as it is there."""
-    from lstmlm.config import run_config
-    from lstmlm.data.decoding import decode, find_encoding
-    from lstmlm.data.sources import find_sources
-
-    if not texts:
-        yield statistics_text(model, None, advice="Name a text to score.")
-        return
-    sources = find_sources(texts, run_config.resource_dir("data"))
-    raw = ((source, piece) for source in sources for piece in (_arriving() if texts == ["-"] else source.read()))
-    yield from decode(raw, find_encoding(encoding))
-
-
-def _arriving() -> Iterator[bytes]:
-    """Give what comes through standard input line by line, as it comes; a very long line in several pieces."""
-    yield from iter(partial(standard_input("text -").readline, CHUNK), b"")

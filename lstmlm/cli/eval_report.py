@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from lstmlm.display.console import Console
+from lstmlm.errors import printable
 from lstmlm.units import bits, counted
 
 if TYPE_CHECKING:
@@ -20,14 +21,29 @@ if TYPE_CHECKING:
 class Scores:
     """A text's score, and what was asked for beside it.
 
-    dynamic: Of a network that learned as it went, at these rates.
+    words: What stands between white space.
+    trained_on: Whether it is the text that the model was trained on.
+    dynamic: Of a network that learned as it went, at these rates, chosen on the training text or not.
     baselines: Bits per character by plainer means, by name.
     """
 
     score: "Score"
+    words: int
+    trained_on: bool = False
     dynamic: "Score | None" = None
     rates: "Rates | None" = None
+    chosen: bool = False
     baselines: "dict[str, float] | None" = None
+
+    @property
+    def bits_per_word(self) -> float | None:
+        """Bits of all characters for each word; None where there is no word."""
+        return bits(self.score.nats / self.words) if self.words else None
+
+    @property
+    def perplexity_per_word(self) -> float | None:
+        """The number of equally likely words that would be as hard to guess; None where there is no word."""
+        return math.exp(min(700.0, self.score.nats / self.words)) if self.words else None
 
 
 def plain_means(model: "LanguageModel", corpus: "Corpus", ids: "Tensor", score: "Score") -> dict[str, float]:
@@ -56,27 +72,31 @@ def plain_means(model: "LanguageModel", corpus: "Corpus", ids: "Tensor", score: 
 
 
 def as_dict(scores: Scores, protocol: str, window: int) -> dict[str, object]:
-    """Return what --json prints."""
+    """Return what --json prints of one model."""
     score, dynamic, rates = scores.score, scores.dynamic, scores.rates
     return {
-        "schema": 1,
-        "command": "eval",
         "protocol": protocol,
         "window": window if protocol == "cold" else None,
         "chars": score.chars,
         "bytes": score.bytes,
         "unknown": score.unknown,
+        "known_bits_per_char": score.known_bits_per_char,
         "nats_per_char": score.nats_per_char,
         "bits_per_char": score.bits_per_char,
         "bits_per_byte": score.bits_per_byte,
         "perplexity": score.perplexity,
         "accuracy": score.accuracy,
         "order0_bits_per_char": score.order0_bits_per_char,
+        "words": scores.words,
+        "bits_per_word": scores.bits_per_word,
+        "perplexity_per_word": scores.perplexity_per_word,
+        "trained_on": scores.trained_on,
         "dynamic": {
             "nats_per_char": dynamic.nats_per_char,
             "bits_per_char": dynamic.bits_per_char,
             "accuracy": dynamic.accuracy,
             "rates": asdict(rates),
+            "rates_from": "training text" if scores.chosen else "default",
         }
         if dynamic and rates
         else None,
@@ -84,16 +104,38 @@ def as_dict(scores: Scores, protocol: str, window: int) -> dict[str, object]:
     }
 
 
+def likeliest(found: dict[str, Scores]) -> str:
+    """Return the model to which a text takes the fewest bits: characters and bytes alike, unknown ones charged."""
+    return min(found, key=lambda name: found[name].score.nats)
+
+
+def show_models(console: Console, found: dict[str, Scores]) -> None:
+    """Print a row for each model, and which of them is the likeliest to have written the text."""
+    best = likeliest(found)
+    least = found[best].score.nats
+    rows = [
+        (name, bits(one.score.nats), one.score.bits_per_char, one.score.unknown, f"+{bits(one.score.nats - least):.2f}")
+        for name, one in found.items()
+    ]
+    console.table(rows, ("model", "bits of the text", "bits/char", "unknown", "worse by"), best=list(found).index(best))
+    console.result(f"likeliest: {printable(best)}")
+
+
 def show(console: Console, scores: Scores, protocol: str, window: int) -> None:
     """Print the score, and below it what the same text takes by other means."""
     score, dynamic = scores.score, scores.dynamic
     how = "state carried through the text" if protocol == "warm" else f"windows of {window} from an empty state"
-    unknown = f", {score.unknown:,} of them unknown" if score.unknown else ""
+    unknown = f", {score.unknown:,} of them unknown (without: {score.known_bits_per_char:.4f} bits/char)" if score.unknown else ""
     console.headline(
         f"{score.bits_per_char:.4f} bits/char   {score.nats_per_char:.4f} nats/char   perplexity {score.perplexity:.2f}   "
         f"first guess right {score.accuracy:.1%}",
     )
     console.result(f"{counted(score.chars, 'character')}{unknown}, {score.bits_per_byte:.4f} bits/byte, {protocol}: {how}")
+    if scores.bits_per_word is not None and scores.perplexity_per_word is not None:
+        per_word = f"{scores.bits_per_word:.4f} bits/word, perplexity {scores.perplexity_per_word:,.2f} per word"
+        console.result(f"{counted(scores.words, 'word')}, {per_word}")
+    if dynamic and not scores.chosen:
+        console.say("the rate of --dynamic is the usual one: the training text, which it is chosen on, is not to be had")
     if not dynamic and not scores.baselines:
         alone = f"{score.order0_bits_per_char:.4f} bits/char"
         console.result(f"by the frequencies of single characters alone it would take {alone}")

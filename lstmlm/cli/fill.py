@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lstmlm import machine
-from lstmlm.cli.options import MODEL, OUTPUT, Device, Json, Model, OnUnknown, Quiet, Threads
+from lstmlm.cli.options import MACHINE, MODEL, OUTPUT, Device, Json, Model, OnUnknown, Quiet, Threads
 from lstmlm.cli.text_input import one_symbol, one_text, read_text, unknown_rule
 from lstmlm.display.console import Console
 from lstmlm.errors import UsageError, printable
@@ -26,8 +26,9 @@ COUNTED_TOGETHER = 1 << 20  # characters of the training text in which words are
 GROUPS = {
     "Candidates": "--choice Bob --choice Dan",
     "Questions": "--file data/blanks.tsv",
-    MODEL: "-m runs/stories --threads 2",
+    MODEL: "-m runs/stories",
     OUTPUT: "--json -q",
+    MACHINE: "--threads 2",
 }
 
 RULES = """\

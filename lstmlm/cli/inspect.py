@@ -7,7 +7,7 @@ import typer
 
 from lstmlm import machine
 from lstmlm.cli import safe_output
-from lstmlm.cli.options import MODEL, OUTPUT, Json, Model, OnUnknown, Quiet
+from lstmlm.cli.options import MACHINE, MODEL, OUTPUT, Json, Model, OnUnknown, Quiet, Threads
 from lstmlm.cli.text_input import known_ids, one_of, one_text, read_text, unknown_rule
 from lstmlm.display.console import Console, colour_allowed, columns, unicode_allowed
 from lstmlm.errors import TextError, UsageError, printable
@@ -35,6 +35,7 @@ GROUPS = {
     OVER: "--at . --swap Bob,Dan",
     MODEL: "-m runs/stories --member 2",
     OUTPUT: "--json -q",
+    MACHINE: "--threads 2",
 }
 
 RULES = """\
@@ -102,16 +103,7 @@ def inspect(
         int, typer.Option(metavar="M", min=1, help="Which network of several, counted from 1.", rich_help_panel=MODEL)
     ] = 1,
     on_unknown: OnUnknown = "error",
-    threads: Annotated[
-        int,
-        typer.Option(
-            metavar="N",
-            min=0,
-            max=4096,
-            help="CPU threads; 0: all cores, or one for counting with up to 384 units.",
-            rich_help_panel=MODEL,
-        ),
-    ] = 0,
+    threads: Threads = 0,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:

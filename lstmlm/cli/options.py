@@ -1,14 +1,16 @@
 """Options that several commands share, each declared once; and how a command declares its own."""
 
+import math
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from lstmlm.cli.text_input import one_of
+from lstmlm.errors import UsageError
 from lstmlm.model import devices
 
-MODEL, OUTPUT = "Model and machine", "Output"
+MODEL, MACHINE, OUTPUT = "Model", "Machine", "Output"
 """Headings of `--help` that most commands have."""
 
 
@@ -21,12 +23,40 @@ def words(*known: str) -> Callable[[typer.CallbackParam, str | None], str | None
     return check
 
 
+def most_bits(heading: str, text: str) -> Any:
+    """Return the option --max-bpc of a command that scores `text`, below a heading of its help."""
+    return typer.Option(
+        "--max-bpc",
+        metavar="X",
+        min=0.0,
+        callback=_finite,
+        help=f"Exit 1 if {text} takes more bits/char.",
+        rich_help_panel=heading,
+    )
+
+
+def _finite(given: float | None) -> float | None:
+    """Refuse NaN, which would pass everything, and infinity."""
+    if given is not None and not math.isfinite(given):
+        raise UsageError(f"--max-bpc: expected a number of bits, found {given}.")
+    return given
+
+
 def _device(given: str) -> str:
     """Refuse what is no device, before torch is imported, with the word that was probably meant."""
     if given not in devices.DEVICES:
         from lstmlm.config import schema
 
         schema.KEYS["train.device"].parse(given, "--device")
+    return given
+
+
+def _encoding(given: str | None) -> str | None:
+    """Refuse what is no text encoding, before a model is opened, with the one that was probably meant."""
+    if given is not None:
+        from lstmlm.data.decoding import find_encoding
+
+        find_encoding(given, "--encoding")
     return given
 
 
@@ -37,12 +67,25 @@ Model = Annotated[
         rich_help_panel=MODEL,
     ),
 ]  # fmt: skip
-Threads = Annotated[int, typer.Option(metavar="N", min=0, max=4096, help="CPU threads; 0: all cores.", rich_help_panel=MODEL)]
+Models = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model", "-m", metavar="MODEL", help="Run folder or .safetensors file; of several the likeliest is named.",
+        show_default="newest run below runs/", rich_help_panel=MODEL,
+    ),
+]  # fmt: skip
+Encoding = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", callback=_encoding, help="Of the text files.", show_default="the model's own", rich_help_panel="Text"
+    ),
+]
+Threads = Annotated[int, typer.Option(metavar="N", min=0, max=4096, help="CPU threads; 0: all cores.", rich_help_panel=MACHINE)]
 Device = Annotated[
     str,
     typer.Option(
         metavar="|".join(devices.DEVICES), callback=_device, help="Where to compute; auto: on a GPU that works.",
-        rich_help_panel=MODEL,
+        rich_help_panel=MACHINE,
     ),
 ]  # fmt: skip
 OnUnknown = Annotated[

@@ -12,16 +12,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lstmlm import machine
-from lstmlm.cli.options import MODEL, OUTPUT, Device, Json, Model, OnUnknown, Quiet, Threads
+from lstmlm.cli.options import MACHINE, MODEL, OUTPUT, Device, Json, Model, OnUnknown, Quiet, Threads
 from lstmlm.cli.text_input import read_text, standard_input, unknown_rule
-from lstmlm.display.console import Console, is_terminal
-from lstmlm.errors import TextError, UsageError, printable
+from lstmlm.data.tokenizer import readable
+from lstmlm.display.console import Console, is_terminal, unicode_allowed
+from lstmlm.errors import CheckFailed, TextError, UsageError, printable
 from lstmlm.training.malloc import freeze_gc
+from lstmlm.units import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-    from lstmlm.api import Sample
+    from lstmlm.api import LanguageModel, Sample
+
+DEFAULT_LENGTH = 500
+TRIES = 20  # for each sample that --new is to find
 
 DRAWN_TOGETHER = {"cpu": 64, "cuda": 4096}  # samples drawn as one batch and then written: memory does not grow with their number
 
@@ -30,9 +35,10 @@ CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line en
 
 GROUPS = {
     "Text": "--prompt 'Bob is' --length 200",
+    MODEL: "-m runs/stories",
     "Choice of characters": "--temperature 0.7 --top-p 0.9",
-    MODEL: "-m runs/stories --threads 2",
     OUTPUT: "-n 3 --json",
+    MACHINE: "--threads 2",
 }
 
 
@@ -42,16 +48,34 @@ def sample(
     prompt_file: Annotated[
         str | None, typer.Option(metavar="FILE|-", help="Read the prompt from a file or stdin.", rich_help_panel="Text")
     ] = None,
+    keep_line_end: Annotated[
+        bool,
+        typer.Option("--keep-line-end", help="Keep the line end at the end of --prompt-file.", rich_help_panel="Text"),
+    ] = False,
     prompts: Annotated[
         str | None,
         typer.Option(metavar="FILE|-", help="A prompt a line: a JSON line for each sample, as it comes.", rich_help_panel="Text"),
     ] = None,
     length: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Characters to write; 0: until stopped.", rich_help_panel="Text")
-    ] = 500,
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="Characters to write; 0: until stopped.",
+            show_default="500, with --lines 500 a line",
+            rich_help_panel="Text",
+        ),
+    ] = None,
+    lines: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Write so many whole lines.", rich_help_panel="Text")
+    ] = None,
     stop: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="End before this text; repeatable.", rich_help_panel="Text")
     ] = None,
+    new: Annotated[
+        bool,
+        typer.Option("--new", help="Leave out what the training text holds, as a line or in one.", rich_help_panel="Text"),
+    ] = False,
     seed: Annotated[
         int | None,
         typer.Option(
@@ -117,6 +141,15 @@ def sample(
             rich_help_panel=OUTPUT,
         ),
     ] = 1,
+    separator: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Between samples.",
+            show_default="an empty line; nothing more where each is one line",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     no_echo: Annotated[bool, typer.Option("--no-echo", help="Do not write the prompt.", rich_help_panel=OUTPUT)] = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -127,24 +160,37 @@ def sample(
 
     lstmlm sample -m runs/stories --length 200 --temperature 0.8 --seed 1
 
+    lstmlm sample -n 20 --lines 1 --new
+
     lstmlm sample --prompts questions.txt --length 40 --stop .
 
     lstmlm sample --prompt "Bob i" --next 5
     """
     _refuse_bare_words(bare or [], prompt)
-    if length == 0 and not stop and next_ is None and (json or prompts is not None or count > 1):
+    ends = bool(stop or lines)
+    if length == 0 and not ends and next_ is None and (json or prompts is not None or count > 1 or new):
         raise UsageError(
-            "--length 0 writes without end: expected one plain sample, found --json, --prompts or -n. "
-            "Give a --length or a --stop."
+            "--length 0 writes without end: expected one plain sample, found --json, --prompts, --new or -n. "
+            "Give a --length, --lines or a --stop."
         )
     if sum(given is not None for given in (prompt, prompt_file, prompts)) > 1:
         raise UsageError("--prompt, --prompt-file and --prompts: expected one of them, found more.")
-    if next_ is not None and (count, temperature, top_k, top_p, greedy, seed, bool(stop)) != (1, 1.0, 0, 1.0, False, None, False):
+    if keep_line_end and prompt_file is None:
+        raise UsageError("--keep-line-end: expected --prompt-file too, found it alone.")
+    if new and (lines or 1) > 1:
+        raise UsageError(f"--new: expected samples that are looked up whole, found --lines {lines}. Use -n {lines} --lines 1.")
+    if next_ is not None and (count, temperature, top_k, top_p, greedy, seed, ends, new) != (
+        *(1, 1.0, 0, 1.0, False, None, False, False),
+    ):
         raise UsageError(
             "--next draws nothing, and shows the network's own probabilities: expected no --temperature, --top-k, --top-p, "
-            "--greedy, --seed, --stop or -n, found one. Leave it out."
+            "--greedy, --seed, --stop, --lines, --new or -n, found one. Leave it out."
         )
-    text = read_text("--prompt-file", prompt_file) if prompt_file is not None else prompt or ""
+    text = prompt or ""
+    if prompt_file is not None:
+        text = read_text("--prompt-file", prompt_file)
+        if not keep_line_end and text.endswith("\n"):  # of `echo`, or an editor: nobody means it
+            text = text[:-1].removesuffix("\r")
 
     with freeze_gc():
         from lstmlm.api import LanguageModel
@@ -157,21 +203,36 @@ def sample(
         console.say(f"model {printable(str(opened.path))}")
     how = Sampling(temperature, top_k, top_p, greedy, exact)
     together, rule = DRAWN_TOGETHER[opened.device], unknown_rule(on_unknown)
+    most = length if length is not None else DEFAULT_LENGTH * (lines or 1)
+    own = _Own(opened, stop or [], bool(lines)) if new else None
 
-    def drawn(text: str, first: int) -> "Iterator[tuple[int, str, Sample | None]]":
-        n = min(together, count - first)
-        return opened.stream(text, length=length, n=n, seed=first_seed + first, how=how, stop=stop or [], on_unknown=rule)
+    def drawn(text: str, first: int, n: int) -> "Iterator[tuple[int, str, Sample | None]]":
+        return opened.stream(
+            text, length=most, n=n, seed=first_seed + first, how=how, stop=stop or [], lines=lines or 0, on_unknown=rule
+        )
 
     def finished(text: str, pieces: "Iterator[tuple[int, str, Sample | None]]") -> "Iterator[tuple[str, Sample]]":
         """Give each sample with its text, batch after batch; the pieces are those of the first one."""
-        for first in range(0, count, together):
+        first = given = 0
+        while given < count and first < (count if own is None else TRIES * count):
+            n = min(together, count - given)
             texts: dict[int, list[str]] = {}
             ended = {}
-            for index, piece, end in drawn(text, first) if first else pieces:
+            for index, piece, end in drawn(text, first, n) if first else pieces:
                 texts.setdefault(index, []).append(piece)
                 if end is not None:
                     ended[index] = end
-            yield from (("".join(texts[index]), end) for index, end in sorted(ended.items()))
+            first += n
+            for index, end in sorted(ended.items()):
+                written = "".join(texts[index])
+                if own is None or not own.holds(text + written, end):
+                    given += 1
+                    yield written, end
+        if given < count:
+            raise CheckFailed(
+                f"--new: expected {counted(count, 'sample')} that the training text does not hold, found {given} in "
+                f"{first} that were drawn. Try a higher --temperature."
+            )
 
     def print_json(facts: dict[str, object]) -> None:
         console.as_json({"schema": 1, "command": "sample", **facts}, flush=True)
@@ -182,8 +243,10 @@ def sample(
             likeliest = opened.next(text, next_, on_unknown=rule)
             print_json({"prompt": text, "next": [{"text": symbol, "probability": p} for symbol, p in likeliest]})
             return
-        for written, end in finished(text, pieces or drawn(text, 0)):
-            print_json({"prompt": text, "text": written, "seed": end.seed, "nats": end.nats, "stop": end.stop})
+        for written, end in finished(text, pieces or drawn(text, 0, min(together, count))):
+            print_json(
+                {"prompt": readable(text), "text": readable(written), "seed": end.seed, "nats": end.nats, "stop": end.stop}
+            )
 
     live = is_terminal(sys.stdout)
     if next_ is not None and prompts is None:
@@ -193,46 +256,104 @@ def sample(
             for symbol, p in opened.next(text, next_, on_unknown=rule):
                 console.result(f"{p:.6f}\t{printable(symbol)}")
         return
-    pieces = drawn(text, 0)  # what is wrong with the prompt is said before anything is written
+    pieces = drawn(text, 0, min(together, count))  # what is wrong with the prompt is said before anything is written
+    for flag, given in (("--stop", stop or []), ("--separator", [separator or ""])):
+        if any("\\n" in one for one in given):
+            console.warn(f"{flag}: a backslash and an n stand for themselves. Did you mean a line end, {flag} $'\\n'?")
     if seed is None and not greedy and next_ is None:
         console.say(f"seed {first_seed}")
     if prompts is not None:
-        for number, line in _lines(prompts):
-            try:
-                answer(line)
-            except TextError as error:
-                raise TextError(f"--prompts {printable(prompts[:200])} line {number}: {error}") from None
+        _answer_all(console, prompts, answer, print_json)
         return
     if json:
         answer(text, pieces)
         return
     echo = "" if no_echo else text
-    if count == 1:
+    mark = "..." if not unicode_allowed(console.stdout) else "…"  # behind what would have gone on
+    cut = 0
+    if count == 1 and own is None:
         console.result(_shown(echo, live), end="", flush=live)
-        for _, piece, _ in pieces:
+        for _, piece, end in pieces:
+            cut += ends and end is not None and end.stop == "length"
             console.result(_shown(piece, live), end="", flush=live)
+        console.result(mark if cut else "")
+    else:
+        between = separator if separator is not None else "\n" if lines == 1 or "\n" in (stop or []) else "\n\n"
+        for number, (written, end) in enumerate(finished(text, pieces)):
+            cut += ends and end.stop == "length"
+            shown = f"{echo}{written}{mark if ends and end.stop == 'length' else ''}"
+            console.result(_shown((between if number else "") + shown, live), end="", flush=True)
         console.result("")
-        return
-    for number, (written, _) in enumerate(finished(text, pieces), start=1):
-        console.result(_shown(f"{echo}{written}", live), end="\n" if number == count else "\n\n", flush=True)
+    if cut:
+        console.say(f"{cut} of {counted(count, 'sample')} cut at {most} characters, marked {mark}: give a longer --length")
 
 
-def _lines(name: str) -> "Iterator[tuple[int, str]]":
-    """Give the lines of a file, or of standard input as they come, without their ends; each with its number.
+class _Own:
+    """The text that a model was trained on, to look a sample up in: as a whole line where samples are lines, else anywhere.
+
+    Args:
+        model: That wrote the samples.
+        stop: The texts that end one.
+        lines: Whether a line end ends one.
 
     Raises:
-        TextError: It cannot be read, or a line is not UTF-8.
+        TextError: The text is gone or has changed.
+    """
+
+    def __init__(self, model: "LanguageModel", stop: list[str], lines: bool) -> None:
+        from lstmlm.cli.corpora import training_text
+
+        self._lines = lines or (bool(stop) and all("\n" in text for text in stop))
+        self._text = "\n" + training_text(model, "Leave out --new.").replace("\r\n", "\n") + "\n"
+
+    def holds(self, sample: str, end: "Sample") -> bool:
+        """Say whether the text holds a sample, prompt included; of a line that was cut its beginning counts."""
+        if self._lines:
+            sample = f"\n{sample}" + ("" if end.stop == "length" else "\n")
+        return sample in self._text
+
+
+def _answer_all(
+    console: Console, prompts: str, answer: "Callable[[str], None]", print_json: "Callable[[dict[str, object]], None]"
+) -> None:
+    """Answer each line of a file or pipe as it comes; one that cannot be answered gets an error record, and the others go on.
+
+    Raises:
+        TextError: Some have no answer, or the file cannot be read.
+    """
+    failed = 0
+    number = 0
+    for number, (line, problem) in enumerate(_lines(prompts), start=1):
+        try:
+            if problem:
+                raise TextError(problem)
+            answer(line)
+        except (TextError, CheckFailed) as error:
+            failed += 1
+            said = TextError(f"--prompts {printable(prompts[:200])} line {number}: {error}")
+            print_json({"prompt": line, "error": str(said)})
+            console.error(said)
+    if failed:
+        asked = f"--prompts {printable(prompts[:200])}"
+        raise TextError(f"{asked}: expected an answer to {counted(number, 'line')}, found {failed} without; see above.")
+
+
+def _lines(name: str) -> "Iterator[tuple[str, str]]":
+    """Give the lines of a file, or of standard input as they come, without their ends; each with what is wrong with it, if any.
+
+    Raises:
+        TextError: It cannot be read.
     """
     shown = f"--prompts {printable(name[:200])}"
     try:
         with contextlib.nullcontext(standard_input(shown)) if name == "-" else open(name, "rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                text = line.removeprefix(codecs.BOM_UTF8 if number == 1 else b"").removesuffix(b"\n").removesuffix(b"\r")
+            for number, line in enumerate(lines):
+                text = line.removeprefix(b"" if number else codecs.BOM_UTF8).removesuffix(b"\n").removesuffix(b"\r")
                 try:
-                    yield number, text.decode()
+                    yield text.decode(), ""
                 except UnicodeDecodeError as error:
                     found = f"byte {text[error.start]:#04x} at offset {error.start}"
-                    raise TextError(f"{shown} line {number}: expected UTF-8, found {found}. Write the file as UTF-8.") from None
+                    yield text.decode("utf-8", "replace"), f"expected UTF-8, found {found}. Write it as UTF-8."
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise TextError(f"{shown}: expected a file to read, found: {printable(reason)}. Check its name.") from None
@@ -257,4 +378,4 @@ def _refuse_bare_words(words: list[str], prompt: str | None) -> None:
 
 def _shown(text: str, terminal: bool) -> str:
     """Return a text fit for a terminal: a network may have learnt escape sequences. Pipes and files get it as it is."""
-    return CONTROL.sub(lambda match: printable(match[0]), text) if terminal else text
+    return CONTROL.sub(lambda match: printable(match[0]), readable(text)) if terminal else text

@@ -13,6 +13,7 @@ from lstmlm.units import counted
 
 if TYPE_CHECKING:
     from lstmlm.api import LanguageModel
+    from lstmlm.data.corpus import Corpus
     from lstmlm.data.tokenizer import OnUnknown
 
 
@@ -127,10 +128,21 @@ def statistics_text(
     from lstmlm.cli.corpora import open_for
 
     corpus = open_for(model.meta["corpus"], model.config, model.meta["tokenizer"].get("symbols"), advice)
+    return validation_text(model, corpus, most, advice)
+
+
+def validation_text(model: "LanguageModel", corpus: "Corpus", most: int | None, advice: str) -> str:
+    """Return the beginning of a run's validation part, as `statistics_text`; bytes that are no UTF-8 as what stands for them.
+
+    Raises:
+        TextError: There is none.
+    """
     if not len(corpus.val):
         raise TextError(f"corpus: expected a validation part in this run, found none. {advice}")
-    end = len(corpus.val) if most is None else min(most, len(corpus.val))
-    return model.tokenizer.decode(corpus.val.tensor(0, end).tolist())
+    ids = corpus.val.tensor(0, len(corpus.val) if most is None else most).tolist()
+    if model.tokenizer.kind == "byte":
+        return bytes(ids).decode("utf-8", "surrogateescape")
+    return model.tokenizer.decode(ids)
 
 
 def _quoted(given: str) -> str:

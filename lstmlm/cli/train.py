@@ -16,7 +16,7 @@ import typer
 
 from lstmlm import machine
 from lstmlm.cli import STARTED
-from lstmlm.cli.options import OUTPUT, Json, Quiet
+from lstmlm.cli.options import MACHINE, OUTPUT, Json, Quiet, most_bits
 from lstmlm.config import schema
 from lstmlm.config.setting import Setting, write
 from lstmlm.display.console import Console
@@ -37,12 +37,12 @@ if TYPE_CHECKING:
 GROUPS = {
     "Budget": "--minutes 20",
     "Run": "--out runs/book --resume",
-    "Network": "--layers 3 --hidden 512",
     "Corpus": "--val held-out.txt",
+    "Network": "--layers 3 --hidden 512",
     "Learning": "--lr 0.002 --seed 1",
     "Any setting": "--config article --set train.clip=0.5",
-    "Machine": "--threads 2",
     OUTPUT: "--json -q",
+    MACHINE: "--threads 2",
 }
 
 
@@ -91,10 +91,7 @@ def train(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the run in DIR once the new one is saved.", rich_help_panel="Run")
     ] = False,
-    max_bpc: Annotated[
-        float | None,
-        typer.Option(metavar="X", min=0.0, help="Exit 1 if the validation text takes more bits/char.", rich_help_panel="Run"),
-    ] = None,
+    max_bpc: Annotated[float | None, most_bits("Run", "the validation text")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show sizes, memory and steps; train nothing.", rich_help_panel="Run")
     ] = False,
@@ -158,8 +155,6 @@ def train(
                 raise UsageError(f"{flag}: expected a name, found nothing. Give one, or do without {flag}.")
         if resume and (overwrite or start):
             raise UsageError("--resume goes on with a run as it is; leave out --overwrite and --from.")
-        if max_bpc is not None and not math.isfinite(max_bpc):
-            raise UsageError(f"--max-bpc: expected a number of bits, found {max_bpc}.")  # NaN would pass every model
         if with_tensorboard:
             tensorboard.require()
         if group.size > 1 and "-" in [*corpus, val]:

@@ -146,9 +146,7 @@ class TrainConfig(_Section):
         metavar="E",
     )
     batch: int | None = setting(None, "B, streams of text read side by side", low=1, high=65536, group="Learning", metavar="B")
-    accumulate: int = setting(
-        1, "shards of the batch, computed one after another", low=1, high=65536, group="Learning", metavar="N"
-    )
+    accumulate: int = setting(1, "shards of the batch, computed one after another", low=1, high=65536)
     window: int | None = setting(
         None, "T, time steps of a window, in characters", low=1, high=10**6, group="Learning", metavar="T"
     )

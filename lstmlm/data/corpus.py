@@ -217,7 +217,7 @@ class _Plan:
             "chars": len(ids),
             "counts": counts[0],
             "bytes": [sum(n * length for n, length in zip(part, lengths, strict=True)) for part in counts],
-            "fingerprint": _digest([tally.digest.hexdigest() for tally in tallies], train),
+            "fingerprint": fingerprint_of([tally.digest.hexdigest() for tally in tallies], train),
             "notes": notes,
         }
 
@@ -292,6 +292,11 @@ def _refuse_short(sources: list[Source], chars: int, skipped: int, least: int) -
     name = sources[0].name if len(sources) == 1 else f"{sources[0].name} and {len(sources) - 1} more"
     found = "none: it is empty" if not chars else "none that training has" if skipped else str(chars)
     raise TextError(f"corpus {name}: expected at least {least} character{'s' * (least > 1)}, found {found}. Use a longer text.")
+
+
+def fingerprint_of(digests: list[str], train: int) -> str:
+    """Return the fingerprint of a corpus: of the digests of its decoded texts, and the length of its training part."""
+    return _digest(digests, train)
 
 
 def name_of(source: str) -> str:

@@ -64,8 +64,12 @@ class Tally:
         return found
 
 
-def find_encoding(name: str) -> str:
+def find_encoding(name: str, where: str = "data.encoding") -> str:
     """Return the canonical name of a text encoding.
+
+    Args:
+        name: As it was given.
+        where: The setting or flag that gave it, for the message.
 
     Raises:
         ConfigError: If there is no such encoding, or files are not written in it.
@@ -79,23 +83,27 @@ def find_encoding(name: str) -> str:
     if not canonical or canonical.replace("-", "_") in NOT_FOR_FILES:
         close = difflib.get_close_matches(name.lower(), sorted({*encodings.aliases.aliases.values(), "utf-8"}), 1)
         hint = f"Did you mean {close[0]}?" if close else "Common ones are utf-8, utf-16, latin-1 and cp1252."
-        raise ConfigError(f"data.encoding: expected a text encoding, found '{printable(name)}'. {hint}")
+        raise ConfigError(f"{where}: expected a text encoding, found '{printable(name)}'. {hint}")
     return canonical
 
 
-def decode(pieces: Iterable[tuple[Source, bytes]], encoding: str, tally: Tally | None = None) -> Iterator[str]:
+def decode(
+    pieces: Iterable[tuple[Source, bytes]], encoding: str, tally: Tally | None = None, errors: str = "strict"
+) -> Iterator[str]:
     """Decode what several sources hold, piece by piece; each source is decoded on its own.
 
     Args:
         pieces: Raw bytes in order, each with the source it is from.
         encoding: A canonical name, from `find_encoding`.
         tally: Is brought up to date with every piece. None: nobody asks.
+        errors: What becomes of a byte that is no text: `strict` refuses it, `surrogateescape` gives a character that stands for
+            it alone and is in no vocabulary (UTF-16 and UTF-32 refuse it all the same: what follows would be out of step).
 
     Raises:
         TextError: At the first byte that is not text, naming file, offset, byte and the way out.
     """
     for source, raws in itertools.groupby(pieces, key=operator.itemgetter(0)):
-        decoder = codecs.getincrementaldecoder(encoding)()
+        decoder = codecs.getincrementaldecoder(encoding)(errors)
         head = b""
         offset = 0  # of the end of what the decoder was given, in bytes
         for raw, final in itertools.chain(((raw, False) for _, raw in raws), [(b"", True)]):

@@ -20,11 +20,14 @@ _PLAIN = dict.fromkeys("‘’‚‛′", "'") | dict.fromkeys("“”„‟″�
 
 
 class TextStream:
-    """Turn ids into text piece by piece, holding back what is not yet a whole character."""
+    """Turn ids into text piece by piece, holding back what is not yet a whole character.
+
+    Bytes that are no UTF-8 become the characters that stand for them (`surrogateescape`); `readable` is for eyes.
+    """
 
     def __init__(self, tokenizer: "CharTokenizer | ByteTokenizer") -> None:
         self._tokenizer = tokenizer
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("surrogateescape")
 
     def push(self, ids: Iterable[int]) -> str:
         """Return the text that these ids complete; it may be empty."""
@@ -32,9 +35,10 @@ class TextStream:
             return self._tokenizer.decode(ids)
         return self._utf8.decode(self._tokenizer.decode_bytes(ids))
 
-    def finish(self) -> str:
-        """Return what is still held back, with U+FFFD in place of a character that never became whole."""
-        return self._utf8.decode(b"", final=True)
+
+def readable(text: str) -> str:
+    """Return a text with U+FFFD in place of what stands for bytes that are no UTF-8."""
+    return text if text.isascii() else text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 class CharTokenizer:

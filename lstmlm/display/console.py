@@ -172,6 +172,8 @@ class Console:
     def result(self, text: str, end: str = "\n", flush: bool = False) -> None:
         r"""Write a result as it is; characters that stdout cannot encode are written as `\u....`.
 
+        Characters that stand for bytes (`surrogateescape`) are written as these bytes: of a model of bytes none is lost.
+
         Raises:
             BrokenPipeError: Nobody reads any more.
             SystemProblem: The disk is full, or the like.
@@ -185,7 +187,7 @@ class Console:
             try:
                 stream.write(text + end)
             except UnicodeEncodeError:
-                stream.write(_encodable(text + end, stream))
+                _write_bytes(text + end, stream)
             if flush:
                 stream.flush()
         except BrokenPipeError:
@@ -310,6 +312,17 @@ class Console:
 def _encodable(text: str, stream: TextIO) -> str:
     encoding = getattr(stream, "encoding", None) or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def _write_bytes(text: str, stream: TextIO) -> None:
+    """Write a text in which something cannot be encoded."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    try:
+        data = text.encode(encoding, "surrogateescape")
+        stream.flush()
+        stream.buffer.write(data)
+    except (UnicodeEncodeError, AttributeError):  # it is no stand-in for a byte, or the stream takes text alone
+        stream.write(_encodable(text, stream))
 
 
 def _unwritable(problem: Exception) -> SystemProblem:

@@ -8,6 +8,7 @@ Rules, also in the help of `eval`:
   character after each input is scored.
 - The first character of a text has nothing before it. It is charged at its frequency in the training text, one added to
   each count, and is not counted as correct.
+- A text that is scored after another one has that before it: its first character is charged by the network.
 - A character that is not in the vocabulary is charged log2(1,114,112) bits, as if drawn from all code points, and is
   not fed to the network.
 """
@@ -63,6 +64,11 @@ class Score:
     def bits_per_char(self) -> float:
         """Bits per character."""
         return bits(self.nats_per_char)
+
+    @property
+    def known_bits_per_char(self) -> float:
+        """Bits per character of those that the model knows, as if there were no others."""
+        return bits((self.nats - self.unknown * math.log(CODE_POINTS)) / max(1, self.chars - self.unknown))
 
     @property
     def order0_bits_per_char(self) -> float:
@@ -315,6 +321,7 @@ class Scorer:
         window: Inputs of a cold window; for warm only a matter of speed.
         batch: Windows or streams side by side; only a matter of speed.
         read: Scores all ids but the first in place of the protocol, a multiple of `window` of them but for the last call.
+        after: Ids of a text that is read before the first piece and not scored; warm alone. (m)
     """
 
     def __init__(
@@ -325,6 +332,7 @@ class Scorer:
         window: int = 256,
         batch: int = 64,
         read: Callable[[Tensor], Scored] | None = None,
+        after: Tensor | None = None,
     ) -> None:
         self._model = model
         self._frequencies = frequencies(counts)
@@ -334,6 +342,9 @@ class Scorer:
         self._read = read
         self._state: StackState | None = None
         self._waiting: list[Tensor] = []
+        if after is not None and len(after):
+            self._state = warm(model, after, batch=batch).state
+            self._waiting = [after[-1:]]
         self._known = 0
         self._chars = 0
         self._bytes = 0
@@ -354,7 +365,7 @@ class Scorer:
         """
         self._chars += chars
         self._bytes += size
-        if len(ids) and not self._known:
+        if len(ids) and not any(map(len, self._waiting)):
             self._nats += float(self._frequencies[ids[0]])
         self._order0 += float(self._frequencies[ids].sum())
         self._known += len(ids)
@@ -404,6 +415,7 @@ def score_ids(
     protocol: str = "warm",
     window: int = 256,
     batch: int = 64,
+    after: Tensor | None = None,
 ) -> Score:
     """Score a whole text at once; the arguments are those of `Scorer`.
 
@@ -416,8 +428,9 @@ def score_ids(
         protocol: warm or cold.
         window: Inputs of a cold window.
         batch: Windows or streams side by side.
+        after: Ids of a text that is read first and not scored. (m)
     """
-    scorer = Scorer(model, counts, protocol, window, batch)
+    scorer = Scorer(model, counts, protocol, window, batch, after=after)
     scorer.add(ids, len(ids) + unknown, byte_length)
     return scorer.finish()
 

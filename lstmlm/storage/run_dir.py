@@ -76,6 +76,11 @@ def candidates(model: str | Path | None, kind: str = "best", root: Path = ROOT) 
     raise CheckpointError(f"model {printable(str(path)[:200])}: {state}. {_advice(path, root)}")
 
 
+def is_run(folder: Path) -> bool:
+    """Say whether a folder is a run: whether a checkpoint lies in it."""
+    return bool(_files(folder))
+
+
 def find(model: str | Path | None, kind: str = "best", root: Path = ROOT) -> Path:
     """Return the first of `candidates`."""
     return candidates(model, kind, root)[0]

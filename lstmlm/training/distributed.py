@@ -282,7 +282,7 @@ def shards_for(wanted: int, size: int, batch: int) -> int:
     if count > batch:
         of = f" for {size} processes" if size > 1 else ""
         raise UsageError(
-            f"--accumulate {wanted}{of}: expected at most as many shards as the batch has streams ({batch}), found {count}. "
+            f"train.accumulate={wanted}{of}: expected at most as many shards as the batch has streams ({batch}), found {count}. "
             "Take a larger --batch, or fewer of them."
         )
     return count

@@ -68,7 +68,7 @@ def main() -> int:
         os.chdir(folder)
         os.environ["LSTMLM_CACHE"] = f"{folder}/cache"
         Path("text.txt").write_bytes((ROOT / "data/stories.txt").read_bytes()[:60_000])
-        train = ["-m", "lstmlm", "train", "text.txt", *FLAGS, "--accumulate", str(given.ranks)]
+        train = ["-m", "lstmlm", "train", "text.txt", *FLAGS, "--set", f"train.accumulate={given.ranks}"]
         if code := subprocess.run([sys.executable, *train, "--out", "whole"]).returncode:
             return code
         agent = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(given.ranks), "--max-restarts", "1000"]

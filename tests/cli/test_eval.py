@@ -7,6 +7,7 @@ import pytest
 
 from lstmlm.storage import checkpoint
 from tests.cli.conftest import TEXT, Lstmlm
+from tests.cli.trained import make_run
 
 
 @pytest.fixture
@@ -190,7 +191,8 @@ def test_unknown(lstmlm: Lstmlm, run: Path) -> None:
 
     assert (odd["unknown"], odd["chars"], odd["bytes"]) == (2, 12, 16)
     assert odd["bits_per_char"] * 12 == pytest.approx(plain["bits_per_char"] * 10 + 2 * math.log2(1_114_112), abs=1e-4)
-    assert "2 of them unknown" in lstmlm("eval", "odd").out
+    assert odd["known_bits_per_char"] == pytest.approx(plain["bits_per_char"], abs=1e-4)
+    assert f"2 of them unknown (without: {plain['bits_per_char']:.4f} bits/char)" in lstmlm("eval", "odd").out
 
 
 def test_what_is_unknown_is_named(lstmlm: Lstmlm, run: Path, text: Path) -> None:
@@ -203,7 +205,8 @@ def test_what_is_unknown_is_named(lstmlm: Lstmlm, run: Path, text: Path) -> None
         ") 2 times, '#' U+0023 (number sign) 1 time, '%' U+0025 (percent sign) 1 time, '&' U+0026 (ampersand) 1 time and 2 more\n"
     )
     assert lstmlm("eval", "odd", "-q").err == ""
-    assert lstmlm("eval", "text.txt", "-m", "runs/text").err == ""
+    Path("plain").write_text("Bob est", encoding="utf-8")
+    assert lstmlm("eval", "plain", "-m", "runs/text").err == ""
 
 
 def test_one_character(lstmlm: Lstmlm, run: Path) -> None:
@@ -233,6 +236,16 @@ def test_one_character(lstmlm: Lstmlm, run: Path) -> None:
         (("held-out.txt", "--encoding", "utf-80"), 2, "utf-80"),
         (("held-out.txt", "-m", "nowhere"), 4, "runs/text"),
         (("-", "-"), 2, "twice"),
+        (("-", "--after-file", "-"), 2, "twice"),
+        (("held-out.txt", "--after", ""), 2, "--after"),
+        (("held-out.txt", "--after", "Bob", "--after-file", "held-out.txt"), 2, "one of them"),
+        (("held-out.txt", "--after", "Bob", "--protocol", "cold"), 2, "--protocol cold"),
+        (("held-out.txt", "--after", "Ħ"), 3, "--after"),
+        (("--after", "Bob"), 2, "a text to score"),
+        (("held-out.txt", "--no-line-ends"), 2, "--lines"),
+        (("-m", "runs/text", "-m", "runs/text"), 2, "a text to score"),
+        (("held-out.txt", "-m", "runs/text", "-m", "runs/text", "--max-bpc", "9"), 2, "--max-bpc"),
+        (("held-out.txt", "-m", "runs/text", "--encoding", "latin-15"), 2, "--encoding: expected a text encoding"),
     ],
 )
 def test_refused(lstmlm: Lstmlm, run: Path, held_out: Path, args: tuple[str, ...], code: int, words: str) -> None:
@@ -256,7 +269,7 @@ def test_encoding(lstmlm: Lstmlm, run: Path, held_out: Path) -> None:
 
 
 def test_files_from(lstmlm: Lstmlm, run: Path, held_out: Path, tmp_path: Path) -> None:
-    """--files-from gives a line for each file of a list, each what that file alone gets, up to one that cannot be read."""
+    """--files-from gives a line for each file of a list, each what that file alone gets."""
     other = tmp_path / "other one.txt"
     other.write_text("Bob voit Ann.\n", encoding="utf-8")
     listed = tmp_path / "list"
@@ -266,8 +279,6 @@ def test_files_from(lstmlm: Lstmlm, run: Path, held_out: Path, tmp_path: Path) -
     told = [json.loads(line) for line in lstmlm("eval", "--files-from", listed, "--json").out.splitlines()]
     plain = lstmlm("eval", "--files-from", listed).out.splitlines()
     strict = lstmlm("eval", "--files-from", listed, "--max-bpc", "0.1")
-    listed.write_text(f"{other}\n{tmp_path / 'missing'}\n", encoding="utf-8")
-    broken = lstmlm("eval", "--files-from", listed, "--json")
 
     assert [one.pop("file") for one in told] == [str(held_out), str(other)]
     assert told == alone
@@ -276,7 +287,6 @@ def test_files_from(lstmlm: Lstmlm, run: Path, held_out: Path, tmp_path: Path) -
     ]
     assert (strict.code, len(strict.out.splitlines())) == (1, 2)
     assert f"found more in {held_out} and 1 more" in strict.err
-    assert (broken.code, len(broken.out.splitlines())) == (3, 1)
 
 
 def test_files_from_alone(lstmlm: Lstmlm, run: Path, held_out: Path, tmp_path: Path) -> None:
@@ -294,3 +304,114 @@ def test_files_from_nothing(lstmlm: Lstmlm, run: Path) -> None:
 
     assert (result.code, result.out) == (3, "")
     assert "expected the name of a file, found none" in result.err
+
+
+def test_files_from_goes_on(lstmlm: Lstmlm, run: Path, held_out: Path) -> None:
+    """A file that is missing, empty or no text gets an error record, others their score, and the end is exit 3 with a count."""
+    Path("empty").write_bytes(b"")
+    Path("broken").write_bytes(b"ab\xff")
+    names = ["empty", str(held_out), "broken", "missing", str(held_out)]
+    listed = "\n".join(names).encode()
+
+    told = lstmlm("eval", "--files-from", "-", "--json", stdin=listed)
+    plain = lstmlm("eval", "--files-from", "-", "--max-bpc", "0.1", stdin=listed)
+    records = [json.loads(line) for line in told.out.splitlines()]
+
+    assert [record["file"] for record in records] == names
+    assert ["error" in record for record in records] == [True, False, True, True, False]
+    assert records[1] == records[4]
+    assert [line.split("\t")[0] == "error" for line in plain.out.splitlines()] == [True, False, True, True, False]
+    assert (told.code, plain.code) == (3, 3)
+    assert "expected a score for 5 files, found 3 that have none" in told.err
+    assert "broken at byte 2" in told.err
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Path:
+    """Write a run of bytes beside the trained one."""
+    return make_run(tmp_path / "runs" / "bytes", byte=True)
+
+
+def test_several_models(lstmlm: Lstmlm, run: Path, other: Path, held_out: Path) -> None:
+    """Every model has the score that it has alone, the likeliest is the one with the fewest bits, from a pipe and by file too."""
+    both = ("-m", run, "-m", other)
+    alone = {str(model): lstmlm("eval", held_out, "-m", model, "--json").json for model in (run, other)}
+    told = lstmlm("eval", "-", *both, "--json", stdin=held_out.read_bytes()).json
+    shown = lstmlm("eval", held_out, *both)
+    files = lstmlm("eval", "--files-from", "-", *both, stdin=f"{held_out}\nmissing\n".encode())
+
+    facts = {one.pop("model"): one for one in told["models"]}
+    assert facts == {name: {k: v for k, v in one.items() if k not in ("schema", "command")} for name, one in alone.items()}
+    assert told["likeliest"] == str(run)
+    assert (shown.code, shown.out.splitlines()[-1]) == (0, f"likeliest: {run}")
+    bits = [one["bits_per_byte"] * one["bytes"] for one in alone.values()]
+    assert [line.split("\t") for line in files.out.splitlines()] == [
+        [str(run), str(other), "chars", "likeliest", "file"],
+        [*(f"{each:.3f}" for each in bits), str(told["models"][0]["chars"]), str(run), str(held_out)],
+        ["error", "error", "0", "error", "missing"],
+    ]
+
+
+def test_after(lstmlm: Lstmlm, run: Path) -> None:
+    """--after and --after-file give a text's score behind another: what both take less what the first takes."""
+    for name, text in (("a", "Bob est\n"), ("b", "là; Ann"), ("ab", "Bob est\nlà; Ann")):
+        Path(name).write_text(text, encoding="utf-8")
+
+    def bits(*args: object) -> float:
+        told = lstmlm("eval", *args, "--json").json
+        return float(told["bits_per_char"] * told["chars"])
+
+    given = bits("b", "--after", "Bob est\n")
+
+    assert given == pytest.approx(bits("ab") - bits("a"), abs=1e-4)
+    assert bits("b", "--after-file", "a") == given
+    assert "--after: 1 character" in lstmlm("eval", "b", "--after", "BobĦ").err
+
+
+def test_words(lstmlm: Lstmlm, run: Path) -> None:
+    """Words, bits and perplexity for each stand beside the characters'; a text of white space has none."""
+    Path("few").write_text("  Bob est\nlà; Ann  le\n", encoding="utf-8")
+    Path("blank").write_text("\n \n")
+    told, blank = (lstmlm("eval", name, "--json").json for name in ("few", "blank"))
+    bits = told["bits_per_char"] * told["chars"]
+
+    assert told["words"] == 5
+    assert told["bits_per_word"] == pytest.approx(bits / 5)
+    assert told["perplexity_per_word"] == pytest.approx(2 ** (bits / 5))
+    assert "5 words, " in lstmlm("eval", "few").out
+    assert (blank["words"], blank["bits_per_word"]) == (0, None)
+
+
+def test_trained_on(lstmlm: Lstmlm, run: Path, text: Path, held_out: Path) -> None:
+    """A text that the model was trained on is said to be one, under any name; other texts are not."""
+    told = lstmlm("eval", "-", "-m", run, "--json", stdin=text.read_bytes())
+
+    assert "was trained on" in lstmlm("eval", text, "-m", run).err
+    assert "was trained on" in told.err
+    assert (told.json["trained_on"], lstmlm("eval", held_out, "--json").json["trained_on"]) == (True, False)
+
+
+def test_a_model_reads_as_it_was_taught(lstmlm: Lstmlm, run: Path, held_out: Path) -> None:
+    """Without --encoding a text is read in the encoding of the model's own text, by line too."""
+    saved = checkpoint.read(run / "best.safetensors")
+    saved.meta["config"]["data"]["encoding"] = "latin-1"
+    checkpoint.write(run / "best.safetensors", saved)
+    Path("latin").write_bytes(held_out.read_text(encoding="utf-8").encode("latin-1"))
+    own, utf8 = lstmlm("eval", "latin", "--json").json, lstmlm("eval", held_out, "--json", "--encoding", "utf-8").json
+    lines = [lstmlm("eval", "--lines", *args).out for args in (("latin",), (held_out, "--encoding", "utf-8"))]
+
+    assert own == pytest.approx(utf8)
+    assert lines[0] == lines[1]
+
+
+@pytest.mark.slow
+def test_dynamic_says_where_its_rate_is_from(lstmlm: Lstmlm, at_home: Path, text: Path) -> None:
+    """--json says whether the rate was chosen on the training text; where that is gone, stderr says so too."""
+    Path("short").write_text("Bob est", encoding="utf-8")
+    here = lstmlm("eval", "short", "--dynamic", "--json").json
+    text.unlink()
+    gone = lstmlm("eval", "short", "--dynamic")
+
+    assert here["dynamic"]["rates_from"] == "training text"
+    assert lstmlm("eval", "short", "--dynamic", "--json").json["dynamic"]["rates_from"] == "default"
+    assert "the rate of --dynamic is the usual one" in gone.err

@@ -94,6 +94,8 @@ def test_chars_without_colour_are_shades(run: Path) -> None:
         ["--lines", "--max-bpc", "2"],
         ["--lines", "--protocol", "cold"],
         ["--chars", "--json"],
+        ["--chars", "-m", "other"],
+        ["--chars", "--no-line-ends"],
     ],
 )
 def test_contradictions_are_usage_errors(arguments: list[str], run: Path) -> None:
@@ -101,13 +103,78 @@ def test_contradictions_are_usage_errors(arguments: list[str], run: Path) -> Non
     assert isinstance(evaluate(run, "text", *arguments).exception, UsageError)
 
 
-def test_no_text_and_no_utf8_are_text_errors(run: Path) -> None:
-    """An empty pipe, and bytes that are no text, named by their place, once the lines before them are scored."""
+def test_no_text_is_a_text_error(run: Path) -> None:
+    """An empty pipe is exit 3."""
     assert isinstance(evaluate(run, "--lines", "-", stdin="").exception, TextError)
-    bad = evaluate(run, "--lines", "-", stdin=b"Bob\n\xff\n")
-    assert isinstance(bad.exception, TextError)
-    assert "standard input at byte 4" in str(bad.exception)
-    assert [line.split("\t")[5:] for line in bad.stdout.splitlines()] == [["text"], ["Bob"]]
+
+
+def test_a_bad_byte_is_an_unknown_character(run: Path) -> None:
+    """It is counted, said once, and the lines after it are scored, from a pipe and from a file."""
+    data = b"Bob\nB\xffb \xfe\nDan\n\xff\n"
+    Path("bad").write_bytes(data)
+    piped, file = evaluate(run, "--lines", "-", stdin=data), evaluate(run, "--lines", "bad")
+    told = [json.loads(line) for line in evaluate(run, "--lines", "bad", "--json").stdout.splitlines()]
+
+    assert piped.stdout == file.stdout
+    assert [line.split("\t")[2] for line in piped.stdout.splitlines()[1:]] == ["0", "2", "0", "1"]
+    assert piped.stdout.splitlines()[2].endswith("\tB\\xffb \\xfe")
+    assert piped.stderr.count("warning") == 1
+    assert "line 2: byte 0xff is not UTF-8" in piped.stderr
+    assert told[1]["text"] == "B\ufffdb \ufffd"
+
+
+def test_bytes_stay_bytes(tmp_path: Path) -> None:
+    """A model of bytes scores every byte as it is, by line and as a whole; --chars shows characters, not bytes."""
+    own = make_run(tmp_path / "runs" / "bytes", byte=True)
+    data = "Bob voit é.\n".encode() + b"\xff\xfe\n"
+    Path("bad").write_bytes(data)
+    piped = evaluate(own, "--lines", "-", "--json", "--state", "carried", stdin=data)
+    whole = json.loads(evaluate(own, "bad", "--json").stdout)
+    found = [json.loads(line) for line in piped.stdout.splitlines()]
+    shown = evaluate(own, "--chars", "bad").stdout.splitlines()
+
+    assert evaluate(own, "--lines", "bad", "--json", "--state", "carried").stdout == piped.stdout
+    assert [line["chars"] for line in found] == [13, 3]
+    assert sum(line["unknown"] for line in found) == 0
+    assert sum(line["bits"] for line in found) == pytest.approx(whole["bits_per_char"] * 16, abs=1e-3)
+    assert piped.stderr.count("warning") == 0
+    assert shown[0] == " Bob voit é."
+    assert len(shown[1].rstrip()) <= len(shown[0])
+
+
+def test_lines_without_line_ends(run: Path) -> None:
+    """--no-line-ends leaves their cost out and nothing else; CRLF and CR alone end lines as LF does."""
+    Path("crlf").write_bytes(b"Bob\r\nAnn ran\r\n")
+    Path("cr").write_bytes(b"Bob\rAnn ran\r")
+    Path("lf").write_bytes(b"Bob\nAnn ran\n")
+    lf, crlf, cr, bare = (
+        [json.loads(line) for line in evaluate(run, "--lines", "--json", *args).stdout.splitlines()]
+        for args in (("lf",), ("crlf",), ("cr",), ("lf", "--no-line-ends"))
+    )
+
+    assert lf == crlf
+    assert [(line["text"], line["chars"]) for line in cr] == [(line["text"], line["chars"]) for line in bare]
+    assert [(line["text"], line["chars"], line["words"]) for line in bare] == [("Bob", 3, 1), ("Ann ran", 7, 2)]
+    assert all(one["bits"] < other["bits"] for one, other in zip(bare, lf, strict=True))
+
+
+def test_lines_by_several_models(run: Path, tmp_path: Path) -> None:
+    """A column a model with its own bits, and the likeliest named; --after is read before every line."""
+    other = make_run(tmp_path / "runs" / "two", byte=True)
+    flags = ("--lines", "text", "-m", str(other), "--after", "Dan ")
+    rows = [line.split("\t") for line in evaluate(run, *flags).stdout.splitlines()]
+    told = [json.loads(line) for line in evaluate(run, *flags, "--json").stdout.splitlines()]
+    alone = [
+        [json.loads(line)["bits"] for line in evaluate(model, "--lines", "text", "--json", "--after", "Dan ").stdout.splitlines()]
+        for model in (run, other)
+    ]
+
+    assert rows[0] == ["line", "chars", str(run), str(other), "likeliest", "text"]
+    for number, (row, one) in enumerate(zip(rows[1:], told, strict=True)):
+        expected = [bits[number] for bits in alone]
+        assert [entry["bits"] for entry in one["models"]] == pytest.approx(expected, abs=1e-4)
+        assert row[2:5] == [*(f"{entry['bits']:.3f}" for entry in one["models"]), one["likeliest"]]
+        assert one["likeliest"] == str((run, other)[expected[1] < expected[0]])
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1", "utf-16"])

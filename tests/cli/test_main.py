@@ -195,7 +195,8 @@ MISTAKES = [
     ("sample -m text.txt", 4, "text.txt"), ("sample -m runs/tex", 4, "runs/text"), ("sample -m .", 4, "runs/text"),
     ("sample runs/text", 2, "runs/text"), ("sample Bob", 2, "Bob"), ("sample --prompt-file none", 3, "none"),
     ("sample --prompt-file runs", 3, "runs"), ("eval none.txt", 3, "none.txt"),
-    ("eval runs/text/best.safetensors", 3, "best.safetensors"),
+    ("eval runs/text/best.safetensors", 2, "Did you mean -m runs/text/best.safetensors?"),
+    ("eval runs/text", 2, "Did you mean -m runs/text?"),
     ("info none", 4, "runs/text"), ("info text.txt", 4, "text.txt"), ("info runs/text/best.safetensor", 4, "best.safetensors"),
 ]  # fmt: skip
 

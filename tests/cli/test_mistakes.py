@@ -54,6 +54,8 @@ MISTAKES = """
 2 | train text.txt --dryrun | train text.txt --dry-run
 2 | train text.txt --printconfig | train text.txt --print-config
 2 | train text.txt --learning-rate 0.1
+2 | train text.txt --accumulate 2 | train text.txt --set train.accumulate=2
+2 | train text.txt --clip=0.5 | train text.txt --set train.clip=0.5
 2 | train text.txt -o new
 2 | train text.txt -qx
 2 | train text.txt --json=yes
@@ -237,7 +239,8 @@ MISTAKES = """
 3 | eval folder
 3 | eval empty.txt
 4 | eval text.txt -m text.txt
-3 | eval runs/text/best.safetensors
+2 | eval runs/text/best.safetensors | eval -m runs/text/best.safetensors
+2 | eval runs/text | eval -m runs/text
 3 | fill --file none.tsv
 3 | fill --file folder
 3 | fill --file text.txt
@@ -325,7 +328,7 @@ def test_mistakes_get_help(lstmlm: Lstmlm, run: Path, code: int, line: str, mend
     assert {path: path.read_bytes() for path in sorted(run.iterdir())} == before
     assert bool(mended) == bool(offers(message)), message
     if mended:
-        typed, offered = shlex.split(mended.replace("=", " ")), map(shlex.split, offers(message))
+        typed, offered = shlex.split(mended.replace("=", " ")), map(shlex.split, offers(message.replace("=", " ")))
         assert any(set(words) <= set(typed) for words in offered), message
         assert lstmlm(*shlex.split(mended), *shlex.split(QUICK.get(mended.split()[0], ""))).code == 0
 

@@ -5,9 +5,11 @@ from typing import Any
 import pytest
 import torch
 
+from lstmlm.api import LanguageModel, Sample
 from lstmlm.cli import sample as sample_command
 from lstmlm.storage import checkpoint
-from tests.cli.conftest import Lstmlm
+from tests.cli.conftest import TEXT, Lstmlm
+from tests.cli.trained import make_run
 
 SOME = ("--length", "20", "--seed", "5")
 
@@ -96,7 +98,7 @@ def test_stop(lstmlm: Lstmlm, run: Path) -> None:
     """A sample ends before the stop text, though its characters come one by one; the first of several texts counts."""
     text = lstmlm("sample", "--length", "60", "--seed", "5", "--json").json["text"]
     stop = text[11:15]
-    told = lstmlm("sample", "--length", "60", "--seed", "5", "--stop", stop, "--stop", "never met", "--json").json
+    told = lstmlm("sample", "--length", "60", "--seed", "5", "--stop", stop, "--stop", "ùùùùùùùùù", "--json").json
 
     assert told["text"] == text[: text.index(stop)]
     assert told["stop"] == "stop"
@@ -106,7 +108,7 @@ def test_stop(lstmlm: Lstmlm, run: Path) -> None:
 def test_almost_stopped(lstmlm: Lstmlm, run: Path) -> None:
     """The beginning of a stop text that does not come whole is written all the same."""
     text = lstmlm("sample", "--length", "30", "--seed", "5", "--json").json["text"]
-    told = lstmlm("sample", "--length", "30", "--seed", "5", "--stop", text[-3:] + "\x00", "--json").json
+    told = lstmlm("sample", "--length", "30", "--seed", "5", "--stop", text[-3:] + "ùùùùùùùùù", "--json").json
 
     assert (told["text"], told["stop"]) == (text, "length")
 
@@ -132,14 +134,17 @@ def test_without_end(lstmlm: Lstmlm, run: Path, ways: tuple[str, ...]) -> None:
 
 
 def test_prompt_file(lstmlm: Lstmlm, run: Path) -> None:
-    """A prompt comes from a file or stdin as it is, line end included; both a prompt and a file are too many."""
+    """A prompt comes from a file or stdin without its last line end, which an option keeps; prompt and file are too many."""
     Path("prompt.txt").write_text("Bob est\n", encoding="utf-8")
     from_file = lstmlm("sample", *SOME, "--prompt-file", "prompt.txt")
-    from_stdin = lstmlm("sample", *SOME, "--prompt-file", "-", stdin=b"Bob est\n")
+    from_stdin = lstmlm("sample", *SOME, "--prompt-file", "-", stdin=b"Bob est\r\n")
+    two = lstmlm("sample", *SOME, "--prompt-file", "-", stdin=b"Bob est\n\n")
+    kept = lstmlm("sample", *SOME, "--prompt-file", "prompt.txt", "--keep-line-end")
 
-    assert from_file.out.startswith("Bob est\n")
-    assert from_file.out == from_stdin.out == lstmlm("sample", *SOME, "--prompt", "Bob est\n").out
+    assert from_file.out == from_stdin.out == lstmlm("sample", *SOME, "--prompt", "Bob est").out
+    assert two.out == kept.out == lstmlm("sample", *SOME, "--prompt", "Bob est\n").out
     assert lstmlm("sample", "--prompt", "a", "--prompt-file", "-").code == 2
+    assert lstmlm("sample", "--prompt", "a", "--keep-line-end").code == 2
 
 
 @pytest.mark.parametrize(("data", "found"), [(b"Bob \xff", "byte 0xff at offset 4"), (None, "No such file")])
@@ -192,6 +197,7 @@ def test_on_unknown(lstmlm: Lstmlm, run: Path) -> None:
     "flags",
     [
         ("--temperature", "nan"), ("--temperature", "-1"), ("--temperature", "inf"), ("--top-p", "nan"), ("--top-p", "1.5"),
+        ("--stop", "\\n"), ("--stop", "Ħ"), ("--lines", "0"),
         ("--top-k", "-1"), ("--seed", "-1"), ("--seed", "9" * 30), ("--length", "-1"), ("-n", "0"), ("--stop", ""),
     ],
 )  # fmt: skip
@@ -257,15 +263,17 @@ def test_prompts(lstmlm: Lstmlm, run: Path) -> None:
 
 
 def test_bad_prompts(lstmlm: Lstmlm, run: Path) -> None:
-    """What is wrong with a line is said with its number, after the answers to those before it; so is a file that is not there."""
-    unknown = lstmlm("sample", "--prompts", "-", *SOME, stdin="Bob\nBob Ħ\n".encode())
-    latin = lstmlm("sample", "--prompts", "-", *SOME, stdin=b"Bob\nAnn\nB\xf6b\n")
+    """A line that cannot be answered gets an error record with its number, the others their answers, and the end is exit 3."""
+    result = lstmlm("sample", "--prompts", "-", *SOME, stdin="Bob\nBob Ħ\nB\udcf6b\nAnn\n".encode("utf-8", "surrogateescape"))
+    records = lines(result.out)
     missing = lstmlm("sample", "--prompts", "asked.txt")
 
-    assert (unknown.code, latin.code, missing.code) == (3, 3, 3)
-    assert (len(lines(unknown.out)), len(lines(latin.out))) == (1, 2)
-    assert "--prompts - line 2: text at character 4" in unknown.err
-    assert "--prompts - line 3: expected UTF-8, found byte 0xf6 at offset 1" in latin.err
+    assert (result.code, missing.code) == (3, 3)
+    assert [record["prompt"] for record in records] == ["Bob", "Bob Ħ", "B\ufffdb", "Ann"]
+    assert ["error" in record for record in records] == [False, True, True, False]
+    assert "--prompts - line 2: text at character 4" in records[1]["error"]
+    assert "--prompts - line 3: expected UTF-8, found byte 0xf6 at offset 1" in result.err
+    assert "expected an answer to 4 lines, found 2 without" in result.err
     assert "No such file" in missing.err
     assert len(lines(lstmlm("sample", "--prompts", "-", *SOME, "--on-unknown", "skip", stdin="Bob Ħ\n".encode()).out)) == 1
     for other in (("--prompt", "a"), ("--prompt-file", "-")):
@@ -289,3 +297,78 @@ def test_next(lstmlm: Lstmlm, run: Path) -> None:
     for flags in (("--temperature", "0.5"), ("-n", "2"), ("--stop", "e"), ("--seed", "1"), ("--greedy",)):
         assert lstmlm("sample", "--next", "4", *flags).code == 2
     assert lstmlm("sample", "--next", "0").code == 2
+
+
+def test_a_backslash_and_an_n(lstmlm: Lstmlm, run: Path) -> None:
+    """A stop text or separator with a backslash and an n asks whether a line end was meant; what cannot be written is exit 2."""
+    refused = lstmlm("sample", "--stop", "\\n", "--length", "0")
+    asked = lstmlm("sample", *SOME, "-n", "2", "--separator", "\\n")
+
+    assert (refused.code, asked.code) == (2, 0)
+    assert "Did you mean a line end, --stop $'\\n'?" in refused.err
+    assert "Did you mean a line end, --separator $'\\n'?" in asked.err
+    assert "\\n" in asked.out
+
+
+def test_items(lstmlm: Lstmlm, run: Path) -> None:
+    """Samples of one line stand in a line each; one that was cut has a mark and is counted; other samples have none."""
+    flags = ("--seed", "5", "-n", "6", "--length", "20")
+    told = lines(lstmlm("sample", *flags, "--lines", "1", "--json").out)
+    by_lines, by_stop = (lstmlm("sample", *flags, *ends) for ends in (("--lines", "1"), ("--stop", "\n")))
+    cut = sum(one["stop"] == "length" for one in told)
+
+    assert cut > 0
+    assert by_lines.out == by_stop.out == "".join(one["text"] + "…" * (one["stop"] == "length") + "\n" for one in told)
+    assert f"{cut} of 6 samples cut at 20 characters, marked …" in by_lines.err
+    assert "…" not in lstmlm("sample", *flags).out
+    assert lstmlm("sample", *flags, "--lines", "1", "--separator", "|").out == by_lines.out[:-1].replace("\n", "|") + "\n"
+    assert lstmlm("sample", "--seed", "5", "--length", "20", "--lines", "1").out.endswith(
+        "…\n" if "…" in by_lines.out.split("\n")[0] else "\n"
+    )
+
+
+@pytest.fixture
+def at_home(run: Path, text: Path) -> Path:
+    """Return a run that knows where its text lies."""
+    saved = checkpoint.read(run / "best.safetensors")
+    saved.meta["corpus"]["sources"] = [str(text)]
+    checkpoint.write(run / "best.safetensors", saved)
+    return run
+
+
+def test_new(lstmlm: Lstmlm, at_home: Path, text: Path) -> None:
+    """--new leaves out what the training text holds, as a whole line where samples are lines, and says when nothing is left."""
+    flags = ("--seed", "5", "-n", "8", "--length", "2")
+    every = [one["text"] for one in lines(lstmlm("sample", *flags, "-n", "40", "--json").out)]
+    some = [one["text"] for one in lines(lstmlm("sample", *flags, "--new", "--json").out)]
+    held = TEXT[: len(TEXT) - len(TEXT) // 10]
+
+    assert some == [one for one in every if one not in held][:8]
+    assert len(some) < len(every)
+    none = lstmlm("sample", "--length", "1", "-n", "2", "--new", "--seed", "1")
+    assert (none.code, none.out) == (1, "")
+    assert "Try a higher --temperature" in none.err
+    assert lstmlm("sample", "--new", "--lines", "2").code == 2
+    text.write_text("other")
+    assert "Leave out --new" in lstmlm("sample", *flags, "--new").err
+
+
+@pytest.mark.parametrize(("stop", "found"), [(["\n"], [True, False, True, False]), ([], [True, True, True, True])])
+def test_what_a_text_holds(at_home: Path, stop: list[str], found: list[bool]) -> None:
+    """A sample that is a line is looked up as a whole one, one that was cut as the beginning of one, any other anywhere."""
+    own = sample_command._Own(LanguageModel.open(at_home), stop, lines=False)
+    asked = [("Ann is there, and Bob is not.", "stop"), ("is there", "stop"), ("Ann is", "length"), ("nn is", "length")]
+
+    assert [own.holds(text, Sample("", 0, 0.0, reason)) for text, reason in asked] == found
+
+
+def test_bytes_are_written_as_they_are(lstmlm: Lstmlm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model of bytes writes into a pipe the bytes that it drew; JSON and terminals get U+FFFD for what is no UTF-8."""
+    make_run(tmp_path / "runs" / "bytes", byte=True)
+    data = "é\n".encode() + b"\xf6\xffb"
+    monkeypatch.setattr("lstmlm.api.generate", lambda *_: (([byte], [1.0]) for byte in data))
+    plain, told = lstmlm("sample", "--length", "5", "-q"), lstmlm("sample", "--length", "5", "--json", "-q")
+
+    assert plain.stdout == data + b"\n"
+    assert told.json["text"] == "é\n\ufffd\ufffdb"
+    assert sample_command._shown("é\udcf6\x1b", terminal=True) == "é\ufffd\\x1b"

@@ -142,3 +142,14 @@ def test_notes_say_what_is_odd(read: Reader, data: bytes, note: str, monkeypatch
 def test_ordinary_text_has_no_notes(read: Reader) -> None:
     """Nothing is said about a text with nothing odd in it."""
     assert read(read.file("naïve text\n" * 40)).notes == []
+
+
+@pytest.mark.parametrize(
+    ("encoding", "data", "text"),
+    [("utf-8", b"a\xd0b\xe2\x82", "a\udcd0b\udce2\udc82"), ("gbk", b"a\xffb", "a\udcffb"), ("cp1252", b"a\x81b", "a\udc81b")],
+)
+def test_bad_bytes_may_be_let_through(encoding: str, data: bytes, text: str) -> None:
+    """With surrogateescape a byte that is no text becomes a character that stands for it alone, at any border of pieces."""
+    source = Source("bytes", None, None)
+    for pieces in ([data], [data[i : i + 1] for i in range(len(data))]):
+        assert "".join(decode(((source, piece) for piece in pieces), encoding, errors="surrogateescape")) == text

@@ -39,7 +39,8 @@ def test_lines_may_come_in_any_groups(
 
     assert [line.number for line in together] == list(range(1, len(LINES) + 1))
     for one, other in zip(together, apart, strict=True):
-        assert (one.text, one.unknown, one.chars) == (other.text, other.unknown, len(one.text))
+        ends = one.text.endswith("\n") and tokenizer is WITHOUT  # what is not known costs nothing
+        assert (one.text, one.unknown, one.chars) == (other.text, other.unknown, len(one.text) - ends)
         assert one.costs == pytest.approx(other.costs, abs=1e-9)
 
 
@@ -88,3 +89,42 @@ def test_a_first_character_without_anything_before_it_is_charged_at_its_frequenc
     assert reset.costs[0] == pytest.approx(frequency)
     assert one.costs[0] == pytest.approx(frequency)
     assert two.costs[0] != pytest.approx(frequency)
+
+
+def test_a_line_end_that_is_not_known_costs_nothing() -> None:
+    """CRLF and CR cost a model of LF no more than they would without what it does not know; within a line CR is unknown."""
+    plain, crlf, cr, within = score(small_model(), WITH_NEWLINE, ["ab\n", "ab\r\n", "ab\r", "a\rb\n"], 4, carried=False)
+    (none,) = score(small_model(), WITHOUT, ["ab\n"], 1, carried=False)
+
+    assert crlf.costs == pytest.approx(plain.costs, abs=1e-9)
+    assert cr.costs == pytest.approx(plain.costs[:2], abs=1e-9)
+    assert (crlf.unknown, cr.unknown, within.unknown, none.unknown) == (0, 0, 1, 0)
+    assert (none.chars, crlf.body, within.body) == (2, "ab", "a\rb")
+
+
+@pytest.mark.parametrize("carried", [False, True])
+def test_line_ends_need_not_be_scored(carried: bool) -> None:
+    """Without line ends every other character costs what it costs with them: they are read all the same."""
+    model, lines = small_model(), ["abc\n", "\n", "jih\r\n", "a"]
+    whole = LineScorer(model, WITH_NEWLINE, COUNTS, carried).score(lines)
+    bare = LineScorer(model, WITH_NEWLINE, COUNTS, carried, line_ends=False).score(lines)
+
+    assert [line.chars for line in bare] == [3, 0, 3, 1]
+    for one, other in zip(whole, bare, strict=True):
+        assert one.costs[: other.chars] == pytest.approx(other.costs, abs=1e-9)
+
+
+@pytest.mark.parametrize("carried", [False, True])
+def test_lines_after_a_text(carried: bool) -> None:
+    """After a text every line, or with the state carried the first one, costs what it costs as that text's continuation."""
+    model = small_model()
+    before = WITH_NEWLINE.encode("cab\nfi")
+    for line, text in zip(
+        LineScorer(model, WITH_NEWLINE, COUNTS, carried, after=before).score(["abc\n", "de\n"]),
+        ("cab\nfiabc\n", "cab\nfiabc\nde\n" if carried else "cab\nfide\n"),
+        strict=True,
+    ):
+        ids = torch.tensor(WITH_NEWLINE.encode(text))
+        given = torch.tensor(WITH_NEWLINE.encode(text[: -len(line.text)]))
+        whole, part = (score_ids(model, one, COUNTS, byte_length=1).nats for one in (ids, given))
+        assert line.bits == pytest.approx((whole - part) / math.log(2), abs=1e-6)

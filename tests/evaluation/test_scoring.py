@@ -330,6 +330,8 @@ def test_a_score_adds_up(protocol: str) -> None:
     expected = first_char(COUNTS, int(ids[0])) + float(scored.nats.sum()) + 3 * math.log(1_114_112)
     assert score.nats == pytest.approx(expected, rel=1e-12)
     assert (score.chars, score.bytes, score.unknown, score.correct) == (63, 90, 3, int(scored.correct.sum()))
+    known = score_ids(model, ids, COUNTS, byte_length=90, protocol=protocol, window=8)
+    assert score.known_bits_per_char == pytest.approx(known.bits_per_char)
 
 
 @pytest.mark.parametrize(("length", "unknown"), [(0, 0), (0, 3), (1, 0)])
@@ -382,3 +384,15 @@ def test_a_text_in_pieces_has_the_score_of_the_whole(
     assert score.nats == pytest.approx(expected.nats, rel=1e-10)
     assert (score.chars, score.bytes, score.unknown) == (516, 600, 5)
     assert score.correct == expected.correct
+
+
+@pytest.mark.parametrize("before", [1, 2, 40])
+def test_a_text_given_another(before: int) -> None:
+    """A text after another one costs what both cost together less what the first costs; its first character is predicted."""
+    model, ids = mindful(), some_ids(120)
+    whole, first = (score_ids(model, part, COUNTS, byte_length=1) for part in (ids, ids[:before]))
+
+    given = score_ids(model, ids[before:], COUNTS, byte_length=1, after=ids[:before])
+
+    assert given.nats == pytest.approx(whole.nats - first.nats, rel=1e-9)
+    assert (given.chars, given.correct) == (120 - before, whole.correct - first.correct)

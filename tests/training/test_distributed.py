@@ -53,7 +53,7 @@ def together(size: int, *flags: str, before: dict[int, Callable[[], None]] | Non
 @pytest.fixture
 def whole() -> dict[str, str]:
     """Return digests of the run that one process makes in two shards."""
-    assert ended(processes.train(*BITS, "--out", "whole", "--accumulate", "2")) == 0, Path("err.txt").read_text()
+    assert ended(processes.train(*BITS, "--out", "whole", "--set", "train.accumulate=2")) == 0, Path("err.txt").read_text()
     return digest(Path("whole"))
 
 
@@ -97,8 +97,8 @@ def test_who_has_joined_may_work_for_hours(monkeypatch: pytest.MonkeyPatch, whol
 @pytest.mark.slow
 def test_four_are_one() -> None:
     """Shards are added in the same order whether one process has all four of them, two have two, or four have one."""
-    assert ended(processes.train(*BITS, "--out", "one", "--accumulate", "4")) == 0
-    assert together(2, *BITS, "--out", "two", "--accumulate", "4") == [0, 0]
+    assert ended(processes.train(*BITS, "--out", "one", "--set", "train.accumulate=4")) == 0
+    assert together(2, *BITS, "--out", "two", "--set", "train.accumulate=4") == [0, 0]
     assert together(4, *BITS, "--out", "four") == [0] * 4
 
     assert digest(Path("one")) == digest(Path("two")) == digest(Path("four"))
@@ -173,7 +173,7 @@ _kill = os.kill
 
 def test_a_mistake_is_said_once() -> None:
     """What the command line does wrong is said by rank 0, and nobody waits for anybody."""
-    assert together(2, *BITS, "--out", "run", "--accumulate", "5") == [2, 2]
+    assert together(2, *BITS, "--out", "run", "--set", "train.accumulate=5") == [2, 2]
     told = Path("err.txt").read_text()
 
     assert told.count("error:") == 1

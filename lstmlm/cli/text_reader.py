@@ -1,0 +1,98 @@
+"""A text to be scored or searched: read once, piece by piece, for all models, and what is found out about it on the way."""
+
+import codecs
+import os
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lstmlm.cli.text_input import standard_input
+from lstmlm.config import run_config
+from lstmlm.data.corpus import fingerprint_of
+from lstmlm.data.decoding import Tally, decode, find_encoding
+from lstmlm.data.sources import find_sources
+from lstmlm.errors import UsageError, printable
+from lstmlm.storage import run_dir
+
+if TYPE_CHECKING:
+    from lstmlm.api import LanguageModel
+
+CHUNK = 1 << 16  # bytes of a line of standard input taken at a time, at most
+
+
+class Text:
+    r"""A text to be scored.
+
+    For models of bytes bytes stay bytes: those that are no UTF-8 come as the characters that stand for them
+    (`surrogateescape`), which the tokenizer takes back. Where there is a model of characters too, the text is decoded, and all
+    read that.
+
+    Args:
+        names: Files, folders, bundled texts, or `-`.
+        models: That are to score it.
+        encoding: What it is written in; None: what the text of the first model of characters was.
+        by_line: A pipe is read line by line, as it comes; and a byte that is no text is an unknown character.
+
+    Attributes:
+        words: How many have been read: what stands between white space.
+        encoding: Of a model of characters; None: bytes are read.
+
+    Raises:
+        TextError: A name leads nowhere; while it is read, as `decode`.
+    """
+
+    def __init__(self, names: Sequence[str], models: "Sequence[LanguageModel]", encoding: str | None, by_line: bool) -> None:
+        own = next((model.config.data.encoding for model in models if model.tokenizer.kind == "char"), None)
+        self.encoding = find_encoding(encoding or own) if own else None
+        self.words = 0
+        self._sources = find_sources(names, run_config.resource_dir("data"))
+        self._by_line = by_line
+        self._live = by_line and list(names) == ["-"]
+        self._tally = Tally()
+
+    def __iter__(self) -> Iterator[str]:
+        raw = ((source, piece) for source in self._sources for piece in (_arriving() if self._live else source.read()))
+        pieces: Iterator[str]
+        if self.encoding is None:
+            pieces = codecs.iterdecode((self._counted(piece) for _, piece in raw), "utf-8", "surrogateescape")
+        else:
+            pieces = decode(raw, self.encoding, self._tally, "surrogateescape" if self._by_line else "strict")
+        inside = False  # a word that may go on
+        for piece in pieces:
+            if piece:
+                self.words += len(piece.split()) - (inside and not piece[0].isspace())
+                inside = not piece[-1].isspace()
+                yield piece
+
+    def _counted(self, raw: bytes) -> bytes:
+        self._tally.add(len(raw), raw)
+        return raw
+
+    @staticmethod
+    def of_model(model: "LanguageModel", texts: "Sequence[Text]") -> bool:
+        """Say whether texts that were read are the whole text that a model was made of, whatever it is called now.
+
+        Args:
+            model: Any.
+            texts: One, of which a part was held back, or one to train on and one to validate by.
+        """
+        own = fingerprint_of([text._tally.digest.hexdigest() for text in texts], sum(model.counts))
+        return bool(model.meta["corpus"].get("fingerprint") == own)
+
+
+def refuse_models(command: str, names: Sequence[str]) -> None:
+    """Refuse a run or a checkpoint where a text is expected.
+
+    Raises:
+        UsageError: With what was meant.
+    """
+    for name in names:
+        if run_dir.is_run(Path(name)) or (name.endswith(run_dir.SUFFIX) and os.path.isfile(name)):
+            shown = printable(name)
+            raise UsageError(f"{command}: expected a text, found the model {shown}. Did you mean -m {shown}?")
+
+
+def _arriving() -> Iterator[bytes]:
+    """Give what comes through standard input line by line, as it comes; a very long line in several pieces."""
+    yield from iter(partial(standard_input("text -").readline, CHUNK), b"")
