@@ -22,10 +22,11 @@ COMMANDS = {
     "fill": "Fill the blanks of a text.",
     "inspect": "Show what the gates do along a text.",
     "info": "Show what a model is.",
+    "export": "Write a model for other programs.",
 }
 OTHER_WORDS = {
     "learn": "train", "generate": "sample", "write": "sample", "score": "eval", "test": "eval", "measure": "eval",
-    "show": "info", "help": "--help", "version": "--version",
+    "show": "info", "convert": "export", "save": "export", "help": "--help", "version": "--version",
 }  # fmt: skip
 """What other programs call it, and people type."""
 

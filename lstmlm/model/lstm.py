@@ -4,6 +4,7 @@
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -225,6 +226,13 @@ def from_torch_order(weight: Tensor) -> Tensor:
     """Return (4S, E) rows or (4S) biases of `nn.LSTM` as (E, 4S) columns or (4S) biases in `GATES` order."""
     blocks = dict(zip(TORCH_ORDER, weight.chunk(4), strict=True))
     return torch.cat([blocks[gate] for gate in GATES]).t().contiguous()
+
+
+def to_order(weight: Tensor, order: Sequence[str]) -> Tensor:
+    """Return (E, 4S) columns or (4S) biases in `GATES` order as (4S, E) rows or (4S) biases in another, such as `TORCH_ORDER`."""
+    blocks = dict(zip(GATES, weight.chunk(4, dim=-1), strict=True))
+    moved = torch.cat([blocks[gate] for gate in order], dim=-1)
+    return moved.t().contiguous() if moved.dim() == 2 else moved
 
 
 @torch.no_grad()

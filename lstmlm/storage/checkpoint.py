@@ -113,12 +113,31 @@ def pack(checkpoint: Checkpoint) -> list[atomic.Bytes]:
     meta = re.sub("[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", meta)
     # The digest's place comes before any text that could hold as many zeros.
     texts = {"format": FORMAT, "sha256": _ZEROS, "kind": checkpoint.kind, "meta": meta}
+    prefix, views = lay_out(texts, checkpoint.tensors)
+    text = prefix[8:]
+    if len(text) > MAX_HEADER and len(checkpoint.meta.get("counts", ())) > 100_000:
+        raise TextError(
+            f"checkpoint: expected a description of at most {MAX_HEADER} bytes, found {len(text)}, with a vocabulary of "
+            f"{len(checkpoint.meta['counts'])} characters in it. Train on bytes: --tokenizer byte."
+        )
+    try:
+        parse(text, sum(map(len, views)))
+    except DamageError as damage:
+        raise ValueError(f"checkpoint: expected {damage.args[0]}, found {damage.args[1]}") from None
+    digest = hashlib.sha256(prefix)
+    for view in views:
+        digest.update(view)
+    return [prefix.replace(_ZEROS.encode(), digest.hexdigest().encode(), 1), *views]
+
+
+def lay_out(texts: dict[str, str], tensors: dict[str, Blob]) -> tuple[bytes, list[memoryview]]:
+    """Return a safetensors file of some texts and tensors: the length of its header and the header, and what follows."""
     header: dict[str, Any] = {"__metadata__": texts}
     # Wide elements first, so that every tensor begins at a multiple of its element's size.
-    names = sorted(checkpoint.tensors, key=lambda name: (-DTYPES[checkpoint.tensors[name].dtype][1], name))
+    names = sorted(tensors, key=lambda name: (-DTYPES[tensors[name].dtype][1], name))
     views, start = [], 0
     for name in names:
-        blob = checkpoint.tensors[name]
+        blob = tensors[name]
         view = memoryview(blob.data).cast("B")
         views.append(view)
         header[name] = {
@@ -129,20 +148,7 @@ def pack(checkpoint: Checkpoint) -> list[atomic.Bytes]:
         start += len(view)
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    if len(text) > MAX_HEADER and len(checkpoint.meta.get("counts", ())) > 100_000:
-        raise TextError(
-            f"checkpoint: expected a description of at most {MAX_HEADER} bytes, found {len(text)}, with a vocabulary of "
-            f"{len(checkpoint.meta['counts'])} characters in it. Train on bytes: --tokenizer byte."
-        )
-    prefix = len(text).to_bytes(8, "little") + text
-    try:
-        parse(text, start)
-    except DamageError as damage:
-        raise ValueError(f"checkpoint: expected {damage.args[0]}, found {damage.args[1]}") from None
-    digest = hashlib.sha256(prefix)
-    for view in views:
-        digest.update(view)
-    return [prefix.replace(_ZEROS.encode(), digest.hexdigest().encode(), 1), *views]
+    return len(text).to_bytes(8, "little") + text, views
 
 
 def read(path: Path, check: Callable[[Header], object] | None = None) -> Checkpoint:

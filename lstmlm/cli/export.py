@@ -1,0 +1,91 @@
+"""The command `lstmlm export`: a model for programs that know nothing of this one."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lstmlm.cli import safe_output
+from lstmlm.cli.options import MODEL, OUTPUT, Json, Quiet, words
+from lstmlm.display.console import Console
+from lstmlm.errors import UsageError, printable
+from lstmlm.storage.header import KINDS
+
+SUFFIXES = {"torch": ".safetensors", "onnx": ".onnx"}
+GROUPS = {MODEL: "-m runs/stories", OUTPUT: "--to onnx --out stories.onnx"}
+RULES = """\
+--to torch writes two files: weights of nn.LSTM, nn.LayerNorm and nn.Linear with the vocabulary in their header, and beside them
+a module of the same name that loads them, reads and writes text with them. It needs torch and safetensors, and lstmlm no more.
+
+--to onnx writes one graph: ids (T, B) and state (B, N) to logits (T, B, V) and state_after (B, N). The empty state is zeros; N,
+the vocabulary and the sizes stand in its metadata as "state" and "model".
+
+Several networks that were trained side by side stay one model, the mean of their probabilities.
+"""
+
+
+def export(
+    target: Annotated[
+        str | None,
+        typer.Argument(metavar="[MODEL]", help="Run folder or .safetensors file.", show_default="newest run below runs/"),
+    ] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(metavar="torch|onnx", callback=words(*SUFFIXES), help="For which program.", rich_help_panel=OUTPUT),
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Where to write it.", show_default="the run's name, in this folder", rich_help_panel=OUTPUT
+        ),
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", metavar="MODEL", help="The same.", rich_help_panel=MODEL)] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a model for other programs: as plain torch weights with a loader, or as an ONNX graph.
+
+    lstmlm export runs/stories --to torch
+
+    lstmlm export runs/stories --to onnx --out web/stories.onnx
+    """
+    if to is None:
+        raise UsageError("export: expected --to torch or --to onnx, found neither.")
+    if target and model and target != model:
+        raise UsageError(f"export: expected one model, found two: {printable(target)} and {printable(model)}. Leave one out.")
+    suffix = SUFFIXES[to]
+    if out is not None and Path(out).suffix != suffix:
+        raise UsageError(f"--out {printable(out)}: expected a name that ends in {suffix}, as --to {to} writes, found another.")
+
+    if to == "onnx":
+        from lstmlm.export import to_onnx
+
+        to_onnx.require()
+    from lstmlm.api import LanguageModel
+    from lstmlm.export import to_torch
+
+    console = Console(quiet=quiet)
+    opened = LanguageModel.open(target or model, device="cpu", report=console.warn)
+    if target is None and model is None:
+        console.say(f"model {printable(str(opened.path))}")
+    own = opened.path.resolve()
+    name = Path(out or f"{own.parent.name if own.stem in KINDS else own.stem}{suffix}")
+    flag = "--out" if out else "export"
+    symbols = getattr(opened.tokenizer, "symbols", None)
+    if to == "onnx":
+        safe_output.refuse_other(flag, str(name), to_onnx.MARK)
+        safe_output.write_bytes(flag, str(name), [to_onnx.graph(opened.network, symbols)], to_onnx.MARK)
+        files = [name]
+    else:
+        loader = name.with_suffix(".py")
+        safe_output.refuse_other(flag, str(name), to_torch.MARK)
+        safe_output.refuse_other(flag, str(loader))
+        safe_output.write_bytes(flag, str(name), to_torch.weights(opened.network, symbols), to_torch.MARK)
+        safe_output.write(flag, str(loader), to_torch.loader(), "# ")
+        files = [name, loader]
+    if json:
+        console.as_json(
+            {"schema": 1, "command": "export", "model": str(opened.path), "to": to, "files": [str(file) for file in files]}
+        )
+    else:
+        console.say(f"wrote {' and '.join(printable(str(file)) for file in files)}")
