@@ -293,6 +293,7 @@ def train(
                 if (smaller.model.hidden or 0) < (config.model.hidden or 0):
                     console.say(f"the machine has become slower, and the run begins again with a smaller network\n{chosen}")
                     view.close()
+                    trainer.close()
                     del trainer  # its memory
                     gc.collect()
                     view, trainer = made(smaller)

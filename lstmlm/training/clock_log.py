@@ -54,11 +54,16 @@ class Times:
             except LstmlmError:
                 self._journal = None  # what is missing from here on is no more than a scale
 
-    def _open(self, size: int) -> None:
+    def close(self) -> None:
+        """Close the file."""
         old, self._journal = self._journal, None
         with contextlib.suppress(LstmlmError, OSError):
             if old is not None:
                 old.close()
+
+    def _open(self, size: int) -> None:
+        self.close()
+        with contextlib.suppress(LstmlmError, OSError):
             self._journal = Journal.open(self._path, size)
 
 

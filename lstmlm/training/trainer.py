@@ -213,6 +213,12 @@ class Trainer:
         if not p.step:
             self.save()
 
+    def close(self) -> None:
+        """Close the journals: another trainer takes over the folder."""
+        for journal in (self._metrics, self._samples, self._times):
+            if journal is not None:
+                journal.close()
+
     def _open_journals(self) -> None:
         for journal in (self._metrics, self._samples):
             if journal is not None:
