@@ -13,7 +13,7 @@ from lstmlm import machine
 from lstmlm.cli import eval_report, text_reader
 from lstmlm.cli.eval_report import Scores
 from lstmlm.cli.options import MACHINE, MODEL, OUTPUT, Device, Encoding, Json, Models, Quiet, Threads, most_bits, words
-from lstmlm.cli.text_input import standard_input, validation_text
+from lstmlm.cli.text_input import open_file, validation_text
 from lstmlm.display.console import Console
 from lstmlm.errors import CheckFailed, TextError, UsageError, printable
 from lstmlm.units import bits, counted
@@ -303,7 +303,7 @@ def _listed(name: str) -> Iterator[str]:
     """
     listed = 0
     try:
-        with contextlib.nullcontext(standard_input("--files-from -")) if name == "-" else open(name, "rb") as lines:
+        with open_file("--files-from", name) as lines:
             for line in lines:
                 if file := os.fsdecode(line.rstrip(b"\r\n")):
                     listed += 1

@@ -1,7 +1,6 @@
 """The command `lstmlm sample`."""
 
 import codecs
-import contextlib
 import os
 import re
 import secrets
@@ -13,7 +12,7 @@ import typer
 
 from lstmlm import machine
 from lstmlm.cli.options import MACHINE, MODEL, OUTPUT, Device, Json, Model, OnUnknown, Quiet, Threads
-from lstmlm.cli.text_input import read_text, standard_input, unknown_rule
+from lstmlm.cli.text_input import open_file, read_text, unknown_rule
 from lstmlm.data.tokenizer import readable
 from lstmlm.display.console import Console, is_terminal, unicode_allowed
 from lstmlm.errors import CheckFailed, TextError, UsageError, printable
@@ -346,7 +345,7 @@ def _lines(name: str) -> "Iterator[tuple[str, str]]":
     """
     shown = f"--prompts {printable(name[:200])}"
     try:
-        with contextlib.nullcontext(standard_input(shown)) if name == "-" else open(name, "rb") as lines:
+        with open_file("--prompts", name) as lines:
             for number, line in enumerate(lines):
                 text = line.removeprefix(b"" if number else codecs.BOM_UTF8).removesuffix(b"\n").removesuffix(b"\r")
                 try:

@@ -1,17 +1,20 @@
 """What several commands ask of what was typed: a word among a few, a text or a small file, characters that the model lacks."""
 
+import contextlib
 import difflib
 import os
 import shlex
+import stat
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from lstmlm.errors import TextError, UsageError, printable
 from lstmlm.units import counted
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from lstmlm.api import LanguageModel
     from lstmlm.data.corpus import Corpus
     from lstmlm.data.tokenizer import OnUnknown
@@ -28,6 +31,22 @@ def standard_input(what: str) -> BinaryIO:
     return sys.stdin.buffer
 
 
+def open_file(flag: str, name: str) -> "AbstractContextManager[BinaryIO]":
+    """Open the file or pipe that a flag names, or standard input for `-`, to be read as bytes.
+
+    Raises:
+        TextError: It is a device: some of them have no end.
+        OSError, ValueError: It cannot be opened.
+    """
+    if name == "-":
+        return contextlib.nullcontext(standard_input(f"{flag} -"))
+    mode = os.stat(name).st_mode
+    if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+        shown = f"{flag} {printable(name[:200])}"
+        raise TextError(f"{shown}: expected a file or a pipe, found a device. Copy what you need of it into a file first.")
+    return open(name, "rb")
+
+
 def read_text(flag: str, name: str) -> str:
     """Return the text of the file that a flag names, or of standard input for `-`; UTF-8, a byte order mark left out.
 
@@ -36,7 +55,8 @@ def read_text(flag: str, name: str) -> str:
     """
     shown = f"{flag} {printable(name[:200])}"
     try:
-        data = standard_input(shown).read() if name == "-" else Path(name).read_bytes()
+        with open_file(flag, name) as file:
+            data = file.read()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise TextError(f"{shown}: expected a file to read, found: {printable(reason)}.") from None

@@ -140,14 +140,13 @@ class LineScorer:
             padded = torch.tensor([rows[index] + [0] * (longest - len(rows[index])) for index in group]).t()
             state = pick(self._state, torch.zeros(len(group), dtype=torch.int64, device=self._state[0].hidden.device))
             padded = padded.to(state[0].hidden.device)
-            parts = []
+            scores = torch.empty(max(0, longest - 1), len(group), dtype=torch.float64)
             step = steps_at_once(len(group), self._model.vocabulary)
             for start in range(0, longest - 1, step):
                 stop = min(start + step, longest - 1)
                 x, y = padded[start:stop], padded[start + 1 : stop + 1]
                 logits, state = self._model(x.contiguous(), state)
-                parts.append(nats(logits, y).double() * bits(1.0))
-            scores = torch.cat(parts).cpu() if parts else torch.empty(0, len(group), dtype=torch.float64)
+                scores[start:stop] = nats(logits, y).double() * bits(1.0)
             for column, index in enumerate(group):
                 own = scores[: max(0, len(rows[index]) - 1), column]
                 if not self._last and rows[index]:

@@ -193,14 +193,17 @@ def _nothing(state: StackState) -> Scored:
 
 
 def _run(model: Network, inputs: Tensor, goals: Tensor, state: StackState) -> Scored:
-    """Score (T, B) characters in pieces that bound memory; both results are (T, B)."""
-    scores, hits = [], []
+    """Score (T, B) characters in pieces that bound memory; both results are (T, B).
+
+    Where they go is allocated first: small ones that stay between large ones that go would keep malloc from using the gaps.
+    """
+    scores, hits = state[0].hidden.new_empty(goals.shape), torch.empty(goals.shape, dtype=torch.bool, device=goals.device)
     step = steps_at_once(inputs.shape[1], model.vocabulary)
-    for x, y in zip(inputs.split(step), goals.split(step), strict=True):
-        logits, state = model(x.contiguous(), state)
-        scores.append(nats(logits, y))
-        hits.append(logits.argmax(-1) == y)
-    return Scored(torch.cat(scores), torch.cat(hits), state)
+    for start in range(0, len(inputs), step):
+        here = slice(start, start + step)
+        logits, state = model(inputs[here].contiguous(), state)
+        scores[here], hits[here] = nats(logits, goals[here]), logits.argmax(-1) == goals[here]
+    return Scored(scores, hits, state)
 
 
 def _parallel(model: Network, ids: Tensor, state: StackState, batch: int, window: int, one_pass: bool) -> Scored:

@@ -22,6 +22,9 @@ FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-pthrea
 FOR_THIS_CPU = (("-march=native",), ("-mcpu=native",), ())
 """Tried in this order: what a compiler calls the machine it runs on differs, and the last always works."""
 
+ENTRIES = ("lstmlm_forward", "lstmlm_generator_new")
+"""One function of each source: what lacks them was made by no compiler of these."""
+
 SECONDS = 120
 """A compiler that takes longer is stopped."""
 
@@ -82,7 +85,8 @@ def _find(kept: Path, key: str) -> ctypes.CDLL | None:
     """Load the shared object of a key from the cache, if it is there and whole."""
     for path in sorted(kept.glob(f"native-{key}-*.so")):
         if _is_ours(path) and path.stem.rpartition("-")[2] == _content_digest(path):
-            return _open(path)
+            with contextlib.suppress(Unavailable):  # whole, and yet no kernel: made anew
+                return _open(path)
     return None
 
 
@@ -196,9 +200,12 @@ def _is_own_group(group: int) -> bool:
 def _open(path: Path) -> ctypes.CDLL:
     """Load a shared object; `CDLL` lets other Python threads run during its calls."""
     try:
-        return ctypes.CDLL(str(path.absolute()))  # a name without a slash would be looked for elsewhere
-    except OSError as error:
+        shared = ctypes.CDLL(str(path.absolute()))  # a name without a slash would be looked for elsewhere
+        for name in ENTRIES:
+            getattr(shared, name)
+    except (OSError, AttributeError) as error:
         raise Unavailable(f"the compiled kernel cannot be loaded: {error}") from None
+    return shared
 
 
 def _source_bytes() -> bytes:

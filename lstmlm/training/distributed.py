@@ -12,6 +12,7 @@ import json
 import math
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,6 +24,7 @@ from lstmlm.storage.checkpoint import Blob, Checkpoint
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.distributed import Store
 
 JOINING = timedelta(minutes=5)  # torchrun starts all at once; where it was killed meanwhile, nobody else ends those that wait
 WAIT = timedelta(hours=24)  # one may read a text of any size while the others wait; that a process has died is seen at once
@@ -334,12 +336,42 @@ def joined() -> Iterator[ProcessGroup]:
         return
     import torch.distributed as dist
     from torch.distributed.distributed_c10d import _set_pg_timeout
+    from torch.distributed.rendezvous import rendezvous
 
     with _reaching():
-        dist.init_process_group(timeout=JOINING)  # gloo for the CPU's tensors, NCCL for a GPU's
+        store, rank, size = next(rendezvous("env://", timeout=JOINING))
+        store = dist.PrefixStore(_attempt(store, rank, size), store)
+        # gloo for the CPU's tensors, NCCL for a GPU's
+        dist.init_process_group(store=store, rank=rank, world_size=size, timeout=JOINING)
         _set_pg_timeout(WAIT)
     yield group
     dist.destroy_process_group()  # not after an error: whoever waits for this process sees its end
+
+
+def _attempt(store: "Store", rank: int, size: int) -> str:
+    """Agree on a name for this start of the processes, under which they find each other and nobody else.
+
+    torchrun's agent keeps its store when it starts them again, with the addresses of those that are dead. So rank 0 draws a name
+    and waits until all have answered to it with one of their own; a name is known to be new by the answer that is in its list.
+
+    Raises:
+        RuntimeError: They have not all come in time.
+    """
+    own, deadline = os.urandom(8).hex(), time.monotonic() + JOINING.total_seconds()
+    if rank == 0:
+        store.set("lstmlm", own)
+        answers = [store.get(f"lstmlm {own} {other}").decode() for other in range(1, size)]
+        store.set(f"lstmlm {own}", " ".join(["", *answers]))
+        return own
+    while time.monotonic() < deadline:
+        name = store.get("lstmlm").decode()
+        store.set(f"lstmlm {name} {rank}", own)
+        with contextlib.suppress(RuntimeError):  # not yet, or never
+            store.wait([f"lstmlm {name}"], timedelta(seconds=1))
+            if own in store.get(f"lstmlm {name}").decode():
+                return name
+            time.sleep(0.05)
+    raise RuntimeError("timed out")
 
 
 @contextlib.contextmanager

@@ -148,7 +148,7 @@ def main() -> None:
             if found := race(count, whole["new"]):
                 wrong.append(f"{count} at once: {found}")
                 print(wrong[-1], flush=True)
-        print(f"{asked.cases} disturbed runs and {len(asked.races)} races, calls {calls}: {len(wrong)} not as they should be")
+        print(f"calls: {calls}\n{asked.cases} disturbed runs and {len(asked.races)} races: {len(wrong)} not as they should be")
         os.chdir(ROOT)
     sys.exit(bool(wrong))
 

@@ -60,3 +60,17 @@ def test_a_run_is_resumed_from_its_configuration(lstmlm: Lstmlm, text: Path, kin
 
     assert result.code in (2, 4), result.err
     assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize("device", ["/dev/zero", "/dev/full"])
+@pytest.mark.parametrize(
+    "line",
+    ["sample --prompt-file", "sample --prompts", "eval --files-from", "fill --file", "fill ____ob --choices", "inspect --file"],
+)
+def test_what_a_flag_reads_is_no_device(lstmlm: Lstmlm, line: str, device: str) -> None:
+    """Exit 3 before a byte is read of what has no end."""
+    make_run(Path("run"))
+    result = lstmlm(*line.split(), device, "-m", "run")
+
+    assert result.code == 3, result.err
+    assert "expected a file or a pipe, found a device" in result.err

@@ -3,13 +3,18 @@
 import math
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from lstmlm.config.run_config import ModelConfig
+from lstmlm.data.tokenizer import CharTokenizer
 from lstmlm.evaluation import scoring
+from lstmlm.evaluation.per_line import LineScorer
 from lstmlm.evaluation.scoring import Score, Scored, Scorer, cold, first_char, score_ids, warm
+from lstmlm.kernels.eager import EagerKernel
 from lstmlm.model import char_lm
 from lstmlm.model.cell import LSTMState
 from lstmlm.model.char_lm import CharLM, StackState
@@ -396,3 +401,31 @@ def test_a_text_given_another(before: int) -> None:
 
     assert given.nats == pytest.approx(whole.nats - first.nats, rel=1e-9)
     assert (given.chars, given.correct) == (120 - before, whole.correct - first.correct)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="Linux says how much memory a process holds")
+@pytest.mark.parametrize("how", ["warm", "cold", "lines"])
+def test_many_symbols_take_bounded_memory(how: str) -> None:
+    """With tens of thousands of symbols, memory does not grow with the length of what is scored."""
+    tokenizer = CharTokenizer("".join(map(chr, range(0x4E00, 0x9C00))))
+    symbols = len(tokenizer)
+    model = CharLM(ModelConfig(hidden=2, layers=1, dropout=0.0), symbols, EagerKernel()).eval()
+
+    def held() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    def score(n: int) -> None:
+        ids = torch.arange(n) * 17 % symbols
+        if how == "warm":
+            warm(model, ids)
+        elif how == "cold":
+            cold(model, ids, 8, batch=8)
+        else:
+            lines = [tokenizer.decode(row.tolist()) for row in ids.split(100)]
+            LineScorer(model, tokenizer, [1] * symbols).score(lines)
+
+    score(300)
+    before = held()
+    score(3000)
+
+    assert held() - before < 50 << 20

@@ -20,6 +20,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (sources / "native.c").write_text(f'#include "answer.h"\n{exported} int answer(void) {{ return ANSWER; }}\n')
     (sources / "answer.h").write_text("#define ANSWER 42\n")
     monkeypatch.setattr(build, "SOURCES", sources)
+    monkeypatch.setattr(build, "ENTRIES", ("answer",))
     monkeypatch.setenv("LSTMLM_CACHE", str(tmp_path / "cache"))
     try:
         build.find_compiler()
@@ -97,6 +98,39 @@ def test_damaged_file_is_made_anew(cache: Path, damage: str, monkeypatch: pytest
 
     assert build.library().answer() == 42
     assert compilations
+
+
+@pytest.mark.parametrize("content", ["another library", "no library"])
+def test_what_is_no_kernel_is_made_anew(cache: Path, content: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file with the right name and digest that cannot be used as the kernel counts as none, and compiling goes on."""
+    build.library()
+    (first,) = kept(cache)
+    other = build.SOURCES / "other.so"
+    if content == "another library":
+        (build.SOURCES / "other.c").write_text("int other;\n")
+        subprocess.run(
+            [*build.find_compiler()[0], "-shared", "-fPIC", str(build.SOURCES / "other.c"), "-o", str(other)], check=True
+        )
+        (build.SOURCES / "other.c").unlink()
+    else:
+        other.write_bytes(b"text")
+    key, digest = first.stem.split("-")[1], build._content_digest(other)
+    first.unlink()
+    planted = cache / f"native-{key}-{digest}.so"
+    planted.write_bytes(other.read_bytes())
+    assert build.cached() is None
+    compilations = count_compilations(monkeypatch)
+
+    assert [build.library().answer() for _ in range(2)] == [42, 42]
+    assert len(compilations) == 1
+
+
+def test_a_compiler_of_something_else(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a compiler makes without the functions of the sources is refused with a reason, and not kept in use."""
+    monkeypatch.setattr(build, "ENTRIES", ("answer", "question"))
+
+    with pytest.raises(Unavailable, match="question"):
+        build.library()
 
 
 def test_read_only_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +261,8 @@ def test_processes_compiling_at_once(cache: Path) -> None:
     program = (
         "import sys; from importlib.util import module_from_spec, spec_from_file_location; from pathlib import Path\n"
         "spec = spec_from_file_location('build', sys.argv[1]); build = module_from_spec(spec)\n"  # without torch
-        "spec.loader.exec_module(build); build.SOURCES = Path(sys.argv[2]); assert build.library().answer() == 42"
+        "spec.loader.exec_module(build); build.SOURCES, build.ENTRIES = Path(sys.argv[2]), ('answer',)\n"
+        "assert build.library().answer() == 42"
     )
     command = [sys.executable, "-c", program, build.__file__, str(build.SOURCES)]
     processes = [subprocess.Popen(command, env={**os.environ, "LSTMLM_CACHE": str(cache)}) for _ in range(4)]

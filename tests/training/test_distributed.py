@@ -5,6 +5,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed import TCPStore
 
 from lstmlm.cli import corpora
 from lstmlm.errors import UsageError
@@ -235,3 +237,24 @@ def test_job() -> None:
     assert own == job({"TORCHELASTIC_RUN_ID": "none"})
     assert own is not None
     assert str(os.getppid()) in own
+
+
+def test_who_is_started_again_meets_nobody_dead() -> None:
+    """All of one start agree on a name that no earlier one had, though the store of torchrun's agent still holds theirs."""
+    server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    server.set("lstmlm", "dead")
+    server.set("lstmlm dead", " of-one of-two")
+    server.set("lstmlm dead 1", "of-one")
+
+    def attempt(rank: int) -> str:
+        time.sleep(0.0 if rank else 0.4)  # the first comes last: until then the others know only the dead one's name
+        return distributed._attempt(TCPStore("127.0.0.1", server.port), rank, 3)
+
+    names = []
+    for _ in range(2):
+        with ThreadPoolExecutor(3) as pool:
+            names.append(set(pool.map(attempt, range(3))))
+
+    assert [len(each) for each in names] == [1, 1]
+    assert names[0] != names[1]
+    assert "dead" not in names[0] | names[1]
