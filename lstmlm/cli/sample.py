@@ -275,7 +275,7 @@ def sample(
         console.result(_shown(echo, live), end="", flush=live)
         for _, piece, end in pieces:
             cut += ends and end is not None and end.stop == "length"
-            console.result(_shown(piece, live), end="", flush=live)
+            console.result(_shown(piece, live), end="", flush=live or "\n" in piece)  # a pipe's reader sees every line at once
         console.result(mark if cut else "")
     else:
         between = separator if separator is not None else "\n" if lines == 1 or "\n" in (stop or []) else "\n\n"

@@ -1,6 +1,7 @@
 import gzip
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -350,6 +351,17 @@ def test_several_models(lstmlm: Lstmlm, run: Path, other: Path, held_out: Path) 
         [*(f"{each:.3f}" for each in bits), str(told["models"][0]["chars"]), str(run), str(held_out)],
         ["error", "error", "0", "error", "missing"],
     ]
+
+
+def test_no_model_is_likelier(lstmlm: Lstmlm, run: Path) -> None:
+    """A text that costs several models alike, of characters that none knows, is said to be nobody's."""
+    shutil.copytree(run, "runs/same")
+    Path("odd").write_text("ĦĦ", encoding="utf-8")
+    both = ("odd", "-m", run, "-m", "runs/same")
+
+    assert lstmlm("eval", *both, "--json").json["likeliest"] is None
+    assert lstmlm("eval", *both).out.splitlines()[-1] == "likeliest: none, it costs several alike"
+    assert lstmlm("eval", "--lines", *both).out.splitlines()[1].split("\t")[4] == "-"
 
 
 def test_after(lstmlm: Lstmlm, run: Path) -> None:

@@ -372,3 +372,17 @@ def test_bytes_are_written_as_they_are(lstmlm: Lstmlm, tmp_path: Path, monkeypat
     assert plain.stdout == data + b"\n"
     assert told.json["text"] == "é\n\ufffd\ufffdb"
     assert sample_command._shown("é\udcf6\x1b", terminal=True) == "é\ufffd\\x1b"
+
+
+def test_a_pipe_gets_every_line_at_once(lstmlm: Lstmlm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written into a pipe is there at the end of each line, not when some buffer is full."""
+    make_run(tmp_path / "runs" / "bytes", byte=True)
+    monkeypatch.setattr("lstmlm.api.generate", lambda *_: (([byte], [1.0]) for byte in b"Bob\nis\nhere"))
+    written: list[tuple[str, bool]] = []
+    monkeypatch.setattr(
+        "lstmlm.display.console.Console.result", lambda _, text, end="\n", flush=False: written.append((text + end, flush))
+    )
+    lstmlm("sample", "--length", "10", "-q")
+
+    assert "".join(text for text, _ in written) == "Bob\nis\nher\n"
+    assert [text for text, flush in written if flush] == ["\n", "\n"]
