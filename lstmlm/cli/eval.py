@@ -409,7 +409,7 @@ class _Scoring:
             name: Scores(
                 score,
                 text.words if text else len(own.split()),
-                text is not None and text_reader.Text.of_model(model, [text]),
+                text is not None and text.trained_on(model),
                 learnt,
                 rates,
                 chosen,
