@@ -282,8 +282,8 @@ def _score_files(console: Console, scoring: "_Scoring", listed: str, max_bpc: fl
             console.as_json({"file": name, **scoring.as_dict(found)}, flush=True)
         elif several:
             cells = [f"{bits(one.score.nats):.3f}" for one in found.values()]
-            best = printable(eval_report.likeliest(found))
-            console.result("\t".join([*cells, str(first.chars), best, printable(name)]), flush=True)
+            best = eval_report.likeliest(_costs(found))
+            console.result("\t".join([*cells, str(first.chars), printable(best or "-"), printable(name)]), flush=True)
         else:
             console.result(f"{first.bits_per_char:.4f}\t{first.chars}\t{printable(name)}", flush=True)
         if max_bpc is not None and not first.bits_per_char <= max_bpc:
@@ -330,6 +330,10 @@ def _say_trained_on(console: Console, texts: Sequence[str], found: "dict[str, Sc
         if scores.trained_on:
             what = "the text" if texts[0] == "-" or len(texts) > 1 else printable(texts[0])
             console.warn(f"{what} is what {printable(name)} was trained on: its score tells little of other texts.")
+
+
+def _costs(found: dict[str, Scores]) -> dict[str, float]:
+    return {name: scores.score.nats for name, scores in found.items()}
 
 
 @dataclass(frozen=True)
@@ -405,7 +409,7 @@ class _Scoring:
             name: Scores(
                 score,
                 text.words if text else len(own.split()),
-                text is not None and text_reader.Text.of_model(model, [text]),
+                text is not None and text.trained_on(model),
                 learnt,
                 rates,
                 chosen,
@@ -420,7 +424,7 @@ class _Scoring:
         if len(dicts) == 1:
             return {"schema": 1, "command": "eval", **next(iter(dicts.values()))}
         each = [{"model": name, **facts} for name, facts in dicts.items()]
-        return {"schema": 1, "command": "eval", "likeliest": eval_report.likeliest(found), "models": each}
+        return {"schema": 1, "command": "eval", "likeliest": eval_report.likeliest(_costs(found)), "models": each}
 
 
 def _evaluator(model: "LanguageModel", corpus: "Corpus | None") -> "tuple[DynamicEvaluator, Rates, bool]":

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lstmlm.cli.eval_report import likeliest
 from lstmlm.cli.text_input import statistics_text
 from lstmlm.cli.text_reader import Text
 from lstmlm.data.tokenizer import readable
@@ -94,8 +95,8 @@ def _rate(found: "Sequence[Line]") -> float:
     return min(found, key=lambda line: line.bits).bits_per_char
 
 
-def _likeliest(names: Sequence[str], found: "Sequence[Line]") -> str:
-    return min(zip(names, found, strict=True), key=lambda pair: pair[1].bits)[0]
+def _likeliest(names: Sequence[str], found: "Sequence[Line]") -> str | None:
+    return likeliest(dict(zip(names, (line.bits for line in found), strict=True)))
 
 
 def _cells(names: Sequence[str], found: "Sequence[Line]") -> list[str]:
@@ -103,7 +104,7 @@ def _cells(names: Sequence[str], found: "Sequence[Line]") -> list[str]:
     line = found[0]
     if len(found) == 1:
         return [str(line.number), str(line.chars), str(line.unknown), f"{line.bits:.3f}", f"{line.bits_per_char:.4f}"]
-    return [str(line.number), str(line.chars), *(f"{one.bits:.3f}" for one in found), _likeliest(names, found)]
+    return [str(line.number), str(line.chars), *(f"{one.bits:.3f}" for one in found), _likeliest(names, found) or "-"]
 
 
 def _as_dict(names: Sequence[str], found: "Sequence[Line]", how: How) -> dict[str, object]:

@@ -1,6 +1,7 @@
 """What `lstmlm eval` says of a text: its score, and what stands beside it."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -104,21 +105,24 @@ def as_dict(scores: Scores, protocol: str, window: int) -> dict[str, object]:
     }
 
 
-def likeliest(found: dict[str, Scores]) -> str:
-    """Return the model to which a text takes the fewest bits: characters and bytes alike, unknown ones charged."""
-    return min(found, key=lambda name: found[name].score.nats)
+def likeliest(costs: Mapping[str, float]) -> str | None:
+    """Return the model to which a text costs least, in all: characters and bytes alike. None: to several alike."""
+    least = min(costs.values())
+    found = [name for name, cost in costs.items() if cost == least]
+    return found[0] if len(found) == 1 else None
 
 
 def show_models(console: Console, found: dict[str, Scores]) -> None:
     """Print a row for each model, and which of them is the likeliest to have written the text."""
-    best = likeliest(found)
-    least = found[best].score.nats
+    costs = {name: bits(one.score.nats) for name, one in found.items()}
+    best, least = likeliest(costs), min(costs.values())
     rows = [
-        (name, bits(one.score.nats), one.score.bits_per_char, one.score.unknown, f"+{bits(one.score.nats - least):.2f}")
+        (name, costs[name], one.score.bits_per_char, one.score.unknown, f"+{costs[name] - least:.2f}")
         for name, one in found.items()
     ]
-    console.table(rows, ("model", "bits of the text", "bits/char", "unknown", "worse by"), best=list(found).index(best))
-    console.result(f"likeliest: {printable(best)}")
+    headers = ("model", "bits of the text", "bits/char", "unknown", "worse by")
+    console.table(rows, headers, best=list(found).index(best) if best else None)
+    console.result(f"likeliest: {printable(best) if best else 'none, it costs several alike'}")
 
 
 def show(console: Console, scores: Scores, protocol: str, window: int) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from lstmlm.cli import safe_output
-from lstmlm.cli.options import MODEL, OUTPUT, Json, Quiet, words
+from lstmlm.cli.options import MODEL, OUTPUT, Json, ModelAgain, ModelArgument, Quiet, one_model, words
 from lstmlm.display.console import Console
 from lstmlm.errors import UsageError, printable
 from lstmlm.storage.header import KINDS
@@ -25,10 +25,7 @@ Several networks that were trained side by side stay one model, the mean of thei
 
 
 def export(
-    target: Annotated[
-        str | None,
-        typer.Argument(metavar="[MODEL]", help="Run folder or .safetensors file.", show_default="newest run below runs/"),
-    ] = None,
+    target: ModelArgument = None,
     to: Annotated[
         str | None,
         typer.Option(metavar="torch|onnx", callback=words(*SUFFIXES), help="For which program.", rich_help_panel=OUTPUT),
@@ -39,7 +36,7 @@ def export(
             metavar="FILE", help="Where to write it.", show_default="the run's name, in this folder", rich_help_panel=OUTPUT
         ),
     ] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", metavar="MODEL", help="The same.", rich_help_panel=MODEL)] = None,
+    model: ModelAgain = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -51,8 +48,7 @@ def export(
     """
     if to is None:
         raise UsageError("export: expected --to torch or --to onnx, found neither.")
-    if target and model and target != model:
-        raise UsageError(f"export: expected one model, found two: {printable(target)} and {printable(model)}. Leave one out.")
+    model = one_model("export", target, model)
     suffix = SUFFIXES[to]
     if out is not None and Path(out).suffix != suffix:
         raise UsageError(f"--out {printable(out)}: expected a name that ends in {suffix}, as --to {to} writes, found another.")
@@ -65,8 +61,8 @@ def export(
     from lstmlm.export import to_torch
 
     console = Console(quiet=quiet)
-    opened = LanguageModel.open(target or model, device="cpu", report=console.warn)
-    if target is None and model is None:
+    opened = LanguageModel.open(model, device="cpu", report=console.warn)
+    if model is None:
         console.say(f"model {printable(str(opened.path))}")
     own = opened.path.resolve()
     name = Path(out or f"{own.parent.name if own.stem in KINDS else own.stem}{suffix}")

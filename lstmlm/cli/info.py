@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lstmlm.cli import safe_output
-from lstmlm.cli.options import OUTPUT, Json, Quiet
+from lstmlm.cli.options import MODEL, OUTPUT, Json, ModelAgain, ModelArgument, Quiet, one_model
 from lstmlm.display.console import Console
-from lstmlm.errors import UsageError, printable
+from lstmlm.errors import printable
 from lstmlm.units import bits
 
 if TYPE_CHECKING:
@@ -17,17 +17,12 @@ if TYPE_CHECKING:
     from lstmlm.storage.header import Header
 
 
-GROUPS = {"Checks and pictures": "--verify", OUTPUT: "--json -q"}
+GROUPS = {MODEL: "-m runs/stories", "Checks and pictures": "--verify", OUTPUT: "--json -q"}
 
 
 def info(
-    target: Annotated[
-        str | None,
-        typer.Argument(metavar="[MODEL]", help="Run folder or .safetensors file.", show_default="newest run below runs/"),
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", metavar="MODEL", help="The same.", rich_help_panel="Checks and pictures")
-    ] = None,
+    target: ModelArgument = None,
+    model: ModelAgain = None,
     verify: Annotated[
         bool,
         typer.Option("--verify", help="Check every checkpoint of the run, byte by byte.", rich_help_panel="Checks and pictures"),
@@ -49,15 +44,14 @@ def info(
 
     lstmlm info --verify
     """
-    if target and model and target != model:
-        raise UsageError(f"info: expected one model, found two: {printable(target)} and {printable(model)}. Leave one out.")
+    name = one_model("info", target, model)
     safe_output.refuse_other("--svg", svg)
 
     from lstmlm.config import run_config
     from lstmlm.data.saved_model import note, parts
     from lstmlm.storage import checkpoint, run_dir
 
-    console, name = Console(quiet=quiet), target or model
+    console = Console(quiet=quiet)
     if verify:
         verified = [str(path) for path in run_dir.candidates(name) if checkpoint.read(path)]  # read checks every byte
         if json:

@@ -7,11 +7,24 @@ from typing import Annotated, Any
 import typer
 
 from lstmlm.cli.text_input import one_of
-from lstmlm.errors import UsageError
+from lstmlm.errors import UsageError, printable
 from lstmlm.model import devices
 
 MODEL, MACHINE, OUTPUT = "Model", "Machine", "Output"
 """Headings of `--help` that most commands have."""
+
+
+def one_model(command: str, argument: str | None, option: str | None) -> str | None:
+    """Return the model that a command's argument or its -m names; None: neither does.
+
+    Raises:
+        UsageError: They name two.
+    """
+    if argument and option and argument != option:
+        raise UsageError(
+            f"{command}: expected one model, found two: {printable(argument)} and {printable(option)}. Leave one out."
+        )
+    return argument or option
 
 
 def words(*known: str) -> Callable[[typer.CallbackParam, str | None], str | None]:
@@ -60,6 +73,11 @@ def _encoding(given: str | None) -> str | None:
     return given
 
 
+ModelArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="[MODEL]", help="Run folder or .safetensors file.", show_default="newest run below runs/"),
+]
+ModelAgain = Annotated[str | None, typer.Option("--model", "-m", metavar="MODEL", help="The same.", rich_help_panel=MODEL)]
 Model = Annotated[
     str | None,
     typer.Option(

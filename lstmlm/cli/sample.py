@@ -185,11 +185,6 @@ def sample(
             "--next draws nothing, and shows the network's own probabilities: expected no --temperature, --top-k, --top-p, "
             "--greedy, --seed, --stop, --lines, --new or -n, found one. Leave it out."
         )
-    text = prompt or ""
-    if prompt_file is not None:
-        text = read_text("--prompt-file", prompt_file)
-        if not keep_line_end and text.endswith("\n"):  # of `echo`, or an editor: nobody means it
-            text = text[:-1].removesuffix("\r")
 
     with freeze_gc():
         from lstmlm.api import LanguageModel
@@ -200,6 +195,12 @@ def sample(
     first_seed = seed if seed is not None else secrets.randbelow(2**31)
     if model is None:
         console.say(f"model {printable(str(opened.path))}")
+    text = prompt or ""
+    bytes_ = "surrogateescape" if opened.tokenizer.kind == "byte" else "strict"
+    if prompt_file is not None:
+        text = read_text("--prompt-file", prompt_file, bytes_)
+        if not keep_line_end and text.endswith("\n"):  # of `echo`, or an editor: nobody means it
+            text = text[:-1].removesuffix("\r")
     how = Sampling(temperature, top_k, top_p, greedy, exact)
     together, rule = DRAWN_TOGETHER[opened.device], unknown_rule(on_unknown)
     most = length if length is not None else DEFAULT_LENGTH * (lines or 1)
@@ -240,7 +241,7 @@ def sample(
         """Write the JSON lines of a prompt."""
         if next_ is not None:
             likeliest = opened.next(text, next_, on_unknown=rule)
-            print_json({"prompt": text, "next": [{"text": symbol, "probability": p} for symbol, p in likeliest]})
+            print_json({"prompt": readable(text), "next": [{"text": symbol, "probability": p} for symbol, p in likeliest]})
             return
         for written, end in finished(text, pieces or drawn(text, 0, min(together, count))):
             print_json(
@@ -262,7 +263,7 @@ def sample(
     if seed is None and not greedy and next_ is None:
         console.say(f"seed {first_seed}")
     if prompts is not None:
-        _answer_all(console, prompts, answer, print_json)
+        _answer_all(console, prompts, bytes_, answer, print_json)
         return
     if json:
         answer(text, pieces)
@@ -274,7 +275,7 @@ def sample(
         console.result(_shown(echo, live), end="", flush=live)
         for _, piece, end in pieces:
             cut += ends and end is not None and end.stop == "length"
-            console.result(_shown(piece, live), end="", flush=live)
+            console.result(_shown(piece, live), end="", flush=live or "\n" in piece)  # a pipe's reader sees every line at once
         console.result(mark if cut else "")
     else:
         between = separator if separator is not None else "\n" if lines == 1 or "\n" in (stop or []) else "\n\n"
@@ -313,7 +314,11 @@ class _Own:
 
 
 def _answer_all(
-    console: Console, prompts: str, answer: "Callable[[str], None]", print_json: "Callable[[dict[str, object]], None]"
+    console: Console,
+    prompts: str,
+    errors: str,
+    answer: "Callable[[str], None]",
+    print_json: "Callable[[dict[str, object]], None]",
 ) -> None:
     """Answer each line of a file or pipe as it comes; one that cannot be answered gets an error record, and the others go on.
 
@@ -322,7 +327,7 @@ def _answer_all(
     """
     failed = 0
     number = 0
-    for number, (line, problem) in enumerate(_lines(prompts), start=1):
+    for number, (line, problem) in enumerate(_lines(prompts, errors), start=1):
         try:
             if problem:
                 raise TextError(problem)
@@ -330,14 +335,14 @@ def _answer_all(
         except (TextError, CheckFailed) as error:
             failed += 1
             said = TextError(f"--prompts {printable(prompts[:200])} line {number}: {error}")
-            print_json({"prompt": line, "error": str(said)})
+            print_json({"prompt": readable(line), "error": str(said)})
             console.error(said)
     if failed:
         asked = f"--prompts {printable(prompts[:200])}"
         raise TextError(f"{asked}: expected an answer to {counted(number, 'line')}, found {failed} without; see above.")
 
 
-def _lines(name: str) -> "Iterator[tuple[str, str]]":
+def _lines(name: str, errors: str) -> "Iterator[tuple[str, str]]":
     """Give the lines of a file, or of standard input as they come, without their ends; each with what is wrong with it, if any.
 
     Raises:
@@ -349,7 +354,7 @@ def _lines(name: str) -> "Iterator[tuple[str, str]]":
             for number, line in enumerate(lines):
                 text = line.removeprefix(b"" if number else codecs.BOM_UTF8).removesuffix(b"\n").removesuffix(b"\r")
                 try:
-                    yield text.decode(), ""
+                    yield text.decode("utf-8", errors), ""
                 except UnicodeDecodeError as error:
                     found = f"byte {text[error.start]:#04x} at offset {error.start}"
                     yield text.decode("utf-8", "replace"), f"expected UTF-8, found {found}. Write it as UTF-8."

@@ -47,8 +47,10 @@ def open_file(flag: str, name: str) -> "AbstractContextManager[BinaryIO]":
     return open(name, "rb")
 
 
-def read_text(flag: str, name: str) -> str:
+def read_text(flag: str, name: str, errors: str = "strict") -> str:
     """Return the text of the file that a flag names, or of standard input for `-`; UTF-8, a byte order mark left out.
+
+    With `surrogateescape`, for a model of bytes, what is no UTF-8 comes as the characters that stand for its bytes.
 
     Raises:
         TextError: It cannot be read, or is not UTF-8.
@@ -61,7 +63,7 @@ def read_text(flag: str, name: str) -> str:
         reason = getattr(error, "strerror", None) or str(error)
         raise TextError(f"{shown}: expected a file to read, found: {printable(reason)}.") from None
     try:
-        return data.decode("utf-8-sig")
+        return data.decode("utf-8-sig", errors)
     except UnicodeDecodeError as error:
         byte = data[error.start]
         raise TextError(f"{shown}: expected UTF-8, found byte {byte:#04x} at offset {error.start}.") from None

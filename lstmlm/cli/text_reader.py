@@ -1,6 +1,7 @@
 """A text to be scored or searched: read once, piece by piece, for all models, and what is found out about it on the way."""
 
 import codecs
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -68,6 +69,18 @@ class Text:
     def _counted(self, raw: bytes) -> bytes:
         self._tally.add(len(raw), raw)
         return raw
+
+    def trained_on(self, model: "LanguageModel") -> bool:
+        """Say, once it is read, whether a model was trained on it, or on a file of it as it is now."""
+        named = model.meta["corpus"].get("sources")
+        files = set()
+        for name in named if isinstance(named, list) else []:
+            with contextlib.suppress(OSError, ValueError):  # it is gone, or a stranger's file names what cannot be a name
+                status = os.stat(str(name))
+                files.add((status.st_dev, status.st_ino))
+        return self.of_model(model, [self]) or any(
+            one.identity is not None and one.identity[:2] in files for one in self._sources
+        )
 
     @staticmethod
     def of_model(model: "LanguageModel", texts: "Sequence[Text]") -> bool:

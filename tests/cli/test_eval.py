@@ -1,6 +1,7 @@
 import gzip
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -196,13 +197,14 @@ def test_unknown(lstmlm: Lstmlm, run: Path) -> None:
 
 
 def test_what_is_unknown_is_named(lstmlm: Lstmlm, run: Path, text: Path) -> None:
-    """Which characters the model lacks is said on stderr, the commonest first: CRLF is found out."""
+    """Which characters the model lacks is said on stderr, the commonest first; of line ends it says how to make them alike."""
     Path("odd").write_bytes(b"Bob est l\r\n" * 9 + "ĦĦ#%&*@".encode())
     result = lstmlm("eval", "odd", "-m", "runs/text")
 
     assert result.err.startswith("not known to the model, 20.09 bits each: U+000D (carriage return) 9 times, 'Ħ' U+0126 (")
     assert result.err.endswith(
-        ") 2 times, '#' U+0023 (number sign) 1 time, '%' U+0025 (percent sign) 1 time, '&' U+0026 (ampersand) 1 time and 2 more\n"
+        ") 2 times, '#' U+0023 (number sign) 1 time, '%' U+0025 (percent sign) 1 time, '&' U+0026 (ampersand) 1 time and 2 more. "
+        "Its line ends are CRLF, the model's LF: tr -d '\\r' makes them alike\n"
     )
     assert lstmlm("eval", "odd", "-q").err == ""
     Path("plain").write_text("Bob est", encoding="utf-8")
@@ -352,6 +354,17 @@ def test_several_models(lstmlm: Lstmlm, run: Path, other: Path, held_out: Path) 
     ]
 
 
+def test_no_model_is_likelier(lstmlm: Lstmlm, run: Path) -> None:
+    """A text that costs several models alike, of characters that none knows, is said to be nobody's."""
+    shutil.copytree(run, "runs/same")
+    Path("odd").write_text("ĦĦ", encoding="utf-8")
+    both = ("odd", "-m", run, "-m", "runs/same")
+
+    assert lstmlm("eval", *both, "--json").json["likeliest"] is None
+    assert lstmlm("eval", *both).out.splitlines()[-1] == "likeliest: none, it costs several alike"
+    assert lstmlm("eval", "--lines", *both).out.splitlines()[1].split("\t")[4] == "-"
+
+
 def test_after(lstmlm: Lstmlm, run: Path) -> None:
     """--after and --after-file give a text's score behind another: what both take less what the first takes."""
     for name, text in (("a", "Bob est\n"), ("b", "là; Ann"), ("ab", "Bob est\nlà; Ann")):
@@ -389,6 +402,17 @@ def test_trained_on(lstmlm: Lstmlm, run: Path, text: Path, held_out: Path) -> No
     assert "was trained on" in lstmlm("eval", text, "-m", run).err
     assert "was trained on" in told.err
     assert (told.json["trained_on"], lstmlm("eval", held_out, "--json").json["trained_on"]) == (True, False)
+
+
+def test_trained_on_with_a_validation_file(lstmlm: Lstmlm, at_home: Path, text: Path, held_out: Path) -> None:
+    """With a validation text of its own, a run is known by the file that it was trained on; other names of a file are one."""
+    saved = checkpoint.read(at_home / "best.safetensors")
+    saved.meta["corpus"].update(fingerprint="of two texts", val=str(held_out))
+    checkpoint.write(at_home / "best.safetensors", saved)
+    Path("link").symlink_to(text)
+
+    assert lstmlm("eval", "link", "--json").json["trained_on"]
+    assert not lstmlm("eval", held_out, "--json").json["trained_on"]
 
 
 def test_a_model_reads_as_it_was_taught(lstmlm: Lstmlm, run: Path, held_out: Path) -> None:

@@ -234,12 +234,12 @@ def test_missing_model(lstmlm: Lstmlm, run: Path) -> None:
 
 
 def test_bytes(lstmlm: Lstmlm, text: Path) -> None:
-    """A model of bytes takes any prompt and writes whole characters."""
+    """A model of bytes takes any prompt and writes the bytes that it draws."""
     lstmlm("train", text, "--tokenizer", "byte", "--steps", "2", "--hidden", "7", "--threads", "1", "-q")
     result = lstmlm("sample", "--prompt", "Ħ\x1b[0m", *SOME)
 
     assert result.code == 0
-    assert result.out.startswith("Ħ\x1b[0m")
+    assert result.stdout.startswith("Ħ\x1b[0m".encode())
     assert checkpoint.read(Path("runs/text/best.safetensors")).meta["tokenizer"] == {"kind": "byte"}
 
 
@@ -368,7 +368,25 @@ def test_bytes_are_written_as_they_are(lstmlm: Lstmlm, tmp_path: Path, monkeypat
     data = "é\n".encode() + b"\xf6\xffb"
     monkeypatch.setattr("lstmlm.api.generate", lambda *_: (([byte], [1.0]) for byte in data))
     plain, told = lstmlm("sample", "--length", "5", "-q"), lstmlm("sample", "--length", "5", "--json", "-q")
+    given = lstmlm("sample", "--prompt-file", "-", "--length", "5", "-q", stdin=b"\xe4\n")
+    asked = lstmlm("sample", "--prompts", "-", "--length", "5", "-q", stdin=b"\xe4\n")
 
     assert plain.stdout == data + b"\n"
+    assert given.stdout == b"\xe4" + data + b"\n"
+    assert (asked.code, asked.json["prompt"]) == (0, "\ufffd")
     assert told.json["text"] == "é\n\ufffd\ufffdb"
     assert sample_command._shown("é\udcf6\x1b", terminal=True) == "é\ufffd\\x1b"
+
+
+def test_a_pipe_gets_every_line_at_once(lstmlm: Lstmlm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written into a pipe is there at the end of each line, not when some buffer is full."""
+    make_run(tmp_path / "runs" / "bytes", byte=True)
+    monkeypatch.setattr("lstmlm.api.generate", lambda *_: (([byte], [1.0]) for byte in b"Bob\nis\nhere"))
+    written: list[tuple[str, bool]] = []
+    monkeypatch.setattr(
+        "lstmlm.display.console.Console.result", lambda _, text, end="\n", flush=False: written.append((text + end, flush))
+    )
+    lstmlm("sample", "--length", "10", "-q")
+
+    assert "".join(text for text, _ in written) == "Bob\nis\nher\n"
+    assert [text for text, flush in written if flush] == ["\n", "\n"]
