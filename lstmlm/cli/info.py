@@ -38,6 +38,12 @@ def info(
             metavar="FILE", help="Draw the run's curves and three of its samples.", rich_help_panel="Checks and pictures"
         ),
     ] = None,
+    title: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT", help="Over the picture.", show_default="the run's folder", rich_help_panel="Checks and pictures"
+        ),
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -51,6 +57,8 @@ def info(
     """
     if target and model and target != model:
         raise UsageError(f"info: expected one model, found two: {printable(target)} and {printable(model)}. Leave one out.")
+    if title is not None and svg is None:
+        raise UsageError("--title: expected --svg with the picture that it stands over, found none.")
     safe_output.refuse_other("--svg", svg)
 
     from lstmlm.config import run_config
@@ -72,7 +80,7 @@ def info(
     if svg is not None:
         from lstmlm.cli import run_plots
 
-        run_plots.write(path.parent, svg)
+        run_plots.write(path.parent, svg, title)
         console.say(f"wrote {printable(svg)}")
     if verify or (svg is not None and not json):
         return
