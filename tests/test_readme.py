@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,20 @@ def test_promises_are_those_that_are_tried() -> None:
         tests = "".join((ROOT / path).read_text(encoding="utf-8") for path in paths.split())
         for word in set(re.findall(r"\w+", words)) - {"not", "and", "or"}:
             assert re.search(rf"def test_\w*{word}", tests), (command, word)
+
+
+def test_the_page_of_the_package_names_nothing_that_it_lacks() -> None:
+    """As pyproject.toml makes it from the README, it has no picture and no link, which lead into a checkout, and all else."""
+    hook = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["metadata"]["hooks"]
+    page = TEXTS["README.md"]
+    for change in hook["fancy-pypi-readme"]["substitutions"]:
+        page = re.sub(change["pattern"], change["replacement"], page)
+
+    assert "](" not in page
+    assert "- lstmlm/README.md: the equations" in page
+    assert [line for line in page.splitlines() if line.startswith("#")] == [
+        line for line in TEXTS["README.md"].splitlines() if line.startswith("#")
+    ]
 
 
 def test_the_top_readme_is_a_page() -> None:

@@ -7,7 +7,8 @@ Rules, also in the help of `inspect --at`:
 - At the mark is the step at which the network reads it; after it is the next step; elsewhere is every other one.
 - The interval holds 95 of 100 means of marks drawn again with replacement, in blocks of consecutive marks (at most
   1000), because neighbours are alike.
-- A layer forgets where that interval lies below zero and the mean falls by 0.05 or more; else there is no effect.
+- A layer forgets where that interval lies below zero and the mean falls by 0.05 or more, and holds on where it lies above zero
+  and the mean rises by as much. A smaller change is a small effect, and one whose interval holds zero is none.
 """
 
 import math
@@ -24,7 +25,7 @@ from lstmlm.model.char_lm import CharLM, nats, steps_at_once
 from lstmlm.model.lstm import StackState
 from lstmlm.units import bits
 
-EFFECT = 0.05  # a smaller difference of means is called none, however sure it is
+EFFECT = 0.05  # a smaller difference of means is called small, however sure it is
 CLOSED = 0.1  # a unit whose mean forget gate is below it forgets
 BLOCKS, DRAWS = 1000, 1000
 LEFT = {"carried": (1, 1), "C zeroed": (1, 0), "H zeroed": (0, 1), "both zeroed": (0, 0)}

@@ -1,9 +1,11 @@
 """The command `lstmlm fill`."""
 
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,6 +13,7 @@ import typer
 from lstmlm import machine
 from lstmlm.cli.options import MACHINE, MODEL, OUTPUT, Device, Json, Model, OnUnknown, Quiet, Threads
 from lstmlm.cli.text_input import one_symbol, one_text, read_text, unknown_rule
+from lstmlm.config import run_config
 from lstmlm.display.console import Console
 from lstmlm.errors import UsageError, printable
 
@@ -25,7 +28,7 @@ COUNTED_TOGETHER = 1 << 20  # characters of the training text in which words are
 
 GROUPS = {
     "Candidates": "--choice Bob --choice Dan",
-    "Questions": "--file data/blanks.tsv",
+    "Questions": "--file blanks",
     MODEL: "-m runs/stories",
     OUTPUT: "--json -q",
     MACHINE: "--threads 2",
@@ -53,7 +56,9 @@ def fill(
     ] = None,
     file: Annotated[
         str | None,
-        typer.Option(metavar="FILE|-", help="Answer a set: TSV with text, candidates, answer.", rich_help_panel="Questions"),
+        typer.Option(
+            metavar="FILE|-", help="Answer a set: TSV with text, candidates, answer; or blanks.", rich_help_panel="Questions"
+        ),
     ] = None,
     forget_at: Annotated[
         str | None,
@@ -70,7 +75,7 @@ def fill(
 
     lstmlm fill "For his deeds, brave ____ was honoured." --choice Bob --choice Dan
 
-    lstmlm fill --file data/blanks.tsv
+    lstmlm fill --file blanks
     """
     text = one_text("fill", typed or [])
     given = [flag for flag, value in (("--choice", choice), ("--choices", choices), ("--words", words)) if value]
@@ -89,7 +94,7 @@ def fill(
 
     if text is not None and BLANK not in text:
         Question(text, ("", ""))  # raises before a model is opened
-    asked = [] if file is None else parse_set(read_text("--file", file), f"--file {printable(file)}")
+    asked = [] if file is None else parse_set(read_text("--file", _found(file)), f"--file {printable(file)}")
     candidates = [*(choice or []), *(read_text("--choices", choices).split() if choices else [])]
     console = Console(quiet=quiet)
     opened = LanguageModel.open(model, threads=threads or machine.cpus(), device=device, report=console.warn)
@@ -130,6 +135,12 @@ def fill(
     console.table(rows, ("candidate", "share", "bits of the text", "worse by"), best=0)
     if len(answers) > SHOWN:
         console.result(f"... and {len(answers) - SHOWN} more")
+
+
+def _found(name: str) -> str:
+    """Return the file that a name means: itself, or where there is none the set of this name that comes along."""
+    own = run_config.resource_dir("data") / f"{name}.tsv"
+    return str(own) if os.sep not in name and not Path(name).exists() and own.is_file() else name
 
 
 def common_words(model: "LanguageModel", count: int) -> list[str]:

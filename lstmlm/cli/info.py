@@ -9,7 +9,7 @@ import typer
 from lstmlm.cli import safe_output
 from lstmlm.cli.options import MODEL, OUTPUT, Json, ModelAgain, ModelArgument, Quiet, one_model
 from lstmlm.display.console import Console
-from lstmlm.errors import printable
+from lstmlm.errors import UsageError, printable
 from lstmlm.units import bits
 
 if TYPE_CHECKING:
@@ -33,6 +33,12 @@ def info(
             metavar="FILE", help="Draw the run's curves and three of its samples.", rich_help_panel="Checks and pictures"
         ),
     ] = None,
+    title: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT", help="Over the picture.", show_default="the run's folder", rich_help_panel="Checks and pictures"
+        ),
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -45,6 +51,8 @@ def info(
     lstmlm info --verify
     """
     name = one_model("info", target, model)
+    if title is not None and svg is None:
+        raise UsageError("--title: expected --svg with the picture that it stands over, found none.")
     safe_output.refuse_other("--svg", svg)
 
     from lstmlm.config import run_config
@@ -66,7 +74,7 @@ def info(
     if svg is not None:
         from lstmlm.cli import run_plots
 
-        run_plots.write(path.parent, svg)
+        run_plots.write(path.parent, svg, title)
         console.say(f"wrote {printable(svg)}")
     if verify or (svg is not None and not json):
         return

@@ -1,6 +1,7 @@
 """The command `lstmlm inspect`: what the gates do along a text."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,6 +12,7 @@ from lstmlm.cli.options import MACHINE, MODEL, OUTPUT, Json, Model, OnUnknown, Q
 from lstmlm.cli.text_input import known_ids, one_of, one_text, read_text, unknown_rule
 from lstmlm.display.console import Console, colour_allowed, columns, unicode_allowed
 from lstmlm.errors import TextError, UsageError, printable
+from lstmlm.storage.header import KINDS
 from lstmlm.units import counted
 
 if TYPE_CHECKING:
@@ -40,7 +42,8 @@ GROUPS = {
 
 RULES = """\
 The state starts empty and a line end is read first, if the model knows one. A row belongs to the character that is read in
-its column: what its gates did then, and how many bits the character cost. --json gives every value with its shape.
+its column: what its gates did then, and how many bits the character cost. --json gives every value with its shape; --html shows
+them all, beside another text with --against, and names units that tell a feature (--find) in the run's own validation part.
 
 --at counts over a whole text (TEXT, --file, or the run's validation part; its first 2,000,000 characters, or --all): the mean
 forget gate at the mark, one step later and elsewhere, the units that drop most (--top), how sure that is (95 % interval,
@@ -75,7 +78,20 @@ def inspect(
         str | None,
         typer.Option(metavar="FILE", help="Write a page to explore all units in a browser.", rich_help_panel=ALONG),
     ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT", help="With --html: a second text beside the first, compared with it.", rich_help_panel=ALONG
+        ),
+    ] = None,
     svg: Annotated[str | None, typer.Option(metavar="FILE", help="Write the picture as SVG.", rich_help_panel=ALONG)] = None,
+    title: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="Over the picture.", show_default="What the gates do", rich_help_panel=ALONG),
+    ] = None,
+    names: Annotated[
+        str | None, typer.Option(metavar="NAME,...", help="Name the rows, from the top.", rich_help_panel=ALONG)
+    ] = None,
     at: Annotated[
         str | None, typer.Option(metavar="CHAR", help="Is anything forgotten at this mark?", rich_help_panel=OVER)
     ] = None,
@@ -128,17 +144,17 @@ def inspect(
         raise UsageError(f"inspect: expected one of --at, --find and --reach, found {' and '.join(modes)}.")
     if modes and (svg or html):
         raise UsageError(f"{modes[0]}: expected no picture, found --svg or --html. Leave it out; --json gives the numbers.")
-    if html and shows == ["surprise"]:
-        raise UsageError(
-            "--html: expected a quantity of units in --show, found surprise alone, which the page always has. Leave it out."
-        )
+    if against is not None and html is None:
+        raise UsageError("--against: expected --html FILE, the page on which two texts stand side by side, found none.")
     quantity = shows[0] if show else "cell"
+    if title is not None and svg is None:
+        raise UsageError("--title: expected --svg with the picture that it stands over, found none.")
     if find is not None and quantity == "surprise":
         raise UsageError("--find: expected a quantity of units in --show, found surprise.")
     safe_output.refuse_other("--svg", svg)
     safe_output.refuse_other("--html", html)
     text = text if file is None else read_text("--file", file)
-    if text == "":
+    if "" in (text, against):
         raise TextError("text to inspect: expected at least one character, found none.")
 
     from lstmlm.api import LanguageModel
@@ -169,9 +185,10 @@ def inspect(
         ids = known_ids(opened, text, rule)
         _refuse_other_units(opened, followed)
         if json or html:
-            _numbers(console, opened, text, ids, shows if show else list(SHOWS), everything, json, html)
+            other = known_ids(opened, against, rule) if against is not None else []
+            _numbers(console, opened, text, [ids, other], shows if show else list(SHOWS), everything, json, html)
         if svg or not (json or html):
-            _picture(console, opened, ids, shows, followed, top, everything, svg)
+            _picture(console, opened, ids, shows, followed, top, everything, svg, title, names)
 
 
 def _refuse_other_units(model: "LanguageModel", units: list[tuple[int, int]]) -> None:
@@ -187,18 +204,21 @@ def _numbers(
     console: Console,
     model: "LanguageModel",
     text: str,
-    ids: list[int],
+    read: list[list[int]],
     shows: list[str],
     everything: bool,
     json: bool,
     html: str | None,
 ) -> None:
-    """Write every value of some quantities: as JSON, as a page, or both."""
+    """Write every value of some quantities: as JSON, as a page, or both; of a second text only on the page."""
     kept = [name for name in shows if name != "surprise"]
-    size = len(ids) * (sum(layer.width for layer in model.alone.stack()) * len(kept) + 1)
+    if html and not kept:
+        kept = ["cell"]  # a page without units would be the terminal's view
+    ids = read[0]
+    size = sum(map(len, read)) * (sum(layer.width for layer in model.alone.stack()) * len(kept) + 1)
     if size > VALUES and not everything:
         raise UsageError(
-            f"inspect: expected at most {VALUES:,} numbers, found {size:,} ({len(ids):,} characters). "
+            f"inspect: expected at most {VALUES:,} numbers, found {size:,} ({sum(map(len, read)):,} characters). "
             "Take a shorter text, choose one quantity with --show, or say --all."
         )
     whole = as_lists(collect(model, ids, kept))
@@ -206,9 +226,12 @@ def _numbers(
         console.as_json({"schema": 1, "command": "inspect", "model": str(model.path), "text": text, **whole})
     if html:
         from lstmlm.analysis.activations import SIGNED
+        from lstmlm.cli.inspect_probes import noted
         from lstmlm.display.gate_page import page
 
-        safe_output.write("--html", html, page(whole, str(model.path), SIGNED))
+        name = str(model.path.parent if model.path.stem in KINDS else model.path)
+        texts = [whole, *(as_lists(collect(model, other, kept)) for other in read[1:] if other)]
+        safe_output.write("--html", html, page(texts, name, SIGNED, shows[0], noted(model)))
         console.say(f"wrote {printable(html)}")
 
 
@@ -221,6 +244,8 @@ def _picture(
     top: int,
     everything: bool,
     svg: str | None,
+    title: str | None,
+    names: str | None,
 ) -> None:
     """Draw the characters with a row for each layer or unit: into a file, or on the terminal."""
     from lstmlm.display.gate_plots import gates_svg, view
@@ -232,8 +257,13 @@ def _picture(
             "Take a shorter text, show less of it, or say --all."
         )
     chars, rows = characters(model, ids), rows_of(model, ids, shows, units, top)
+    if names is not None:
+        given = [printable(name.strip()) for name in names.split(",")]
+        if len(given) != len(rows):
+            raise UsageError(f"--names: expected {counted(len(rows), 'name')}, one for each row, found {len(given)}.")
+        rows = [replace(row, label=name) for row, name in zip(rows, given, strict=True)]
     if svg:
-        safe_output.write("--svg", svg, gates_svg(chars, rows, "What the gates do"))
+        safe_output.write("--svg", svg, gates_svg(chars, rows, title or "What the gates do"))
         console.say(f"wrote {printable(svg)}")
         return
     out = console.stdout

@@ -74,18 +74,18 @@ def run(
 
 def sentence(number: int, layer: "ForgetGateShift", mark: str) -> str:
     """Say in one plain sentence what a layer does at the mark."""
+    from lstmlm.analysis.boundaries import EFFECT
+
     low, high = layer.interval
-    units = len(layer.at)
-    if layer.is_significant_drop:
+    closed = f"{layer.closed_units} of {len(layer.at)} units fall below 0.1"
+    if low <= 0 <= high:
+        verb = f"layer {number}: no effect at '{mark}' that can be told from none"
+    elif abs(layer.difference) < EFFECT:
+        verb = f"layer {number}: a small effect at '{mark}', below the {EFFECT} from which it is said to forget or hold on"
+    elif layer.is_significant_drop:
         verb = f"layer {number} forgets at '{mark}'"
-        closed = f"{layer.closed_units} of {units} units fall below 0.1"
-    elif layer.interval[0] > 0 and layer.difference >= 0.05:
-        verb, closed = (
-            f"layer {number} holds on at '{mark}'",
-            f"{layer.closed_units} of {units} units fall below 0.1 all the same",
-        )
     else:
-        verb, closed = f"layer {number}: no effect at '{mark}'", f"{layer.closed_units} of {units} units fall below 0.1"
+        verb, closed = f"layer {number} holds on at '{mark}'", f"{closed} all the same"
     return f"{verb}: its mean forget gate changes by {layer.difference:+.3f} (95 %: {low:+.3f} to {high:+.3f}), {closed}"
 
 

@@ -7,16 +7,21 @@ from lstmlm.cli.inspect import NAMES, characters, steps
 from lstmlm.cli.text_input import known_ids, statistics_text
 from lstmlm.display.console import Console, colour_allowed, columns, unicode_allowed
 from lstmlm.display.text_plots import curve
-from lstmlm.errors import TextError
+from lstmlm.errors import LstmlmError, TextError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from lstmlm.api import LanguageModel
     from lstmlm.data.tokenizer import OnUnknown
+    from lstmlm.display.gate_page import Noted
 
 CHARS = 20_000  # characters on which units are compared: 60 MB for 768 units
 SHOWN = 240  # characters along which the best unit is drawn
 LENGTH, PREDICTIONS = 200, 64  # steps back, and predictions in the mean
 REACH_CHARS = 200_000  # characters over which the predictions are spread; all before them has to be read
+PAGE_CHARS = 5_000  # for the page, which should be there in a second or two
+LEAST = 0.7  # area under the curve from which a unit is worth a look
 ROWS = (0, 1, 2, 5, 10, 20, 50, 100, 150, 199)
 
 
@@ -36,8 +41,6 @@ def find(
     Raises:
         LstmlmError: There is no such feature or text, or too little of it.
     """
-    import torch
-
     from lstmlm.analysis.activations import SIGNED
     from lstmlm.analysis.probes import feature
     from lstmlm.analysis.probes import find as rank
@@ -46,8 +49,7 @@ def find(
     ids = known_ids(model, statistics_text(model, text, CHARS), on_unknown)[:CHARS]
     chars = characters(model, ids)
     true, meaning = feature(name, "".join(chars))
-    parts = [[getattr(layer, quantity)[:, 0] for layer in found.layers] for _, found, _ in steps(model, ids)]
-    values = torch.cat([torch.cat(layers, dim=1) for layers in parts])
+    values = _values(model, ids, quantity)
     found = rank(values, true, top)
     widths = [layer.width for layer in model.alone.stack()]
     named = {carrier.unit: _place(carrier.unit, widths) for carrier in found.carriers}
@@ -90,6 +92,43 @@ def find(
     drawn = [Row("feature", true[seen].double().tolist(), Scale("feature", 0.0, 1.0)), Row(rows[0][0], line, scale)]
     out = console.stdout
     console.result(view(chars[seen], drawn, columns(out, console.env), colour_allowed(out, console.env), unicode_allowed(out)))
+
+
+def noted(model: "LanguageModel") -> "list[Noted]":
+    """Return for each feature the unit whose cell state tells it best, where it does so better than chance.
+
+    It reads the run's validation part; where that is gone, or a feature hardly occurs in it, there is nothing to say.
+    """
+    from lstmlm.analysis.probes import FEATURES, feature
+    from lstmlm.analysis.probes import find as rank
+    from lstmlm.display.gate_page import Noted
+
+    try:
+        ids = known_ids(model, statistics_text(model, None, PAGE_CHARS), "skip")[:PAGE_CHARS]
+    except LstmlmError:
+        return []
+    text, widths, found = "".join(characters(model, ids)), [layer.width for layer in model.alone.stack()], []
+    values = _values(model, ids, "cell")
+    for name in FEATURES:
+        try:
+            true, meaning = feature(name, text)
+        except TextError:
+            continue
+        told = rank(values, true, 1)
+        best = told.carriers[0]
+        if best.area > max(told.chance, LEAST):
+            layer, unit = _place(best.unit, widths)
+            high = "high" if best.sign > 0 else "low"
+            found.append((best.area, Noted(layer, unit, f"C is {high} {meaning}: right in {best.area:.0%} of pairs")))
+    return [unit for _, unit in sorted(found, key=lambda row: -row[0])]
+
+
+def _values(model: "LanguageModel", ids: list[int], quantity: str) -> "Tensor":
+    """Return a quantity of every unit at every character, (n, units), the first layer's first."""
+    import torch
+
+    parts = [[getattr(layer, quantity)[:, 0] for layer in found.layers] for _, found, _ in steps(model, ids)]
+    return torch.cat([torch.cat(layers, dim=1) for layers in parts])
 
 
 def reach(console: Console, model: "LanguageModel", text: str | None, *, on_unknown: "OnUnknown", json: bool) -> None:

@@ -19,7 +19,7 @@ FEW = 4  # fewer validations are no curve
 CURVE_COLUMNS, CURVE_LINES = 72, 7
 
 
-def write(folder: Path, out: str) -> None:
+def write(folder: Path, out: str, title: str | None = None) -> None:
     """Draw the curves and three samples of a run, from what it has written until now; a last line cut short is left out.
 
     Raises:
@@ -32,7 +32,7 @@ def write(folder: Path, out: str) -> None:
         raise CheckpointError(
             f"run {printable(str(folder))}: expected scores in metrics.jsonl, found none. Name the folder of a run."
         )
-    picture = run_svg(train, validation, rate, _samples(folder / "samples.txt"), str(folder), clock_log.read(folder))
+    picture = run_svg(train, validation, rate, _samples(folder / "samples.txt"), title or str(folder), clock_log.read(folder))
     safe_output.write("--svg", out, picture)
 
 

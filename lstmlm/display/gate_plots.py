@@ -25,7 +25,7 @@ ASCII_SHADES = " .:-=+*#%@"
 STAND_INS = {"\n": "↵", "\t": "→", "\r": "←"}
 ASCII_STAND_INS = {"\n": "$", "\t": ">", "\r": "<"}
 
-CELL, LINE, GAP, EDGE, LABEL = 9.0, 17.0, 14.0, 24.0, 92.0  # of the SVG, in its units
+CELL, LINE, GAP, EDGE, LABEL = 9.0, 17.0, 14.0, 24.0, 92.0  # of the SVG, in its units; LABEL at least
 PER_LINE = 90  # characters of a line of the SVG
 # The same two ramps for paper, from the same thought: brightness alone tells the order.
 PAPER = ("#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#5ec962", "#addc30", "#fde725")
@@ -187,10 +187,11 @@ def gates_svg(chars: Sequence[str], rows: Sequence[Row], title: str) -> str:
     shown = [glyph(char) for char in chars]
     lines = _wrapped(chars, shown, PER_LINE)
     columns = max(sum(max(1, cells(c)) for c in shown[start:stop]) for start, stop in lines)
-    width = EDGE * 2 + LABEL + max(columns * CELL, 420.0)
+    names = max(LABEL, 8 + 6.6 * max(cells(row.label) for row in rows))
+    width = EDGE * 2 + names + max(columns * CELL, 420.0)
     parts, y = [label(EDGE, EDGE + 8, title, "title")], EDGE + 34.0
     for start, stop in lines:
-        x = EDGE + LABEL
+        x = EDGE + names
         for char in shown[start:stop]:
             wide = max(1, cells(char)) * CELL
             if char != " ":
@@ -198,8 +199,8 @@ def gates_svg(chars: Sequence[str], rows: Sequence[Row], title: str) -> str:
             x += wide
         y += 5
         for row in rows:
-            parts.append(label(EDGE + LABEL - 8, y + 10.5, row.label, "label", "end"))
-            x = EDGE + LABEL
+            parts.append(label(EDGE + names - 8, y + 10.5, row.label, "label", "end"))
+            x = EDGE + names
             for char, value in zip(shown[start:stop], row.values[start:stop], strict=True):
                 wide = max(1, cells(char)) * CELL
                 fill = _paper(row.scale.share(value), row.scale.signed)
@@ -208,9 +209,9 @@ def gates_svg(chars: Sequence[str], rows: Sequence[Row], title: str) -> str:
             y += LINE - 3
         y += GAP + 12
     for scale in dict.fromkeys(row.scale for row in rows):
-        parts.append(label(EDGE + LABEL + 158, y, f"{scale.low:.3g} to {scale.high:.3g}: {scale.name}", "label"))
+        parts.append(label(EDGE + names + 158, y, f"{scale.low:.3g} to {scale.high:.3g}: {scale.name}", "label"))
         parts += [
-            f'<rect x="{EDGE + LABEL + step * 3:g}" y="{y - 10:g}" width="3.3" height="12" '
+            f'<rect x="{EDGE + names + step * 3:g}" y="{y - 10:g}" width="3.3" height="12" '
             f'fill="{_paper(step / 49, scale.signed)}"/>'
             for step in range(50)
         ]

@@ -3,6 +3,7 @@
 `run_svg` is the entry point, for `info RUN --svg`.
 """
 
+import itertools
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ Points = Sequence[tuple[float, float]]
 WIDTH, LEFT, RIGHT = 860, 64, 24
 TOP, CURVES, GAP, RATES = 64, 300, 34, 70  # heights: title, curves, between, rate
 SAMPLE_ROWS, SAMPLE_COLUMNS = 5, 104
-TITLE_COLUMNS = 56  # beside the legend
+TITLE_COLUMNS = 80
 TIMES_APART = 44  # between two times above the curves
 LINE = 15  # between two lines of a sample
 BUCKETS = 400  # a longer curve is shown by means: no screen has more columns for it
@@ -26,7 +27,7 @@ BUCKETS = 400  # a longer curve is shown by means: no screen has more columns fo
 COLOURS = """
 .paper {{ fill: {paper}; }} text {{ fill: {ink}; }} .faint {{ fill: {faint}; }} .grid {{ stroke: {grid}; }}
 .train {{ stroke: {train}; }} .validation {{ stroke: {validation}; }} .rate {{ stroke: {rate}; }}
-.best {{ fill: {validation}; stroke: {paper}; }} .spot {{ fill: {validation}; }} .words {{ stroke: {paper}; }}
+.best {{ fill: {validation}; stroke: {paper}; }} .spot {{ fill: {validation}; }} .halo {{ fill: {paper}; stroke: {paper}; }}
 """
 LIGHT = {"paper": "#ffffff", "ink": "#1f2328", "faint": "#626b75", "grid": "#e1e5ea"}
 LIGHT |= {"train": "#9aa5b1", "validation": "#0b63c5", "rate": "#b4560a"}
@@ -36,7 +37,7 @@ SHAPES = """
 text { font: 12px system-ui, sans-serif; } .title { font-size: 17px; font-weight: 600; }
 .sample { font: 12px ui-monospace, monospace; white-space: pre; } path { fill: none; stroke-linejoin: round; }
 .train { stroke-width: 1.4; } .validation { stroke-width: 2.2; } .rate { stroke-width: 1.6; } .best { stroke-width: 2; }
-.words { paint-order: stroke; stroke-width: 4px; font-weight: 600; }
+.words { font-weight: 600; } .halo { stroke-width: 4px; font-weight: 600; }
 """
 STYLE = SHAPES + COLOURS.format(**LIGHT) + "@media (prefers-color-scheme: dark) {" + COLOURS.format(**DARK) + "}\n"
 
@@ -63,7 +64,7 @@ def run_svg(
         A complete SVG document for light and dark surroundings.
     """
     train, validation, rate, seconds = (_finite(points) for points in (train, validation, rate, seconds))
-    train = [(x, bits(y)) for x, y in _downsampled(train)]
+    train = [(x, bits(y)) for x, y in _downsampled(_last_whole(train))]
     validation = [(x, bits(y)) for x, y in validation]
     heading = printable(title)
     heading = heading if len(heading) <= TITLE_COLUMNS else heading[: TITLE_COLUMNS - 4] + " ..."
@@ -78,7 +79,7 @@ def run_svg(
         parts.append(_path(train, across, upright, "train"))
         parts.append(_path(validation, across, upright, "validation"))
         parts += _validations(validation, across, upright)
-        parts += _legend(bool(train), bool(validation))
+        parts += _legend(bool(train), len(validation))
         parts += _cut_note(train, across, upright)
         if rate:
             bottom += GAP + RATES
@@ -117,13 +118,23 @@ def _finite(points: Points) -> list[tuple[float, float]]:
 
 
 def _downsampled(points: Points) -> list[tuple[float, float]]:
-    """Return at most BUCKETS points, each the mean of neighbours."""
-    size = math.ceil(len(points) / BUCKETS)
-    if size <= 1:
+    """Return at most BUCKETS points, each the mean of as many neighbours; the last one stands where the curve ends."""
+    if len(points) <= BUCKETS:
         return list(points)
-    groups = [points[i : i + size] for i in range(0, len(points), size)]
+    ends = [len(points) * index // BUCKETS for index in range(BUCKETS + 1)]
+    groups = [points[start:end] for start, end in itertools.pairwise(ends)]
     means = [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
-    return [points[0], *means[1:-1], points[-1]]
+    return [points[0], *means[1:-1], (points[-1][0], means[-1][1])]
+
+
+def _last_whole(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return points, each the mean since the one before, the last two as one where the last is the mean of fewer steps."""
+    if len(points) < 3:
+        return points
+    *rest, (x0, _), (x1, y1), (x2, y2) = points
+    if x2 - x1 >= x1 - x0 or x1 <= x0:
+        return points
+    return [*rest, points[-3], (x2, (y1 * (x1 - x0) + y2 * (x2 - x1)) / (x2 - x0))]
 
 
 def _score_range(train: Points, validation: Points) -> tuple[float, float]:
@@ -139,7 +150,7 @@ def _score_range(train: Points, validation: Points) -> tuple[float, float]:
 def _frame(across: _Scale, upright: _Scale) -> list[str]:
     marks = ticks(upright.low, upright.high)
     digits = max(0, -math.floor(math.log10(marks[1] - marks[0]) + 1e-9)) if len(marks) > 1 else 2
-    parts = []
+    parts = [label(LEFT - 8, TOP - 9, "bits/char", "faint", "end")]
     for value in marks:
         y = upright(value)
         parts.append(f'<line class="grid" x1="{across.start:g}" x2="{across.end:g}" y1="{y:.1f}" y2="{y:.1f}"/>')
@@ -160,7 +171,8 @@ def _time_scale(across: _Scale, seconds: Points) -> list[str]:
     """Return the times above the curves, each over the step that was reached then."""
     if len(seconds) < 2 or seconds[-1][1] <= 0:
         return []
-    parts, last = [], across.start - TIMES_APART
+    parts = [label(across.end, TOP - 25, "time since the start", "faint", "end")]
+    last = across.start - TIMES_APART
     for value in _time_ticks(seconds[-1][1]):
         right = min(max(1, bisect_left([s for _, s in seconds], value)), len(seconds) - 1)
         (x1, s1), (x2, s2) = seconds[right - 1], seconds[right]
@@ -179,8 +191,8 @@ def _time_ticks(end: float) -> list[float]:
 
 
 def _path(points: Points, across: _Scale, upright: _Scale, name: str) -> str:
-    if not points:
-        return ""
+    if len(points) < 2:
+        return ""  # a point is no line
     places = " ".join(f"{across(x):.1f},{upright(y):.1f}" for x, y in points)
     return f'<path class="{name}" clip-path="url(#curves)" d="M{places}"/>'
 
@@ -196,18 +208,20 @@ def _validations(validation: Points, across: _Scale, upright: _Scale) -> list[st
     x, y = across(step), upright(score)
     anchor = "end" if x > WIDTH * 0.6 else "start"
     parts.append(f'<circle class="best" cx="{x:.1f}" cy="{y:.1f}" r="5.5"/>')
-    words = f"best {score:.4f} bits/char at step {step:,.0f}"
-    return [*parts, label(x + (6 if anchor == "end" else -6), y - 14, words, "words", anchor)]
+    words = f"{'best' if len(validation) > 1 else 'validation'} {score:.4f} bits/char at step {step:,.0f}"
+    at = (min(x + 6, across.end) if anchor == "end" else x - 6, max(y - 14, TOP + 14))
+    return [*parts, *(label(*at, words, name, anchor) for name in ("halo", "words"))]  # converters know no `paint-order`
 
 
-def _legend(train: bool, validation: bool) -> list[str]:
-    x, parts = WIDTH - RIGHT - 250.0, []
-    for shown, name, words in ((train, "train", "training"), (validation, "validation", "validation")):
+def _legend(train: bool, validations: int) -> list[str]:
+    """Return what the curves are, inside the plot at its upper right, which falling curves leave free."""
+    x, y, parts = WIDTH - RIGHT - 110.0, TOP + 16.0, []
+    for shown, name, words in ((train, "train", "training"), (validations, "validation", "validation")):
         if shown:
-            parts.append(f'<path class="{name}" d="M{x:g},23 h22"/>')
-            parts.append(label(x + 28, 27, words, "faint", "start"))
-            x += 96
-    parts.append(label(WIDTH - RIGHT, 27, "bits/char", "faint", "end"))
+            alone = name == "validation" and validations == 1
+            dot, line = f'<circle class="spot" cx="{x + 11:g}" cy="{y:g}" r="4"/>', f'<path class="{name}" d="M{x:g},{y:g} h22"/>'
+            parts += [dot if alone else line, label(x + 30, y + 4, words, "faint", "start")]
+            y += 18
     return parts
 
 

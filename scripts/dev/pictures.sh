@@ -30,4 +30,10 @@ else
     --set model.forget_span=400 --set train.eval_every=100
   "$lstmlm" inspect "Bob is a baker. Dan ran home." --show forget,cell,surprise --top 4 --svg "$root/scripts/pictures/gates.svg"
   "$lstmlm" info runs/stories --svg "$root/scripts/pictures/run.svg"
+  browser="$(command -v chromium || command -v chromium-browser || command -v google-chrome || true)"
+  if [ -n "$browser" ]; then # the page, in a window of 1240 x 1000
+    "$lstmlm" inspect "Bob is a baker. Dan ran home." --against "Bob is a baker. Bob ran home." --html page.html
+    "$browser" --headless --no-sandbox --disable-gpu --hide-scrollbars --user-data-dir="$scratch/profile" --window-size=1240,1000 \
+      --screenshot="$root/scripts/pictures/page.png" "file://$scratch/page.html"
+  fi
 fi

@@ -49,6 +49,18 @@ def test_json_gives_every_answer(run: Path) -> None:
     assert [line.split()[0] for line in plain.stdout.splitlines()[1:]] == [a["words"][0] for a in found["answers"]]
 
 
+def test_the_set_that_comes_along_has_a_name(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--file blanks is the bundled set wherever the command runs; a file of that name wins."""
+    (tmp_path / "bundled").mkdir()
+    (tmp_path / "bundled" / "blanks.tsv").write_text(SET)
+    monkeypatch.setattr("lstmlm.config.run_config.resource_dir", lambda name: tmp_path / "bundled")
+    bundled = as_json("-m", str(run), "--file", "blanks")
+    (tmp_path / "blanks").write_text("".join(SET.splitlines(keepends=True)[:2]))
+
+    assert (bundled["count"], as_json("-m", str(run), "--file", "blanks")["count"]) == (3, 1)
+    assert isinstance(fill("-m", str(run), "--file", "blank").exception, TextError)
+
+
 def test_choices_come_from_a_file_too(run: Path, tmp_path: Path) -> None:
     """Words in a file, or on standard input, are candidates beside those of --choice, each once."""
     (tmp_path / "names").write_text("Bob\nDan  bread\n")

@@ -78,11 +78,12 @@ def test_verify(lstmlm: Lstmlm, run: Path) -> None:
 def test_a_picture_beside_other_answers(lstmlm: Lstmlm, run: Path) -> None:
     """--svg draws whatever else is asked for, and --json and --verify answer as they do without it."""
     for flags in (["--json"], ["--verify"], ["--verify", "--json"]):
-        told = lstmlm("info", run, "--svg", "run.svg", *flags, "-q")
+        told = lstmlm("info", run, "--svg", "run.svg", "--title", "Two men", *flags, "-q")
 
         assert (told.code, told.err) == (0, "")
         assert told.out == lstmlm("info", run, *flags).out != ""
         assert Path("run.svg").read_text(encoding="utf-8").startswith("<svg ")
+        assert ">Two men<" in Path("run.svg").read_text(encoding="utf-8")
         Path("run.svg").unlink()
 
 

@@ -10,7 +10,9 @@ import torch
 from typer.testing import CliRunner, Result
 
 import lstmlm
+from lstmlm.analysis.boundaries import ForgetGateShift
 from lstmlm.cli import inspect as command
+from lstmlm.cli import inspect_boundaries
 from lstmlm.cli.app import app
 from lstmlm.data.corpus import open_corpus
 from lstmlm.errors import SystemProblem, TextError, UsageError
@@ -123,6 +125,82 @@ def test_pictures_are_written(run: Path, tmp_path: Path) -> None:
     assert isinstance(inspect("-m", str(run), TEXT, "--svg", "no/such/folder.svg").exception, SystemProblem)
 
 
+def page(path: str) -> Any:
+    """Return what a page holds."""
+    text = Path(path).read_text(encoding="utf-8").partition('id="data">')[2]
+    return json.loads(text[: text.index("</script>")])
+
+
+def test_a_page_begins_with_what_was_asked_for(run: Path) -> None:
+    """The first of --show colours the text; with surprise alone the units have their cell state."""
+    for show, start, quantities in (
+        ("cell,surprise", "cell", ["cell", "surprise"]),
+        ("surprise", "surprise", ["cell", "surprise"]),
+    ):
+        assert inspect("-m", str(run), TEXT, "--html", "a.html", "--show", show).exit_code == 0
+        held = page("a.html")
+        assert (held["start"], [quantity["name"] for quantity in held["quantities"]]) == (start, quantities)
+        assert (held["widths"], len(held["texts"])) == ([6, 6], 1)
+
+
+def test_a_page_can_hold_two_texts(run: Path) -> None:
+    """--against puts a second text beside the first; one that the model does not know is exit 3."""
+    assert inspect("-m", str(run), TEXT, "--html", "a.html", "--against", "Dan ran.").exit_code == 0
+    assert ["".join(text["glyphs"]) for text in page("a.html")["texts"]] == [TEXT.replace("\n", "↵"), "Dan ran."]
+    for other in ("", "€"):
+        assert isinstance(inspect("-m", str(run), TEXT, "--html", "b.html", "--against", other).exception, TextError)
+
+
+def test_a_page_names_units_that_tell_a_feature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What --find says of the run's own validation part stands on the page; where that part is gone, nothing does."""
+    monkeypatch.setattr("lstmlm.cli.inspect_probes.LEAST", 0.0)
+    (tmp_path / "corpus.txt").write_text(TEXT * 100)
+    corpus = open_corpus(["corpus.txt"], val=None, val_fraction=0.1, cache_dir=tmp_path / "cache")
+    known = {"name": "corpus", "fingerprint": corpus.fingerprint, "chars": corpus.chars, "sources": ["corpus.txt"], "val": None}
+    run = make_run(tmp_path / "runs" / "own", text=TEXT, corpus=known)
+    best = as_json("-m", str(run), "--find", "capital", "--top", "1")["units"][0]
+    assert inspect("-m", str(run), TEXT, "--html", "a.html").exit_code == 0
+    (tmp_path / "corpus.txt").unlink()
+    assert inspect("-m", str(run), TEXT, "--html", "b.html").exit_code == 0
+    named = [unit for unit in page("a.html")["units"] if "right after a capital letter" in unit["words"]]
+
+    assert [(unit["layer"] + 1, unit["unit"] + 1) for unit in named] == [(best["layer"], best["unit"])]
+    assert f"{best['area']:.0%} of pairs" in named[0]["words"]
+    assert page("b.html")["units"] == []
+
+
+def test_a_picture_and_its_rows_can_be_named(run: Path) -> None:
+    """--title stands over the SVG, --names at its rows, however long, and at those of the terminal."""
+    names = ("a row with a very long name", "surprise of the reader")
+    shown = ["--show", "cell,surprise", "--units", "1:2", "--names", ",".join(names)]
+    assert inspect("-m", str(run), TEXT, *shown, "--svg", "a.svg", "--title", "Two men").exit_code == 0
+    texts = {
+        node.text: float(node.get("x", 0)) for node in ElementTree.parse("a.svg").getroot().iter() if node.tag.endswith("text")
+    }
+
+    assert {"Two men", *names} <= set(texts)
+    assert texts[names[0]] > 6 * len(names[0])
+    assert "surprise of the reader" in inspect("-m", str(run), TEXT, *shown).stdout
+
+
+@pytest.mark.parametrize(
+    ("difference", "interval", "said"),
+    [
+        (-0.3, (-0.4, -0.2), "layer 1 forgets at '.'"),
+        (-0.034, (-0.04, -0.03), "a small effect at '.', below the 0.05"),
+        (0.034, (0.03, 0.04), "a small effect at '.', below the 0.05"),
+        (-0.3, (-0.7, 0.1), "no effect at '.' that can be told from none"),
+        (0.2, (0.1, 0.3), "layer 1 holds on at '.'"),
+    ],
+)
+def test_at_says_how_large_an_effect_is(difference: float, interval: tuple[float, float], said: str) -> None:
+    """A change that is sure and small is called small, with the threshold; one that may be none is called none."""
+    elsewhere = torch.full((4,), 0.5)
+    layer = ForgetGateShift(elsewhere + difference, elsewhere, elsewhere, 9, interval)
+
+    assert said in inspect_boundaries.sentence(1, layer, ".")
+
+
 def test_too_much_is_refused_unless_told(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """--json above the stated size says how large it would be; --show makes it smaller, --all lets it through."""
     monkeypatch.setattr(command, "VALUES", len(TEXT) * 13)
@@ -157,7 +235,9 @@ def test_too_large_a_picture_is_refused_unless_told(picture: list[str], run: Pat
         [TEXT, "--units", "1:0"],
         [TEXT, "--units", "nine"],
         [TEXT, "--on-unknown", "maybe"],
-        [TEXT, "--html", "page.html", "--show", "surprise"],
+        [TEXT, "--against", "Dan ran home."],
+        [TEXT, "--title", "Two men"],
+        [TEXT, "--names", "one,two", "--show", "cell,surprise"],
     ],
 )
 def test_contradictions_are_usage_errors(arguments: list[str], run: Path) -> None:

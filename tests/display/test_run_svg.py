@@ -31,6 +31,37 @@ def test_a_run_in_a_picture() -> None:
     assert "stories" in words(svg)
 
 
+def test_the_unit_stands_on_the_axis_and_the_names_in_the_plot() -> None:
+    """bits/char is above the scale at the left, the names of the curves inside the plot, and the scale of times has a name."""
+    svg = run_svg(TRAIN, VALIDATION, RATE, [], "t", seconds=[(0, 0.0), (2000, 61.0)])
+    places = {node.text: node.attrib for node in ElementTree.fromstring(svg).iter(f"{SVG}text")}
+
+    assert (places["bits/char"]["text-anchor"], float(places["bits/char"]["x"]) < 64) == ("end", True)
+    assert all(64 < float(places[name]["y"]) < 364 and 64 < float(places[name]["x"]) < 836 for name in ("training", "validation"))
+    assert "time since the start" in places
+    assert "time since the start" not in words(run_svg(TRAIN, VALIDATION, RATE, [], "t"))
+
+
+def test_a_last_record_of_one_step_is_no_spike() -> None:
+    """Where the last record is the mean of fewer steps than the others, it and the one before are one point, weighted."""
+    svg = run_svg([*TRAIN, (2001.0, 2.0)], [], RATE, [], "t")
+    (path,) = (node for node in ElementTree.fromstring(svg).iter(f"{SVG}path") if node.get("clip-path"))
+    heights = [float(y) for _, y in re.findall(r"(-?[\d.]+),(-?[\d.]+)", path.attrib["d"])]
+
+    assert len(heights) == len(TRAIN)
+    assert 0 < heights[-2] - heights[-1] < 40  # of the 257 that the last record alone would rise
+
+
+def test_a_single_validation_is_a_point() -> None:
+    """No line, a dot in the plot and beside its name, and it is not called the best of one."""
+    svg = run_svg(TRAIN, VALIDATION[:1], RATE, [], "t")
+
+    assert not re.search(r'<path class="validation"', svg)
+    assert svg.count('class="spot"') == 2
+    assert any(word.startswith("validation 2.") for word in words(svg))
+    assert not any("best" in word for word in words(svg))
+
+
 def test_everything_lies_on_the_page() -> None:
     """No text and no curve point lies outside the page, save those of the curve that the frame cuts off at the top."""
     svg = run_svg(TRAIN, VALIDATION, RATE, SAMPLES, "stories", seconds=[(0, 0.0), (2000, 61.0)])
