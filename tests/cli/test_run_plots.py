@@ -15,7 +15,7 @@ from lstmlm.errors import CheckpointError, SystemProblem
 from tests.cli.trained import make_run
 
 RECORDS = [{"step": s, "nats_per_char": 3 / s, "rate": 1e-3, "chars": s} for s in (10, 20, 30)]
-RECORDS.append({"step": 30, "validation_nats_per_char": 0.5})
+RECORDS += [{"step": 20, "validation_nats_per_char": 0.6}, {"step": 30, "validation_nats_per_char": 0.5}]
 
 
 @pytest.fixture
