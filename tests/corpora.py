@@ -104,8 +104,10 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "UTF-32": ("hello".encode("utf-32"), "byte order mark of UTF-32.*--encoding utf-32`"),
     "an ELF file": (
         b"\x7fELF\x02\x01\x01\0\0\0\x80\xff",
-        "at byte 10: .*does not look like text.*Leave the file out.*--tokenizer byte",
+        "at byte 10: .*looks like a program.*Leave it out.*--tokenizer byte",
     ),
+    "bytes without a meaning": (b"ab\0\x80\xff", "at byte 3: .*does not look like text.*Leave the file out.*--tokenizer byte"),
+    "a PDF": (b"%PDF-1.4\n1 0 obj\n", "expected text, found a PDF.*pdftotext"),
     "gzip under another name": (gzip.compress(b"abc"), "compressed data.*ends in .gz"),
     "xz under another name": (lzma.compress(b"abc"), "compressed data.*ends in .xz"),
 }

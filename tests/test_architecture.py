@@ -37,7 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "analysis": {"evaluation", "model", "errors", "units"},
     "training": {"evaluation", "data", "model", "storage", "config", "kernels", "errors"},
     "evaluation": {"data", "model", "kernels", "errors", "units"},
-    "data": {"storage", "config", "errors"},
+    "data": {"storage", "config", "errors", "units"},
     "model": {"config", "kernels", "errors"},
     "storage": {"errors", "machine"},
     "config": {"errors", "units"},

@@ -12,11 +12,13 @@ from lstmlm.config import run_config
 from lstmlm.config.run_config import RunConfig
 from lstmlm.data.corpus import Corpus, open_corpus
 from lstmlm.data.sources import find_sources
-from lstmlm.errors import TextError, printable
+from lstmlm.errors import TextError, UsageError, printable
 from lstmlm.machine import cache_folder
 
 if TYPE_CHECKING:
     from lstmlm.api import LanguageModel
+
+LOOKED_AT, SHOWN = 4000, 20  # characters at the beginning of standard input, and lines in them, that may be names of files
 
 
 def open_named(
@@ -28,17 +30,41 @@ def open_named(
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Corpus:
     """Open what the command line names, as the configuration says."""
-    return open_corpus(
+    corpus = open_corpus(
         names,
         tokenizer=config.data.tokenizer,
         encoding=config.data.encoding,
+        field=config.data.field,
+        normalize=config.data.normalize,
         val=val,
         val_fraction=config.data.val_fraction,
+        split=config.data.split,
+        seed=config.train.seed,
+        include=_patterns(config.data.include),
+        exclude=_patterns(config.data.exclude),
+        skip_bad=config.data.on_bad_file == "skip",
         cache_dir=cache_folder() or Path(".cache", "lstmlm"),
         symbols=symbols,
         progress=progress,
         bundled=run_config.resource_dir("data"),
     )
+    if "-" in names:
+        _refuse_names(corpus)
+    return corpus
+
+
+def _refuse_names(corpus: Corpus) -> None:
+    """Refuse the names of files in place of their texts, which is what `find` and `ls` print."""
+    *lines, _ = corpus.tokenizer.decode(corpus.train.tensor(0, LOOKED_AT).tolist()).split("\n")
+    if lines and all(0 < len(line) < 4096 and "\0" not in line and os.path.lexists(line) for line in lines[:SHOWN]):
+        raise UsageError(
+            f"corpus -: expected a text on standard input, found names of files, such as {printable(lines[0][:80])}. To learn "
+            "what is in the files: --files-from -. To learn the names: put them into a file first."
+        )
+
+
+def _patterns(given: str | None) -> list[str]:
+    return [pattern for one in (given or "").split(",") if (pattern := one.strip())]
 
 
 def seen_in_training(names: list[str], val: str) -> str | None:
@@ -80,6 +106,12 @@ def training_text(model: "LanguageModel", advice: str) -> str:
     Raises:
         TextError: As `open_for`.
     """
+    if model.config.data.split != "tail":  # it is not the beginning: what is drawn is found as training found it
+        corpus = open_for(model.meta["corpus"], model.config, model.meta["tokenizer"].get("symbols"), advice)
+        ids = corpus.train.tensor(0, len(corpus.train)).tolist()
+        if model.tokenizer.kind == "byte":
+            return bytes(ids).decode("utf-8", "surrogateescape")
+        return model.tokenizer.decode(ids)
     names, val = _sources(model.meta["corpus"], advice)
     try:
         texts = [Text(part, [model], None, by_line=False) for part in (names, [val] if val else []) if part]
@@ -104,6 +136,11 @@ def _sources(was: dict[str, Any], advice: str) -> tuple[list[str], str | None]:
     names = [str(s) for s in sources] if isinstance(sources, list) else []
     if not names or "-" in names:
         raise TextError(f"corpus: expected the text that the run was trained on, found none: it was standard input. {advice}")
+    if was.get("count"):
+        raise TextError(
+            f"corpus: expected the names of the texts that the run was trained on, found {len(names)} of "
+            f"{printable(str(was['count']))}. {advice}"
+        )
     val = was.get("val")
     if val == "-":
         raise TextError(f"corpus: expected the validation text that the run had, found none: it was standard input. {advice}")

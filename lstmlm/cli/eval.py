@@ -1,9 +1,8 @@
 """The command `lstmlm eval`."""
 
 import contextlib
-import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +12,7 @@ from lstmlm import machine
 from lstmlm.cli import eval_report, text_reader
 from lstmlm.cli.eval_report import Scores
 from lstmlm.cli.options import MACHINE, MODEL, OUTPUT, Device, Encoding, Json, Models, Quiet, Threads, most_bits, words
-from lstmlm.cli.text_input import open_file, validation_text
+from lstmlm.cli.text_input import listed, validation_text
 from lstmlm.display.console import Console
 from lstmlm.errors import CheckFailed, TextError, UsageError, printable
 from lstmlm.units import bits, counted
@@ -226,6 +225,8 @@ def eval(
     first = next(iter(found.values()))
     if missing and not several:
         console.say(_not_known(missing))
+    for note in first.notes:
+        console.say(note)
     _say_trained_on(console, texts, found)
     if json:
         console.as_json(scoring.as_dict(found))
@@ -252,7 +253,7 @@ def _known(console: Console, model: "LanguageModel", given: str) -> list[int]:
     return ids
 
 
-def _score_files(console: Console, scoring: "_Scoring", listed: str, max_bpc: float | None, json: bool) -> None:
+def _score_files(console: Console, scoring: "_Scoring", names: str, max_bpc: float | None, json: bool) -> None:
     """Print a score for each file of a list as it comes, or why it has none.
 
     Raises:
@@ -263,7 +264,7 @@ def _score_files(console: Console, scoring: "_Scoring", listed: str, max_bpc: fl
     above, failed, total = [], 0, 0
     if several and not json:
         console.result("\t".join([*map(printable, scoring.models), "chars", "likeliest", "file"]))
-    for name in _listed(listed):
+    for name in listed(names):
         total += 1
         try:
             found = scoring.score([name], Counter())
@@ -293,25 +294,6 @@ def _score_files(console: Console, scoring: "_Scoring", listed: str, max_bpc: fl
     if above:
         more = f" and {len(above) - 1} more" if len(above) > 1 else ""
         raise CheckFailed(f"eval: expected at most {max_bpc:g} bits/char, found more in {printable(above[0])}{more}.")
-
-
-def _listed(name: str) -> Iterator[str]:
-    """Give the file names of a list, one a line, as they come; empty lines are none.
-
-    Raises:
-        TextError: The list cannot be read, or there is no name in it: a check of nothing would pass.
-    """
-    listed = 0
-    try:
-        with open_file("--files-from", name) as lines:
-            for line in lines:
-                if file := os.fsdecode(line.rstrip(b"\r\n")):
-                    listed += 1
-                    yield file
-    except OSError as error:
-        raise TextError(f"--files-from {printable(name)}: expected a list to read, found: {error.strerror}.") from None
-    if not listed:
-        raise TextError(f"--files-from {printable(name)}: expected the name of a file, found none. Put one in a line.")
 
 
 def _not_known(missing: Counter[str]) -> str:
@@ -392,6 +374,8 @@ class _Scoring:
                 chars = len(piece) if model.tokenizer.kind == "char" else len(ids)
                 if len(ids) < chars:
                     missing.update(char for _, char in model.tokenizer.unknown(piece))
+                    if text:
+                        text.form = text.form or model.tokenizer.other_form(piece)
                 scorer.add(ids, chars, size)
             if learning:
                 learning.add(ids, chars, size)
@@ -414,6 +398,7 @@ class _Scoring:
                 rates,
                 chosen,
                 means,
+                text.notes(model) if text else (),
             )
             for (name, model), score in zip(self.models.items(), found, strict=True)
         }

@@ -1,7 +1,7 @@
 """What `lstmlm eval` says of a text: its score, and what stands beside it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,7 @@ class Scores:
     trained_on: Whether it is the text that the model was trained on.
     dynamic: Of a network that learned as it went, at these rates, chosen on the training text or not.
     baselines: Bits per character by plainer means, by name.
+    notes: In what it is unlike the training text, though both look alike.
     """
 
     score: "Score"
@@ -35,6 +36,7 @@ class Scores:
     rates: "Rates | None" = None
     chosen: bool = False
     baselines: "dict[str, float] | None" = None
+    notes: "Sequence[str]" = ()
 
     @property
     def bits_per_word(self) -> float | None:

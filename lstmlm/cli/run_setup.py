@@ -194,10 +194,24 @@ def refuse_existing(folder: Path, asked_for: bool) -> None:
     except OSError as error:
         raise atomic.problem(error, f"cannot look into {folder}") from None
     if theirs:
+        found = _text_of(folder) or printable(", ".join(theirs[:4]))
         raise UsageError(
-            f"run {printable(str(folder))}: expected an empty or new folder, found {printable(', '.join(theirs[:4]))}. "
+            f"run {printable(str(folder))}: expected an empty or new folder, found {found}. "
             "Use --resume to go on with it, --overwrite to begin again, or --out DIR for another folder."
         )
+
+
+def _text_of(folder: Path) -> str:
+    """Say which text the run in a folder is of; nothing where there is no run."""
+    from lstmlm.storage import checkpoint
+
+    for name in ("best.safetensors", "last.safetensors"):
+        with contextlib.suppress(CheckpointError, OSError, ValueError):
+            corpus = checkpoint.read_header(folder / name).meta["corpus"]
+            sources = corpus.get("sources")
+            text = sources[0] if isinstance(sources, list) and sources else corpus.get("name")
+            return f"the run of {printable(str(text)[:200])}"
+    return ""
 
 
 def refuse_other_text(corpus: "Corpus", saved: Checkpoint, folder: Path, names: list[str]) -> None:

@@ -6,7 +6,7 @@ import os
 import shlex
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, BinaryIO
 
 from lstmlm.errors import TextError, UsageError, printable
@@ -67,6 +67,25 @@ def read_text(flag: str, name: str, errors: str = "strict") -> str:
     except UnicodeDecodeError as error:
         byte = data[error.start]
         raise TextError(f"{shown}: expected UTF-8, found byte {byte:#04x} at offset {error.start}.") from None
+
+
+def listed(name: str) -> Iterator[str]:
+    """Give the file names of a list, one a line, as they come; empty lines are none.
+
+    Raises:
+        TextError: The list cannot be read, or there is no name in it: a check of nothing would pass.
+    """
+    found = 0
+    try:
+        with open_file("--files-from", name) as lines:
+            for line in lines:
+                if file := os.fsdecode(line.rstrip(b"\r\n")):
+                    found += 1
+                    yield file
+    except OSError as error:
+        raise TextError(f"--files-from {printable(name)}: expected a list to read, found: {error.strerror}.") from None
+    if not found:
+        raise TextError(f"--files-from {printable(name)}: expected the name of a file, found none. Put one in a line.")
 
 
 def unknown_rule(given: str) -> "OnUnknown":

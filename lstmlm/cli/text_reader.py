@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from lstmlm.cli.text_input import standard_input
 from lstmlm.config import run_config
 from lstmlm.data.corpus import fingerprint_of
-from lstmlm.data.decoding import Tally, decode, find_encoding
-from lstmlm.data.sources import find_sources
+from lstmlm.data.decoding import Reading, Tally, decode, find_encoding, join
+from lstmlm.data.sources import Selection, Source, find_sources
 from lstmlm.errors import UsageError, printable
 from lstmlm.storage import run_dir
 
@@ -32,33 +32,39 @@ class Text:
     Args:
         names: Files, folders, bundled texts, or `-`.
         models: That are to score it.
-        encoding: What it is written in; None: what the text of the first model of characters was.
+        encoding: What it is written in; None: what the text of the first model of characters was. Its field of records and its
+            Unicode form are that model's too.
         by_line: A pipe is read line by line, as it comes; and a byte that is no text is an unknown character.
 
     Attributes:
         words: How many have been read: what stands between white space.
         encoding: Of a model of characters; None: bytes are read.
+        form: A Unicode form in which a model knows more of the text than in its own; whoever finds one puts it here.
 
     Raises:
         TextError: A name leads nowhere; while it is read, as `decode`.
     """
 
     def __init__(self, names: Sequence[str], models: "Sequence[LanguageModel]", encoding: str | None, by_line: bool) -> None:
-        own = next((model.config.data.encoding for model in models if model.tokenizer.kind == "char"), None)
-        self.encoding = find_encoding(encoding or own) if own else None
+        lead = next((model for model in models if model.tokenizer.kind == "char"), models[0])
+        data = lead.config.data
+        raw = lead.tokenizer.kind == "byte" and not data.field and data.normalize == "none"
+        self.encoding = None if raw else find_encoding(encoding or data.encoding)
         self.words = 0
-        self._sources = find_sources(names, run_config.resource_dir("data"))
-        self._by_line = by_line
+        self.form: str | None = None
+        errors = "surrogateescape" if by_line else "strict"
+        self._how = Reading(self.encoding or "bytes", data.field, data.normalize, errors=errors)
+        self._sources = find_sources(names, run_config.resource_dir("data"), Selection(encoding=self._how.encoding))
         self._live = by_line and list(names) == ["-"]
         self._tally = Tally()
 
     def __iter__(self) -> Iterator[str]:
-        raw = ((source, piece) for source in self._sources for piece in (_arriving() if self._live else source.read()))
+        raw = (piece for source in self._sources for piece in (_arriving(source) if self._live else source.pieces()))
         pieces: Iterator[str]
         if self.encoding is None:
-            pieces = codecs.iterdecode((self._counted(piece) for _, piece in raw), "utf-8", "surrogateescape")
+            pieces = codecs.iterdecode((piece for _, piece in join(raw, self._tally)), "utf-8", "surrogateescape")
         else:
-            pieces = decode(raw, self.encoding, self._tally, "surrogateescape" if self._by_line else "strict")
+            pieces = decode(raw, self._how, self._tally)
         inside = False  # a word that may go on
         for piece in pieces:
             if piece:
@@ -66,9 +72,20 @@ class Text:
                 inside = not piece[-1].isspace()
                 yield piece
 
-    def _counted(self, raw: bytes) -> bytes:
-        self._tally.add(len(raw), raw)
-        return raw
+    def notes(self, model: "LanguageModel") -> list[str]:
+        """Say, once it is read, in what it is unlike the training text of a model, though both look alike."""
+        found = []
+        cr, lf = (sum(model.counts[id_] for id_ in model.tokenizer.encode(char, "skip")) for char in "\r\n")
+        if self._tally.lf and not self._tally.cr and cr > lf // 2:
+            found.append("line ends: LF here, CRLF in the training text; sed 's/$/\\r/' makes them alike")
+        if self.form:
+            found.append(
+                f"accents: the model knows more of this text in the Unicode form {self.form}. Bring it into that, or train with "
+                f"--normalize {self.form.lower()}, which reads both alike."
+            )
+        if self._tally.c1 and self.encoding:
+            found.append(f"{self._tally.c1} control characters from U+0080 to U+009F: text from Windows needs --encoding cp1252")
+        return found
 
     def trained_on(self, model: "LanguageModel") -> bool:
         """Say, once it is read, whether a model was trained on it, or on a file of it as it is now."""
@@ -106,6 +123,7 @@ def refuse_models(command: str, names: Sequence[str]) -> None:
             raise UsageError(f"{command}: expected a text, found the model {shown}. Did you mean -m {shown}?")
 
 
-def _arriving() -> Iterator[bytes]:
+def _arriving(source: Source) -> Iterator[tuple[Source, bytes]]:
     """Give what comes through standard input line by line, as it comes; a very long line in several pieces."""
-    yield from iter(partial(standard_input("text -").readline, CHUNK), b"")
+    for piece in iter(partial(standard_input("text -").readline, CHUNK), b""):
+        yield source, piece

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ import typer
 from lstmlm import machine
 from lstmlm.cli import STARTED
 from lstmlm.cli.options import MACHINE, OUTPUT, Json, Quiet, most_bits
+from lstmlm.cli.text_input import listed
 from lstmlm.config import schema
 from lstmlm.config.setting import Setting, write
 from lstmlm.display.console import Console
@@ -74,9 +76,9 @@ def _flag(one: Setting) -> Any:
 @_with_settings
 def train(
     corpus: Annotated[
-        list[str],
-        typer.Argument(metavar="CORPUS...", help="Text files, folders, .gz .xz .bz2 files, - for stdin, or `stories`."),
-    ],
+        list[str] | None,
+        typer.Argument(metavar="CORPUS...", help="Text files, folders, .tar .zip .gz .xz .bz2 files, - for stdin, or `stories`."),
+    ] = None,
     out: Annotated[
         str | None,
         typer.Option(metavar="DIR", help="Run folder.", show_default="runs/<corpus name>", rich_help_panel="Run"),
@@ -103,7 +105,11 @@ def train(
     ] = False,
     val: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Validation text.", show_default="the last 10 % of CORPUS", rich_help_panel="Corpus"),
+        typer.Option(metavar="FILE", help="Validation text.", show_default="10 % of CORPUS", rich_help_panel="Corpus"),
+    ] = None,
+    files_from: Annotated[
+        str | None,
+        typer.Option(metavar="LIST|-", help="Learn the files named in LIST, one a line.", rich_help_panel="Corpus"),
     ] = None,
     assignments: Annotated[
         list[str] | None,
@@ -139,12 +145,17 @@ def train(
     from lstmlm.config import auto_tune, run_config
     from lstmlm.data.corpus import name_of
     from lstmlm.data.saved_model import parts
+    from lstmlm.data.sources import require
     from lstmlm.display import tensorboard
     from lstmlm.display.progress_view import RunView
     from lstmlm.model import devices
     from lstmlm.training import distributed
     from lstmlm.units import counted
 
+    typed = list(corpus or [])
+    corpus = [*typed, *(listed(files_from) if files_from is not None else [])]
+    if not corpus:
+        raise UsageError("train: expected a text to learn, found none. Name a file or a folder, - for stdin, or `stories`.")
     with distributed.joined() as group, contextlib.ExitStack() as held:
         if not group.is_rank_zero:
             train_worker.run(corpus, val, group)
@@ -157,13 +168,14 @@ def train(
             raise UsageError("--resume goes on with a run as it is; leave out --overwrite and --from.")
         if with_tensorboard:
             tensorboard.require()
-        if group.size > 1 and "-" in [*corpus, val]:
+        if group.size > 1 and "-" in [*corpus, val, files_from]:
             raise UsageError(
                 "corpus -: expected files, as each process reads the text, found standard input. Put it into a file."
             )
         layers = run_setup.layers_of(presets or [], assignments or [], flags)
         run_config.resolve(layers)  # what is wrong with the settings is said before the folder is looked at
-        texts = [*corpus, *(["--val", val] if val else [])]
+        texts = [*typed, *(["--files-from", files_from] if files_from else []), *(["--val", val] if val else [])]
+        require([*corpus, *([val] if val else [])], run_config.resource_dir("data"))
         folder, makes = Path(out or f"runs/{name_of(corpus[0])}"), not (dry_run or print_config)
 
         def as_asked() -> "tuple[bool, Checkpoint | None, tuple[RunConfig, dict[str, str]]]":
@@ -200,10 +212,13 @@ def train(
             return
         with group.local_rank_zero_first():
             text = open_named(corpus, config, val=val, symbols=symbols, progress=train_report.Reading(console))
+        config = replace(config, data=replace(config.data, split=text.split))
         if saved:
             run_setup.refuse_other_text(text, saved, folder, texts)
         for note in text.notes:
             console.say(note)
+        if not known:
+            train_report.say_unlike(console, text)
         if val and "-" not in [*corpus, val] and (seen := seen_in_training(corpus, val)):
             console.warn(f"--val: {seen} is trained on too: its score tells nothing of other texts.")
 

@@ -1,5 +1,6 @@
 """What `lstmlm train` says before, between and after: the plan, how far the reading has come, what was reached."""
 
+import itertools
 import math
 import shlex
 import time
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from lstmlm.data.corpus import Corpus
     from lstmlm.training.trainer import Trainer
 
+LEAST_COMPARED, UNLIKE = 1000, 1.4  # characters of either part, and how many times as much the one takes that is unlike
+ORDER_FROM, FEWEST_LINES, SORTED = 20_000, 50, 0.97  # characters whose lines are looked at, how many, and how many rise
 PROMPT_FROM, PROMPT_WORDS, PROMPT_CHARS = 2000, 2, 24  # characters that are looked at, and how much of them is offered
 
 
@@ -138,6 +141,28 @@ def _score(step: int, nats: float, exact: bool) -> dict[str, Any] | None:
     if nats == math.inf:
         return None
     return {"step": step, "bits_per_char": bits(nats), "nats_per_char": nats, "exact": exact}
+
+
+def say_unlike(console: Console, corpus: "Corpus") -> None:
+    """Warn where the validation part is another kind of text than the training part, or the lines are sorted."""
+    from lstmlm.evaluation.baselines import unlike
+
+    if min(len(corpus.train), len(corpus.val)) >= LEAST_COMPARED:
+        held, own = unlike(corpus.train, corpus.val, corpus.counts)
+        if held > UNLIKE * own:
+            way = "" if corpus.split != "tail" else " `--split lines` (or paragraphs, or files) draws it from everywhere."
+            console.warn(
+                f"the validation part is unlike the training part: by counts of characters it takes {bits(held):.2f} bits/char, "
+                f"where parts of the training text take {bits(own):.2f}.{way}"
+            )
+    *lines, _ = corpus.tokenizer.decode(corpus.train.tensor(0, ORDER_FROM).tolist()).split("\n")
+    rising = sum(a <= b for a, b in itertools.pairwise(lines))
+    words = sum(line[:1].isalpha() for line in lines) > len(lines) // 2  # and not numbers or times
+    if words and len(lines) > FEWEST_LINES and rising >= SORTED * (len(lines) - 1) and len(set(lines)) > len(lines) // 2:
+        console.warn(
+            "the lines are in alphabetical order, which is learnt too: scores are those of the next lines in this order. To mix "
+            "them: shuf FILE | lstmlm train -"
+        )
 
 
 def prompt(corpus: "Corpus") -> str:

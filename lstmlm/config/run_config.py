@@ -6,6 +6,8 @@ back. The names of `schema` can be had from here.
     defaults  <  --config files in order  <  LSTMLM_<SECTION>_<KEY>  <  --set and flags
 """
 
+import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +30,7 @@ from lstmlm.config.schema import (
     known,
     unknown,
 )
-from lstmlm.config.setting import Located, Setting, Value, at, closest, describe, shorten, write
+from lstmlm.config.setting import NONE_WORDS, Located, Setting, Value, at, closest, describe, shorten, write
 from lstmlm.config.strict_yaml import entries, read_file
 from lstmlm.errors import ConfigError, SystemProblem
 
@@ -306,6 +308,12 @@ def from_dict(nested: object, source: str = "", ignored: list[str] | None = None
     return _build(values)
 
 
+def _as_yaml(value: Value) -> str:
+    """Return a value as YAML, a text in quotes where it could be taken for something else."""
+    plain = not isinstance(value, str) or (re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", value) and value not in NONE_WORDS)
+    return write(value) if plain else json.dumps(value, ensure_ascii=False)
+
+
 def to_yaml(config: RunConfig, sources: Mapping[str, str] | None = None) -> str:
     """Return the configuration as YAML with every key, which `parse_yaml` reads back to the same values.
 
@@ -321,6 +329,6 @@ def to_yaml(config: RunConfig, sources: Mapping[str, str] | None = None) -> str:
     for key, one in KEYS.items():
         if f"{one.section}:" not in lines:
             lines.append(f"{one.section}:")
-        line = f"  {one.name}: {one.none_word if values[key] is None else write(values[key])}"
+        line = f"  {one.name}: {one.none_word if values[key] is None else _as_yaml(values[key])}"
         lines.append(f"{line:<30} # {shorten(sources[key], 160)}" if sources else line)
     return "\n".join(lines) + "\n"

@@ -112,8 +112,46 @@ class DataConfig(_Section):
         group="Corpus",
         metavar="NAME",
     )
-    val_fraction: float = setting(
-        0.1, "share of the text, at its end, held back for validation", low=0, high=0.5, group="Corpus", metavar="F"
+    include: str | None = setting(
+        None,
+        "patterns of the files that are read of a folder or archive, with commas between them, such as *.md,*.txt",
+        none_word="null",
+        accept=str.isprintable,
+        words="patterns",
+        group="Corpus",
+        metavar="PATTERNS",
+    )
+    exclude: str | None = setting(
+        None,
+        "patterns of files and folders that are not",
+        none_word="null",
+        accept=str.isprintable,
+        words="patterns",
+        group="Corpus",
+        metavar="PATTERNS",
+    )
+    on_bad_file: str = setting(
+        "error", "what to do with a file that cannot be read or decoded", choices=("error", "skip"), group="Corpus"
+    )
+    field: str | None = setting(
+        None,
+        "field of each record that is text, in .jsonl, .csv and .tsv files; a.b: the field b of a",
+        none_word="null",
+        accept=lambda name: re.fullmatch(r"\w[\w. -]*", name) is not None,
+        words="the name of a field",
+        group="Corpus",
+        metavar="NAME",
+    )
+    normalize: str = setting(
+        "none", "Unicode form of all text: accents joined (nfc), apart (nfd), as they come", choices=("nfc", "nfd", "none"),
+        group="Corpus",
+    )  # fmt: skip
+    val_fraction: float = setting(0.1, "share of the text held back for validation", low=0, high=0.5, group="Corpus", metavar="F")
+    split: str = setting(
+        "auto",
+        "what is held back: the end, or lines, paragraphs or files drawn by the seed; auto: files if there are 20, else the end",
+        choices=("auto", "tail", "lines", "paragraphs", "files"),
+        group="Corpus",
     )
 
 

@@ -18,7 +18,7 @@ Value: TypeAlias = int | float | bool | str | None
 INT = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 FLOAT = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 LONGEST_NUMBER = 40  # characters; int() and float() need not see more, and a message need not show more
-LONGEST_TEXT = 64  # characters of a string value
+LONGEST_TEXT = 256  # characters of a string value
 NONE_WORDS = ("null", "auto")
 NEARLY_CHOICE = {
     "gpu": "cuda",
@@ -200,7 +200,7 @@ class Setting:
             ConfigError: The text is no such value.
         """
         if self.type is str:
-            return self.check(text, source)
+            return None if self.optional and text in NONE_WORDS and not quoted else self.check(text, source)
         if quoted:
             meant = text if self._reads(text) else ""
             raise self.refuse(f'the quoted text "{shorten(text)}"', source, meant, "Without quotes:")

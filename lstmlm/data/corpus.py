@@ -1,8 +1,9 @@
 """A text of any size -> ids -> a training part and a validation part.
 
-`open_corpus` is the entry point, for the commands. A first pass finds the characters, a second one writes their ids (bytes
-need no first pass). Both hold a few MiB, however long the text is. Ids of more than `cache.MEMORY_LIMIT` go to a file in the
-cache folder, which is found again as long as the text stays the same. torch is imported only while it counts.
+`open_corpus` is the entry point, for the commands. A first pass finds the characters, and counts the units of which some are
+drawn for validation; a second one writes the ids (bytes need no first pass where the end is held out). Both hold a few MiB,
+however long the text is. Ids of more than `cache.MEMORY_LIMIT` go to a file in the cache folder, which is found again as long as
+the text stays the same. torch is imported only while it counts.
 """
 
 import contextlib
@@ -12,20 +13,28 @@ import os
 import sys
 import tempfile
 import time
+from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lstmlm.config.run_config import resource_dir
-from lstmlm.data import cache
-from lstmlm.data.decoding import Tally, decode, find_encoding
+from lstmlm.data import cache, splits
+from lstmlm.data.decoding import Reading, Tally, documents, find_encoding, join, readable
 from lstmlm.data.ids import Ids, Store
 from lstmlm.data.packing import Packer, SymbolSet
-from lstmlm.data.sources import CHUNK, PACKED, Source, changed, find_sources
+from lstmlm.data.sources import CHUNK, PACKED, TAR, LeftOut, Selection, Source, changed, find_sources
 from lstmlm.data.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer, describe, from_dict
-from lstmlm.errors import SystemProblem, TextError, UsageError
+from lstmlm.errors import SystemProblem, TextError, UsageError, printable
+from lstmlm.units import counted
 
+ENDINGS = (
+    *(*PACKED, *TAR, ".zip", ".txt", ".text", ".md", ".rst", ".tex", ".htm", ".html", ".xml"),
+    *(".jsonl", ".ndjson", ".csv", ".tsv", ".log", ".mbox", ".srt", ".vtt", ".fa", ".fasta"),
+)
+"""Endings of files that are no part of what a corpus is called."""
+NAMED = 5  # characters or files that a note names
 ProgressCallback = Callable[[str, int, int], None]  # what is being done, bytes done, bytes in all (0: unknown)
 
 
@@ -39,10 +48,12 @@ class Corpus:
         train: Ids of the training part.
         val: Ids of the validation part; empty if the text is too short or none was wanted.
         fingerprint: SHA-256, in hex, of the decoded text of both parts and of where the one ends.
+        split: How the validation part was chosen: tail, lines, paragraphs or files.
         counts: Occurrences of each id in the training part. len V
         chars: Characters in both parts (bytes, for the byte tokenizer).
         bytes: Bytes of both parts in UTF-8.
         val_bytes: Bytes of the validation part in UTF-8.
+        val_unknown: Characters of a validation file that are not in the vocabulary, and so not in `val`.
         notes: What a reader should know about the text, in words.
     """
 
@@ -51,10 +62,12 @@ class Corpus:
     train: Ids
     val: Ids
     fingerprint: str
+    split: str
     counts: list[int]
     chars: int
     bytes: int
     val_bytes: int
+    val_unknown: int
     notes: list[str]
 
 
@@ -63,8 +76,15 @@ def open_corpus(
     *,
     tokenizer: str = "char",
     encoding: str = "utf-8",
+    field: str | None = None,
+    normalize: str = "none",
     val: str | None = None,
     val_fraction: float = 0.1,
+    split: str = "tail",
+    seed: int = 0,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    skip_bad: bool = False,
     cache_dir: Path,
     symbols: str | None = None,
     progress: ProgressCallback | None = None,
@@ -73,15 +93,23 @@ def open_corpus(
     """Read, encode and split a text; a large one comes from the cache if it has been read before.
 
     The vocabulary is all characters of `sources`, both parts. The last floor(chars * val_fraction) characters are the
-    validation part, but at least 2 are left for training. With `val` all of `sources` is for training; characters of
-    `val` that are not in the vocabulary are left out, and counted in the notes.
+    validation part, but at least 2 are left for training; or the units that are drawn. With `val` all of `sources` is for
+    training; characters of `val` that are not in the vocabulary are left out of its ids, and counted.
 
     Args:
-        sources: Files, folders, `-` or names of bundled corpora, joined in this order with nothing in between.
+        sources: Files, folders, archives, `-` or names of bundled corpora, joined in this order; see `decoding.documents`.
         tokenizer: `char` or `byte`.
-        encoding: What the files are written in; the byte tokenizer does not ask.
+        encoding: What the files are written in; the byte tokenizer asks only where it reads a field.
+        field: The field of each record that is text, in files of records.
+        normalize: Unicode form of the text: nfc, nfd, or none for what it is.
         val: A source for the validation part.
         val_fraction: Otherwise, the part of the text that is held out. 0 to 0.5
+        split: What is held out: tail, lines, paragraphs or files; a record counts as a line or a file. auto: files where there
+            are many, else the tail.
+        seed: Draws what is held out, where it is not the tail.
+        include: Patterns of the files in folders and archives that are read; none: all that are text.
+        exclude: Patterns of those that are not.
+        skip_bad: Leave out files that cannot be read or decoded, and say so, instead of refusing the corpus.
         cache_dir: Folder for ids that are too many for memory; made when it is needed.
         symbols: The vocabulary of a model that goes on; every character must be in it.
         progress: Is called with every piece.
@@ -92,15 +120,48 @@ def open_corpus(
         ConfigError: If there is no such encoding.
         SystemProblem: If the cache folder cannot be written to.
     """
-    encoding = "bytes" if tokenizer == "byte" else find_encoding(encoding)
+    raw = tokenizer == "byte" and not field and normalize == "none"
+    how = Reading("bytes" if raw else find_encoding(encoding), field, normalize, symbols is None and tokenizer == "char")
     names = [list(sources)] + ([[val]] if val is not None else [])
     with contextlib.suppress(SystemProblem):  # no such folder; other people's files can be read without it
         bundled = bundled or resource_dir("data")
-    texts = [find_sources(group, bundled) for group in names]
+    selection, left_out = Selection(tuple(include), tuple(exclude), how.encoding), LeftOut()
+    bad: dict[str, TextError] = {}
+    texts = [find_sources(group, bundled, selection, left_out, bad if skip_bad else None) for group in names]
     if sum(source.path is None for text in texts for source in text) > 1:
         raise UsageError("corpus -: expected standard input once, found it twice. It can be read only once.")
-    plan = _Plan(texts, tokenizer, encoding, 0.0 if val is not None else val_fraction, symbols, cache_dir, progress)
-    return _corpus(name_of(sources[0]), plan.remembered() or plan.read())
+    if skip_bad:
+        texts = [readable(text, how, bad) for text in texts]
+        if not all(texts):
+            raise _all_bad(bad)
+    plan = _Plan(texts, tokenizer, how, 0.0 if val is not None else val_fraction, split, seed, symbols, cache_dir, progress)
+    try:
+        store = plan.remembered() or plan.read()
+    except TextError as error:
+        if not skip_bad:
+            readable([source for text in texts for source in text], how, bad)
+        raise _with_others(error, bad) from None
+    found = _corpus(name_of(sources[0]), store, normalize)
+    skipped = [f"{len(bad)} left out that cannot be read: {_named(list(bad))}. {next(iter(bad.values()))}"] if bad else []
+    return replace(found, notes=[*left_out.notes(), *skipped, *found.notes])
+
+
+def _named(names: list[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def _all_bad(bad: dict[str, TextError]) -> TextError:
+    return _with_others(next(iter(bad.values())), bad)
+
+
+def _with_others(error: TextError, bad: dict[str, TextError]) -> TextError:
+    """Add to what is wrong with one file which others cannot be read either."""
+    if len(bad) < 2:
+        return error
+    return TextError(
+        f"{error}\n{len(bad)} files cannot be read: {_named(list(bad))}. Leave them out with `--on-bad-file skip` or `--exclude`."
+    )
 
 
 class _Plan:
@@ -110,17 +171,39 @@ class _Plan:
         self,
         texts: list[list[Source]],
         tokenizer: str,
-        encoding: str,
+        how: Reading,
         val_fraction: float,
+        split: str,
+        seed: int,
         symbols: str | None,
         folder: Path,
         progress: ProgressCallback | None,
     ) -> None:
-        self.texts, self.encoding, self.val_fraction, self.folder = texts, encoding, val_fraction, folder
+        self.texts, self.how, self.val_fraction, self.folder = texts, how, val_fraction, folder
         self.symbols, self.byte, self.progress = symbols, tokenizer == "byte", progress
-        self.settings = [cache.MAGIC.decode(), sys.byteorder, tokenizer, encoding, symbols, val_fraction]
+        self.split, self.seed = split if val_fraction else "tail", seed
+        if self.split == "auto" and not (how.field or any(source.archive for source in texts[0])):
+            self.split = "files" if len(texts[0]) >= splits.MANY_FILES else "tail"
+        selections = [[source.selection.include, source.selection.exclude, sorted(source.without)] for source in texts[0]]
+        self.base: list[object] = [
+            cache.MAGIC.decode(),
+            sys.byteorder,
+            tokenizer,
+            how.encoding,
+            symbols,
+            val_fraction,
+            how.field,
+            how.normalize,
+        ]
+        self.base += [selections] if any(source.archive for source in texts[0]) else []
+        self.settings = self._settings()
+        self.left_out = LeftOut()
+        self.units, self.drawn = 0, 0  # lines, paragraphs or files, and how many of them are held out
         self.place, self.stamp = self._marks(self.settings)
         self.started = time.time_ns()
+
+    def _settings(self) -> list[object]:
+        return [*self.base, *([] if self.split == "tail" else [self.split, self.seed])]
 
     def _marks(self, settings: Sequence[object]) -> tuple[str, str]:
         """Return what the files are called and what state they are in, as digests, each with the settings."""
@@ -138,7 +221,7 @@ class _Plan:
         found = cache.find(self.folder, self.stamp, newest)
         if found is None and self.symbols is not None:
             # A run that goes on knows its vocabulary; when it began, the same text gave the same one.
-            began = cache.find(self.folder, self._marks([*self.settings[:4], None, self.val_fraction])[1], newest)
+            began = cache.find(self.folder, self._marks([*self.settings[:4], None, *self.settings[5:]])[1], newest)
             if began is not None and began.facts["tokenizer"].get("symbols") == self.symbols:
                 return began
         return found
@@ -147,18 +230,15 @@ class _Plan:
         """Make the passes."""
         with contextlib.ExitStack() as stack:
             # Bytes and known vocabularies need one pass; two need what can be read only once to be kept.
-            once = self.byte or self.symbols is not None
+            known: Tokenizer | None = ByteTokenizer() if self.byte else CharTokenizer(self.symbols) if self.symbols else None
+            once = known is not None and self.split == "tail"
             feeds = [
                 stack.enter_context(_Feed(text, self.folder, self.progress, keep=i == 0 and not once))
                 for i, text in enumerate(self.texts)
             ]
-            if self.byte:
-                return self._encode(feeds, ByteTokenizer(), None)
-            if self.symbols is not None:
-                return self._encode(feeds, CharTokenizer(self.symbols), None)
-            found, tally = SymbolSet(), Tally()
-            for text in decode(feeds[0].pieces("reading"), self.encoding, tally):
-                found.add(text)
+            if once and known is not None:
+                return self._encode(feeds, known, None, None)
+            found, tally, drawn = self._survey(feeds[0])
             _refuse_short(self.texts[0], tally.chars, 0, 2)
             if len(feeds) == 1:
                 key = self._key([tally])
@@ -166,58 +246,131 @@ class _Plan:
                 if store is not None:
                     cache.restamp(self.folder / f"{key}.ids", self.stamp, self.place, self.started)
                     return store
-            return self._encode(feeds, CharTokenizer(found.symbols()), tally)
+            return self._encode(feeds, known or CharTokenizer(found.symbols()), tally, drawn)
 
-    def _encode(self, feeds: "list[_Feed]", tokenizer: Tokenizer, before: Tally | None) -> Store:
-        """Write the ids of all texts, one after another, and what is known of them."""
+    def _survey(self, feed: "_Feed") -> tuple[SymbolSet, Tally, Iterator[int] | None]:
+        """Make the first pass: find the characters, and draw the units that are held out; None where the tail is."""
+        found, tally, lengths, count = SymbolSet(), Tally(), array("q"), 0
+        # Many records are too many for a number each; and one is not cut, so it is a line and a paragraph too.
+        whole = self.split in ("auto", "files") or bool(self.how.field)
+        texts = self._texts(feed, "reading", tally)
+        for number, text in texts if whole or self.split in ("auto", "tail") else splits.units(texts, self.split):
+            if isinstance(text, str) and not self.byte:
+                found.add(text)
+            count = number + 1
+            if whole and not self.how.field:
+                lengths.extend([0] * (count - len(lengths)))
+                lengths[number] += len(text)
+        if self.split == "auto":
+            self.split = "files" if count >= splits.MANY_FILES else "tail"
+            self.settings = self._settings()
+        if self.split == "tail":
+            return found, tally, None
+        self.units = count
+        if lengths:
+            return found, tally, self._counted(splits.draw_files(lengths, self.val_fraction, self.seed))
+        return found, tally, self._counted(splits.draw(count, self.val_fraction, self.seed))
+
+    def _counted(self, drawn: Iterator[int]) -> Iterator[int]:
+        for unit in drawn:
+            self.drawn += 1
+            yield unit
+
+    def _texts(self, feed: "_Feed", doing: str, tally: Tally) -> Iterator[tuple[int, Any]]:
+        """Give the text, or the bytes where they are read as they are, each piece with the number of its document."""
+        pieces = feed.pieces(doing)
+        return join(pieces, tally) if self.how.encoding == "bytes" else documents(pieces, self.how, tally)
+
+    def _encode(self, feeds: "list[_Feed]", tokenizer: Tokenizer, before: Tally | None, drawn: Iterator[int] | None) -> Store:
+        """Write the ids of the training part and after them those of the validation part, and what is known of them."""
         tallies = [Tally() for _ in feeds]
         packers = [Packer(tokenizer, skip=i > 0) for i in range(len(feeds))]
-        with cache.Writer(self.folder) as writer:
+        switches = hashlib.sha256()  # where the text goes from one part into the other
+        with contextlib.ExitStack() as stack:
+            writer = stack.enter_context(cache.Writer(self.folder))
+            held = stack.enter_context(tempfile.SpooledTemporaryFile(cache.MEMORY_LIMIT, dir=str(self.folder)))
+            held_out = Packer(tokenizer)
             for i, (feed, packer, tally) in enumerate(zip(feeds, packers, tallies, strict=True)):
-                for piece in self._packed(feed, packer, tally):
-                    writer.append(piece)
-                    packer.count(piece)
+                texts = self._texts(feed, "encoding", tally)
+                if drawn is None or i:
+                    parts: Iterator[tuple[bool, Any]] = ((False, text) for _, text in texts)
+                else:
+                    numbered = texts if self.split == "files" or self.how.field else splits.units(texts, self.split)
+                    parts = splits.parted(numbered, drawn, CHUNK)
+                place = 0
+                for is_held, text in parts:
+                    stored = packer.pack(text)
+                    if is_held:
+                        held_out.count(stored)
+                        switches.update(b"%d+%d," % (place, len(text)))
+                        with cache.writing_to(self.folder):
+                            if held.tell() + len(stored) > cache.MEMORY_LIMIT:
+                                self.folder.mkdir(parents=True, exist_ok=True)
+                            held.write(stored)
+                    else:
+                        writer.append(stored)
+                    place += len(text)
+                    packer.count(stored)
                 _refuse_short(self.texts[i], tally.chars, packer.skipped, 1 if i else 2)
+                self.left_out = feed.left_out
             if before is not None and before.digest.hexdigest() != tallies[0].digest.hexdigest():
                 raise changed(self.texts[0][0].name)
-            facts = self._facts(writer.ids(packers[0].width), tokenizer, packers, tallies)
+            held.seek(0)
+            for stored in iter(lambda: held.read(CHUNK), b""):
+                writer.append(stored)
+            ids, train = writer.ids(packers[0].width), int(packers[0].counts.sum())
+            if drawn is None:
+                train -= max(0, min(int(train * self.val_fraction), train - 2))
+                for start in range(train, len(ids) if len(packers) == 1 else train, CHUNK):
+                    held_out.count(ids.stored(start, start + CHUNK))
+            else:
+                train -= int(held_out.counts.sum())
+            val = packers[1].counts if len(packers) > 1 else held_out.counts
+            counts = [(packers[0].counts - held_out.counts).tolist(), val.tolist()]
+            facts = self._facts(tokenizer, tallies, packers[-1], train, counts, switches.hexdigest())
+            del ids
             return writer.finish(packers[0].width, facts, self._key(tallies), self.stamp, self.place)
 
-    def _packed(self, feed: "_Feed", packer: Packer, tally: Tally) -> "Iterator[bytes | bytearray]":
-        pieces = feed.pieces("encoding")
-        if not self.byte:
-            yield from map(packer.pack, decode(pieces, self.encoding, tally))
-            return
-        for _, raw in pieces:
-            tally.add(len(raw), raw)
-            yield raw
-
-    def _facts(self, ids: Ids, tokenizer: Tokenizer, packers: list[Packer], tallies: list[Tally]) -> dict[str, Any]:
-        train, counts = tallies[0].chars, [packer.counts.tolist() for packer in packers]
-        if len(packers) == 1:
-            held_out = Packer(tokenizer)
-            train -= min(int(train * self.val_fraction), train - 2)
-            for start in range(train, len(ids), CHUNK):
-                held_out.count(ids.stored(start, start + CHUNK))
-            counts = [(packers[0].counts - held_out.counts).tolist(), held_out.counts.tolist()]
-        notes: list[str] = []
-        if isinstance(tokenizer, CharTokenizer):
-            for tally, packer in zip(tallies, packers, strict=True):
-                few = [(i, c) for c in "\0\r\n" for i in tokenizer.encode(c, "skip")]
-                notes += tally.notes({c: int(packer.counts[i]) for i, c in few})
-        if packers[-1].skipped:
-            found = ", ".join(map(describe, packers[-1].strange))
-            notes.append(f"{packers[-1].skipped} validation characters left out that training does not have: {found}")
-        if self.val_fraction and train == len(ids):
-            notes.append(f"no validation part: {train} characters are too few for one")
+    def _facts(
+        self, tokenizer: Tokenizer, tallies: list[Tally], last: Packer, train: int, counts: list[list[int]], switches: str
+    ) -> dict[str, Any]:
+        notes = self.left_out.notes()
+        if self.how.encoding != "bytes":
+            notes += [note for tally in tallies for note in tally.notes()]
+        if self.how.field and not any(tally.records for tally in tallies):
+            raise TextError(
+                f"corpus {self.texts[0][0].name}: expected records with a field {printable(repr(self.how.field))}, found no file "
+                "that ends in .jsonl, .csv or .tsv. Leave out `--field`."
+            )
+        if last.skipped:
+            found = ", ".join(map(describe, last.strange))
+            notes.append(
+                f"{last.skipped} validation characters that training does not have, 20.09 bits each in its score: {found}"
+            )
+        only = [symbol for symbol, (learnt, held) in enumerate(zip(*counts, strict=True)) if held and not learnt]
+        if only and not self.byte:
+            found = ", ".join(describe(tokenizer.symbol(symbol)) for symbol in only[:NAMED])
+            more = f" and {len(only) - NAMED} more" if len(only) > NAMED else ""
+            times = sum(counts[1][symbol] for symbol in only)
+            notes.append(f"only in the validation part, and so never learnt: {found}{more}, {counted(times, 'time')}")
+        size = sum(map(sum, counts))
+        if self.val_fraction and train == size:
+            few = "" if self.split == "tail" else f", and {self.drawn} of {self.units} {self.split}"
+            notes.append(f"no validation part: {train} characters{few} are too few for one")
+        elif self.split != "tail":
+            what = "records" if self.how.field else self.split
+            notes.append(f"held out for validation: {self.drawn:,} of {self.units:,} {what}, drawn by the seed")
         lengths = tokenizer.byte_lengths()
+        drawn = [] if self.split == "tail" else [self.split, self.seed, switches]
         return {
             "tokenizer": tokenizer.to_dict(),
             "train": train,
-            "chars": len(ids),
+            "chars": size,
+            "split": self.split,
             "counts": counts[0],
             "bytes": [sum(n * length for n, length in zip(part, lengths, strict=True)) for part in counts],
-            "fingerprint": fingerprint_of([tally.digest.hexdigest() for tally in tallies], train),
+            "val_unknown": last.skipped,
+            "fingerprint": fingerprint_of([tally.digest.hexdigest() for tally in tallies], train, *drawn),
             "notes": notes,
         }
 
@@ -230,6 +383,7 @@ class _Feed:
 
     def __init__(self, sources: list[Source], folder: Path, progress: ProgressCallback | None, *, keep: bool) -> None:
         self._sources, self._folder, self._progress = sources, folder, progress
+        self.left_out = LeftOut()  # of archives
         plain = all(source.plain for source in sources)
         self._total = sum(source.size for source in sources) if plain else 0
         # A small text is read once and kept in memory; so is, in the cache folder, what cannot be read again.
@@ -253,8 +407,9 @@ class _Feed:
             yield source, raw
 
     def _read(self) -> Iterator[tuple[Source, bytes]]:
-        for source in self._sources:
-            for raw in source.read():
+        self.left_out = LeftOut()
+        for whole in self._sources:
+            for source, raw in whole.pieces(self.left_out):
                 if self._kept is not None:
                     with cache.writing_to(self._folder):
                         if self._spool.tell() + len(raw) > cache.MEMORY_LIMIT:
@@ -270,18 +425,20 @@ class _Feed:
             yield source, self._spool.read(size)
 
 
-def _corpus(name: str, store: Store) -> Corpus:
+def _corpus(name: str, store: Store, form: str) -> Corpus:
     facts = store.facts
     return Corpus(
         name=name,
-        tokenizer=from_dict(facts["tokenizer"]),
+        tokenizer=from_dict(facts["tokenizer"], form),
         train=store.ids(0, facts["train"]),
         val=store.ids(facts["train"], facts["chars"]),
         fingerprint=facts["fingerprint"],
+        split=facts["split"],
         counts=facts["counts"],
         chars=facts["chars"],
         bytes=sum(facts["bytes"]),
         val_bytes=facts["bytes"][1],
+        val_unknown=facts["val_unknown"],
         notes=facts["notes"],
     )
 
@@ -294,9 +451,9 @@ def _refuse_short(sources: list[Source], chars: int, skipped: int, least: int) -
     raise TextError(f"corpus {name}: expected at least {least} character{'s' * (least > 1)}, found {found}. Use a longer text.")
 
 
-def fingerprint_of(digests: list[str], train: int) -> str:
-    """Return the fingerprint of a corpus: of the digests of its decoded texts, and the length of its training part."""
-    return _digest(digests, train)
+def fingerprint_of(digests: list[str], train: int, *drawn: object) -> str:
+    """Return the fingerprint of a corpus: of digests of its texts, the length of its training part, and what is drawn."""
+    return _digest(digests, train, *drawn)
 
 
 def name_of(source: str) -> str:
@@ -304,7 +461,7 @@ def name_of(source: str) -> str:
     path = Path(source)
     stem = "stdin" if source == "-" else (path.name if path.name.strip(".") else path.resolve().name)
     for _ in range(2):  # stories.txt.gz
-        stem = Path(stem).stem if Path(stem).suffix.lower() in (*PACKED, ".txt", ".text", ".md") else stem
+        stem = Path(stem).stem if Path(stem).suffix.lower() in ENDINGS else stem
     fit = "".join(c if c.isalnum() or c in "._-" else "_" for c in stem).lstrip(".-")
     return fit[:80] or "corpus"
 

@@ -54,6 +54,7 @@ class Packer:
         self.counts = torch.zeros(self._size, dtype=torch.int64)
         self.skipped = 0
         self.strange: list[str] = []
+        self._bytes = not isinstance(tokenizer, CharTokenizer)
         if isinstance(tokenizer, CharTokenizer):
             self._table = torch.full((0x110000,), -1, dtype=torch.int32)
             self._table[_code_points(tokenizer.symbols).long()] = torch.arange(self._size, dtype=torch.int32)
@@ -61,12 +62,16 @@ class Packer:
             self._ascii = bytes(max(0, i) for i in ids).ljust(256, b"\0") if self.width == 1 else None
             self._unknown_ascii = bytes(i for i in range(128) if ids[i] < 0)
 
-    def pack(self, text: str) -> bytes | bytearray:
-        """Return the ids of `text`.
+    def pack(self, text: str | bytes) -> bytes | bytearray:
+        """Return the ids of `text`; bytes are their own.
 
         Raises:
             TextError: If a character is unknown and may not be skipped.
         """
+        if isinstance(text, bytes):
+            return text
+        if self._bytes:
+            return text.encode("utf-8", "surrogatepass")
         if self._ascii is not None and text.isascii():
             packed = text.encode().translate(self._ascii, self._unknown_ascii)
             if len(packed) == len(text):

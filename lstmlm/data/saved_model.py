@@ -3,12 +3,16 @@
 The entry point is `parts`; `info` calls it, and whoever loads a model or goes on with a run. It needs no torch.
 """
 
+import hashlib
+from dataclasses import replace
 from typing import Any
 
 from lstmlm.config.run_config import RunConfig, from_dict
 from lstmlm.data import tokenizer
 from lstmlm.data.tokenizer import Tokenizer
 from lstmlm.errors import CheckpointError, ConfigError, printable
+
+LONGEST_NAMES, FEW_NAMES = 4096, 3  # characters of the names of its texts that a model keeps, and names where there are more
 
 
 def parts(meta: dict[str, Any], ignored: list[str] | None = None) -> tuple[RunConfig, Tokenizer]:
@@ -26,12 +30,28 @@ def parts(meta: dict[str, Any], ignored: list[str] | None = None) -> tuple[RunCo
         config = from_dict(meta["config"], ignored=ignored)
     except ConfigError as error:
         raise CheckpointError(f"checkpoint: its configuration is refused: {error}{_writer(meta)}") from None
-    symbols = tokenizer.from_dict(meta["tokenizer"])
+    if config.data.split == "auto":  # it was saved by a version that knew the end alone
+        config = replace(config, data=replace(config.data, split="tail"))
+    symbols = tokenizer.from_dict(meta["tokenizer"], config.data.normalize)
     counts = meta["counts"]
     whole = all(isinstance(count, int) and not isinstance(count, bool) and count >= 0 for count in counts)
     if len(counts) != len(symbols) or not whole:
         raise CheckpointError(f"checkpoint: counts: expected {len(symbols)} whole numbers, one for each symbol.")
     return config, symbols
+
+
+def with_few_names(identity: dict[str, Any]) -> dict[str, Any]:
+    """Return what a run says of where it came from, fit for its model: of thousands of names a few, and a digest.
+
+    Args:
+        identity: With `corpus` and `command`, as `header.META` has them.
+    """
+    names, command = identity["corpus"].get("sources"), identity["command"]
+    if not isinstance(names, list) or sum(map(len, names)) <= LONGEST_NAMES:
+        return identity
+    digest = hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
+    corpus = {**identity["corpus"], "sources": names[:FEW_NAMES], "count": len(names), "digest": digest}
+    return {**identity, "corpus": corpus, "command": [*command[: 2 + FEW_NAMES], "..."]}
 
 
 def note(meta: dict[str, Any], ignored: list[str]) -> str:

@@ -14,6 +14,8 @@ from lstmlm.errors import CheckpointError, TextError, printable
 
 MAX_SYMBOLS = 0x110000  # every code point there is
 OnUnknown = Literal["error", "skip", "replace"]
+FORMS: dict[str, Literal["NFC", "NFD"]] = {"nfc": "NFC", "nfd": "NFD"}
+"""Unicode forms that a text may be brought into: an accented letter as one character, or as a letter and a mark."""
 
 # Typographic forms that NFKD keeps although every keyboard has a plain twin.
 _PLAIN = dict.fromkeys("‘’‚‛′", "'") | dict.fromkeys("“”„‟″«»", '"') | dict.fromkeys("‐‑‒–—―−", "-") | {"\r": ""}
@@ -46,6 +48,7 @@ class CharTokenizer:
 
     Args:
         symbols: The vocabulary, in any order; duplicates count once. Surrogates are not characters.
+        form: Unicode form that every text is brought into: nfc, nfd, or none for what it is.
 
     Raises:
         TextError: If there is no symbol, or one is a surrogate.
@@ -53,7 +56,8 @@ class CharTokenizer:
 
     kind = "char"
 
-    def __init__(self, symbols: Iterable[str]) -> None:
+    def __init__(self, symbols: Iterable[str], form: str = "none") -> None:
+        self.form = form
         # Numbers sort ten times faster than strings, which matters for a million of them.
         self.symbols = "".join(map(chr, sorted(set(map(ord, symbols)))))
         if not self.symbols:
@@ -92,6 +96,7 @@ class CharTokenizer:
         Raises:
             TextError: If a character is unknown and `on_unknown` is `error`.
         """
+        text = in_form(text, self.form)
         try:
             return [self._id[c] for c in text]
         except KeyError:
@@ -123,7 +128,12 @@ class CharTokenizer:
 
     def unknown(self, text: str) -> list[tuple[int, str]]:
         """List the characters of `text` outside the vocabulary, each with its position (0 is the first)."""
-        return [(i, c) for i, c in enumerate(text) if c not in self._id]
+        return [(i, c) for i, c in enumerate(in_form(text, self.form)) if c not in self._id]
+
+    def other_form(self, text: str) -> str | None:
+        """Return the Unicode form in which more of `text` is known than as it is; None where there is none."""
+        unknown = len(self.unknown(text))
+        return next((name for name in FORMS.values() if unknown and len(self.unknown(in_form(text, name))) < unknown), None)
 
     def substitute(self, char: str) -> str:
         """Return the nearest known text for an unknown character, or nothing.
@@ -150,9 +160,11 @@ class CharTokenizer:
         found = self.unknown(text)
         position, char = found[0]
         more = f" ({len(found)} such characters in all)" if len(found) > 1 else ""
+        known = self.other_form(text)
+        form = f"In the Unicode form {known} it is known: bring the text into it. " if known else ""
         return TextError(
             f"text at character {position}: expected one of the {len(self)} characters that the model knows, "
-            f"found {describe(char)}{more}. Leave it out, or use `--on-unknown skip` or `--on-unknown replace`."
+            f"found {describe(char)}{more}. {form}Leave it out, or use `--on-unknown skip` or `--on-unknown replace`."
         )
 
 
@@ -160,6 +172,9 @@ class ByteTokenizer:
     """One id for each byte: ids are the bytes of the text's UTF-8, so every text can be encoded."""
 
     kind = "byte"
+
+    def __init__(self, form: str = "none") -> None:
+        self.form = form
 
     def __len__(self) -> int:
         return 256
@@ -180,7 +195,7 @@ class ByteTokenizer:
             TextError: If a lone surrogate is no smuggled byte and `on_unknown` is `error`.
         """
         try:
-            return list(text.encode("utf-8", "surrogateescape"))
+            return list(in_form(text, self.form).encode("utf-8", "surrogateescape"))
         except UnicodeEncodeError as error:
             if on_unknown == "error":
                 raise TextError(
@@ -205,6 +220,9 @@ class ByteTokenizer:
         """List what cannot be encoded: surrogates that are no smuggled bytes, each with its position."""
         return [(i, c) for i, c in enumerate(text) if "\ud800" <= c < "\udc80" or "\udcff" < c <= "\udfff"]
 
+    def other_form(self, text: str) -> None:
+        """Return None: every text is known in any form."""
+
     def symbol(self, id_: int) -> str:
         r"""Return the character of an id; of a byte that is only a part of one, `\xNN`."""
         return bytes([id_]).decode("utf-8", "backslashreplace")
@@ -221,8 +239,12 @@ class ByteTokenizer:
 Tokenizer = CharTokenizer | ByteTokenizer
 
 
-def from_dict(data: object) -> Tokenizer:
+def from_dict(data: object, form: str = "none") -> Tokenizer:
     """Make the tokenizer that `to_dict` described, trusting nothing: the description comes out of a file.
+
+    Args:
+        data: As `to_dict` gave it.
+        form: Unicode form of its texts: nfc, nfd or none.
 
     Raises:
         CheckpointError: If it is not such a description, to the letter.
@@ -233,16 +255,22 @@ def from_dict(data: object) -> Tokenizer:
     if set(data) != expected:
         raise _damaged(f"the keys {', '.join(sorted(expected))}", ", ".join(sorted(map(str, data))))
     if data["kind"] == "byte":
-        return ByteTokenizer()
+        return ByteTokenizer(form)
     symbols = data["symbols"]
     if not isinstance(symbols, str) or not 1 <= len(symbols) <= MAX_SYMBOLS:
         raise _damaged(f"1 to {MAX_SYMBOLS} symbols", len(symbols) if isinstance(symbols, str) else symbols)
     if _surrogate(symbols) is not None:
         raise _damaged("characters", "a surrogate among them")
-    tokenizer = CharTokenizer(symbols)
+    tokenizer = CharTokenizer(symbols, form)
     if tokenizer.symbols != symbols:
         raise _damaged("sorted symbols, each once", "others")
     return tokenizer
+
+
+def in_form(text: str, form: str) -> str:
+    """Return a text in a Unicode form: nfc, nfd, or none for what it is."""
+    name = FORMS.get(form.lower())
+    return unicodedata.normalize(name, text) if name and not text.isascii() else text
 
 
 CONTROLS = {"\t": "tab", "\n": "line feed", "\r": "carriage return"}

@@ -12,11 +12,15 @@ Source of the counts' smoothing: Witten and Bell 1991.
 
 import bz2
 import lzma
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from lstmlm.data.ids import Ids
+
 ORDER = 3
+SAMPLES, SAMPLE = 64, 2048  # stretches of a text, and their characters, by which its parts are compared
 MOST = 1 << 21  # characters of either text that are looked at: bounds time and memory
 _DIRECT = 1 << 22  # numbers up to this are counted as they are, larger ones after they have been ranked
 
@@ -52,6 +56,30 @@ def by_counts(train: Tensor, text: Tensor, frequencies: Tensor, order: int = ORD
         known[:k] = False  # what is before the text is not its context
         p = torch.where(known, better, p)
     return float(-p.log().sum())
+
+
+def unlike(train: Ids, val: Ids, counts: Sequence[int]) -> tuple[float, float]:
+    """Return what the validation part takes by counts, and what parts of the training text take that are kept from them.
+
+    Both in nats per character, from a sample of either part. Where the first is far above the second the parts are unlike.
+
+    Args:
+        train: The training part.
+        val: The validation part.
+        counts: Occurrences of each symbol in the training part. (V)
+    """
+    symbols = torch.tensor(counts, dtype=torch.float64) + 1
+    frequencies = torch.log(symbols.sum()) - torch.log(symbols)
+    pieces = [_places(train, 2 * SAMPLES, SAMPLE), _places(val, SAMPLES // 4, SAMPLE)]
+    own, seen = torch.cat(pieces[0][::8]), torch.cat([piece for i, piece in enumerate(pieces[0]) if i % 8])
+    held = torch.cat(pieces[1])
+    return tuple(by_counts(seen, part, frequencies) / len(part) for part in (held, own))  # type: ignore[return-value]  # two
+
+
+def _places(ids: Ids, count: int, length: int) -> list[Tensor]:
+    """Return stretches of a text, evenly over it; it is cut whole where it is too short for them."""
+    length = max(1, min(length, len(ids) // count))
+    return [ids.tensor(start, start + length) for start in (len(ids) * i // count for i in range(count))]
 
 
 def _ranked(keys: Tensor) -> tuple[Tensor, int]:

@@ -20,9 +20,10 @@ from lstmlm.config import auto_tune
 from lstmlm.config.run_config import RunConfig, to_dict
 from lstmlm.data.batches import Streams
 from lstmlm.data.corpus import Corpus
+from lstmlm.data.saved_model import with_few_names
 from lstmlm.errors import CheckpointError, Diverged, Stopped
 from lstmlm.evaluation.sampler import Sampling, generate
-from lstmlm.evaluation.scoring import StreamsApartError, estimate, frequencies, side_by_side, streams_of
+from lstmlm.evaluation.scoring import CODE_POINTS, StreamsApartError, estimate, frequencies, side_by_side, streams_of
 from lstmlm.kernels import Kernel
 from lstmlm.kernels.cuda_graph import read_back
 from lstmlm.kernels.pace import Pace
@@ -478,6 +479,7 @@ class Trainer:
                 if len(self.validation):
                     with self._strictly() as models:
                         value, alone = estimate(models, self.validation, self.corpus.counts, p.look_chars)
+                    value, alone = self._with_unknown(value), tuple(map(self._with_unknown, alone))
                 text = self._sample()
             except _Interrupted:
                 signal = self.stop() or 0
@@ -528,7 +530,12 @@ class Trainer:
     def counting_nats(self) -> float:
         """The nats per character that the validation text takes by the counts of single characters alone."""
         ids = self.validation
-        return float(frequencies(self.corpus.counts)[ids].mean()) if len(ids) else math.inf
+        return self._with_unknown(float(frequencies(self.corpus.counts)[ids].mean())) if len(ids) else math.inf
+
+    def _with_unknown(self, nats: float) -> float:
+        """Return a score of the known characters with those that are not in the vocabulary, charged as `lstmlm eval` does."""
+        unknown = self.corpus.val_unknown
+        return (nats * len(self.corpus.val) + unknown * math.log(CODE_POINTS)) / (len(self.corpus.val) + unknown)
 
     def _score_best(self) -> None:
         """Score the validation text exactly by the model that is kept, at the end, where there is time for it."""
@@ -559,7 +566,7 @@ class Trainer:
             own = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
             self.load_model(_weights(checkpoint.to_tensors(checkpoint.read(path).tensors)))
             try:
-                return side_by_side(models, self.validation, self.corpus.counts, one_pass=False)[0]
+                return self._with_unknown(side_by_side(models, self.validation, self.corpus.counts, one_pass=False)[0])
             except StreamsApartError:
                 return math.inf
             finally:
@@ -633,7 +640,7 @@ class Trainer:
                 until.enter_context(member.optimizer.averaged())
             blobs = checkpoint.to_blobs({f"model.{k}": v for k, v in self.model.state_dict().items()})
         meta = {
-            **self.identity,
+            **(self.identity if kind == "last" else with_few_names(self.identity)),
             "config": to_dict(self.config),
             "tokenizer": self.corpus.tokenizer.to_dict(),
             "counts": list(self.corpus.counts),

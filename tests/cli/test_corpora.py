@@ -1,5 +1,6 @@
 """The text that an earlier run was trained on: found again, or missed with advice that fits the command."""
 
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -32,3 +33,118 @@ def test_advice(lstmlm: Lstmlm, way: str, tmp_path: Path) -> None:
         assert result.err.rstrip().endswith(advice)
         assert len(result.err.splitlines()) == 1
         assert not any(f"{name}:" in result.err for name in ("eval", "inspect", "fill"))
+
+
+def test_a_list_names_the_texts(lstmlm: Lstmlm, tmp_path: Path) -> None:
+    """--files-from takes names from a file or a pipe, beside those on the command line; a list of names alone is asked about."""
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text(TEXT)
+    (tmp_path / "list").write_text("a.txt\n\nb.txt\n")
+    listed = lstmlm("train", "--files-from", "-", *TINY, "--dry-run", "--json", stdin=b"a.txt\nb.txt\n")
+
+    assert listed.json == lstmlm("train", "--files-from", "list", *TINY, "--dry-run", "--json").json
+    assert listed.json["training_chars"] > 1.9 * lstmlm("train", "a.txt", *TINY, "--dry-run", "--json").json["training_chars"]
+    asked = lstmlm("train", "-", *TINY, "--dry-run", stdin=b"./a.txt\n./b.txt\n")
+    assert asked.code == 2
+    assert "--files-from -" in asked.err
+    for wrong in (("--files-from", "nowhere"), ("--files-from", "-")):
+        assert lstmlm("train", *wrong, *TINY).code == 3
+    assert lstmlm("train", *TINY).code == 2
+
+
+def test_the_text_is_looked_at_before_the_folder(lstmlm: Lstmlm, run: Path) -> None:
+    """A text that is not there is the first thing to be said; of a folder that is in use, which text its run is of."""
+    (Path("runs") / "missing").mkdir()
+    (Path("runs") / "missing" / "x").touch()
+    missing, used = lstmlm("train", "missing.txt", *TINY), lstmlm("train", "stories", *TINY, "--out", run)
+
+    assert (missing.code, used.code) == (3, 2)
+    assert "found nothing there" in missing.err
+    assert "found the run of" in used.err
+    assert "text.txt. Use --resume" in used.err
+
+
+def test_settings_choose_and_split(lstmlm: Lstmlm, tmp_path: Path) -> None:
+    """What is read of a folder and what is held out is written down: a run goes on with it, and `eval` finds its part again."""
+    for i in range(25):
+        (tmp_path / "f").mkdir(exist_ok=True)
+        (tmp_path / "f" / f"{i}.md").write_text(TEXT[: 60 + i])
+    (tmp_path / "f" / "bad.md").write_bytes(b"\xff\xff")
+    (tmp_path / "f" / "x.csv").write_text("no\n")
+    chosen = ("--include", "*.md, *.rst", "--exclude", "3.md", "--on-bad-file", "skip")
+    trained = lstmlm("train", "f", *TINY, *chosen)
+
+    assert trained.code == 0, trained.err
+    assert "bad.md" in trained.err
+    assert "of 24 files, drawn by the seed" in trained.err
+    assert 'include: "*.md, *.rst"' in Path("runs/f/config.yaml").read_text()
+    assert "split: files" in Path("runs/f/config.yaml").read_text()
+    assert lstmlm("train", "f", "--resume").code == 0
+    assert lstmlm("eval", "--json").json["chars"] > 0
+
+
+def test_unlike_parts_are_warned_of(lstmlm: Lstmlm, tmp_path: Path) -> None:
+    """An end in another language, and lines in alphabetical order, are said, with the way out; an even text is not."""
+    other = "der alte fluss zieht sich durch den grünen wald und über die wiese hin\n"
+    (tmp_path / "ends.txt").write_text(TEXT * 15 + other * 18)
+    (tmp_path / "even.txt").write_text(TEXT * 15)
+    (tmp_path / "names.txt").write_text("".join(f"{a}{b}\n" for a in "abcdefghijkl" for b in "abcdefghijklmn"))
+    ends, even, drawn, names = (
+        lstmlm("train", *words, *TINY, "--dry-run").err
+        for words in (("ends.txt",), ("even.txt",), ("ends.txt", "--split", "lines"), ("names.txt",))
+    )
+
+    assert "the validation part is unlike the training part" in ends
+    assert "--split lines" in ends
+    assert "only in the validation part, and so never learnt: 'c' U+0063" in ends
+    assert "unlike" not in even + drawn
+    assert "alphabetical order" in names
+    assert "alphabetical order" not in even
+
+
+def test_unknown_characters_cost_the_same_in_train_and_eval(lstmlm: Lstmlm, text: Path, tmp_path: Path) -> None:
+    """What a validation file has and the training text has not is charged while training as `eval` charges it."""
+    (tmp_path / "val.txt").write_text("Ann is there, and Bob is € not.\n" * 4)
+    found = lstmlm("train", text, *TINY, "--val", "val.txt", "--json")
+
+    assert "4 validation characters that training does not have, 20.09 bits each" in found.err
+    scored = lstmlm("eval", "val.txt", "--json").json
+    assert scored["unknown"] == 4
+    assert found.json["best"]["bits_per_char"] == pytest.approx(scored["bits_per_char"], abs=1e-5)
+
+
+def test_a_model_reads_in_its_own_encoding(lstmlm: Lstmlm, tmp_path: Path) -> None:
+    """A model that learnt text in another encoding, a field or a Unicode form reads other texts so too, if nothing is said."""
+    (tmp_path / "latin.txt").write_bytes(TEXT.encode("latin-1"))
+    (tmp_path / "d.jsonl").write_text("".join(f'{{"t": "{line} e\u0301"}}\n' for line in TEXT.splitlines()))
+    assert lstmlm("train", "latin.txt", *TINY, "--encoding", "latin-1", "-q").code == 0
+    assert lstmlm("train", "d.jsonl", *TINY, "--field", "t", "--normalize", "nfc", "-q").code == 0
+
+    assert lstmlm("eval", "latin.txt", "-m", "runs/latin", "--json").json["unknown"] == 0
+    assert lstmlm("eval", "latin.txt", "-m", "runs/latin", "--lines").code == 0
+    found = lstmlm("eval", "d.jsonl", "-m", "runs/d", "--json").json
+    assert (found["unknown"], found["chars"]) == (0, len(TEXT) + 2 * TEXT.count("\n") - 1)
+    assert lstmlm("sample", "-m", "runs/d", "--prompt", "e\u0301", "--length", "3").code == 0
+
+
+def test_a_text_that_is_like_the_learnt_one_but_for_its_form_is_told_so(lstmlm: Lstmlm, run: Path, tmp_path: Path) -> None:
+    """`eval` says where line ends or the form of accents differ from the training text's; `sample` and `fill` the form."""
+    for name, text in (
+        ("crlf", TEXT.replace("\n", "\r\n")),
+        ("nfd", unicodedata.normalize("NFD", TEXT)),
+        ("c1", TEXT + "\x92"),
+        ("same", TEXT),
+    ):
+        (tmp_path / f"{name}.txt").write_bytes(text.encode())
+    crlf, nfd, c1, same = (lstmlm("eval", f"{name}.txt").err for name in ("crlf", "nfd", "c1", "same"))
+
+    assert "Its line ends are CRLF, the model's LF" in crlf
+    assert "tr -d '\\r'" in crlf
+    assert "the Unicode form NFC" in nfd
+    assert "--normalize nfc" in nfd
+    assert "cp1252" in c1
+    assert not any(word in same for word in ("line ends", "Unicode", "control"))
+    assert "In the Unicode form NFC it is known" in lstmlm("sample", "--prompt", "Ou\u0300").err
+    assert "NFC" in lstmlm("fill", "Ou\u0300 est ____?", "--choice", "Bob", "--choice", "Ann").err
+    assert lstmlm("train", "crlf.txt", *TINY, "--overwrite", "-q", "--out", run).code == 0
+    assert "LF here, CRLF in the training text" in lstmlm("eval", "same.txt").err

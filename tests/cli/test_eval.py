@@ -72,8 +72,9 @@ def test_cold(lstmlm: Lstmlm, run: Path, held_out: Path) -> None:
 def test_sources(lstmlm: Lstmlm, run: Path, held_out: Path) -> None:
     """Several files are one text; a compressed file, a folder and stdin score as the file itself."""
     data = held_out.read_bytes()
-    Path("a").write_bytes(data[:101])
-    Path("b").write_bytes(data[101:])
+    first = data.index(b"\n") + 1
+    Path("a").write_bytes(data[:first])
+    Path("b").write_bytes(data[first:])
     Path("c.gz").write_bytes(gzip.compress(data))
     plain = pytest.approx(lstmlm("eval", held_out, "--json").json)
 

@@ -187,7 +187,7 @@ MISTAKES = [
     ("train text.txt --config minut", 2, "minute"), ("train text.txt --config artcle", 2, "article"),
     ("train text.txt --config nowhere.yaml", 2, "nowhere.yaml"), ("train text.txt --config text.txt", 2, "text.txt"),
     # paths
-    ("train", 2, "CORPUS"), ("train texd.txt", 3, "text.txt"), ("train storys", 3, "stories"),
+    ("train", 2, "a text to learn"), ("train texd.txt", 3, "text.txt"), ("train storys", 3, "stories"),
     ("train empty.txt", 3, "empty.txt"),
     ("train runs/text --out a", 3, "runs/text"), ("train text.txt --out text.txt", 2, "--out"),
     ("train text.txt --val none.txt --out a", 3, "none.txt"),

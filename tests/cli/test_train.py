@@ -141,12 +141,12 @@ def test_sources(lstmlm: Lstmlm, text: Path, source: str) -> None:
         given, stdin = ["text.gz"], b""
     elif source == "folder":
         Path("parts").mkdir()
-        Path("parts/a").write_bytes(data[:100])
-        Path("parts/b").write_bytes(data[100:])
+        Path("parts/a").write_bytes(data[: data.index(b"\n") + 1])
+        Path("parts/b").write_bytes(data[data.index(b"\n") + 1 :])
         given, stdin = ["parts"], b""
     elif source == "two files":
-        Path("a").write_bytes(data[:100])
-        Path("b").write_bytes(data[100:])
+        Path("a").write_bytes(data[: data.index(b"\n") + 1])
+        Path("b").write_bytes(data[data.index(b"\n") + 1 :])
         given, stdin = ["a", "b"], b""
     else:
         given, stdin = ["-"], data

@@ -83,10 +83,20 @@ ODD_TEXTS = [
 ]
 
 
+FREE_TEXTS = ["*.md,*.txt", "a: b # c", "text", "null", "auto", "é*", "#x", "- y", "true", "1", "a.b c"]
+
+
+def free(setting: Setting) -> bool:
+    """Say whether nearly any text is a value of a setting."""
+    return setting.type is str and setting.optional
+
+
 def bad_yaml_values(setting: Setting) -> list[str]:
     """Return YAML values, written after `key: `, that a setting must refuse."""
     if setting.type is bool:
         return ODD_BOOLEANS
+    if free(setting):
+        return ["''", '""', "[a]", "!!str x", "x" * 300, '"\\e[31m"', '"\\0"']
     if setting.type is str:
         return ODD_TEXTS
     bad = list(ODD_NUMBERS)
@@ -113,6 +123,8 @@ def good_values(setting: Setting) -> st.SearchStrategy[Value]:
         some = st.sampled_from(setting.choices)
     elif setting.type is bool:
         some = st.booleans()
+    elif free(setting):
+        some = st.sampled_from([text for text in FREE_TEXTS if setting.accept is None or setting.accept(text)])
     elif setting.type is str:
         some = st.sampled_from(["utf-8", "latin-1", "cp1252", "utf-16", "koi8_r"])
     elif setting.type is int:
@@ -180,7 +192,7 @@ def test_config_refuses_every_bad_value_of_every_key(key: str) -> None:
 def test_config_refuses_the_same_values_outside_yaml(key: str) -> None:
     """Environment and --set refuse what is no value, naming the variable or --set."""
     setting = KEYS[key]
-    for value in ("nan", "0x10", "1_000", "on", "{}", "🎲"):
+    for value in ("x" * 300, "\x1b[31m", "a\tb") if free(setting) else ("nan", "0x10", "1_000", "on", "{}", "🎲"):
         with pytest.raises(ConfigError, match=f"env {setting.env}") as caught:
             parse_environment({setting.env: value})
         assert_helpful(str(caught.value))

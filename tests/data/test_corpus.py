@@ -74,8 +74,8 @@ def test_a_validation_file_is_encoded_alike(read: Reader) -> None:
 
     assert (len(split.train), len(split.val)) == (90, 6)
     assert split.tokenizer.decode(split.val.tensor(0, 9).tolist()) == "cabcab"
-    assert any("3 validation characters left out" in note and "U+20AC" in note for note in split.notes)
-    assert split.val_bytes == 6
+    assert any("3 validation characters that training does not have" in note and "U+20AC" in note for note in split.notes)
+    assert (split.val_bytes, split.val_unknown) == (6, 3)
 
 
 @pytest.mark.parametrize(("data", "found"), [(b"", "empty"), (b"xyz", "none that training has")])
@@ -136,6 +136,8 @@ NAMES |= {
     ".hidden.md": "hidden",
     "folder/x.TXT": "x",
     "a.txt.txt": "a",
+    "texts.tar.gz": "texts",
+    "subtitles.en.srt": "subtitles.en",
 }
 
 

@@ -1,4 +1,5 @@
 import hashlib
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -6,8 +7,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lstmlm.data import sources
-from lstmlm.data.decoding import Tally, decode
+from lstmlm.data.decoding import Reading, Tally, decode
 from lstmlm.data.sources import Source
+from lstmlm.data.tokenizer import FORMS
 from lstmlm.errors import ConfigError, TextError
 from tests.corpora import REFUSED, Reader, text_of
 
@@ -26,7 +28,7 @@ def test_bad_texts_are_refused_with_their_place(
     """A refused text names file, offset and way out, wherever the borders of the pieces read lie."""
     if len(data) > 100_000 and chunk < 100:
         chunk += 7777
-    monkeypatch.setattr(sources, "CHUNK", chunk)
+    monkeypatch.setattr(sources, "CHUNK", max(chunk, 5 * data.startswith(b"%PDF")))
     with pytest.raises(TextError, match=message) as caught:
         read(read.file(data))
 
@@ -77,7 +79,8 @@ def test_other_encodings_decode_across_borders(read: Reader, encoding: str, data
     assert text_of(read(read.file(data), encoding=encoding)) == data.decode(encoding)
     pieces = [(Source("text", None, None), data[at : at + 5]) for at in range(0, len(data), 5)]
     tally = Tally()
-    assert "".join(decode(pieces, encoding, tally)) == "".join(decode(pieces, encoding)) == data.decode(encoding)
+    texts = ["".join(decode(pieces, Reading(encoding), one)) for one in (tally, None)]
+    assert texts == [data.decode(encoding)] * 2
     assert tally.digest.hexdigest() == hashlib.sha256(data.decode(encoding).encode()).hexdigest()
 
 
@@ -118,7 +121,7 @@ def test_a_mark_at_the_start_is_dropped_and_said(read: Reader) -> None:
     one, two = read.file(b"\xef\xbb\xbfab", "one.txt"), read.file(b"\xef\xbb\xbfcd", "two.txt")
     joined = read(one, two)
 
-    assert text_of(joined) == "abcd"
+    assert text_of(joined) == "ab\ncd"
     assert any("one.txt and 1 more" in note and "byte order mark" in note for note in joined.notes)
     assert text_of(read(read.file("\ufeffabc".encode("utf-16-le")), encoding="utf-16-le")) == "abc"
 
@@ -150,6 +153,30 @@ def test_ordinary_text_has_no_notes(read: Reader) -> None:
 )
 def test_bad_bytes_may_be_let_through(encoding: str, data: bytes, text: str) -> None:
     """With surrogateescape a byte that is no text becomes a character that stands for it alone, at any border of pieces."""
-    source = Source("bytes", None, None)
+    source, how = Source("bytes", None, None), Reading(encoding, errors="surrogateescape")
     for pieces in ([data], [data[i : i + 1] for i in range(len(data))]):
-        assert "".join(decode(((source, piece) for piece in pieces), encoding, errors="surrogateescape")) == text
+        assert "".join(decode(((source, piece) for piece in pieces), how)) == text
+
+
+@pytest.mark.parametrize("chunk", [4, 7, 1 << 18])
+@pytest.mark.parametrize("tokenizer", ["char", "byte"])
+def test_a_unicode_form_is_that_of_the_whole_text(
+    read: Reader, tokenizer: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A text in another form is what Python makes of it as a whole, wherever the borders of the pieces lie."""
+    monkeypatch.setattr(sources, "CHUNK", chunk)
+    text = "e\u0301t\u00e9 o\u0323\u0302 \u1100\u1161\u11a8 \uac01 か\u3099 日本 x" * 9
+    path = read.file(text)
+
+    assert text_of(read(path, tokenizer=tokenizer)) == text
+    for form in FORMS:
+        got = read(path, normalize=form, tokenizer=tokenizer)
+        assert text_of(got) == unicodedata.normalize(FORMS[form], text)
+        assert got.tokenizer.encode("e\u0301") == got.tokenizer.encode("\u00e9")
+
+
+def test_control_characters_of_another_encoding_are_noted(read: Reader) -> None:
+    """Text from Windows that is read as Latin-1 has controls where it had quotes: that is said, with the way out."""
+    got = read(read.file(b"It\x92s \x93green\x94.\n" * 9), encoding="latin-1")
+
+    assert [n for n in got.notes if n.startswith("27 control characters") and "--encoding cp1252" in n]

@@ -8,6 +8,7 @@ import pytest
 from lstmlm.api import LanguageModel
 from lstmlm.config import schema
 from lstmlm.config.run_config import from_dict
+from lstmlm.data.saved_model import with_few_names
 from lstmlm.errors import CheckpointError
 from lstmlm.training import events
 from lstmlm.training.events import TrainState
@@ -57,3 +58,16 @@ def test_a_field_of_training_that_was_renamed_or_removed_is_read(monkeypatch: py
     del saved["step"]
     with pytest.raises(CheckpointError, match=r"training\.step: .* found none"):
         TrainState.from_meta(saved)
+
+
+def test_thousands_of_names_are_kept_short() -> None:
+    """A model names a few of many texts, with their number and a digest; of a few it names all."""
+    few = {"corpus": {"sources": ["a", "b"]}, "command": ["lstmlm", "train", "a", "b"], "step": 1}
+    many = {"corpus": {"sources": [f"{i}.txt" for i in range(3000)], "name": "0"}, "command": ["lstmlm"] * 3000, "step": 1}
+    short = with_few_names(many)
+
+    assert with_few_names(few) is few
+    assert short["corpus"]["sources"] == ["0.txt", "1.txt", "2.txt"]
+    assert (short["corpus"]["count"], short["corpus"]["name"], short["step"]) == (3000, "0", 1)
+    assert short["corpus"]["digest"] != with_few_names({**many, "corpus": {"sources": ["x" * 9000]}})["corpus"]["digest"]
+    assert len(str(short)) < 500

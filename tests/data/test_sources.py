@@ -2,7 +2,10 @@ import gzip
 import io
 import os
 import random
+import stat
+import tarfile
 import threading
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -19,10 +22,13 @@ def _read(tmp_path: Path) -> Reader:
 
 
 def test_files_are_joined_in_the_order_given(read: Reader) -> None:
-    """Several files are one text, with nothing between them, also where a character cannot lie across two."""
-    one, two = read.file("one", "1"), read.file("two", "2")
+    """Several files are one text, with a line end between them where one is missing, also in bytes; it is said once."""
+    one, two, three = read.file("one", "1"), read.file("two\r\n2", "2"), read.file("three\n", "3")
 
-    assert text_of(read(two, one)) == "twoone"
+    assert text_of(read(two, one)) == "two\r\n2\r\none"
+    assert text_of(read(one, two, three, one, tokenizer="byte")) == "one\ntwo\r\n2\r\nthree\none"
+    assert [note for note in read(one, two, three, one).notes if "2 line ends put between files" in note]
+    assert text_of(read(three, one)) == "three\none"
     with pytest.raises(TextError, match="half at byte 1"):
         read(read.file(b"a\xe2\x82", "half"), read.file(b"\xac", "rest"))
 
@@ -39,7 +45,7 @@ def test_a_folder_is_its_files_by_relative_path(read: Reader) -> None:
     os.mkfifo(read.folder / "f/pipe")
     (read.folder / "f/loop").symlink_to(read.folder / "f")
 
-    assert text_of(read(str(read.folder / "f"))) == "12345"
+    assert text_of(read(str(read.folder / "f"))) == "1\n2\n3\n4\n5"
     assert read(str(read.folder / "f")).name == "f"
 
 
@@ -307,3 +313,157 @@ def test_a_changed_content_under_an_unchanged_face_is_noticed(read: Reader, monk
 
     with pytest.raises(TextError, match="changed while it was read"):
         read(path, progress=progress)
+
+
+def _tar(read: Reader, name: str, members: dict[str, bytes], mode: str = "w") -> str:
+    path = read.folder / name
+    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]  # the mode is one of its own
+        for member, data in members.items():
+            info = tarfile.TarInfo(member)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+        for kind, member in ((tarfile.SYMTYPE, "link"), (tarfile.CHRTYPE, "device"), (tarfile.DIRTYPE, "folder")):
+            info = tarfile.TarInfo(member)
+            info.type, info.linkname = kind, "/etc/passwd"
+            archive.addfile(info)
+    return str(path)
+
+
+MEMBERS = {
+    "b/two.md": "zwei €\n".encode(),
+    "a.txt": b"one",
+    "b/.hidden": b"!",
+    ".git/config": b"!",
+    "logo.png": b"\x89PNG\0\0",
+    "c.txt": b"three\n",
+}
+
+
+@pytest.mark.parametrize("name", ["t.tar", "t.tar.gz", "t.tgz", "t.tar.xz", "t.tar.bz2", "t.TAR.GZ", "t.zip"])
+@pytest.mark.parametrize("chunk", [5, 1 << 18])
+def test_members_of_an_archive_are_files(read: Reader, name: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An archive is its files, a .zip by name, without links, hidden ones and what is no text, which is said in one line."""
+    monkeypatch.setattr(sources, "CHUNK", chunk)
+    monkeypatch.setattr("lstmlm.data.recognition.HEAD", 4)
+    if name.endswith(".zip"):
+        path = str(read.folder / name)
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for member, data in MEMBERS.items():
+                archive.writestr(member, data)
+            link = zipfile.ZipInfo("link")
+            link.external_attr = (stat.S_IFLNK | 0o777) << 16
+            archive.writestr(link, "/etc/passwd")
+        expected = "one\nzwei €\nthree\n"
+    else:
+        packed = {".gz": ":gz", ".tgz": ":gz", ".xz": ":xz", ".bz2": ":bz2"}.get(Path(name).suffix.lower(), "")
+        path, expected = _tar(read, name, MEMBERS, f"w{packed}"), "zwei €\none\nthree\n"
+    got = read(path)
+
+    assert text_of(got) == expected
+    assert got.name == "t"
+    assert [note for note in got.notes if note.startswith("left out: 1 binary file (")]
+    assert [note for note in got.notes if "2 hidden" in note]
+    assert text_of(read(path, include=["*.md"])) == "zwei €\n"
+    assert text_of(read(path, exclude=["b", "c.*"])) == "one"
+
+
+@pytest.mark.parametrize("name", ["t.tar", "t.tar.gz", "t.tar.xz", "t.zip"])
+def test_a_damaged_or_cut_archive_is_refused(read: Reader, name: str) -> None:
+    """An archive that is cut anywhere, or has a flipped bit that its checksums cover, is refused, never read in part."""
+    files = {f"{i}.txt": random.Random(i).randbytes(700).hex().encode() for i in range(4)}
+    if name == "t.zip":
+        with zipfile.ZipFile(read.folder / name, "w", zipfile.ZIP_DEFLATED) as archive:
+            for member, data in files.items():
+                archive.writestr(member, data)
+        path = str(read.folder / name)
+    else:
+        path = _tar(read, name, files, {"t.tar": "w", "t.tar.gz": "w:gz"}.get(name, "w:xz"))
+    whole = Path(path).read_bytes()
+    last = len(whole.rstrip(b"\0"))
+    for cut in (1, 300, last // 2, last // 512 * 512 if name == "t.tar" else last - 9):
+        Path(path).write_bytes(whole[:cut])
+        with pytest.raises(TextError, match=rf"{name}: expected a whole"):
+            read(path)
+    Path(path).write_bytes(whole[:-1300] + b"x" + whole[-1299:] if name != "t.tar" else whole[:2050] + b"x" + whole[2051:])
+    with pytest.raises(TextError, match=rf"{name}"):
+        read(path)
+
+
+def test_a_hostile_archive_takes_no_memory(read: Reader) -> None:
+    """A header that announces a name of many bytes is refused before they are read; a member that leads out of it is a name."""
+    info = tarfile.TarInfo("long")
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 1 << 40
+    path = read.file(info.tobuf(tarfile.GNU_FORMAT) + bytes(1024), "bomb.tar")
+    with pytest.raises(TextError, match="a header of 1099511627776 bytes"):
+        read(path)
+
+    assert text_of(read(_tar(read, "up.tar", {"../../etc/x": b"inside"}))) == "inside"
+    assert not (read.folder.parent / "etc").exists()
+
+
+def test_an_encrypted_zip_is_refused(read: Reader) -> None:
+    """A member that has a password is named as the reason."""
+    with zipfile.ZipFile(read.folder / "t.zip", "w") as archive:
+        archive.writestr("a.txt", "text")
+    data = bytearray((read.folder / "t.zip").read_bytes())
+    for magic, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data[data.index(magic) + place] |= 1
+    with pytest.raises(TextError, match="password"):
+        read(read.file(bytes(data), "t.zip"))
+
+
+def test_what_is_no_text_is_left_out_of_a_folder(read: Reader) -> None:
+    """Pictures, hidden files and folders of version control are passed over, and counted in one line; in bytes all counts."""
+    read.file("1", "f/a.md")
+    read.file(b"\x89PNG\r\n\x1a\n\0\0", "f/logo.png")
+    read.file(b"%PDF-1.4 text", "f/paper.pdf")
+    read.file("!", "f/CVS/Entries")
+    read.file("!", "f/.hidden")
+    folder = str(read.folder / "f")
+    read.file("23", "f/b.md")
+    got = read(folder)
+
+    assert text_of(got) == "1\n23"
+    assert [n for n in got.notes if "2 binary files" in n and "logo.png" in n and "2 hidden" in n]
+    assert b"PNG" in bytes(read(folder, tokenizer="byte").train.tensor(0, 99).tolist())
+    with pytest.raises(TextError, match="expected text, found a PDF"):
+        read(str(read.folder / "f/paper.pdf"))
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "expected"),
+    [
+        (["*.md"], [], "am\nbm\n"),
+        (["*.md", "*.txt"], ["drafts"], "am\nat\nbm\n"),
+        (["b/*"], [], "bm\ndt\n"),
+        (["./b/*.md"], [], "bm\n"),
+        ([], ["b/"], "am\nat\n"),
+        ([], ["*.md", "b/drafts/*"], "at\n"),
+    ],
+)
+def test_patterns_choose_files(read: Reader, include: list[str], exclude: list[str], expected: str) -> None:
+    """Files of a folder are chosen by name, or with a slash by path; a folder is left out with all that is in it."""
+    for name in ("a.md", "a.txt", "b/b.md", "b/drafts/d.txt"):
+        read.file(f"{Path(name).stem}{name[-2] if name[-2] == 'm' else 't'}\n", f"f/{name}")
+
+    assert text_of(read(str(read.folder / "f"), include=include, exclude=exclude)) == expected
+    with pytest.raises(TextError, match="that match nothing"):
+        read(str(read.folder / "f"), include=["nothing"])
+
+
+def test_all_bad_files_are_named_at_once_or_skipped(read: Reader) -> None:
+    """Every file that cannot be decoded is named in the first refusal; skipped, they are named with the first reason."""
+    read.file("good\n" * 5, "f/a.txt")
+    read.file("naïve été\n".encode("latin-1") * 9, "f/b.txt")
+    read.file(b"\xff\xff", "f/c.txt")
+    read.file(gzip.compress(b"x" * 999)[:-9], "f/d.gz")
+    archive = _tar(read, "t.tar", {"x.txt": b"in\n", "y.txt": b"\xfe\xff\xff"})
+    folder = str(read.folder / "f")
+    with pytest.raises(TextError, match=r"b\.txt at byte 2(.|\n)*4 files cannot be read: .*b\.txt, .*c\.txt, .*d\.gz, .*:y"):
+        read(folder, archive)
+    got = read(folder, archive, "nowhere", skip_bad=True)
+
+    assert text_of(got) == "good\n" * 5 + "in\n"
+    assert [n for n in got.notes if n.startswith("5 left out that cannot be read: nowhere, ")]
+    with pytest.raises(TextError, match=r"c\.txt"):
+        read(str(read.folder / "f/c.txt"), skip_bad=True)
