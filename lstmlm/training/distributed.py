@@ -24,7 +24,7 @@ from lstmlm.storage.checkpoint import Blob, Checkpoint
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.distributed import Store
+    from torch.distributed.distributed_c10d import Store
 
 JOINING = timedelta(minutes=5)  # torchrun starts all at once; where it was killed meanwhile, nobody else ends those that wait
 WAIT = timedelta(hours=24)  # one may read a text of any size while the others wait; that a process has died is seen at once
@@ -335,12 +335,12 @@ def joined() -> Iterator[ProcessGroup]:
         yield group
         return
     import torch.distributed as dist
-    from torch.distributed.distributed_c10d import _set_pg_timeout
+    from torch.distributed.distributed_c10d import PrefixStore, _set_pg_timeout
     from torch.distributed.rendezvous import rendezvous
 
     with _reaching():
         store, rank, size = next(rendezvous("env://", timeout=JOINING))
-        store = dist.PrefixStore(_attempt(store, rank, size), store)
+        store = PrefixStore(_attempt(store, rank, size), store)
         # gloo for the CPU's tensors, NCCL for a GPU's
         dist.init_process_group(store=store, rank=rank, world_size=size, timeout=JOINING)
         _set_pg_timeout(WAIT)

@@ -24,7 +24,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -50,7 +50,7 @@ PHASES: dict[str, tuple[str, str, int]] = {
 WITHIN = 60.0  # seconds from a death to the end of all
 
 
-def rank() -> None:
+def rank() -> NoReturn:
     """Be a rank: train, and die where the plan says."""
     sys.argv = ["lstmlm", *sys.argv[2:]]
     plan = json.loads(os.environ["KILL_PLAN"])
@@ -169,7 +169,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     rng = random.Random(given.seed)
-    wrong = []
+    wrong: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         os.environ["LSTMLM_CACHE"] = f"{folder}/cache"
@@ -192,4 +192,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(rank() if sys.argv[1:2] == ["--as-rank"] else main())
+    if sys.argv[1:2] == ["--as-rank"]:
+        rank()
+    sys.exit(main())
