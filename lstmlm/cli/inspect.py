@@ -10,6 +10,7 @@ from lstmlm import machine
 from lstmlm.cli import safe_output
 from lstmlm.cli.options import MACHINE, MODEL, OUTPUT, Json, Model, OnUnknown, Quiet, Threads
 from lstmlm.cli.text_input import known_ids, one_of, one_text, read_text, unknown_rule
+from lstmlm.data.tokenizer import readable
 from lstmlm.display.console import Console, colour_allowed, columns, unicode_allowed
 from lstmlm.errors import TextError, UsageError, printable
 from lstmlm.storage.header import KINDS
@@ -153,14 +154,14 @@ def inspect(
         raise UsageError("--find: expected a quantity of units in --show, found surprise.")
     safe_output.refuse_other("--svg", svg)
     safe_output.refuse_other("--html", html)
-    text = text if file is None else read_text("--file", file)
-    if "" in (text, against):
-        raise TextError("text to inspect: expected at least one character, found none.")
-
     from lstmlm.api import LanguageModel
 
     console, rule = Console(quiet=quiet), unknown_rule(on_unknown)
     opened = LanguageModel.open(model, threads=threads or machine.cpus(), device="cpu", report=console.warn).member(member)
+    if file is not None:
+        text = read_text("--file", file, opened.tokenizer.bad_bytes)
+    if "" in (text, against):
+        raise TextError("text to inspect: expected at least one character, found none.")
     if modes and not threads and max(layer.width for layer in opened.alone.stack()) <= ALONE:
         import torch
 
@@ -223,7 +224,7 @@ def _numbers(
         )
     whole = as_lists(collect(model, ids, kept))
     if json:
-        console.as_json({"schema": 1, "command": "inspect", "model": str(model.path), "text": text, **whole})
+        console.as_json({"schema": 1, "command": "inspect", "model": str(model.path), "text": readable(text), **whole})
     if html:
         from lstmlm.analysis.activations import SIGNED
         from lstmlm.cli.inspect_probes import noted

@@ -196,9 +196,8 @@ def sample(
     if model is None:
         console.say(f"model {printable(str(opened.path))}")
     text = prompt or ""
-    bytes_ = "surrogateescape" if opened.tokenizer.kind == "byte" else "strict"
     if prompt_file is not None:
-        text = read_text("--prompt-file", prompt_file, bytes_)
+        text = read_text("--prompt-file", prompt_file, opened.tokenizer.bad_bytes)
         if not keep_line_end and text.endswith("\n"):  # of `echo`, or an editor: nobody means it
             text = text[:-1].removesuffix("\r")
     how = Sampling(temperature, top_k, top_p, greedy, exact)
@@ -263,7 +262,7 @@ def sample(
     if seed is None and not greedy and next_ is None:
         console.say(f"seed {first_seed}")
     if prompts is not None:
-        _answer_all(console, prompts, bytes_, answer, print_json)
+        _answer_all(console, prompts, opened.tokenizer.bad_bytes, answer, print_json)
         return
     if json:
         answer(text, pieces)

@@ -55,6 +55,8 @@ class CharTokenizer:
     """
 
     kind = "char"
+    bad_bytes = "strict"
+    """What a file that it is to encode does with bytes that are no UTF-8: an error handler of `bytes.decode`."""
 
     def __init__(self, symbols: Iterable[str], form: str = "none") -> None:
         self.form = form
@@ -172,6 +174,7 @@ class ByteTokenizer:
     """One id for each byte: ids are the bytes of the text's UTF-8, so every text can be encoded."""
 
     kind = "byte"
+    bad_bytes = "surrogateescape"
 
     def __init__(self, form: str = "none") -> None:
         self.form = form

@@ -357,3 +357,15 @@ def test_counting_with_a_small_network_takes_one_thread(
 
     assert result.exit_code == 0, result.exception
     assert torch.get_num_threads() == threads
+
+
+def test_bytes_that_are_no_text_are_looked_into(tmp_path: Path) -> None:
+    """A model of bytes reads every byte of a file as it is; a model of characters refuses what is no UTF-8."""
+    byte, char = make_run(tmp_path / "runs" / "bytes", byte=True), make_run(tmp_path / "runs" / "chars")
+    Path("bad").write_bytes(b"Bob \xd0.")
+    told = as_json("-m", str(byte), "--file", "bad", "--show", "surprise")
+
+    assert told["text"] == "Bob \ufffd."
+    assert len(told["characters"]) == 6
+    assert inspect("-m", str(byte), "--file", "bad").exit_code == 0
+    assert isinstance(inspect("-m", str(char), "--file", "bad").exception, TextError)
