@@ -1,9 +1,11 @@
 /* The draw of an id from logits and noise, by the rules of `torch_sampler.distribution` and `torch_sampler.draw`. */
 
-#define DOUBLES (VECTOR / 2)
-typedef double dvec __attribute__((vector_size(VECTOR * 4)));
-typedef double dvec_any __attribute__((vector_size(VECTOR * 4), aligned(8), may_alias));
-typedef int64_t lvec __attribute__((vector_size(VECTOR * 4)));
+#pragma GCC diagnostic ignored "-Wpsabi" /* nothing is passed in registers: all is inlined */
+
+#define DOUBLES 8 /* whatever the register: the lanes of a sum are part of its bits */
+typedef double dvec __attribute__((vector_size(DOUBLES * 8)));
+typedef double dvec_any __attribute__((vector_size(DOUBLES * 8), aligned(8), may_alias));
+typedef int64_t lvec __attribute__((vector_size(DOUBLES * 8)));
 typedef float half_vec __attribute__((vector_size(DOUBLES * 4)));
 typedef half_vec half_any __attribute__((aligned(4), may_alias));
 
@@ -30,9 +32,10 @@ INLINE dvec exp_double(dvec x) {
 
 INLINE dvec all_doubles(double x) { return x - (dvec){0}; }
 
-INLINE double sum_of(dvec v) {
-    double sum = v[0];
-    UNROLL for (int lane = 1; lane < DOUBLES; lane++) sum += v[lane];
+INLINE double sum_of(const void *lanes) {
+    const double *x = lanes;
+    double sum = x[0];
+    UNROLL for (int lane = 1; lane < DOUBLES; lane++) sum += x[lane];
     return sum;
 }
 
@@ -113,7 +116,7 @@ static const float *average(const float *const *logits, int networks, size r, si
         largest(own, V, &top);
         dvec sums = (dvec){0};
         for (size block = 0; block < whole; block++) sums += exp_double(below(own, V, block, top));
-        const double share = 1 / (sum_of(sums) * networks);
+        const double share = 1 / (sum_of(&sums) * networks);
         for (size block = 0; block < whole; block++)
             *(dvec_any *)(p + block * DOUBLES) += share * exp_double(below(own, V, block, top));
     }
@@ -127,8 +130,8 @@ static long long draw(const Choice *how, const float *logits, size V, double noi
     float top;
     long long id = (long long)largest(logits, V, &top);
     double sum = 0;
+    const size whole = blocks(V, DOUBLES);
     if (!how->greedy) {
-        const size whole = blocks(V, DOUBLES);
         dvec sums = (dvec){0};
         for (size block = 0; block < whole; block++) {
             dvec x = below(logits, V, block, top);
@@ -136,18 +139,18 @@ static long long draw(const Choice *how, const float *logits, size V, double noi
             *(dvec_any *)(p + block * DOUBLES) = x;
             sums += x;
         }
-        sum = sum_of(sums);
+        sum = sum_of(&sums);
         double upto = sum;
         if ((how->keep && how->keep < V) || how->share < 1) {
             for (size v = 0; v < V; v++) p[v] /= sum;
             cut(p, heap, V, how->keep, how->share);
             upto = 0;
-            for (size block = 0; block < whole; block++) upto += sum_of(*(dvec_any *)(p + block * DOUBLES));
+            for (size block = 0; block < whole; block++) upto += sum_of(p + block * DOUBLES);
         }
         const double aim = noise * upto;
         size block = 0;
         for (upto = 0; block < whole; block++) {
-            double more = sum_of(*(dvec_any *)(p + block * DOUBLES));
+            double more = sum_of(p + block * DOUBLES);
             if (upto + more > aim) break;
             upto += more;
         }
@@ -160,14 +163,9 @@ static long long draw(const Choice *how, const float *logits, size V, double noi
         }
     }
     if (how->greedy || how->divisor != 1) {
-        vec total = (vec){0};
-        for (size v = 0; v < V; v += VECTOR) {
-            int lanes = (int)least(VECTOR, V - v);
-            vec two_n, part = exp_parts(at_least(load(logits + v, lanes) - top, -87.f), &two_n), e = two_n + two_n * part;
-            if (lanes == VECTOR) total += e;
-            else for (int lane = 0; lane < lanes; lane++) total[lane] += e[lane];
-        }
-        sum = sum_lanes(total);
+        dvec sums = (dvec){0};
+        for (size block = 0; block < whole; block++) sums += exp_double(below(logits, V, block, top));
+        sum = sum_of(&sums);
     }
     *nats = (float)(log(sum) - ((double)logits[id] - top));
     return id;

@@ -59,6 +59,7 @@ typedef struct Generator {
     float eps;
     Layer *layer;
     Panel *readout; /* of up to SIDE vectors of columns each */
+    Panel *rest;    /* of the readout as bytes: what rounding left, or 0 */
     float *bias;
     Streams all;
     char *scratch; /* of each thread */
@@ -148,15 +149,15 @@ static Rows norm_residual(const Generator *g, size index, const Own *own) {
         float *x = own->at.x.x + r * S;
         vec shift = (vec){0}, scale = all(1.f);
         if (layer->gamma) {
-            vec total = (vec){0}, squares = (vec){0};
-            for (size u = 0; u < S; u += VECTOR) total += load(H + u, (int)least(VECTOR, S - u));
+            vec total[LANES / VECTOR] = {0}, squares[LANES / VECTOR] = {0};
+            for (size u = 0; u < S; u += VECTOR) total[u % LANES / VECTOR] += load(H + u, (int)least(VECTOR, S - u));
             const float mean = sum_lanes(total) / (float)S;
             for (size u = 0; u < S; u += VECTOR) {
                 int lanes = (int)least(VECTOR, S - u);
                 vec d = load(H + u, lanes) - mean;
                 if (lanes < VECTOR)
                     for (int lane = lanes; lane < VECTOR; lane++) d[lane] = 0;
-                squares += d * d;
+                squares[u % LANES / VECTOR] = fused(d, d, squares[u % LANES / VECTOR]);
             }
             const float variance = sum_lanes(squares);
             shift = all(mean), scale = all(1.f / sqrtf(variance / (float)S + g->eps));
@@ -164,24 +165,24 @@ static Rows norm_residual(const Generator *g, size index, const Own *own) {
         for (size u = 0; u < S && !alike; u += VECTOR) {
             int lanes = (int)least(VECTOR, S - u);
             vec y = load(H + u, lanes);
-            if (layer->gamma) y = (y - shift) * scale * load(layer->gamma + u, lanes) + load(layer->beta + u, lanes);
+            if (layer->gamma) y = fused((y - shift) * scale, load(layer->gamma + u, lanes), load(layer->beta + u, lanes));
             if (add) y += load(x + u, lanes);
             store(x + u, y, lanes);
         }
-        if (g->in_bytes) normed.worth[r] = quantise(normed.x + r * S, S, normed.bytes + r * padded(S));
+        if (g->in_bytes) normed.worth[r] = quantise(normed.x + r * S, S, normed.bytes + r * row_of(S));
     }
     return normed;
 }
 
 /* One step of a unit from its four pre-activations; returns H. */
 INLINE vec update(vec f, vec i, vec o, vec N, float *C, int lanes) {
-    vec cell = sigmoid(f) * load(C, lanes) + sigmoid(i) * hyperbolic(N);
+    vec cell = fused(sigmoid(f), load(C, lanes), sigmoid(i) * hyperbolic(N));
     store(C, cell, lanes);
     return sigmoid(o) * hyperbolic(cell);
 }
 
 static void run_layer(const Generator *g, const Layer *layer, const Rows *x, const long long *ids, int turn, int rank, int threads) {
-    const size S = layer->S, E = layer->E, count = blocks(S, VECTOR), heights = blocks(g->n, TILE_ROWS);
+    const size S = layer->S, E = layer->E, count = blocks(S, VECTOR), heights = blocks(g->n, tile_rows[g->in_bytes]);
     const Rows *before = layer->H + turn, *after = layer->H + !turn;
     for (size block = count * rank / threads; block < count * (rank + 1) / threads; block++) {
         const Panel *of_x = layer->panels + 2 * block, *of_H = of_x + 1;
@@ -201,7 +202,7 @@ static void run_layer(const Generator *g, const Layer *layer, const Rows *x, con
                 }
                 vec H = update(gate[0], gate[1], gate[2], gate[3], layer->C + r * S + unit, lanes);
                 store(after->x + r * S + unit, H, lanes);
-                if (g->in_bytes) put_bytes(after->bytes + r * padded(S) + unit, H, 127.f, lanes);
+                if (g->in_bytes) put_bytes(after->bytes + r * row_of(S) + unit, S, H, top_of(S), lanes);
             }
         }
     }
@@ -210,13 +211,18 @@ static void run_layer(const Generator *g, const Layer *layer, const Rows *x, con
 /* The logits of the thread's streams; of `parts` of their columns one. */
 static void run_readout(const Generator *g, const Rows *x, const Own *own, float *logits, int part, int parts) {
     const size V = g->V, S = g->layer[g->layers - 1].S, count = blocks(V, SIDE * VECTOR), streams = own->last - own->first;
-    const size heights = blocks(streams, TILE_ROWS);
+    const size heights = blocks(streams, tile_rows[g->in_bytes]);
     for (size index = count * part / parts; index < count * (part + 1) / parts; index++) {
         const int vecs = (int)least(SIDE, blocks(V - index * SIDE * VECTOR, VECTOR));
         for (size b = 0; b < heights; b++) {
             const size row = own->first + streams * b / heights, rows = own->first + streams * (b + 1) / heights - row;
             vec y[TILE_ROWS * SIDE];
             tiles[g->in_bytes][rows - 1][vecs - 1](S, x, row, g->readout + index, y);
+            if (g->rest) {
+                vec more[TILE_ROWS * SIDE];
+                tiles[1][rows - 1][vecs - 1](S, x, row, g->rest + index, more);
+                for (int i = 0; i < rows * vecs; i++) y[i] += more[i];
+            }
             for (size r = row; r < row + rows; r++)
                 for (int v = 0; v < vecs; v++) {
                     const size column = (index * SIDE + v) * VECTOR;
@@ -261,7 +267,7 @@ static Own own_of(const Generator *g, int rank, int threads) {
         return own;
     }
     own.at.x.x = (float *)scratch, scratch += blocks(g->few * g->widest, 16) * 64;
-    own.at.x.bytes = (act *)scratch, scratch += g->few * padded(g->widest) * sizeof(act);
+    own.at.x.bytes = (act *)scratch, scratch += g->few * row_of(g->widest) * sizeof(act);
     own.at.x.worth = (float *)scratch, scratch += blocks(g->few, 16) * 64;
     own.at.logits = (float *)scratch, scratch += blocks(g->few * g->V, 16) * 64;
     own.at.ids = (long long *)scratch;
@@ -324,7 +330,7 @@ static void H_to_bytes(const Generator *g, const Layer *layer) {
     for (size r = 0; r < g->n && g->in_bytes; r++)
         for (size u = 0; u < S; u += VECTOR) {
             int lanes = (int)least(VECTOR, S - u);
-            put_bytes(H->bytes + r * padded(S) + u, load(H->x + r * S + u, lanes), 127.f, lanes);
+            put_bytes(H->bytes + r * row_of(S) + u, S, load(H->x + r * S + u, lanes), top_of(S), lanes);
         }
 }
 
@@ -352,11 +358,11 @@ static Panel *reserve_panels(Generator *g, size count, size vectors, size even, 
 }
 
 static int reserve_rows(Generator *g, Rows *rows, size K) {
-    const size bytes = g->n * padded(K) * sizeof(act);
+    const size bytes = g->n * row_of(K) * sizeof(act);
     rows->x = reserve(g, g->n * K * 4), rows->bytes = reserve(g, bytes), rows->worth = reserve(g, g->n * 4);
     if (!rows->x || !rows->bytes || !rows->worth) return 0;
     memset(rows->bytes, 0, bytes);
-    for (size r = 0; r < g->n; r++) rows->worth[r] = 1 / 127.f; /* of a state: it is below 1 */
+    for (size r = 0; r < g->n; r++) rows->worth[r] = 1 / top_of(K); /* of a state: it is below 1 */
     return 1;
 }
 
@@ -395,7 +401,7 @@ EXPORT Generator *lstmlm_generator_new(int in_bytes, int threads, size n, size V
     }
     const size few = g->few = least(n, 2 * g->threads);
     g->scratch_size = blocks(V + VECTOR, 8) * 64 + 2 * blocks(V, 16) * 64 + blocks(few * g->widest, 16) * 64 +
-                      few * padded(g->widest) * sizeof(act) + blocks(few, 16) * 64 + blocks(few * V, 16) * 64 + few * sizeof(long long);
+                      few * row_of(g->widest) * sizeof(act) + blocks(few, 16) * 64 + blocks(few * V, 16) * 64 + few * sizeof(long long);
     g->scratch_size = blocks(g->scratch_size, 4096) * 4096;
     g->scratch = reserve(g, g->threads * g->scratch_size);
     if (whole && g->scratch && reserve_streams(g)) {
@@ -421,15 +427,31 @@ EXPORT int lstmlm_generator_layer(Generator *g, size index, const float *U, cons
     return layer->gamma && layer->beta;
 }
 
-/* Packs the readout: R (V, S), r (V) or 0. Returns whether there was memory. */
+/* Packs R (V, S); returns 0 if there was no memory. */
+static Panel *readout_panels(Generator *g, const float *R) {
+    const size V = g->V, S = g->layer[g->layers - 1].S;
+    Packing p = {g->in_bytes, {S}, V, {R}, reserve_panels(g, blocks(V, SIDE * VECTOR), blocks(V, VECTOR), S, S)};
+    if (p.panels) run_team(pack_readout, &p, g->threads);
+    return p.panels;
+}
+
+/* Packs the readout: R (V, S), r (V) or 0. Returns whether there was memory. Of no other weight does rounding reach the logits so
+   directly. So what is left of it is packed too, unless the vocabulary is so large that it would take longer than it is worth. */
 EXPORT int lstmlm_generator_readout(Generator *g, const float *R, const float *r) {
     const size V = g->V, S = g->layer[g->layers - 1].S;
-    g->bias = copied(g, r, V);
-    g->readout = reserve_panels(g, blocks(V, SIDE * VECTOR), blocks(V, VECTOR), S, S);
+    g->bias = copied(g, r, V), g->readout = readout_panels(g, R);
     if (!g->bias || !g->readout) return 0;
-    Packing p = {g->in_bytes, {S}, V, {R}, g->readout};
-    run_team(pack_readout, &p, g->threads);
-    return 1;
+    if (!g->in_bytes || V > S) return 1;
+    float *left = malloc(V * S * 4);
+    for (size v = 0; v < V && left; v++) { /* as `pack` rounds */
+        float top = 0;
+        for (size k = 0; k < S; k++) top = fabsf(R[v * S + k]) > top ? fabsf(R[v * S + k]) : top;
+        const float scale = top > 1e-30f ? 127.f / top : 0.f;
+        for (size k = 0; k < S; k++) left[v * S + k] = R[v * S + k] - (R[v * S + k] * scale + 12582912.f - 12582912.f) * (top / 127.f);
+    }
+    g->rest = left ? readout_panels(g, left) : 0;
+    free(left);
+    return g->rest != 0;
 }
 
 /* Puts another generator, of as many streams and ids, behind the last one of a chain. Returns whether they are not too many. */
@@ -495,7 +517,7 @@ EXPORT void lstmlm_generator_read(Generator *g, int threads, size K, const long 
     for (size l = 0; l < g->layers; l++) {
         const Layer *layer = g->layer + l;
         repeat(layer->H[g->turn].x, layer->S * 4, n);
-        repeat(layer->H[g->turn].bytes, padded(layer->S) * sizeof(act), n);
+        repeat(layer->H[g->turn].bytes, row_of(layer->S) * sizeof(act), n);
         repeat(layer->C, layer->S * 4, n);
     }
 }

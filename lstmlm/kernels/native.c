@@ -36,14 +36,14 @@ INLINE void tile(const int rows, const int wide, const int ways, size K, const f
             UNROLL for (int v = 0; v < wide; v++) weight[v] = *(const vec *)(panel + ((k + w) * wide + v) * VECTOR);
             UNROLL for (int r = 0; r < rows; r++) {
                 vec a = all(A[r * lda + k + w]);
-                UNROLL for (int v = 0; v < wide; v++) sum[w][r][v] += a * weight[v];
+                UNROLL for (int v = 0; v < wide; v++) sum[w][r][v] = fused(a, weight[v], sum[w][r][v]);
             }
         }
     }
     for (; k < K; k++)
         UNROLL for (int r = 0; r < rows; r++)
             UNROLL for (int v = 0; v < wide; v++)
-                sum[0][r][v] += all(A[r * lda + k]) * *(const vec *)(panel + (k * wide + v) * VECTOR);
+                sum[0][r][v] = fused(all(A[r * lda + k]), *(const vec *)(panel + (k * wide + v) * VECTOR), sum[0][r][v]);
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int v = 0; v < wide; v++) {
             vec total = sum[0][r][v];
@@ -154,7 +154,7 @@ INLINE vec update(const float *sums, const float *input, const float *bias, floa
         if (bias) a[gate] += load(bias + gate * S, lanes);
     }
     vec f = sigmoid(a[0]), i = sigmoid(a[1]), o = sigmoid(a[2]), N = hyperbolic(a[3]);
-    vec cell = f * load(C_prev, lanes) + i * N, hidden = o * hyperbolic(cell);
+    vec cell = fused(f, load(C_prev, lanes), i * N), hidden = o * hyperbolic(cell);
     store(gates, f, lanes), store(gates + S, i, lanes), store(gates + 2 * S, o, lanes), store(gates + 3 * S, N, lanes);
     store(C, cell, lanes);
     store(H, hidden, lanes);

@@ -5,8 +5,6 @@
 
 #define PARTS 16
 
-typedef uint32_t uvec __attribute__((vector_size(VECTOR * 4)));
-
 INLINE size part(size n, int index) { return n * index / PARTS; }
 
 INLINE float total(vec x) {

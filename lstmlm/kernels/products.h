@@ -1,22 +1,26 @@
 /* Rows of activations times panels of weights, as floats or as bytes.
 
-   As bytes every column of weights is integers from -127 to 127 and one float that says what an integer is worth, every row of
-   activations likewise. Sums are exact integers, so their order is free: the same bits for any tile, any number of rows and threads,
-   any machine. Sums of floats run over k in order, with one rounding for each product.
+   As bytes every column of weights is integers from -127 to 127 and one float that says what an integer is worth. A row of
+   activations is integers likewise, of up to 16 bits: with 8 the text that is drawn differs visibly from the network's own. Sums are
+   exact integers, so their order is free: the same bits for any tile, any number of rows and threads, any machine. Sums of floats run
+   over k in order, with one rounding for each product.
 
    GROUP weights of one column stand side by side, as many as one instruction multiplies and adds; GROUP of the activations are
    broadcast to meet them. */
 
 #if (VECTOR == 16 && defined(__AVX512VNNI__)) || (VECTOR == 8 && defined(__AVXVNNI__))
 #define GROUP 4
-#define OFFSET 128 /* the instruction takes activations without a sign */
+#define PLANES 2 /* the instruction takes bytes: the high ones of a row of activations, then the low ones */
+#define OFFSET 32768 /* without a sign */
 typedef uint8_t act;
 #elif (VECTOR == 16 && defined(__AVX512BW__)) || VECTOR == 8
 #define GROUP 2
+#define PLANES 1
 #define OFFSET 0
 typedef int16_t act;
 #else
 #define GROUP 1
+#define PLANES 1
 #define OFFSET 0
 typedef int16_t act;
 #endif
@@ -24,26 +28,34 @@ typedef int16_t act;
 #define SIDE 4 /* vectors side by side in a panel, as many as there are gates */
 #if VECTOR == 16
 #define TILE_ROWS 6 /* 6 x 4 sums, 4 vectors of weights and a broadcast fit 32 registers */
+#define BYTE_ROWS (TILE_ROWS / PLANES)
 #else
 #define TILE_ROWS 2
+#define BYTE_ROWS 2
 #endif
 #define PAD 64     /* rows of bytes are a multiple of it long, the rest as of zero */
 #define AHEAD 4096 /* bytes that are asked for before they are needed, where each is used but once */
 
-typedef int8_t quartet __attribute__((vector_size(VECTOR)));
+/* GROUP bytes in each lane. */
 #if GROUP == 4
-typedef ivec group; /* GROUP bytes in each lane */
+typedef ivec kept;
 #elif GROUP == 2
-typedef int16_t group __attribute__((vector_size(VECTOR * 2)));
+typedef int16_t kept __attribute__((vector_size(VECTOR * 2)));
 #else
-typedef quartet group;
+typedef int8_t kept __attribute__((vector_size(VECTOR)));
 #endif
 typedef act avec __attribute__((vector_size(VECTOR * sizeof(act))));
 typedef avec avec_any __attribute__((aligned(1), may_alias));
 
 INLINE size padded(size n) { return blocks(n, PAD) * PAD; }
 
-/* Rows of activations, K wide. As bytes they are padded(K) wide, and `worth` says for each row what one of its integers is. */
+/* So long is a row of activations as integers. */
+INLINE size row_of(size K) { return padded(K) * PLANES; }
+
+/* The largest integer of an activation: no sum over K overflows 32 bits. */
+INLINE float top_of(size K) { return (float)least(32767, INT32_MAX / (127 * K)); }
+
+/* Rows of activations, K wide. As bytes they are row_of(K) wide, and `worth` says for each row what one of its integers is. */
 typedef struct {
     float *x;
     act *bytes;
@@ -61,38 +73,58 @@ typedef struct {
 /* ---- bytes ---- */
 
 /* sum[j] += the GROUP activations at a times the GROUP weights of column j. */
-INLINE ivec dot(ivec sum, const act *a, const int8_t *w) {
+INLINE ivec dot(ivec sum, const act *a, ivec w) {
 #if GROUP == 4
     int32_t four;
     memcpy(&four, a, 4);
 #if VECTOR == 16
-    return (ivec)_mm512_dpbusd_epi32((__m512i)sum, _mm512_set1_epi32(four), _mm512_load_si512(w));
+    return (ivec)_mm512_dpbusd_epi32((__m512i)sum, _mm512_set1_epi32(four), (__m512i)w);
 #else
-    return (ivec)_mm256_dpbusd_avx_epi32((__m256i)sum, _mm256_set1_epi32(four), _mm256_load_si256((const __m256i *)w));
+    return (ivec)_mm256_dpbusd_avx_epi32((__m256i)sum, _mm256_set1_epi32(four), (__m256i)w);
 #endif
 #elif GROUP == 2
     int32_t two;
     memcpy(&two, a, 4);
 #if VECTOR == 16
-    return sum + (ivec)_mm512_madd_epi16(_mm512_cvtepi8_epi16(_mm256_load_si256((const __m256i *)w)), _mm512_set1_epi32(two));
+    return sum + (ivec)_mm512_madd_epi16((__m512i)w, _mm512_set1_epi32(two));
 #else
-    return sum + (ivec)_mm256_madd_epi16(_mm256_cvtepi8_epi16(_mm_load_si128((const __m128i *)w)), _mm256_set1_epi32(two));
+    return sum + (ivec)_mm256_madd_epi16((__m256i)w, _mm256_set1_epi32(two));
 #endif
 #else
-    quartet four;
-    memcpy(&four, w, sizeof four);
-    return sum + __builtin_convertvector(four, ivec) * (int32_t)*a;
+    return sum + w * (int32_t)*a;
 #endif
+}
+
+/* The GROUP weights of each column as `dot` takes them, read once for all rows: a compiler left alone reads them for each. */
+INLINE ivec weights_at(const int8_t *w) {
+#if GROUP == 4
+    ivec x = *(const ivec *)w;
+#elif VECTOR == 16
+    ivec x = (ivec)_mm512_cvtepi8_epi16(_mm256_load_si256((const __m256i *)w));
+#elif GROUP == 2
+    ivec x = (ivec)_mm256_cvtepi8_epi16(_mm_load_si128((const __m128i *)w));
+#else
+    kept bytes;
+    memcpy(&bytes, w, sizeof bytes);
+    ivec x = __builtin_convertvector(bytes, ivec);
+#endif
+#if defined(__x86_64__)
+    __asm__("" : "+v"(x));
+#endif
+    return x;
 }
 
 /* The nearest integers, where |x| < 2^22. */
 INLINE ivec nearest(vec x) { return (ivec)(x + 12582912.f) - 0x4B400000; }
 
-/* to = x * scale as integers, `lanes` of them. */
-INLINE void put_bytes(act *to, vec x, float scale, int lanes) {
-    avec q = __builtin_convertvector(nearest(x * scale) + OFFSET, avec);
-    if (lanes == VECTOR) *(avec_any *)to = q;
-    else memcpy(to, &q, lanes * sizeof(act));
+/* to = x * scale as integers, `lanes` of them, in a row of K. */
+INLINE void put_bytes(act *to, size K, vec x, float scale, int lanes) {
+    const ivec q = nearest(x * scale) + OFFSET;
+    for (int plane = 0; plane < PLANES; plane++, to += padded(K)) {
+        const avec part = __builtin_convertvector(PLANES == 1 ? q : plane ? q & 255 : q >> 8, avec);
+        if (lanes == VECTOR) *(avec_any *)to = part;
+        else memcpy(to, &part, lanes * sizeof(act));
+    }
 }
 
 /* A row whose largest is not known before; returns what one of its integers is worth: NaN if there is one in the row. As integers
@@ -105,34 +137,39 @@ static float quantise(const float *x, size n, act *to) {
     }
     float top;
     memcpy(&top, &(int32_t){largest_integer(most)}, sizeof top);
-    const float scale = top > 1e-30f ? 127.f / top : 0.f;
+    const float scale = top > 1e-30f ? top_of(n) / top : 0.f;
     for (size k = 0; k < n; k += VECTOR) {
         int lanes = (int)least(VECTOR, n - k);
-        put_bytes(to + k, load(x + k, lanes), scale, lanes);
+        put_bytes(to + k, n, load(x + k, lanes), scale, lanes);
     }
-    return top / 127.f;
+    return top / top_of(n);
 }
 
 INLINE void byte_tile(const int rows, const int vecs, size K, const Rows *x, size row, const Panel *panel, vec *out) {
-    const int chains = rows * vecs > 8 ? 1 : rows * vecs > 4 ? 2 : 4; /* so many sums hide the latency of one */
-    const size line = (size)vecs * VECTOR * GROUP, groups = padded(K) / GROUP, lda = padded(K);
+    const int each = rows * vecs * PLANES, chains = each > 8 ? 1 : each > 4 ? 2 : 4; /* so many sums hide the latency of one */
+    const size line = (size)vecs * VECTOR * GROUP, groups = padded(K) / GROUP, lda = row_of(K);
     const act *A = x->bytes + row * lda;
-    ivec sum[4][TILE_ROWS * SIDE];
+    ivec sum[4][TILE_ROWS * SIDE][PLANES];
     UNROLL for (int c = 0; c < chains; c++)
-        UNROLL for (int i = 0; i < rows * vecs; i++) sum[c][i] = (ivec){0};
+        UNROLL for (int i = 0; i < rows * vecs; i++)
+            UNROLL for (int p = 0; p < PLANES; p++) sum[c][i][p] = (ivec){0};
     for (size k = 0; k < groups; k += chains)
         UNROLL for (int c = 0; c < chains; c++) {
             const int8_t *w = (const int8_t *)panel->weights + (k + c) * line;
             if (rows == 1)
                 UNROLL for (int byte = 0; byte < (int)line; byte += 64) __builtin_prefetch(w + AHEAD + byte, 0, 3);
-            UNROLL for (int v = 0; v < vecs; v++)
+            UNROLL for (int v = 0; v < vecs; v++) {
+                const ivec weights = weights_at(w + v * VECTOR * GROUP);
                 UNROLL for (int r = 0; r < rows; r++)
-                    sum[c][r * vecs + v] = dot(sum[c][r * vecs + v], A + r * lda + (k + c) * GROUP, w + v * VECTOR * GROUP);
+                    UNROLL for (int p = 0; p < PLANES; p++)
+                        sum[c][r * vecs + v][p] = dot(sum[c][r * vecs + v][p], A + r * lda + p * padded(K) + (k + c) * GROUP, weights);
+            }
         }
     UNROLL for (int v = 0; v < vecs; v++)
         UNROLL for (int r = 0; r < rows; r++) {
-            ivec exact = sum[0][r * vecs + v] + *(const ivec *)(panel->shift + v * VECTOR);
-            UNROLL for (int c = 1; c < chains; c++) exact += sum[c][r * vecs + v];
+            ivec exact = *(const ivec *)(panel->shift + v * VECTOR);
+            UNROLL for (int c = 0; c < chains; c++)
+                UNROLL for (int p = 0; p < PLANES; p++) exact += sum[c][r * vecs + v][p] << (p == PLANES - 1 ? 0 : 8);
             vec worth = *(const vec *)(panel->worth + v * VECTOR) * x->worth[row + r];
             out[r * vecs + v] = __builtin_convertvector(exact, vec) * worth;
         }
@@ -148,7 +185,7 @@ INLINE void float_tile(const int rows, const int vecs, size K, const Rows *x, si
         if (rows == 1)
             UNROLL for (int at = 0; at < vecs * VECTOR; at += 16) __builtin_prefetch((const char *)(w + at) + AHEAD, 0, 3);
         UNROLL for (int v = 0; v < vecs; v++)
-            UNROLL for (int r = 0; r < rows; r++) sum[r * vecs + v] += A[r * K + k] * *(const vec *)(w + v * VECTOR);
+            UNROLL for (int r = 0; r < rows; r++) sum[r * vecs + v] = fused(all(A[r * K + k]), *(const vec *)(w + v * VECTOR), sum[r * vecs + v]);
     }
     UNROLL for (int i = 0; i < rows * vecs; i++) out[i] = sum[i];
 }
@@ -163,16 +200,31 @@ typedef void Tile(size K, const Rows *x, size row, const Panel *panel, vec *out)
     }
 #define TILES(kind, rows) TILE(kind, rows, 1) TILE(kind, rows, 2) TILE(kind, rows, 3) TILE(kind, rows, 4)
 #define NAMES(kind, rows) {kind##_##rows##_1, kind##_##rows##_2, kind##_##rows##_3, kind##_##rows##_4}
-#if TILE_ROWS == 6
-#define ALL(kind) TILES(kind, 1) TILES(kind, 2) TILES(kind, 3) TILES(kind, 4) TILES(kind, 5) TILES(kind, 6)
-#define ALL_NAMES(kind) {NAMES(kind, 1), NAMES(kind, 2), NAMES(kind, 3), NAMES(kind, 4), NAMES(kind, 5), NAMES(kind, 6)}
+#define ROWS_2(kind) TILES(kind, 1) TILES(kind, 2)
+#define ROWS_3(kind) ROWS_2(kind) TILES(kind, 3)
+#define ROWS_6(kind) ROWS_3(kind) TILES(kind, 4) TILES(kind, 5) TILES(kind, 6)
+#define NAMES_2(kind) NAMES(kind, 1), NAMES(kind, 2)
+#define NAMES_3(kind) NAMES_2(kind), NAMES(kind, 3)
+#define NAMES_6(kind) NAMES_3(kind), NAMES(kind, 4), NAMES(kind, 5), NAMES(kind, 6)
+#if VECTOR == 16
+ROWS_6(float)
+#define FLOAT_NAMES NAMES_6(float)
 #else
-#define ALL(kind) TILES(kind, 1) TILES(kind, 2)
-#define ALL_NAMES(kind) {NAMES(kind, 1), NAMES(kind, 2)}
+ROWS_2(float)
+#define FLOAT_NAMES NAMES_2(float)
 #endif
-ALL(float)
-ALL(byte)
-static Tile *const tiles[2][TILE_ROWS][SIDE] = {ALL_NAMES(float), ALL_NAMES(byte)};
+#if BYTE_ROWS == 6
+ROWS_6(byte)
+#define BYTE_NAMES NAMES_6(byte)
+#elif BYTE_ROWS == 3
+ROWS_3(byte)
+#define BYTE_NAMES NAMES_3(byte)
+#else
+ROWS_2(byte)
+#define BYTE_NAMES NAMES_2(byte)
+#endif
+static Tile *const tiles[2][TILE_ROWS][SIDE] = {{FLOAT_NAMES}, {BYTE_NAMES}};
+static const int tile_rows[2] = {TILE_ROWS, BYTE_ROWS};
 
 /* Bytes of memory for a panel's weights. */
 INLINE size panel_size(int in_bytes, size K, size vecs) { return in_bytes ? padded(K) * vecs * VECTOR : K * vecs * VECTOR * 4; }
@@ -212,10 +264,10 @@ static void pack(int in_bytes, const float *from, size K, size down, size aside,
                 side_by_side |= (q & 255) << 8 * g;
                 total += q;
             }
-            group bytes = __builtin_convertvector(side_by_side, group);
+            kept bytes = __builtin_convertvector(side_by_side, kept);
             memcpy(at, &bytes, sizeof bytes);
         }
         store(to.worth + v * VECTOR, top / 127.f, VECTOR);
-        *(ivec *)(to.shift + v * VECTOR) = total * -OFFSET;
+        *(uvec *)(to.shift + v * VECTOR) = (uvec)total * -(uint32_t)OFFSET; /* modulo 2^32, as the sums are until the end */
     }
 }

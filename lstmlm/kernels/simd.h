@@ -1,5 +1,8 @@
 /* Vectors of floats, one source for every width, and the two activations.
 
+   Every build rounds alike: compilers contract nothing (`-ffp-contract=off`), products that are added without a rounding between are
+   written out as `fused`, sums that run over lanes have the same lanes on every width, and a quotient is a division.
+
    VECTOR is the number of floats in a register: 16 with AVX-512, 8 with AVX2, otherwise 4 (which every compiler lowers to what
    the machine has). */
 
@@ -16,6 +19,9 @@
 #define VECTOR 8
 #define ROWS_MAX 6
 #else
+#if defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
 #define VECTOR 4
 #define ROWS_MAX 6
 #endif
@@ -23,6 +29,7 @@
 typedef float vec __attribute__((vector_size(VECTOR * 4)));
 typedef float vec_any __attribute__((vector_size(VECTOR * 4), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(VECTOR * 4)));
+typedef uint32_t uvec __attribute__((vector_size(VECTOR * 4)));
 
 #define INLINE static inline __attribute__((always_inline))
 #if defined(__clang__)
@@ -56,6 +63,22 @@ INLINE void store(float *p, vec v, int lanes) {
 #endif
 }
 
+/* a b + c with one rounding. A CPU without the instruction, older than 2013, rounds twice: to compute it would take too long. */
+INLINE vec fused(vec a, vec b, vec c) {
+#if VECTOR == 16
+    return _mm512_fmadd_ps(a, b, c);
+#elif VECTOR == 8
+    return _mm256_fmadd_ps(a, b, c);
+#elif defined(__ARM_NEON) && defined(__aarch64__)
+    return vfmaq_f32(c, a, b);
+#elif defined(__FP_FAST_FMAF) || defined(__FMA__)
+    for (int lane = 0; lane < VECTOR; lane++) c[lane] = __builtin_fmaf(a[lane], b[lane], c[lane]);
+    return c;
+#else
+    return a * b + c;
+#endif
+}
+
 /* Both keep NaN, so that a diverging run is seen. */
 INLINE vec at_most(vec x, float limit) {
 #if VECTOR == 16
@@ -79,15 +102,15 @@ INLINE vec at_least(vec x, float limit) {
 #endif
 }
 
-/* Over all lanes, halves first. */
-INLINE float sum_lanes(vec x) {
-#if VECTOR == 16
-    return _mm512_reduce_add_ps(x);
-#else
-    float sum = x[0];
-    for (int lane = 1; lane < VECTOR; lane++) sum += x[lane];
-    return sum;
-#endif
+#define LANES 16 /* of a sum over a row, in so many VECTORs as they fill */
+
+/* Over LANES, halves first. */
+INLINE float sum_lanes(const vec *x) {
+    float lane[LANES];
+    memcpy(lane, x, sizeof lane);
+    UNROLL for (int half = LANES / 2; half; half /= 2)
+        UNROLL for (int i = 0; i < half; i++) lane[i] += lane[i + half];
+    return lane[0];
 }
 
 /* No lane is NaN. */
@@ -139,35 +162,26 @@ INLINE void turn(__m512 x[16]) {
    p = r + r^2 q(r); q interpolates (e^r - 1 - r) / r^2 at the five Chebyshev points of |r| <= 0.3466 (relative error of p 2.5e-8). */
 INLINE vec exp_parts(vec x, vec *two_n) {
     const float round = 12582912.f; /* 1.5 x 2^23: adding it leaves the nearest integer in the low bits */
-    vec shifted = x * 1.44269504f + round;
+    vec shifted = fused(x, all(1.44269504f), all(round));
     vec n = shifted - round;
-    vec r = x - n * 0.693359375f + n * 2.12194440e-4f; /* ln 2 in two parts, the first exact in few bits */
-    vec q = r * 0.0013926181810489343f + 0.008363177629994445f;
-    q = q * r + 0.041666554627878084f;
-    q = q * r + 0.16666576998242924f;
-    q = q * r + 0.5f;
+    vec r = fused(n, all(2.12194440e-4f), fused(n, all(-0.693359375f), x)); /* ln 2 in two parts, the first exact in few bits */
+    vec q = fused(r, all(0.0013926181810489343f), all(0.008363177629994445f));
+    q = fused(q, r, all(0.041666554627878084f));
+    q = fused(q, r, all(0.16666576998242924f));
+    q = fused(q, r, all(0.5f));
     *two_n = (vec)(((ivec)shifted << 23) + 0x3f800000);
-    return q * (r * r) + r;
-}
-
-INLINE vec inverse(vec x) {
-#if VECTOR == 16
-    vec y = _mm512_rcp14_ps(x); /* one Newton step takes 14 bits to 24; x is neither 0 nor infinite here */
-    return y + y * (1.f - x * y);
-#else
-    return 1.f / x;
-#endif
+    return fused(q, r * r, r);
 }
 
 /* 1 / (1 + e^-x) */
 INLINE vec sigmoid(vec x) {
     vec two_n, p = exp_parts(at_least(at_most(-x, 87.f), -87.f), &two_n);
-    return inverse(1.f + (two_n + two_n * p));
+    return 1.f / (1.f + fused(two_n, p, two_n));
 }
 
 /* (e^2x - 1) / (e^2x + 1); e^2x - 1 without cancellation near 0. |tanh| rounds to 1 from 9.02 on. */
 INLINE vec hyperbolic(vec x) {
     vec two_n, p = exp_parts(2.f * at_least(at_most(x, 9.1f), -9.1f), &two_n);
-    vec e = two_n * p + (two_n - 1.f);
-    return e * inverse(e + 2.f);
+    vec e = fused(two_n, p, two_n - 1.f);
+    return e / (e + 2.f);
 }

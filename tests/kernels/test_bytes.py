@@ -58,15 +58,15 @@ def in_bytes(model: CharLM, kernel: NativeKernel, n: int) -> TensorGenerator:
     return generator
 
 
-def rounded(x: Tensor, dim: int, top: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return integers up to 127 and what one of them is worth, along `dim`."""
+def rounded(x: Tensor, dim: int, most: int, top: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return integers up to `most` and what one of them is worth, along `dim`."""
     top = x.abs().amax(dim, keepdim=True) if top is None else top
-    return torch.where(top > 0, (x * (127 / top)).round(), 0.0), top / 127
+    return torch.where(top > 0, (x * (most / top)).round(), 0.0), top / most
 
 
 def product(x: Tensor, W: Tensor, top: Tensor | None = None) -> Tensor:
-    """Return x W, both rounded: each row of x, each column of W; the sum is exact. (n, columns)"""
-    rows, columns = rounded(x, -1, top), rounded(W, 0)
+    """Return x W, both rounded: each row of x to 16 bits, each column of W to 8; the sum is exact. (n, columns)"""
+    rows, columns = rounded(x, -1, min(2**15 - 1, (2**31 - 1) // (127 * len(W))), top), rounded(W, 0, 127)
     return (rows[0].double() @ columns[0].double()).float() * rows[1] * columns[1]
 
 
@@ -83,7 +83,14 @@ def one_step(model: CharLM, ids: Tensor, states: list[tuple[Tensor, Tensor]]) ->
         direct = model.readout is None and index == len(model.layers) - 1
         y = H if model.norms is None or direct else model.norms[index](H)
         x = x + y if model.config.residual and index and not direct else y
-    return x if model.readout is None else product(x, model.readout.weight.t()) + model.readout.bias, after
+    return x if model.readout is None else readout(x, model.readout.weight.t()) + model.readout.bias, after
+
+
+def readout(x: Tensor, R: Tensor) -> Tensor:
+    """Return x R; what rounding leaves of R is rounded too, where the vocabulary is at most as large as the state."""
+    S, V = R.shape
+    whole, worth = rounded(R, 0, 127)
+    return product(x, R) + product(x, R - whole * worth) if V <= S else product(x, R)
 
 
 SHAPES: list[dict[str, Any]] = [
@@ -111,30 +118,31 @@ def test_a_step_is_that_of_the_rounded_network(kernel: NativeKernel, shape: dict
         generator.run(torch.rand(1, n), PLAIN)
         logits, after = one_step(model, ids, states)
 
-        # A sum of a float more or less may round a value of the next product to its neighbour: one of 127 parts.
+        # A sum of a float more or less may round a value of the next product to its neighbour.
         ours, theirs = [generator.logits()], [logits]
         for layer, expected_layer in zip(generator.states(), after, strict=True):
             ours += layer
             theirs += expected_layer
         for found, expected in zip(ours, theirs, strict=True):
             gap = (found - expected).abs()
-            assert gap.max() < 0.1, (turn, shape)
-            assert (gap < 1e-4).double().mean() > 0.9, (turn, shape)
+            assert gap.max() < 1e-2, (turn, shape)
+            assert (gap < 1e-3).double().mean() > 0.9, (turn, shape)
 
 
-@pytest.mark.slow
 @torch.no_grad()
-def test_the_distribution_is_almost_that_of_float32(kernel: NativeKernel) -> None:
-    """Over many characters the text's nats under the rounded network differ from the network's own by less than 0.01."""
-    model = sensible(hidden=128, layers=2)
-    n = 20
-    generator = in_bytes(model, kernel, n)
-    ids, nats = generator.run(torch.rand(150, n), PLAIN)
-    logits, _ = model(ids[:-1])
-    exact = -torch.log_softmax(logits.double(), -1).gather(-1, ids[1:, :, None]).squeeze(-1)
+def test_twenty_thousand_seeds_cannot_tell_it_from_the_network(kernel: NativeKernel) -> None:
+    """After each of 60 prompts the distribution is so near the network's own that the chi-square of 20,000 draws hardly grows."""
+    model = sensible(hidden=128, layers=2, vocabulary=29)
+    generator = in_bytes(model, kernel, 1)
+    prompts = torch.randint(generator.V, (60, 12))
+    found = torch.empty(60, generator.V, dtype=torch.float64)
+    for index, prompt in enumerate(prompts.tolist()):
+        generator.read(prompt)
+        found[index] = generator.logits()[0].double().softmax(-1)
+    p = model(prompts.t())[0][-1].double().softmax(-1)
 
-    assert abs(float(nats[1:].double().mean() - exact.mean())) < 0.01
-    assert (nats[1:] - exact).abs().max() > 1e-6  # bytes they were
+    assert (20_000 * (found - p).square() / p).sum(-1).mean() < 3  # its spread is 8
+    assert 1e-6 < (found - p).abs().max() < 1e-2  # bytes they were
 
 
 @pytest.mark.slow
@@ -205,7 +213,7 @@ def test_the_largest_sum_is_exact(kernel: NativeKernel) -> None:
         generator.run(torch.rand(2, 1), PLAIN)
         H, _ = generator.states()[0]
 
-        expected = product(H, model.readout.weight.t()) + model.readout.bias
+        expected = readout(H, model.readout.weight.t()) + model.readout.bias
     assert torch.allclose(generator.logits(), expected, rtol=1e-6)
 
 
