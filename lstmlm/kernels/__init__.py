@@ -10,6 +10,7 @@ import os
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from lstmlm.errors import UsageError, printable
+from lstmlm.kernels import build
 from lstmlm.kernels.build import Unavailable
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ class Kernel(Protocol):
 
 
 def choose(requested: str = "auto", precision: str = "auto", device: str = "cpu", keep: str = "") -> tuple[Kernel, str]:
-    """Return the fastest kernel that works here, and one line saying why if it is not the fastest there is.
+    """Return the fastest kernel that works here, and a line if it is not the fastest there is, or could not be kept.
 
     Args:
         requested: auto, eager, native or triton; `LSTMLM_KERNEL` in the environment stands in for auto.
@@ -160,7 +161,7 @@ def choose(requested: str = "auto", precision: str = "auto", device: str = "cpu"
             "Check train.kernel and LSTMLM_KERNEL."
         )
     try:
-        return _load(best, precision, keep), ""
+        return _load(best, precision, keep), build.notes()
     except Unavailable as error:
         if requested == best:
             raise UsageError(f"kernel {best}: expected a machine that can build and run it, found: {error}.") from None

@@ -6,11 +6,13 @@
 import contextlib
 import ctypes
 import hashlib
+import importlib.util
 import os
 import platform
 import shutil
 import stat
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -34,51 +36,81 @@ class Unavailable(Exception):  # caught and told as a note, most often not an er
 
 
 def library() -> ctypes.CDLL:
-    """Load the shared object, from the cache if it is there and whole, else compiled now.
+    """Load the shared object, from a cache if it is there and whole, else compiled now.
 
-    The file's name holds a hash of all that went into it (sources, compiler, flags, CPU) and one of its content, and
+    The file's name holds a hash of all that went into it (sources, flags, CPU, $CC) and one of its content, and
     it comes into being by a rename: a truncated or altered file is not loaded but made anew, and processes that compile
-    at the same time do not disturb each other. Where the cache cannot be written, the file lives in a private folder
-    just until it is loaded. So it does where anybody else could have written the file: what is loaded is executed.
+    at the same time do not disturb each other. Where it is there, no compiler is needed. Where the cache cannot be written, it
+    lives in a folder of this user's beside other temporary files, and where that cannot be written either, in one that
+    is removed as soon as it is loaded. So it does where anybody else could have written the file: what is loaded is executed.
 
     Raises:
         Unavailable: There is no compiler, or none of them can compile the sources.
     """
-    compiler, version = find_compiler()
-    key, kept = _key(version), cache_folder()
-    if kept is not None:
+    if (found := cached()) is not None:
+        return found
+    compiler, key, reason = find_compiler(), _key(), ""
+    for number, kept in enumerate(_folders()):
         try:
-            if (found := _find(kept, key)) is not None:
-                return found
-            kept.mkdir(parents=True, exist_ok=True)
+            kept.mkdir(mode=0o700 if number else 0o777, parents=True, exist_ok=True)
             if not _is_ours(kept):
                 raise Unavailable(f"{kept} can be written by others")
             with tempfile.TemporaryDirectory(prefix=".native-", dir=kept) as folder:
                 made = _compile(compiler, Path(folder))
                 target = kept / f"native-{key}-{_content_digest(made)}.so"
                 os.replace(made, target)
-                return _open(target)
-        except (OSError, Unavailable):
-            pass  # read-only, full, not executable: try without the cache, whose error is then the one to report
+                opened = _open(target)
+        except (
+            OSError,
+            Unavailable,
+        ) as error:  # read-only, full, not executable: then elsewhere, whose error is told
+            reason = reason or (error.strerror if isinstance(error, OSError) else "") or str(error)
+            continue
+        if number:
+            _said.append(f"the compiled kernel is kept in {kept}: the cache folder does not take it ({reason})")
+        return opened
     try:
         with tempfile.TemporaryDirectory(prefix="lstmlm-") as folder:
-            return _open(_compile(compiler, Path(folder)))
+            opened = _open(_compile(compiler, Path(folder)))
     except OSError as error:
         raise Unavailable(f"the compiled kernel cannot be written: {error.strerror or error}") from None
+    _said.append(f"the kernel was compiled for this command alone: no folder takes it ({reason}). Set LSTMLM_CACHE to another.")
+    return opened
 
 
 def cached() -> ctypes.CDLL | None:
-    """Load the shared object if the cache holds it whole, as `library` would, and compile nothing."""
+    """Load the shared object if a cache holds it whole, as `library` would, and compile nothing."""
+    for kept in _folders():
+        with contextlib.suppress(OSError):
+            if (found := _find(kept, _key())) is not None:
+                return found
+    return None
+
+
+def notes() -> str:
+    """Return what is to be said about where the shared object is kept, once."""
+    said = " ".join(_said)
+    _said.clear()
+    return said
+
+
+_said: list[str] = []
+
+
+def _folders() -> list[Path]:
+    """Return where the shared object may be kept, the best place first."""
     kept = cache_folder()
-    try:
-        return None if kept is None else _find(kept, _key(find_compiler()[1]))
-    except (OSError, Unavailable):
-        return None
+    folders = [] if kept is None else [kept]
+    if hasattr(os, "geteuid"):
+        with contextlib.suppress(OSError):  # no folder for temporary files
+            folders.append(Path(tempfile.gettempdir()) / f"lstmlm-{os.geteuid()}")
+    return folders
 
 
-def _key(compiler_version: str) -> str:
-    """Return the hash of all that goes into the shared object."""
-    return _digest(_source_bytes(), compiler_version.encode(), repr((FLAGS, FOR_THIS_CPU)).encode(), cpu().encode())
+def _key() -> str:
+    """Return the hash of all that goes into the shared object; of the compiler only what the user says, for it may be gone."""
+    wanted = os.environ.get("CC", "")
+    return _digest(_source_bytes(), repr((FLAGS, FOR_THIS_CPU, wanted)).encode(), cpu().encode())
 
 
 def _find(kept: Path, key: str) -> ctypes.CDLL | None:
@@ -114,8 +146,8 @@ def ever_passed(shared: ctypes.CDLL, beginning: str) -> bool:
     return any(path.parent.glob(f"{path.name}.{beginning}*.passed"))
 
 
-def find_compiler() -> tuple[list[str], str]:
-    """Return the command of the first compiler that answers, $CC before all others, and what it calls itself.
+def find_compiler() -> list[str]:
+    """Return the command of the first compiler that answers: $CC before all others, that of the package `ziglang` after them.
 
     $CC may be several words, such as `ccache gcc`.
 
@@ -123,17 +155,29 @@ def find_compiler() -> tuple[list[str], str]:
         Unavailable: None does.
     """
     wanted = os.environ.get("CC", "").split()
-    for words in (wanted, *([name] for name in COMPILERS)):
+    zig = [sys.executable, "-m", "ziglang", "cc"] if importlib.util.find_spec("ziglang") else []
+    for words in (wanted, *([name] for name in COMPILERS), zig):
         path = shutil.which(words[0]) if words else None
-        if path is None:
+        if path is None or (words is not zig and _opens_a_dialog(path)):
             continue
         command = [path, *words[1:]]
         try:
-            answer = subprocess.run([*command, "--version"], capture_output=True, timeout=SECONDS, check=True, text=True)
-        except (OSError, subprocess.SubprocessError, UnicodeError):
+            subprocess.run([*command, "--version"], capture_output=True, timeout=SECONDS, check=True)
+        except (OSError, subprocess.SubprocessError):
             continue
-        return command, f"{command}\n{answer.stdout}"
-    raise Unavailable(f"no C compiler: none of {', '.join(COMPILERS)} is on PATH")
+        return command
+    names = ", ".join(COMPILERS)
+    raise Unavailable(f"no C compiler: none of {names} is on PATH; pip install 'lstmlm[compiler]' brings one")
+
+
+def _opens_a_dialog(path: str) -> bool:
+    """Whether a compiler is macOS's placeholder, which asks for Apple's tools to be installed when it is called without them."""
+    if platform.system() != "Darwin" or os.path.dirname(path) != "/usr/bin":
+        return False
+    try:
+        return subprocess.run(["xcode-select", "-p"], capture_output=True, timeout=SECONDS).returncode != 0
+    except (OSError, subprocess.SubprocessError):
+        return True
 
 
 def cpu() -> str:
@@ -145,6 +189,10 @@ def cpu() -> str:
         lines += [x for x in first.splitlines() if x.startswith(("model name", "flags", "Features", "CPU part"))]
     except OSError:
         pass
+    if platform.system() == "Darwin":
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+            lines.append(subprocess.run(command, capture_output=True, timeout=SECONDS, text=True).stdout)
     return "\n".join(lines)
 
 
@@ -153,7 +201,8 @@ def _compile(compiler: list[str], folder: Path) -> Path:
     made = folder / "native.so"
     complaint = ""
     # The compiler's own temporary files go where the result goes: /tmp may be full or missing.
-    environment = {**os.environ, "TMPDIR": str(folder)}
+    names = "TMPDIR", "ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR"
+    environment = {**os.environ, **dict.fromkeys(names, str(folder))}
     for machine in FOR_THIS_CPU:
         command = [*compiler, *FLAGS, *machine, *map(str, sorted(SOURCES.glob("*.c"))), "-o", str(made), "-lm"]
         try:

@@ -22,6 +22,10 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(build, "SOURCES", sources)
     monkeypatch.setattr(build, "ENTRIES", ("answer",))
     monkeypatch.setenv("LSTMLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("CC", raising=False)
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    build.notes()
     try:
         build.find_compiler()
     except Unavailable as reason:
@@ -59,7 +63,7 @@ def test_compiles_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_ingredient_has_its_own_file(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A change of a source, of a header, of the compiler's version, of the CPU or of the flags is compiled anew."""
+    """A change of a source, of a header, of the compiler that is asked for, of the CPU or of the flags is compiled anew."""
     build.library()
     (build.SOURCES / "answer.h").write_text("#define ANSWER 43\n")
     assert build.library().answer() == 43
@@ -69,8 +73,7 @@ def test_every_ingredient_has_its_own_file(cache: Path, monkeypatch: pytest.Monk
     build.library()
     assert len(kept(cache)) == 3
 
-    compiler, _ = build.find_compiler()
-    monkeypatch.setattr(build, "find_compiler", lambda: (compiler, "another"))
+    monkeypatch.setenv("CC", " ".join(build.find_compiler()))
     build.library()
     assert len(kept(cache)) == 4
 
@@ -108,9 +111,7 @@ def test_what_is_no_kernel_is_made_anew(cache: Path, content: str, monkeypatch: 
     other = build.SOURCES / "other.so"
     if content == "another library":
         (build.SOURCES / "other.c").write_text("int other;\n")
-        subprocess.run(
-            [*build.find_compiler()[0], "-shared", "-fPIC", str(build.SOURCES / "other.c"), "-o", str(other)], check=True
-        )
+        subprocess.run([*build.find_compiler(), "-shared", "-fPIC", str(build.SOURCES / "other.c"), "-o", str(other)], check=True)
         (build.SOURCES / "other.c").unlink()
     else:
         other.write_bytes(b"text")
@@ -134,14 +135,72 @@ def test_a_compiler_of_something_else(cache: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_read_only_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache that cannot be written costs a compilation, and nothing is left in the temporary folder."""
+    """A cache that cannot be written costs one compilation, not one a command, and is said once."""
     cache.write_text("a file where the folder should be: not even root can write below it")
-    temporary = cache.parent / "temporary"
-    temporary.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    compilations = count_compilations(monkeypatch)
 
     assert build.library().answer() == 42
-    assert list(temporary.iterdir()) == []
+    said = build.notes()
+    assert [build.library().answer() for _ in range(2)] == [42, 42]
+
+    assert len(compilations) == 1
+    (folder,) = (cache.parent / "temporary").iterdir()
+    assert folder.stat().st_mode & 0o077 == 0
+    assert said.startswith(f"the compiled kernel is kept in {folder}")
+    assert build.notes() == ""
+
+
+def test_no_folder_takes_it(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing can be kept, each command compiles for itself, leaves nothing, and says why."""
+    cache.write_text("no folder")
+    temporary = cache.parent / "temporary"
+    (temporary / f"lstmlm-{os.geteuid()}").write_text("no folder")
+
+    assert build.library().answer() == 42
+
+    assert "for this command alone" in build.notes()
+    assert len(list(temporary.iterdir())) == 1
+
+
+def test_what_is_kept_needs_no_compiler(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What one machine compiled serves another with the same cache and CPU that has no compiler."""
+    build.library()
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    assert build.library().answer() == 42
+    assert kept(cache)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the programs are shell scripts")
+@pytest.mark.parametrize("tools", [True, False])
+def test_a_placeholder_of_macos_is_not_called(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tools: bool) -> None:
+    """/usr/bin/cc there opens a dialog where Apple's tools are missing: only xcode-select is asked whether they are."""
+    for name, does in (("xcode-select", f"exit {0 if tools else 2}"), ("cc", "exit 0")):
+        program = tmp_path / name
+        program.write_text(f"#!/bin/sh\n{does}\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("platform.system", lambda: "Darwin")
+    monkeypatch.setattr("os.path.dirname", lambda path: "/usr/bin")
+
+    assert build._opens_a_dialog(str(tmp_path / "cc")) is not tools
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the program is a shell script")
+def test_the_compiler_of_a_package_comes_last(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where nothing is on PATH and the package ziglang is there, its compiler is taken; where something is, it is not."""
+    (tmp_path / "ziglang").mkdir()
+    (tmp_path / "ziglang" / "__main__.py").write_text("import sys; sys.exit(sys.argv[1:] != ['cc', '--version'])")
+    (tmp_path / "ziglang" / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    assert build.find_compiler() == [sys.executable, "-m", "ziglang", "cc"]
+    (tmp_path / "gcc").write_text("#!/bin/sh\nexit 0\n")
+    (tmp_path / "gcc").chmod(0o755)
+    assert build.find_compiler() == [str(tmp_path / "gcc")]
 
 
 def test_full_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,6 +260,8 @@ def test_nowhere_to_write(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Without a compiler on PATH the reason says so."""
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("LSTMLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
 
     with pytest.raises(Unavailable, match="no C compiler"):
@@ -222,7 +283,7 @@ def test_compiler_of_two_words(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp
     script = tmp_path / "wrapper"
     script.write_text('#!/bin/sh\ncase "$1" in --version) echo wrapper;; -*) exit 1;; *) exec "$@";; esac\n')
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
-    compiler, _ = build.find_compiler()
+    compiler = build.find_compiler()
     monkeypatch.setenv("CC", f"{script} {compiler[0]}")
 
     assert build.library().answer() == 42
@@ -275,7 +336,7 @@ def test_processes_compiling_at_once(cache: Path) -> None:
 def test_the_kernel_itself_compiles_without_a_warning(tmp_path: Path) -> None:
     """The sources are clean under the compiler's usual warnings, for this CPU and for none in particular."""
     try:
-        compiler, _ = build.find_compiler()
+        compiler = build.find_compiler()
     except Unavailable as reason:
         pytest.skip(str(reason))
     for machine in build.FOR_THIS_CPU[0], ():
@@ -301,8 +362,9 @@ def test_an_examination_is_remembered(cache: Path) -> None:
 
 
 def test_an_examination_of_what_is_not_kept_is_forgotten(cache: Path) -> None:
-    """Where the cache cannot be written nothing is left behind, and the next process examines again."""
+    """Where no folder can be written nothing is left behind, and the next process examines again."""
     cache.write_text("a file where the folder should be")
+    (cache.parent / "temporary" / f"lstmlm-{os.geteuid()}").write_text("another")
 
     assert not build.passed(build.library(), "one", now=True)
 

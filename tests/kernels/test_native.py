@@ -366,7 +366,7 @@ def test_product_in_float32(kernel: native.NativeKernel, M: int, N: int, K: int,
 def test_amx_instructions_compile(tmp_path: Path) -> None:
     """The instructions that the tests replace by functions are at least accepted by a compiler that knows them."""
     try:
-        compiler, _ = build.find_compiler()
+        compiler = build.find_compiler()
     except Unavailable as reason:
         pytest.skip(str(reason))
     machine = ["-march=sapphirerapids"]
