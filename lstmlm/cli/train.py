@@ -177,7 +177,8 @@ def train(
         run_config.resolve(layers)  # what is wrong with the settings is said before the folder is looked at
         texts = [*typed, *(["--files-from", files_from] if files_from else []), *(["--val", val] if val else [])]
         refuse_models("train", corpus, "CORPUS --from")
-        require([*corpus, *([val] if val else [])], run_config.resource_dir("data"))
+        if not resume:  # of a run that goes on, the folder comes first
+            require([*corpus, *([val] if val else [])], run_config.resource_dir("data"))
         folder, makes = Path(out or f"runs/{name_of(corpus[0])}"), not (dry_run or print_config)
 
         def as_asked() -> "tuple[bool, Checkpoint | None, tuple[RunConfig, dict[str, str]]]":
