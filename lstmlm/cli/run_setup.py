@@ -88,7 +88,9 @@ def resolved(layers: list[Layer], parent: Checkpoint | None) -> tuple[RunConfig,
 def _inherited(parent: Checkpoint) -> dict[str, Value]:
     """Return the settings that a fine-tuned model inherits: its sizes and options, and its tokenizer."""
     values = run_config.flat(run_config.from_dict(parent.meta["config"], "--from", ignored=[]))
-    return {key: value for key, value in values.items() if key.startswith("model.") or key == "data.tokenizer"}
+    return {
+        key: value for key, value in values.items() if key.startswith("model.") or key in ("data.tokenizer", "data.normalize")
+    }
 
 
 def parent_of(start: str, folder: Path, overwrite: bool) -> Checkpoint:

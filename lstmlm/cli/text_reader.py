@@ -111,8 +111,8 @@ class Text:
         return bool(model.meta["corpus"].get("fingerprint") == own)
 
 
-def refuse_models(command: str, names: Sequence[str]) -> None:
-    """Refuse a run or a checkpoint where a text is expected.
+def refuse_models(command: str, names: Sequence[str], flag: str = "-m") -> None:
+    """Refuse a run or a checkpoint where a text is expected; `flag` is what was probably meant.
 
     Raises:
         UsageError: With what was meant.
@@ -120,7 +120,7 @@ def refuse_models(command: str, names: Sequence[str]) -> None:
     for name in names:
         if run_dir.is_run(Path(name)) or (name.endswith(run_dir.SUFFIX) and os.path.isfile(name)):
             shown = printable(name)
-            raise UsageError(f"{command}: expected a text, found the model {shown}. Did you mean -m {shown}?")
+            raise UsageError(f"{command}: expected a text, found the model {shown}. Did you mean {flag} {shown}?")
 
 
 def _arriving(source: Source) -> Iterator[tuple[Source, bytes]]:

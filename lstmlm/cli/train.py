@@ -142,6 +142,7 @@ def train(
     """
     from lstmlm.cli import run_setup, signals, train_report, train_worker
     from lstmlm.cli.corpora import open_named, seen_in_training
+    from lstmlm.cli.text_reader import refuse_models
     from lstmlm.config import auto_tune, run_config
     from lstmlm.data.corpus import name_of
     from lstmlm.data.saved_model import parts
@@ -175,7 +176,9 @@ def train(
         layers = run_setup.layers_of(presets or [], assignments or [], flags)
         run_config.resolve(layers)  # what is wrong with the settings is said before the folder is looked at
         texts = [*typed, *(["--files-from", files_from] if files_from else []), *(["--val", val] if val else [])]
-        require([*corpus, *([val] if val else [])], run_config.resource_dir("data"))
+        refuse_models("train", corpus, "CORPUS --from")
+        if not resume:  # of a run that goes on, the folder comes first
+            require([*corpus, *([val] if val else [])], run_config.resource_dir("data"))
         folder, makes = Path(out or f"runs/{name_of(corpus[0])}"), not (dry_run or print_config)
 
         def as_asked() -> "tuple[bool, Checkpoint | None, tuple[RunConfig, dict[str, str]]]":

@@ -189,7 +189,7 @@ MISTAKES = [
     # paths
     ("train", 2, "a text to learn"), ("train texd.txt", 3, "text.txt"), ("train storys", 3, "stories"),
     ("train empty.txt", 3, "empty.txt"),
-    ("train runs/text --out a", 3, "runs/text"), ("train text.txt --out text.txt", 2, "--out"),
+    ("train runs/text --out a", 2, "--from runs/text"), ("train text.txt --out text.txt", 2, "--out"),
     ("train text.txt --val none.txt --out a", 3, "none.txt"),
     ("train text.txt --from none --out a", 4, "runs/text"), ("train text.txt --resume --out none", 4, "runs/text"),
     ("sample -m text.txt", 4, "text.txt"), ("sample -m runs/tex", 4, "runs/text"), ("sample -m .", 4, "runs/text"),
