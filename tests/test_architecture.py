@@ -35,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "display": {"training", "errors", "units"},
     "export": {"model", "storage", "errors"},
     "analysis": {"evaluation", "model", "errors", "units"},
-    "training": {"evaluation", "data", "model", "storage", "config", "kernels", "errors"},
+    "training": {"evaluation", "data", "model", "storage", "config", "kernels", "errors", "machine", "units"},
     "evaluation": {"data", "model", "kernels", "errors", "units"},
     "data": {"storage", "config", "errors", "units"},
     "model": {"config", "kernels", "errors"},
