@@ -1,32 +1,81 @@
-"""Character language models from the command line: an LSTM written from scratch, trained, sampled, measured and looked into.
+"""Character language models: an LSTM written from scratch, trained, sampled, measured and looked into.
 
-`load(path)` gives a model with `.score(text)` and `.sample(prompt, ...)`; nothing is imported before it is asked for.
+`train(text)` and `load(path)` give a `LanguageModel`: `.sample(prompt)`, `.stream(prompt)`, `.next(prompt, k)`, `.score(text)`,
+`.fill(text, choices)`, `.gates(text)`. Nothing is imported before it is asked for. What goes wrong is one of `lstmlm.errors`.
 """
 
+import os
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lstmlm.api import LanguageModel
+    from lstmlm.api import LanguageModel as LanguageModel
+    from lstmlm.api import Sample as Sample
+    from lstmlm.api import Stream as Stream
+    from lstmlm.training.events import Event
 
-__all__ = ["__version__", "load"]
+__all__ = ["LanguageModel", "Sample", "Stream", "__version__", "load", "train"]
 __version__ = "0.2.0"
 
 # torch says this on import where NumPy is not installed; nothing here needs NumPy.
 warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
 
 
-def load(path: str | None = None, *, device: str = "auto") -> "LanguageModel":
-    """Open a trained model: a run folder, a checkpoint file, or None for the newest run below `runs/`.
+def load(path: "str | os.PathLike[str] | None" = None, *, threads: int | None = None, device: str = "auto") -> "LanguageModel":
+    """Open a trained model.
 
     Args:
-        path: See above.
+        path: A run folder, a checkpoint file, or None for the newest run below `runs/`.
+        threads: How many the native kernel may take; None: as many as there are cores. torch's own number stays as it is.
         device: auto (a CUDA device where it works), cpu or cuda.
 
     Raises:
         CheckpointError: It is missing, damaged or of another version.
         UsageError: There is no such device.
     """
-    from lstmlm.api import LanguageModel
+    from lstmlm import api
 
-    return LanguageModel.open(path, device=device)
+    return api.load(path, threads=threads, device=device)
+
+
+def train(
+    text: "str | os.PathLike[str] | Sequence[str | os.PathLike[str]]",
+    *,
+    minutes: float | None = None,
+    out: "str | os.PathLike[str] | None" = None,
+    val: "str | os.PathLike[str] | None" = None,
+    progress: "Callable[[Event], object] | None" = None,
+    **settings: str | float | bool | None,
+) -> "LanguageModel":
+    """Learn a text, and return the best model of the run.
+
+    Args:
+        text: Names of files or folders, one or several, or `stories`, as for `lstmlm train`. A string with a line end in it is
+            the text itself.
+        minutes: How long; 3 where neither steps nor epochs are among the settings.
+        out: The run folder, new or empty; None: `runs/<name of the text>`.
+        val: A file to validate on; None: the last tenth of the text.
+        progress: Called with every record of the run (`lstmlm.training.events`): steps, validations, samples, checkpoints. What
+            it raises ends the run, whose last checkpoint stays.
+        settings: Any setting of configs/README.md by its name: `hidden=256`, `steps=500`, `seed=7`.
+
+    Raises:
+        ConfigError: A setting does not exist, or has a value that it may not have.
+        TextError: The text cannot be read, or is too short.
+        UsageError: There is something in the run folder.
+        SystemProblem: The disk is full, or the memory too small.
+        Diverged: Smaller rates did not help.
+    """
+    from lstmlm import api
+
+    return api.train(text, minutes=minutes, out=out, val=val, progress=progress, settings=settings, version=__version__)
+
+
+def __getattr__(name: str) -> Any:
+    """Import what the package's names stand for when one is first asked for."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from lstmlm import api
+
+    return getattr(api, name)

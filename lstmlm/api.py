@@ -1,33 +1,79 @@
-"""The Python interface: `LanguageModel`, which `lstmlm.load(path)` returns, scores and samples.
+"""The Python interface: `load` and `train`, and the `LanguageModel` that they return.
 
 It joins checkpoint, tokenizer, network, scoring and sampler. The commands `sample`, `eval`, `fill` and `inspect` open their
 model here; `parts` and `check` validate what a checkpoint says, for `train` too.
 """
 
+import contextlib
+import copy
+import itertools
 import math
+import os
+import re
+import secrets
+import tempfile
+import threading
+import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lstmlm import kernels, machine
+from lstmlm.config import run_config
 from lstmlm.config.run_config import RunConfig
 from lstmlm.data import saved_model
 from lstmlm.data.saved_model import parts
 from lstmlm.data.tokenizer import OnUnknown, Tokenizer, describe, readable
-from lstmlm.errors import CheckpointError, TextError, UsageError, not_finite, printable
-from lstmlm.evaluation.sampler import Sampling, generate, probabilities
+from lstmlm.errors import CheckpointError, LstmlmError, TextError, UsageError, not_finite, printable
+from lstmlm.evaluation.reading import TOGETHER
+from lstmlm.evaluation.sampler import Sampling, generate_each, probabilities
 from lstmlm.kernels import generate as native_generate
 from lstmlm.kernels.buffers import floats_of_bytes
 from lstmlm.model import devices, weights
 from lstmlm.model.weights import StoredNetwork
 from lstmlm.storage import checkpoint, run_dir
 from lstmlm.storage.header import Header
+from lstmlm.units import bits
 
 if TYPE_CHECKING:
+    from lstmlm.analysis.activations import Gates
+    from lstmlm.evaluation.cloze import Answer
     from lstmlm.evaluation.scoring import Score
     from lstmlm.model.char_lm import CharLM
     from lstmlm.model.ensemble import Network
+    from lstmlm.training.events import Event
+
+
+_ARGUMENTS = (
+    (r"`--([a-z-]+) ([\w.-]+)`", lambda found: f'`{_argument(found[1])}="{found[2]}"`'),
+    (r"--(device) (auto|cpu|cuda)\b", lambda found: f'{found[1]}="{found[2]}"'),
+    (r"--set ", lambda found: ""),
+    (r"--([a-z][a-z-]*)", lambda found: _argument(found[1])),
+    (rf"\b(?:model|data|train)\.({'|'.join(one.name for one in run_config.keys().values())})\b", lambda found: found[1]),
+    (r"lstmlm train stories", lambda found: 'lstmlm.train("stories")'),
+    (r", or name one with -m", lambda found: ", or name one"),
+)
+"""What messages say of the command line, and what that is in Python."""
+
+
+@contextlib.contextmanager
+def in_python() -> Iterator[None]:
+    """Let an error that leaves the block speak of arguments, not of flags: `temperature`, not `--temperature`."""
+    try:
+        yield
+    except LstmlmError as error:
+        text = str(error)
+        for flag, argument in _ARGUMENTS:
+            text = re.sub(flag, argument, text)
+        error.args = (text,)
+        raise
+
+
+def _argument(flag: str) -> str:
+    return flag.replace("-", "_")
 
 
 @dataclass(frozen=True)
@@ -38,12 +84,50 @@ class Sample:
     seed: Draws the same text again.
     nats: Minus the log probability of its characters under the network, at temperature 1 and uncut.
     stop: Why it ended: length, lines or stop.
+    prompt: What it goes on from.
     """
 
     text: str
     seed: int
     nats: float
     stop: str
+    prompt: str = ""
+
+
+class Stream(Iterator[str]):
+    """A sample as it is written, piece by piece.
+
+    seed: Draws the same text again.
+    sample: The whole, once the last piece has been taken.
+    """
+
+    def __init__(self, pieces: Iterator[tuple[int, str, Sample | None]], seed: int, prompt: str) -> None:
+        self.seed = seed
+        self.sample: Sample | None = None
+        self._pieces = pieces
+        self._prompt = prompt
+        self._text: list[str] = []
+
+    def __next__(self) -> str:
+        _, piece, end = next(self._pieces)
+        self._text.append(piece)
+        if end is not None:
+            self.sample = replace(end, text=readable("".join(self._text)), prompt=self._prompt)
+        return piece
+
+
+class _Opened(NamedTuple):
+    """How a model was opened, and so how it is opened again in another process.
+
+    sha256: Of the checkpoint.
+    member: 0: all of them.
+    """
+
+    path: str
+    sha256: str
+    threads: int
+    device: str
+    member: int = 0
 
 
 class LanguageModel:
@@ -56,6 +140,7 @@ class LanguageModel:
         config: Its configuration.
         network: In evaluation mode; or its weights, from which it can be sampled.
         build: Makes the network in torch, where only its weights are given.
+        opened: How it was opened; None: it cannot be pickled.
     """
 
     def __init__(
@@ -66,6 +151,7 @@ class LanguageModel:
         config: RunConfig,
         network: "Network | StoredNetwork",
         build: "Callable[[], Network] | None" = None,
+        opened: _Opened | None = None,
     ) -> None:
         self.path = path
         self.meta = meta
@@ -73,6 +159,9 @@ class LanguageModel:
         self.config = config
         self._network = network
         self._build = build
+        self._opened = opened
+        self._terms: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext  # or those of Python
+        self._building = threading.Lock()
         self.counts: list[int] = meta["counts"]
 
     @classmethod
@@ -83,6 +172,7 @@ class LanguageModel:
         threads: int = 0,
         device: str = "auto",
         report: Callable[[str], None] | None = None,
+        whole_process: bool = True,
     ) -> "LanguageModel":
         """Open a run folder, a checkpoint file, or the newest run below `runs/`.
 
@@ -91,6 +181,7 @@ class LanguageModel:
             threads: 0 is all cores for sampling, and what torch has otherwise; a number is set for torch in the whole process.
             device: auto (a CUDA device where it works), cpu or cuda.
             report: Called with a sentence where a damaged checkpoint is replaced by the run's other one.
+            whole_process: Whether a number of threads is torch's too.
 
         Raises:
             CheckpointError: It is missing, damaged or of another version.
@@ -101,7 +192,14 @@ class LanguageModel:
         library = native_generate.examined_library() if instant else None
         if library is None and requested != "auto":
             devices.choose(requested)  # what cannot be is said before a file is read
-        found, saved = run_dir.load(path, report=report, check=check)
+        digests: list[str] = []
+
+        def checked(header: Header) -> None:
+            digests.append(header.sha256)
+            check(header)
+
+        found, saved = run_dir.load(path, report=report, check=checked)
+        opened = _Opened(os.path.abspath(found), digests[-1], threads if not whole_process else 0, device)
         ignored: list[str] = []
         config, symbols = parts(saved.meta, ignored)
         if report and ignored:
@@ -114,7 +212,7 @@ class LanguageModel:
             from lstmlm.model import ensemble
             from lstmlm.model.char_lm import load_weights
 
-            if threads:
+            if threads and whole_process:
                 torch.set_num_threads(threads)
             where, kernel, _ = devices.with_kernel(requested if library is None else "cpu", precision="float32")
             network = ensemble.build(config.model, len(symbols), kernel).to(where)
@@ -122,10 +220,36 @@ class LanguageModel:
             return network
 
         if library is None or any(blob.dtype != "float32" for blob in blobs.values()):
-            return cls(found, saved.meta, symbols, config, build())
+            return cls(found, saved.meta, symbols, config, build(), None, opened)
         named = {name: floats_of_bytes(blob.data, blob.shape) for name, blob in blobs.items()}
         network = weights.stored(library, config.model, named, min(threads or machine.cpus(), len(machine.processors())))
-        return cls(found, saved.meta, symbols, config, network, build)
+        return cls(found, saved.meta, symbols, config, network, build, opened)
+
+    def __repr__(self) -> str:
+        model, scores = self.config.model, self.meta["scores"]
+        members = f"{model.members} members of " if model.members > 1 else ""
+        symbols = "bytes" if self.tokenizer.kind == "byte" else f"{len(self.tokenizer)} characters"
+        nats = scores.get("validation_nats_per_char")
+        reached = f", {bits(nats):.3f} bits/char in validation" if nats is not None else ""
+        sizes = f"{members}{model.layers} x {model.hidden} units, {symbols}, {self.meta['parameters']:,} parameters"
+        return f"<LanguageModel {printable(str(self.path))}: {sizes}, step {self.meta['step']:,}{reached}>"
+
+    def __reduce__(self) -> tuple[Callable[[_Opened], "LanguageModel"], tuple[_Opened]]:
+        """Pickle the path and the digest: what was done to the network since does not travel."""
+        if self._opened is None:
+            raise TypeError(f"model {self.path}: expected one that was loaded, found one without a file to load it from again.")
+        return _reopened, (self._opened,)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "LanguageModel":
+        """Return a model with weights of its own."""
+        twin = copy.copy(self.__dict__)
+        model = LanguageModel.__new__(LanguageModel)
+        network = self._network
+        if not isinstance(network, StoredNetwork):  # as stored its weights never change
+            shared = (getattr(module, "kernel", None) for module in network.modules())
+            twin["_network"] = copy.deepcopy(network, {**memo, **{id(kernel): kernel for kernel in shared if kernel}})
+        model.__dict__.update(twin, _building=threading.Lock())
+        return model
 
     @property
     def network(self) -> "Network":
@@ -133,9 +257,15 @@ class LanguageModel:
 
         Made when it is first asked for: sampling on the CPU needs no torch.
         """
-        if isinstance(self._network, StoredNetwork):
-            assert self._build is not None
-            self._network, self._build = self._build(), None
+        with self._building:  # several threads may ask at once
+            if isinstance(self._network, StoredNetwork):
+                assert self._build is not None
+                self._network, self._build = self._build(), None
+            return self._network
+
+    @property
+    def readable(self) -> "Network | StoredNetwork":
+        """What samples and scores are read from: the network in torch where it was made, else its weights."""
         return self._network
 
     @property
@@ -173,54 +303,101 @@ class LanguageModel:
         models = ensemble.members(self.network)
         if not 1 <= number <= len(models):
             raise UsageError(f"member: expected a number from 1 to {len(models)}, as the model has so many, found {number}.")
-        return LanguageModel(self.path, self.meta, self.tokenizer, self.config, models[number - 1])
+        opened = self._opened and self._opened._replace(member=number)
+        alone = LanguageModel(self.path, self.meta, self.tokenizer, self.config, models[number - 1], None, opened)
+        alone._terms = self._terms
+        return alone
 
-    def score(self, text: str, *, protocol: str = "warm", window: int = 256, batch: int = 64, after: str = "") -> "Score":
+    def score(self, text: str, *, after: str = "", protocol: str = "warm", window: int = 256, batch: int = 64) -> "Score":
         """Score a text, every character once; the rules are in `lstmlm.evaluation.scoring`.
 
         Args:
-            text: Of one character or more.
-            protocol: warm or cold.
+            text: What is scored.
+            after: What stands before it: it is read first, and not scored. Characters that the model does not know are left out.
+            protocol: warm, the state carried through the text, or cold, in windows that start empty.
             window: Inputs of a cold window.
             batch: Windows or streams side by side; only a matter of speed.
-            after: A text that is read first and not scored; warm alone.
+
+        Returns:
+            The sum, and in `costs` the bits of each character of the text.
 
         Raises:
             TextError: The text is empty.
             UsageError: There is no such protocol, or the window is not positive, or a cold text is to be read after another.
         """
-        if not text:
-            raise TextError("text to score: expected at least one character, found none.")
-        if protocol not in ("warm", "cold"):
-            raise UsageError(f"protocol {protocol!r}: expected warm or cold.")
-        if window < 1 or batch < 1:
-            raise UsageError(f"window and batch: expected at least 1, found {min(window, batch)}.")
-        if after and protocol == "cold":
-            raise UsageError("after: expected the protocol warm, found cold, whose windows begin empty.")
-        import torch
+        from lstmlm.evaluation.scoring import CODE_POINTS, Scorer
 
-        from lstmlm.evaluation.scoring import score_ids
+        with self._terms():
+            if not text:
+                raise TextError("text to score: expected at least one character, found none.")
+            if protocol not in ("warm", "cold"):
+                raise UsageError(f"protocol {protocol!r}: expected warm or cold.")
+            if window < 1 or batch < 1:
+                raise UsageError(f"window and batch: expected at least 1, found {min(window, batch)}.")
+            if after and protocol == "cold":
+                raise UsageError("after: expected none with cold windows, which start from nothing, found one.")
+            before, ids = (self.tokenizer.encode(part, on_unknown="skip") for part in (after, text))
+            unknown = self.tokenizer.unknown(text)
+            scorer = Scorer(self.readable, self.counts, protocol, window, batch, after=before)
+            scorer.costs = []
+            scorer.add(ids, len(ids) + len(unknown), len(text.encode("utf-8", "surrogatepass")))
+            score = scorer.finish()
+            strange = {position for position, _ in unknown}
+            costs, each = iter(scorer.costs), []
+            for position, char in enumerate(text):
+                symbols = 1 if self.tokenizer.kind == "char" else len(char.encode("utf-8", "surrogateescape"))
+                nats = math.log(CODE_POINTS) if position in strange else math.fsum(itertools.islice(costs, symbols))
+                each.append(bits(nats))
+            return replace(score, costs=tuple(each))
 
-        ids, before = (torch.tensor(self.tokenizer.encode(part, on_unknown="skip"), dtype=torch.int64) for part in (text, after))
-        return score_ids(
-            self.network,
-            ids,
-            self.counts,
-            byte_length=len(text.encode("utf-8", "surrogatepass")),
-            unknown=len(self.tokenizer.unknown(text)),
-            protocol=protocol,
-            window=window,
-            batch=batch,
-            after=before,
-        )
+    def fill(self, text: str, choices: Sequence[str], *, on_unknown: OnUnknown = "error") -> "list[Answer]":
+        """Rank what may stand in the blanks of a text, by the bits of the whole: what comes after a blank counts too.
+
+        Args:
+            text: With `____` where something is missing.
+            choices: The candidates; with several blanks every combination is compared.
+            on_unknown: As for `sample`.
+
+        Returns:
+            An answer for each, the best one first.
+
+        Raises:
+            TextError: There is no blank, or a character outside the vocabulary.
+            UsageError: There are fewer than two choices.
+        """
+        from lstmlm.evaluation.cloze import Filler, Question
+
+        with self._terms():
+            encode = partial(self.tokenizer.encode, on_unknown=on_unknown)
+            newline = self.tokenizer.encode("\n", on_unknown="skip")
+            filler = Filler(self.readable, encode, self.counts, newline[0] if newline else None)
+            return next(filler.rank([Question(text, tuple(choices))]))
+
+    def gates(self, text: str, *, on_unknown: OnUnknown = "error") -> "Gates":
+        """Return what every gate and unit does along a text, which is read after a line end, if the model knows one.
+
+        Of several networks it is asked by member: `model.member(1).gates(text)`.
+
+        Raises:
+            TextError: There is no character that the model knows, or one that it does not know.
+            UsageError: There are several networks.
+        """
+        with self._terms():
+            ids = self.tokenizer.encode(text, on_unknown)
+            if not ids:
+                raise TextError("text: expected a character that the model knows, found none.")
+            from lstmlm.analysis.activations import gates
+
+            newline = self.tokenizer.encode("\n", on_unknown="skip")[:1]
+            return gates(self.alone, ids, newline, self.counts, [self.tokenizer.decode([id_]) for id_ in ids])
 
     def sample(
         self,
-        prompt: str = "",
+        prompt: str | Sequence[str] = "",
         *,
         length: int = 500,
         n: int = 1,
-        seed: int = 0,
+        seed: int | None = None,
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
@@ -230,13 +407,13 @@ class LanguageModel:
         lines: int = 0,
         on_unknown: OnUnknown = "error",
     ) -> list[Sample]:
-        """Go on after a prompt.
+        """Go on after a prompt, or after each of several, which are read and continued side by side.
 
         Args:
             prompt: Empty: as after a line end, or after the commonest character where there is none.
             length: Characters of each sample, at most; of a model of bytes characters too, never a part of one.
-            n: Samples, drawn side by side; the seeds are seed, seed + 1, ...
-            seed: Of the first sample.
+            n: Samples of each prompt, drawn side by side; the seeds are seed, seed + 1, ...
+            seed: Of the first sample of each prompt; None: drawn, and kept in the samples.
             temperature: Divides the logits; 0 is greedy.
             top_k: Keep the k likeliest characters (0: all).
             top_p: Keep the fewest characters that together have this probability (1: all).
@@ -247,26 +424,80 @@ class LanguageModel:
             lines: A sample ends before the line end of so many lines; 0: it does not.
             on_unknown: What becomes of a prompt character outside the vocabulary: error, skip or replace.
 
+        Returns:
+            n samples of the first prompt, then those of the next one.
+
         Raises:
-            TextError: The prompt has a character outside the vocabulary.
+            TextError: A prompt has a character outside the vocabulary.
             UsageError: A number makes no sense, or the model cannot write a stop text or a line end.
         """
-        if length < 1 or n < 1:
-            raise UsageError(f"length and n: expected at least 1, found {min(length, n)}.")
-        how = Sampling(temperature, top_k, top_p, greedy, exact)
-        texts: list[list[str]] = [[] for _ in range(n)]
-        ends: dict[int, Sample] = {}
-        for index, piece, end in self.stream(
-            prompt, length=length, n=n, seed=seed, how=how, stop=stop, lines=lines, on_unknown=on_unknown
-        ):
-            texts[index].append(piece)
-            if end is not None:
-                ends[index] = replace(end, text=readable("".join(texts[index])))
-        return [ends[index] for index in range(n)]
+        with self._terms():
+            if length < 1 or n < 1:
+                raise UsageError(f"length and n: expected at least 1, found {min(length, n)}.")
+            prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+            how = Sampling(temperature, top_k, top_p, greedy, exact)
+            first = _seed(seed)
+            each = max(1, TOGETHER // n)
+            begun = [
+                self.draw(
+                    prompts[low : low + each],
+                    length=length,
+                    n=n,
+                    seed=first,
+                    how=how,
+                    stop=stop,
+                    lines=lines,
+                    on_unknown=on_unknown,
+                )
+                for low in range(0, len(prompts), each)
+            ]
+            samples: list[Sample] = []
+            for pieces in begun:
+                texts: dict[int, list[str]] = defaultdict(list)
+                ends: dict[int, Sample] = {}
+                for index, piece, end in pieces:
+                    texts[index].append(piece)
+                    if end is not None:
+                        own = prompts[(len(samples) + index) // n]
+                        ends[index] = replace(end, text=readable("".join(texts[index])), prompt=own)
+                samples += [ends[index] for index in sorted(ends)]
+            return samples
 
     def stream(
         self,
-        prompt: str,
+        prompt: str = "",
+        *,
+        length: int = 500,
+        seed: int | None = None,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        greedy: bool = False,
+        exact: bool = False,
+        stop: Sequence[str] = (),
+        lines: int = 0,
+        on_unknown: OnUnknown = "error",
+    ) -> Stream:
+        """Go on after a prompt, piece by piece.
+
+        Args: as `sample`; a length of 0 has no end.
+
+        Returns:
+            An iterator over the pieces, each as soon as it is drawn and cannot be part of a stop text.
+
+        Raises: as `sample`; at once.
+        """
+        with self._terms():
+            if length < 0:
+                raise UsageError(f"length: expected a number from 0 on (0: without end), found {length}.")
+            first = _seed(seed)
+            how = Sampling(temperature, top_k, top_p, greedy, exact)
+            pieces = self.draw(prompt, length=length, n=1, seed=first, how=how, stop=stop, lines=lines, on_unknown=on_unknown)
+            return Stream(pieces, first, prompt)
+
+    def draw(
+        self,
+        prompt: str | Sequence[str],
         *,
         length: int,
         n: int,
@@ -276,7 +507,7 @@ class LanguageModel:
         lines: int = 0,
         on_unknown: OnUnknown = "error",
     ) -> Iterator[tuple[int, str, Sample | None]]:
-        """Go on after a prompt, piece by piece.
+        """Go on after a prompt, or several, with n samples of each side by side, piece by piece.
 
         Args: as `sample`; a length of 0 has no end.
 
@@ -292,10 +523,11 @@ class LanguageModel:
         self._check_stop(stop, lines)
         _check_sampling(how)
         # Here and not with the first piece: what is wrong with the prompt is said before anything of it is written.
-        ids = self._prompt_ids(prompt, on_unknown)
+        prompts = [self._prompt_ids(one, on_unknown) for one in ([prompt] if isinstance(prompt, str) else prompt)]
         if self.config.train.precision == "float32":
             how = replace(how, exact=True)
-        return self._stream(ids, length, n, seed, how, stop, lines)
+        seeds = [seed + index for index in range(n)] * len(prompts)
+        return self._drawn([ids for ids in prompts for _ in range(n)], seeds, length, how, stop, lines)
 
     def _check_stop(self, stop: Sequence[str], lines: int) -> None:
         """Refuse what would never end a sample: a text that the model cannot write.
@@ -316,16 +548,16 @@ class LanguageModel:
             found = "one that does not" if lines > 0 else str(lines)
             raise UsageError(f"--lines: expected a number from 1 on and a model that knows the line end, found {found}.")
 
-    def _stream(
-        self, ids: list[int], length: int, n: int, seed: int, how: Sampling, stop: Sequence[str], lines: int
+    def _drawn(
+        self, prompts: list[list[int]], seeds: list[int], length: int, how: Sampling, stop: Sequence[str], lines: int
     ) -> Iterator[tuple[int, str, Sample | None]]:
-        seeds = [seed + index for index in range(n)]
+        n = len(seeds)
         decoders = [self.tokenizer.stream_decoder() for _ in range(n)]
         held = [""] * n
         room, lines_left = [length] * n, [lines] * n
         nats = [0.0] * n
         open_ = set(range(n))
-        for chosen, costs in generate(self._network, ids, seeds, how):
+        for chosen, costs in generate_each(self._network, prompts, seeds, how):
             for index in sorted(open_):
                 nats[index] += costs[index]
                 if not math.isfinite(nats[index]):
@@ -367,11 +599,12 @@ class LanguageModel:
             TextError: As `sample`.
             UsageError: k is below 1.
         """
-        if k < 1:
-            raise UsageError(f"k: expected at least 1, found {k}.")
-        found = probabilities(self._network, self._prompt_ids(prompt, on_unknown))
-        if not all(map(math.isfinite, found)):
-            raise not_finite()
+        with self._terms():
+            if k < 1:
+                raise UsageError(f"k: expected at least 1, found {k}.")
+            found = probabilities(self._network, self._prompt_ids(prompt, on_unknown))
+            if not all(map(math.isfinite, found)):
+                raise not_finite()
         likeliest = sorted(range(len(found)), key=lambda id_: -found[id_])[:k]
         return [(self.tokenizer.symbol(id_), found[id_]) for id_ in likeliest]
 
@@ -382,6 +615,148 @@ class LanguageModel:
         """Return the id that stands before a text without a prompt: a line end, or the commonest symbol."""
         newline = self.tokenizer.encode("\n", on_unknown="skip")
         return newline[0] if newline else max(range(len(self.counts)), key=self.counts.__getitem__)
+
+
+def load(path: str | os.PathLike[str] | None = None, *, threads: int | None = None, device: str = "auto") -> LanguageModel:
+    """Open a trained model; see `lstmlm.load`."""
+    with in_python():
+        if threads is not None and threads < 1:
+            raise UsageError(f"threads: expected at least 1, or None, found {threads}.")
+        name = None if path is None else os.fspath(path)
+        model = LanguageModel.open(name, threads=threads or 0, device=device, whole_process=False)
+    model._terms = in_python
+    return model
+
+
+def _reopened(opened: _Opened) -> LanguageModel:
+    """Open a model that was pickled.
+
+    Raises:
+        CheckpointError: The file is gone, or is another model by now.
+    """
+    model = load(opened.path, threads=opened.threads or None, device=opened.device)
+    if model._opened is None or model._opened.sha256 != opened.sha256:
+        raise CheckpointError(
+            f"model {printable(opened.path)}: expected the one that was pickled, found that its file holds another one by now. "
+            "Keep a copy of a file that is to be opened again."
+        )
+    return model.member(opened.member) if opened.member else model
+
+
+def train(
+    text: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    minutes: float | None = None,
+    out: str | os.PathLike[str] | None = None,
+    val: str | os.PathLike[str] | None = None,
+    progress: "Callable[[Event], object] | None" = None,
+    settings: "dict[str, str | float | bool | None]",
+    version: str,
+) -> LanguageModel:
+    """Learn a text; see `lstmlm.train`. The version is that of the package."""
+    from lstmlm.data.corpus import name_of
+
+    started = time.perf_counter()
+    with in_python(), tempfile.TemporaryDirectory(prefix="lstmlm-") as folder:
+        config = _configured({"minutes": minutes, **settings})
+        names, lasting = [], True
+        if isinstance(text, str) and "\n" in text:
+            written, lasting = Path(folder, "text.txt"), False
+            written.write_bytes(text.encode("utf-8", "surrogatepass"))
+            names = [str(written)]
+        else:
+            names = [os.fspath(name) for name in ([text] if isinstance(text, str | os.PathLike) else text)]
+        if not names:
+            raise UsageError("text: expected a text, or the name of a file, found nothing.")
+        place = Path(out if out is not None else f"runs/{name_of(names[0])}")
+        validation = None if val is None else os.fspath(val)
+        report = progress or (lambda event: None)
+        _train(names, validation, config, place, report, started, lasting=lasting, version=version)
+        model = load(place, device=config.train.device)
+    return model
+
+
+def _configured(settings: dict[str, Any]) -> RunConfig:
+    """Return the configuration that has some settings, named without their section."""
+    keys = {one.name: one.key for one in run_config.keys().values()}
+    given = {keys.get(name, name): value for name, value in settings.items() if value is not None}
+    return run_config.resolve([("", given)]).config
+
+
+def _train(
+    names: list[str],
+    val: str | None,
+    config: RunConfig,
+    folder: Path,
+    report: "Callable[[Event], object]",
+    started: float,
+    *,
+    lasting: bool,
+    version: str,
+) -> None:
+    """Train in a new folder, and leave torch's number of threads as it was.
+
+    Args:
+        names: Of the text.
+        val: Of the validation text.
+        config: Sizes may be open.
+        folder: New or empty.
+        report: Takes the records.
+        started: When the budget in minutes began, by `time.perf_counter`.
+        lasting: Whether the files are there later.
+        version: Of the package.
+    """
+    import torch
+
+    from lstmlm.data.corpus import open_configured
+    from lstmlm.storage import atomic
+    from lstmlm.training import launch
+    from lstmlm.training.distributed import ProcessGroup
+    from lstmlm.training.events import Clock
+    from lstmlm.training.trainer import Trainer
+
+    _refuse_existing(folder)
+    corpus = open_configured(names, config, cache_dir=machine.cache_folder() or Path(".cache", "lstmlm"), val=val)
+    atomic.make_folder(folder)
+    threads, clock = torch.get_num_threads(), Clock(started)
+    with run_dir.lock(folder):
+        _refuse_existing(folder)  # somebody may have trained here while the text was read
+        try:
+            ready = launch.prepare(config, corpus, clock, ProcessGroup())
+            if ready.device.type == "cpu":
+                launch.refuse_too_large(ready.config, corpus)
+            about = launch.identity(corpus, names if lasting else ["-"], val, ready, version, ["lstmlm.train"])
+            trainer = Trainer(ready.config, corpus, ready.kernel, folder, about, report, clock, device=ready.device)
+            atomic.write_text(folder / "config.yaml", run_config.to_yaml(trainer.config))
+            with contextlib.closing(trainer):
+                trainer.begin()
+                trainer.run()
+        finally:
+            torch.set_num_threads(threads)
+
+
+def _refuse_existing(folder: Path) -> None:
+    """Refuse a run folder in which there is something.
+
+    Raises:
+        UsageError: There is, or it is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"out {printable(str(folder))}: expected a folder or nothing, found a file. Choose another one.")
+    if theirs := sorted({p.name for p in folder.iterdir()} - {run_dir.LOCK, run_dir.HOLDER} if folder.exists() else ()):
+        raise UsageError(
+            f"out {printable(str(folder))}: expected an empty or new folder, found {printable(', '.join(theirs[:4]))}. "
+            "Choose another one."
+        )
+
+
+def _seed(given: int | None) -> int:
+    """Return a seed, drawn where none is given."""
+    if given is None:
+        return secrets.randbelow(2**31)
+    if not 0 <= given <= 2**62:
+        raise UsageError(f"seed: expected a number from 0 to 2**62, or None, found {given}.")
+    return given
 
 
 def _check_sampling(how: Sampling) -> None:

@@ -1,16 +1,18 @@
 """What several test files share: a text, comparing tensors, drawing weights, and the recurrence by the reference."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lstmlm.config.run_config import ModelConfig
+from lstmlm.evaluation import scoring
 from lstmlm.kernels import Kernel
 from lstmlm.kernels.eager import EagerKernel
 from lstmlm.model import cell
 from lstmlm.model.cell import LSTMState
 from lstmlm.model.char_lm import CharLM
+from lstmlm.model.ensemble import Network
 from lstmlm.model.lstm import TORCH_ORDER, LSTMLayer
 
 TEXT = "Où est Bob? Bob est là; Ann le voit.\n" * 5  # 185 characters
@@ -30,6 +32,29 @@ def assert_close(actual: Tensor | None, expected: Tensor | None, what: str, tole
     got, wanted = float(actual.reshape(-1)[worst]), float(expected.reshape(-1)[worst])
 
     assert largest <= tolerance, f"{what}{place}: {got!r} is not {wanted!r}, off by {largest:.3g} > {tolerance:.3g}"
+
+
+class Scores(NamedTuple):
+    """What `scoring` says of characters, as tensors to be compared."""
+
+    nats: Tensor
+    correct: Tensor
+    state: Any
+
+
+def scores(found: scoring.Scored) -> Scores:
+    """Return scores as tensors, the nats as float64."""
+    return Scores(torch.tensor(found.nats, dtype=torch.float64), torch.tensor(found.correct).bool(), found.state)
+
+
+def warm(model: Network, ids: Tensor, *given: Any, **named: Any) -> Scores:
+    """Score ids[1:] by `scoring.warm`."""
+    return scores(scoring.warm(model, ids.tolist(), *given, **named))
+
+
+def cold(model: Network, ids: Tensor, *given: Any, **named: Any) -> Scores:
+    """Score ids[1:] by `scoring.cold`."""
+    return scores(scoring.cold(model, ids.tolist(), *given, **named))
 
 
 def to_torch_order(weight: Tensor) -> Tensor:

@@ -1,5 +1,12 @@
+import copy
+import math
+import os
+import pickle
+import re
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -12,13 +19,14 @@ import lstmlm
 from lstmlm.api import LanguageModel, _first, _overlap
 from lstmlm.config.run_config import ModelConfig, RunConfig, to_dict
 from lstmlm.data.tokenizer import CharTokenizer
-from lstmlm.errors import CheckpointError, TextError, UsageError
+from lstmlm.errors import CheckpointError, LstmlmError, TextError, UsageError
 from lstmlm.evaluation.sampler import Sampling
 from lstmlm.kernels.eager import EagerKernel
 from lstmlm.model.char_lm import CharLM
 from lstmlm.storage import checkpoint
 from lstmlm.storage.checkpoint import Checkpoint
-from tests.cli.trained import make_run
+from lstmlm.training.events import StepDone
+from tests.cli.trained import TEXT, make_run
 
 SYMBOLS = "\n abcdeé"
 
@@ -101,7 +109,7 @@ def test_sample(model: LanguageModel) -> None:
 def test_sample_nats(model: LanguageModel) -> None:
     """A sample's nats are those of its characters after the prompt, however it was cut and heated."""
     for exact, apart in ((True, 1e-3), (False, 0.2)):
-        sample = model.sample("ab", length=20, temperature=3.0, top_k=5, exact=exact)[0]
+        sample = model.sample("ab", length=20, temperature=3.0, top_k=5, exact=exact, seed=0)[0]
         expected = model.score("ab" + sample.text).nats - model.score("ab").nats
 
         assert sample.nats == pytest.approx(expected, abs=apart)
@@ -109,18 +117,18 @@ def test_sample_nats(model: LanguageModel) -> None:
 
 def test_a_float32_model_is_sampled_in_float32(model: LanguageModel) -> None:
     """Who trained without reduced precision draws without it, to the last digit of the nats."""
-    exact = model.sample("ab", length=20, exact=True)[0]
+    exact = model.sample("ab", length=20, exact=True, seed=0)[0]
     model.config = replace(model.config, train=replace(model.config.train, precision="float32"))
 
-    assert model.sample("ab", length=20)[0] == exact
+    assert model.sample("ab", length=20, seed=0)[0] == exact
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_stop(model: LanguageModel, size: int) -> None:
     """A sample ends before the first stop text, of any length, and no piece shows a part of it."""
-    text = model.sample("ab", length=60)[0].text
+    text = model.sample("ab", length=60, seed=0)[0].text
     stop = text[20 : 20 + size]
-    sample = model.sample("ab", length=60, stop=[stop, "é" * 9])[0]
+    sample = model.sample("ab", length=60, stop=[stop, "é" * 9], seed=0)[0]
 
     assert sample.text == text[: text.index(stop)]
     assert sample.stop == "stop"
@@ -136,10 +144,10 @@ def test_score_after(model: LanguageModel) -> None:
 
 def test_lines(model: LanguageModel) -> None:
     """A sample of N lines ends before its N-th line end, or at its length; without line ends in the vocabulary it is refused."""
-    text = model.sample("ab", length=400)[0].text
+    text = model.sample("ab", length=400, seed=0)[0].text
     first, second, *_ = text.split("\n")
-    lines = [model.sample("ab", length=400, lines=n)[0] for n in (1, 2)]
-    short = model.sample("ab", length=len(first), lines=1)[0]
+    lines = [model.sample("ab", length=400, lines=n, seed=0)[0] for n in (1, 2)]
+    short = model.sample("ab", length=len(first), lines=1, seed=0)[0]
 
     assert [(sample.text, sample.stop) for sample in lines] == [(first, "lines"), (f"{first}\n{second}", "lines")]
     assert (short.text, short.stop) == (first, "length")
@@ -155,9 +163,9 @@ def test_a_model_of_bytes_writes_whole_characters(
     """The length of a sample counts characters, also of a model of bytes, and it never ends within one."""
     model = LanguageModel.open(make_run(tmp_path / "bytes", byte=True))
     drawn = "aé–𝄞".encode() + b"\xe2b" + b"c" * 9
-    monkeypatch.setattr("lstmlm.api.generate", lambda *_: (([byte], [1.0]) for byte in drawn))
+    monkeypatch.setattr("lstmlm.api.generate_each", lambda *_: (([byte], [1.0]) for byte in drawn))
 
-    streamed = "".join(piece for _, piece, _ in model.stream("ab", length=length, n=1, seed=0, how=Sampling()))
+    streamed = "".join(piece for _, piece, _ in model.draw("ab", length=length, n=1, seed=0, how=Sampling()))
 
     assert model.sample("ab", length=length)[0].text == text
     assert streamed == text.replace("\ufffd", "\udce2")
@@ -165,7 +173,7 @@ def test_a_model_of_bytes_writes_whole_characters(
 
 def test_stream_pieces(model: LanguageModel) -> None:
     """Pieces come as soon as they cannot begin a stop text, and together are the sample."""
-    pieces = list(model.stream("ab", length=25, n=2, seed=1, how=Sampling(), stop=["ab"]))
+    pieces = list(model.draw("ab", length=25, n=2, seed=1, how=Sampling(), stop=["ab"]))
     texts = ["".join(piece for index, piece, _ in pieces if index == which) for which in (0, 1)]
 
     assert texts == [sample.text for sample in model.sample("ab", length=25, n=2, seed=1, stop=["ab"])]
@@ -175,7 +183,7 @@ def test_stream_pieces(model: LanguageModel) -> None:
 def test_wrong_at_once(model: LanguageModel) -> None:
     """What is wrong with a prompt is said when a stream is asked for, not with its first piece."""
     with pytest.raises(TextError, match=r"U\+0078"):
-        model.stream("abx", length=1, n=1, seed=0, how=Sampling())
+        model.stream("abx")
 
 
 @pytest.mark.parametrize(
@@ -193,7 +201,8 @@ def test_sample_refused(model: LanguageModel, how: dict[str, Any]) -> None:
 
 def test_without_prompt(model: LanguageModel) -> None:
     """Without a prompt a text begins as after a line end, or after the commonest character where there is none."""
-    assert model.sample("", length=9) == model.sample("\n", length=9)
+    bare, after_a_line = (model.sample(prompt, length=9, seed=0)[0] for prompt in ("", "\n"))
+    assert (bare.text, bare.nats) == (after_a_line.text, after_a_line.nats)
     model.tokenizer = CharTokenizer(" abcdeéz")
 
     assert model.start() == 1
@@ -223,3 +232,236 @@ def test_stop_arithmetic() -> None:
     assert _overlap("xxab", ["abc", "b!"]) == 2
     assert _overlap("xxb", ["abc", "b!"]) == 1
     assert _overlap("xx", ["abc"]) == 0
+
+
+def test_a_seed_is_drawn_and_kept(model: LanguageModel) -> None:
+    """Without a seed two samples differ, and each can be drawn again by the seed that it says; so can a stream."""
+    one, other = (model.sample("ab", length=40)[0] for _ in range(2))
+    stream = model.stream("ab", length=40)
+    text = "".join(stream)
+
+    assert one.seed != other.seed
+    assert model.sample("ab", length=40, seed=one.seed) == [one]
+    assert stream.sample == model.sample("ab", length=40, seed=stream.seed)[0]
+    assert stream.sample is not None
+    assert stream.sample.text == text
+
+
+def test_several_prompts(model: LanguageModel) -> None:
+    """Of several prompts each gets the samples that it gets alone, in order, and every sample says its prompt."""
+    found = model.sample(["ab", "", "cd"], length=12, n=2, seed=5)
+
+    assert found == [sample for prompt in ("ab", "", "cd") for sample in model.sample(prompt, length=12, n=2, seed=5)]
+    assert [sample.prompt for sample in found] == ["ab", "ab", "", "", "cd", "cd"]
+    with pytest.raises(TextError):
+        model.sample(["ab", "x"])
+
+
+def test_a_stream_without_end(model: LanguageModel) -> None:
+    """With a length of 0 pieces come as long as somebody takes them."""
+    stream = model.stream("ab", length=0, seed=1)
+    pieces = [next(stream) for _ in range(50)]
+
+    assert "".join(pieces) == model.sample("ab", length=50, seed=1)[0].text
+    assert stream.sample is None
+
+
+def test_costs(model: LanguageModel) -> None:
+    """A score has the bits of each character, unknown ones too, and they sum to the whole."""
+    text = "abxé\nba"
+    score = model.score(text)
+
+    assert len(score.costs) == len(text)
+    assert score.costs[2] == pytest.approx(math.log2(1_114_112))
+    assert math.fsum(score.costs) == pytest.approx(score.nats / math.log(2))
+    assert model.score(text, protocol="cold", window=2).costs[:2] == pytest.approx(score.costs[:2], abs=1e-5)
+
+
+def test_costs_after_a_text(model: LanguageModel) -> None:
+    """What stands before a text is read and not scored: the two costs add up to that of both in one."""
+    whole, before = model.score("a bad cab\n"), model.score("a bad")
+    after = model.score(" cab\n", after="a bad")
+
+    assert after.nats == pytest.approx(whole.nats - before.nats, abs=1e-5)
+    assert after.costs == pytest.approx(whole.costs[5:], abs=1e-5)
+    assert (after.chars, after.correct) == (5, whole.correct - before.correct)
+    assert model.score("ab", after="x").nats == model.score("ab").nats  # nothing of it is known
+    with pytest.raises(UsageError):
+        model.score("ab", after="a", protocol="cold")
+
+
+def test_costs_of_bytes(tmp_path: Path) -> None:
+    """In a model of bytes a character costs what its bytes cost."""
+    model = lstmlm.load(make_run(tmp_path / "run", byte=True))
+    score = model.score("Bé€b")
+
+    assert (score.chars, len(score.costs)) == (7, 4)
+    assert math.fsum(score.costs) == pytest.approx(score.nats / math.log(2))
+
+
+def test_fill(model: LanguageModel) -> None:
+    """Candidates come best first, with the bits of the whole text and their shares."""
+    answers = model.fill("a ____ c", ["b", "dd", "é"])
+
+    assert {answer.words for answer in answers} == {("b",), ("dd",), ("é",)}
+    assert sum(answer.probability for answer in answers) == pytest.approx(1)
+    assert answers[0].bits == min(answer.bits for answer in answers)
+    difference = model.score("a b c", after="\n").nats - model.score("a dd c", after="\n").nats
+    bits = {answer.words[0]: answer.bits for answer in answers}
+    assert (bits["b"] - bits["dd"]) * math.log(2) == pytest.approx(difference, abs=1e-5)
+
+
+def test_gates(model: LanguageModel) -> None:
+    """Along a text there is a value of every quantity for every unit, and the bits that each character costs after a line end."""
+    gates = model.gates("abé")
+
+    assert gates.characters == ["a", "b", "é"]
+    assert [set(layer) for layer in gates.layers] == [{"forget", "input", "output", "new", "cell", "hidden"}]
+    assert all(values.shape == (3, 7) for layer in gates.layers for values in layer.values())
+    assert gates.surprise == pytest.approx(model.score("abé", after="\n").costs, abs=1e-5)
+    with pytest.raises(TextError):
+        model.gates("")
+
+
+def test_it_says_what_it_is(model: LanguageModel) -> None:
+    """A model shows its file, sizes and vocabulary."""
+    assert repr(model) == f"<LanguageModel {model.path}: 1 x 7 units, 8 characters, 526 parameters, step 1>"
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda m: m.sample(temperature=-1.0), "temperature: expected a number from 0 on"),
+        (lambda m: m.sample(top_p=2.0), "top_p: expected a number from 0 to 1"),
+        (lambda m: m.sample("x"), 'use `on_unknown="skip"` or `on_unknown="replace"`'),
+        (lambda m: m.sample(seed=-1), "seed: expected"),
+        (lambda m: m.fill("a ____", ["a"]), "Give a choice for each."),
+        (lambda m: lstmlm.load("nowhere"), "not found"),
+        (lambda m: lstmlm.load(device="gpu"), "device: expected auto, cpu or cuda"),
+        (lambda m: lstmlm.load(threads=0), "threads: expected at least 1"),
+        (lambda m: lstmlm.train("a.txt", hiden=3), "Did you mean hidden?"),
+        (lambda m: lstmlm.train("a.txt", lr=-1), "lr: expected"),
+        (lambda m: lstmlm.train([]), "text: expected"),
+    ],
+)
+def test_errors_speak_of_arguments(model: LanguageModel, call: Callable[[LanguageModel], object], says: str) -> None:
+    """An error in Python names arguments, and no flag of the command line."""
+    with pytest.raises(LstmlmError) as raised:
+        call(model)
+
+    assert says in str(raised.value)
+    assert "--" not in str(raised.value)
+
+
+def test_pickled_and_copied(model: LanguageModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A model is pickled by its path, opens anywhere, and is refused where the file is another by then; a copy is its own."""
+    expected = model.sample("ab", length=20, seed=3)
+    pickled = pickle.dumps(model)
+    monkeypatch.chdir("/")
+
+    assert len(pickled) < 1000
+    assert pickle.loads(pickled).sample("ab", length=20, seed=3) == expected
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        twin.network.stack()[0].W.mul_(2)
+    assert copy.deepcopy(twin).sample("ab", length=20, seed=3) == twin.sample("ab", length=20, seed=3) != expected
+    assert model.sample("ab", length=20, seed=3) == expected
+    checkpoint.write(tmp_path / "best.safetensors", saved(step=2))
+    with pytest.raises(CheckpointError, match="pickled"):
+        pickle.loads(pickled)
+
+
+def test_threads_are_ones_own(model: LanguageModel) -> None:
+    """Opening a model with a number of threads, and reading with it, leaves torch's number as it was."""
+    torch.set_num_threads(1)
+    other = lstmlm.load(model.path, threads=2)
+
+    assert other.network
+    assert other.score("abc").chars == 3
+    assert torch.get_num_threads() == 1
+
+
+def test_in_a_pool(model: LanguageModel) -> None:
+    """Sixty-four seeds and scores in eight threads are those of one after another."""
+    other = lstmlm.load(model.path)
+    texts = ["ab" * n for n in range(1, 65)]
+    with ThreadPoolExecutor(8) as pool:
+        drawn = list(pool.map(lambda seed: other.sample("ab", length=30, seed=seed)[0], range(64)))
+        scored = list(pool.map(other.score, texts))
+
+    assert drawn == [model.sample("ab", length=30, seed=seed)[0] for seed in range(64)]
+    assert [score.costs for score in scored] == [model.score(text).costs for text in texts]
+
+
+@pytest.mark.slow
+def test_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text in memory, and a file, are learnt in a new folder by steps that are reported; torch's threads stay."""
+    monkeypatch.chdir(tmp_path)
+    Path("book.txt").write_text(TEXT * 30)
+    seen: list[object] = []
+    torch.set_num_threads(1)
+    model = lstmlm.train(TEXT * 30, out="runs/memory", steps=8, hidden=9, seed=3, progress=seen.append)
+    other = lstmlm.train(Path("book.txt"), steps=8, hidden=9, seed=3)
+
+    assert sum(isinstance(event, StepDone) for event in seen) == 8
+    assert torch.get_num_threads() == 1
+    assert (str(model.path), str(other.path)) == ("runs/memory/best.safetensors", "runs/book/best.safetensors")
+    assert model.score("Bob").nats == other.score("Bob").nats
+    assert model.config.model.hidden == 9
+    assert "in validation" in repr(model)
+    with pytest.raises(UsageError, match=r"out runs/memory: expected an empty or new folder"):
+        lstmlm.train(TEXT, out="runs/memory")
+    with pytest.raises(TextError, match="nowhere"):
+        lstmlm.train("nowhere")
+
+
+@pytest.mark.slow
+def test_what_progress_raises_ends_a_run(tmp_path: Path) -> None:
+    """An error out of the callback comes through, and leaves a run that can be opened."""
+
+    def stop(event: object) -> None:
+        if isinstance(event, StepDone) and event.step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        lstmlm.train(TEXT * 30, out=tmp_path / "run", steps=8, hidden=9, progress=stop)
+
+    assert checkpoint.read(tmp_path / "run" / "last.safetensors").meta["step"] == 0
+
+
+USER = """
+import lstmlm
+from lstmlm.errors import TextError
+
+model = lstmlm.load("runs/stories", threads=2)
+reveal_type(model)
+reveal_type(model.sample(["Bob", "Dan"], n=2)[0].text)
+reveal_type([piece for piece in model.stream("Bob")])
+reveal_type(model.next("Bob", 3))
+reveal_type(model.score("Bob", after="Dan").costs)
+reveal_type(model.fill("____", ["Bob", "Dan"])[0].words)
+reveal_type(model.gates("Bob").surprise)
+reveal_type(lstmlm.train("a text\n", minutes=1.0, hidden=20))
+
+
+def shown(one: lstmlm.LanguageModel, sample: lstmlm.Sample) -> str:
+    return f"{one} {sample.seed}"
+"""
+
+
+@pytest.mark.slow
+def test_a_users_types(tmp_path: Path) -> None:
+    """A user's own file passes `mypy --strict`, and nothing in it is Any."""
+    pytest.importorskip("mypy")
+    (tmp_path / "user.py").write_text(USER.replace('"a text\n"', '"a text\\n"'))
+    (tmp_path / "mypy.ini").write_text("[mypy]\n[mypy-torch.*]\nfollow_imports = skip\n")  # a minute's work, and not ours
+    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), "user.py"]
+    root = str(Path(lstmlm.__file__).parents[1])
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "MYPYPATH": root})
+    types = re.findall('Revealed type is "(.*)"', done.stdout)
+
+    assert done.returncode == 0, done.stdout
+    assert types == [
+        "lstmlm.api.LanguageModel", "str", "list[str]", "list[tuple[str, float]]", "tuple[float, ...]", "tuple[str, ...]",
+        "list[float]", "lstmlm.api.LanguageModel",
+    ]  # fmt: skip

@@ -30,12 +30,12 @@ ALLOWED: dict[str, set[str]] = {
         "machine",
         "units",
     },
-    "lstmlm": {"api"},
-    "api": {"evaluation", "data", "model", "storage", "config", "kernels", "errors", "machine"},
+    "lstmlm": {"api", "training"},
+    "api": {"analysis", "training", "evaluation", "data", "model", "storage", "config", "kernels", "errors", "machine", "units"},
     "display": {"training", "errors", "units"},
     "export": {"model", "storage", "errors"},
     "analysis": {"evaluation", "model", "errors", "units"},
-    "training": {"evaluation", "data", "model", "storage", "config", "kernels", "errors"},
+    "training": {"evaluation", "data", "model", "storage", "config", "kernels", "errors", "machine", "units"},
     "evaluation": {"data", "model", "kernels", "errors", "units"},
     "data": {"storage", "config", "errors", "units"},
     "model": {"config", "kernels", "errors"},
@@ -50,7 +50,16 @@ ALLOWED: dict[str, set[str]] = {
 # No torch when these are imported: `lstmlm --help` and every refusal are instant.
 TORCH_FREE = (
     *("__main__", "cli", "config", "data", "display", "errors", "lstmlm", "machine", "storage", "units"),
-    *("api", "evaluation/sampler", "evaluation/sampling", "model/devices", "model/weights"),
+    *(
+        "api",
+        "evaluation/cloze",
+        "evaluation/per_line",
+        "evaluation/reader",
+        "evaluation/reading",
+        "evaluation/sampler",
+        "evaluation/sampling",
+    ),
+    *("evaluation/sampling", "evaluation/scoring", "model/devices", "model/weights"),
     *("kernels/__init__", "kernels/buffers", "kernels/build", "kernels/generate", "kernels/pace"),
     *("training/clock_log", "training/distributed", "training/events", "training/malloc"),
 )

@@ -18,7 +18,8 @@ from lstmlm.evaluation import dynamic, torch_sampler
 from lstmlm.evaluation.cloze import Filler, Question
 from lstmlm.evaluation.per_line import LineScorer
 from lstmlm.evaluation.sampler import Sampling, generate
-from lstmlm.evaluation.scoring import Scored, Scorer, cold, warm
+from lstmlm.evaluation.scoring import Scorer
+from lstmlm.evaluation.torch_reader import TorchReader
 from lstmlm.kernels.cuda_graph import Graph, speed_of
 from lstmlm.kernels.dropout import Dropout
 from lstmlm.kernels.eager import EagerKernel
@@ -26,7 +27,7 @@ from lstmlm.kernels.pointwise import TorchPointwise
 from lstmlm.model.ensemble import Network
 from lstmlm.training.distributed import ProcessGroup, Shards
 from tests import pretend
-from tests.helpers import small_model, some_ids
+from tests.helpers import Scores, cold, scores, small_model, some_ids, warm
 from tests.training import test_trainer
 from tests.training.test_trainer import Bench
 
@@ -158,7 +159,7 @@ def test_scores(options: dict[str, Any]) -> None:
     ids = some_ids(400)
     with pretend.device() as device:
         here, there = moved(device, **options)
-        ways: list[Callable[[Network], Scored]] = [
+        ways: list[Callable[[Network], Scores]] = [
             lambda m: warm(m, ids, batch=3, window=16),
             lambda m: cold(m, ids, 7),
             lambda m: warm(m, ids[:1]),
@@ -169,12 +170,12 @@ def test_scores(options: dict[str, Any]) -> None:
             assert same(one.correct, other.correct)
             assert other.state[0].hidden.device == device
         readers = [dynamic.DynamicEvaluator(m, 1, dynamic.Rates(), 40).read for m in (here, there)]
-        one, other = (read(ids[:400]) for read in readers)
+        one, other = (scores(read(ids[:400].tolist())) for read in readers)
         assert same(one.nats, other.nats)
-        scores = [Scorer(m, [1] * 11, read=r) for m, r in zip((here, there), readers, strict=True)]
-        for scorer in scores:
-            scorer.add(ids[:300], 301, 400)
-        assert scores[0].finish() == scores[1].finish()
+        scorers = [Scorer(m, [1] * 11, read=r) for m, r in zip((here, there), readers, strict=True)]
+        for scorer in scorers:
+            scorer.add(ids[:300].tolist(), 301, 400)
+        assert scorers[0].finish() == scorers[1].finish()
 
 
 def test_lines_and_blanks() -> None:
@@ -188,7 +189,8 @@ def test_lines_and_blanks() -> None:
             one, other = (LineScorer(m, symbols, [1] * 11, carried).score(text) for m in models)
             assert one == other
         for forget in (False, True):
-            fillers = [Filler(m, symbols.encode, [1] * 11, 0, Forgetting(m, 3) if forget else None) for m in models]
+            readers = [TorchReader(m, run=Forgetting(m, 3) if forget else None) for m in models]
+            fillers = [Filler(reader, symbols.encode, [1] * 11, 0) for reader in readers]
             here, there = (list(filler.rank(questions)) for filler in fillers)
             assert here == there
 

@@ -1,4 +1,4 @@
-"""Sampling and looking at a model where torch cannot be imported: the same texts, and nothing that waits for it."""
+"""Sampling, scoring and looking at a model where torch cannot be imported: the same texts and scores, and no wait for it."""
 
 import hashlib
 import json
@@ -116,12 +116,27 @@ def test_company_does_not_matter(tmp_path: Path) -> None:
     assert isinstance(model._network, StoredNetwork)
 
 
+@pytest.mark.parametrize("shape", [{"hidden": 40}, {"members": 3, "hidden": 20}, {"layers": 1, "readout": "direct"}], ids=str)
+def test_prompts_side_by_side(tmp_path: Path, shape: dict[str, Any]) -> None:
+    """Prompts that are drawn from together get the text and the nats that they get alone, to the last bit, 90 of them too."""
+    model = LanguageModel.open(make_run(tmp_path / "run", **shape), device="cpu")
+    prompts = [LONG[: 1 + number % 7 * 5] for number in range(90)]
+
+    for exact in (False, True):
+        together = model.sample(prompts, length=6, seed=3, exact=exact)
+        assert together == [sample for prompt in prompts for sample in model.sample(prompt, length=6, seed=3, exact=exact)]
+    assert model.sample(prompts[:3], n=2, length=9, seed=1) == [
+        sample for prompt in prompts[:3] for sample in model.sample(prompt, n=2, length=9, seed=1)
+    ]
+
+
 def test_commands_without_torch(tmp_path: Path) -> None:
-    """Help, refusals, `info` and `sample` end as they should where importing torch raises."""
+    """Help, refusals, `info`, `sample`, `eval` and `fill` end as they should where importing torch raises."""
     (tmp_path / "text.txt").write_text(TEXT)
     whole = fingerprint_of([hashlib.sha256(TEXT.encode()).hexdigest()], len(TEXT))
     corpus = {"name": "text", "sources": [str(tmp_path / "text.txt")], "fingerprint": whole, "chars": len(TEXT)}
-    run = str(make_run(tmp_path / "runs" / "one", corpus=corpus))
+    run, text = str(make_run(tmp_path / "runs" / "one", corpus=corpus)), str(tmp_path / "long.txt")
+    Path(text).write_text(LONG * 40)
     commands: list[tuple[list[str], int]] = [
         (["--help"], 0), (["sample", "--help"], 0), (["train", "--help"], 0), (["sample", "--what"], 2),
         (["info", run], 0), (["info", run, "--json"], 0), (["info", run, "--verify"], 0),
@@ -131,6 +146,12 @@ def test_commands_without_torch(tmp_path: Path) -> None:
         (["sample", "-m", run, "--prompts", __file__, "--length", "3"], 3),
         (["sample", "-m", run, "-n", "9", "--new", "--length", "30", "--lines", "1"], 0),
         (["sample", "-m", run, "--prompt", "Ħ"], 3), (["sample", "-m", "nowhere"], 4), (["sample", "--device", "tpu"], 2),
+        (["eval", "-m", run, text], 0), (["eval", "-m", run, text, "--json", "--max-bpc", "0.1"], 1),
+        (["eval", "-m", run, text, "--protocol", "cold"], 0), (["eval", "-m", run, "--lines", text], 0),
+        (["eval", "-m", run, "--lines", "--state", "carried", "--sort", "surprise", text], 0),
+        (["eval", "-m", run, "--files-from", __file__], 3), (["eval", "-m", run, "--chars", text], 0),
+        (["fill", "-m", run, "____ is here.", "--choice", "Bob", "--choice", "Dan"], 0),
+        (["fill", "-m", run, "____ is", "--choice", "Ħ", "--choice", "Dan"], 3),
     ]  # fmt: skip
     code = (
         "import json, os\nfrom lstmlm.cli import main\nfrom lstmlm.model import devices\ndevices.GPU_FILES = ()\n"
@@ -145,11 +166,39 @@ def test_commands_without_torch(tmp_path: Path) -> None:
     assert left == [[str(expected), "False"] for _, expected in commands], done.stderr
 
 
+@pytest.mark.slow
+def test_scores_are_the_same_without_torch(tmp_path: Path) -> None:
+    """Every kind of model scores a text, its lines and the fillings of a blank to the last bit the same by either road."""
+    folders = [str(make_run(tmp_path / str(index), **shape)) for index, shape in enumerate(MODELS)]
+    code = (
+        "import json\nfrom lstmlm.api import LanguageModel\nfrom dataclasses import asdict\n"
+        "from lstmlm.evaluation.per_line import LineScorer\n"
+        "def scores(model):\n"
+        "    lines = LineScorer(model.readable, model.tokenizer, model.counts).score(long.splitlines(keepends=True))\n"
+        "    text = model.score(long * 20, after='Dan ran.'), model.score(long, protocol='cold', window=30)\n"
+        "    filled = model.fill('____ is a baker. ____ ran.', ['Bob', 'Dan'])\n"
+        "    return json.dumps([*map(asdict, (*lines, *text, *filled))])\n"
+    )
+    told = "folders, long = json.loads(sys.argv[1])\n"
+    asked = "for folder in folders:\n    print(scores(LanguageModel.open(folder, device='cpu', threads=2)))\n"
+    done = python(code + told + asked, json.dumps([folders, LONG]))
+
+    assert done.returncode == 0, done.stderr
+    apart = done.stdout.splitlines()
+    namespace: dict[str, Any] = {"long": LONG}
+    exec(code, namespace)
+    for folder, found in zip(folders, apart, strict=True):
+        model = LanguageModel.open(folder, device="cpu", threads=2)
+        here = namespace["scores"](model)
+        assert model.network
+        assert found == here == namespace["scores"](model)
+
+
 def test_what_needs_torch_takes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another kernel, a GPU, a kernel that was never examined and weights of another type are for torch, as before."""
     folder = make_run(tmp_path / "run")
     opened = LanguageModel.open(folder)
-    expected = opened.sample(SHORT, length=20)
+    expected = opened.sample(SHORT, length=20, seed=0)
     assert isinstance(opened._network, StoredNetwork)
 
     with monkeypatch.context() as patch:
@@ -164,7 +213,7 @@ def test_what_needs_torch_takes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         patch.setattr(build, "ever_passed", lambda shared, beginning: False)
         unexamined = LanguageModel.open(folder)
         assert not isinstance(unexamined._network, StoredNetwork)
-        assert unexamined.sample(SHORT, length=20) == expected
+        assert unexamined.sample(SHORT, length=20, seed=0) == expected
 
     saved = checkpoint.read(folder / "best.safetensors")
     wider = {
@@ -174,7 +223,7 @@ def test_what_needs_torch_takes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     checkpoint.write(folder / "best.safetensors", Checkpoint("best", saved.meta, wider))
     double = LanguageModel.open(folder)
     assert not isinstance(double._network, StoredNetwork)
-    assert double.sample(SHORT, length=20) == expected
+    assert double.sample(SHORT, length=20, seed=0) == expected
 
 
 @pytest.mark.slow
@@ -189,22 +238,24 @@ def test_the_first_opening_examines_and_later_ones_need_not(tmp_path: Path, monk
 
     assert not isinstance(first._network, StoredNetwork)
     assert isinstance(second._network, StoredNetwork)
-    assert first.sample(SHORT, length=40, n=2) == second.sample(SHORT, length=40, n=2)
+    assert first.sample(SHORT, length=40, n=2, seed=0) == second.sample(SHORT, length=40, n=2, seed=0)
     native.load.cache_clear()
 
 
 def test_the_network_is_made_when_it_is_asked_for(tmp_path: Path) -> None:
     """A model opened for sampling scores as well, and samples the network that it then has, with what is done to it."""
     model = LanguageModel.open(make_run(tmp_path / "run"), device="cpu")
-    before = model.sample(SHORT, length=40)
+    before = model.sample(SHORT, length=40, seed=0)
     assert model.device == "cpu"
 
     score = model.score("Bob is here.")
-    assert score.nats > 0
+    assert isinstance(model._network, StoredNetwork)
+    assert model.network
+    assert model.score("Bob is here.") == score
     assert not isinstance(model._network, StoredNetwork)
-    assert model.sample(SHORT, length=40) == before
+    assert model.sample(SHORT, length=40, seed=0) == before
     model.network.stack()[0].W.data.mul_(-1.0)
-    assert model.sample(SHORT, length=40) != before
+    assert model.sample(SHORT, length=40, seed=0) != before
     assert kernels.requested_kernel() == "auto"
 
 
@@ -267,7 +318,7 @@ def test_a_forked_process_samples(tmp_path: Path) -> None:
         "model = LanguageModel.open(sys.argv[1], device='cpu', threads=2)\n"
         "other = LanguageModel.open(sys.argv[1], device='cpu', threads=2)\n"
         "other.score('Bob is here. ' * 50)\n"
-        "other.sample(length=200)\n"
+        "other.sample(length=200, seed=0)\n"
         "if os.fork() == 0:\n"
         "    print(model.sample('Bob', length=200, seed=3)[0].text, flush=True)\n"
         "    os._exit(0)\n"

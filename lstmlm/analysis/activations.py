@@ -7,7 +7,7 @@ Everything comes out of the model's own kernel: the same call that training make
 pass. The bits of a next character are the model's own too.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from lstmlm.errors import not_finite
+from lstmlm.evaluation.scoring import first_char
 from lstmlm.model.cell import GATES, LSTMState
-from lstmlm.model.char_lm import CharLM, steps_at_once
+from lstmlm.model.char_lm import CharLM, nats, steps_at_once
 from lstmlm.model.ensemble import Network, members, read
 from lstmlm.model.lstm import LSTMLayer, StackState, input_product
+from lstmlm.units import bits
 
 SIGNED = ("new", "cell", "hidden")
 """Quantities that may be negative; the others lie between 0 and 1."""
@@ -100,6 +102,37 @@ def windows(model: CharLM, ids: Tensor, state: StackState | None = None, window:
         found = trace(model, ids[start : start + window, None], state)
         state = found.state
         yield start, found
+
+
+class Gates(NamedTuple):
+    """What every unit did along a text.
+
+    characters: The text, a piece for each id.
+    layers: Of each layer, the first one first, its quantities by name: forget, input, output, new, cell and hidden. (T, S) each
+    surprise: The bits that each character cost. (T)
+    """
+
+    characters: list[str]
+    layers: tuple[dict[str, Tensor], ...]
+    surprise: list[float]
+
+
+def gates(model: CharLM, ids: Sequence[int], before: Sequence[int], counts: Sequence[int], characters: list[str]) -> Gates:
+    """Run a text and keep everything.
+
+    Args:
+        model: In evaluation mode.
+        ids: Of the text, at least one.
+        before: What is read first, and not kept: a line end; where there is none the first character is charged at its frequency.
+        counts: Occurrences of each symbol in the training text. (V)
+        characters: What each id stands for.
+    """
+    found = trace(model, torch.tensor([*before, *ids])[:, None])
+    first = len(before)
+    layers = tuple({name: kept[first:, 0] for name, kept in layer._asdict().items()} for layer in found.layers)
+    costs = nats(found.logits[:-1], torch.tensor([*before, *ids])[1:, None])[:, 0].tolist() if len(ids) + first > 1 else []
+    opening = [] if before else [first_char(counts, ids[0])]
+    return Gates(characters, layers, [bits(cost) for cost in [*opening, *costs[max(0, first - 1) :]]])
 
 
 class Forgetting:

@@ -11,6 +11,7 @@ Rules, also in the help of `inspect --at`:
   and the mean rises by as much. A smaller change is a small effect, and one whose interval holds zero is none.
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,9 @@ import torch
 from torch import Tensor
 
 from lstmlm.analysis.activations import windows
-from lstmlm.evaluation.ragged import TOGETHER, pick, read
+from lstmlm.errors import not_finite
+from lstmlm.evaluation.reading import TOGETHER
+from lstmlm.evaluation.torch_reader import TorchReader, pick
 from lstmlm.model.cell import LSTMState
 from lstmlm.model.char_lm import CharLM, nats, steps_at_once
 from lstmlm.model.lstm import StackState
@@ -227,7 +230,10 @@ def swap(model: CharLM, pairs: Iterable[tuple[list[int], list[int], list[int]]],
     for low in range(0, len(waiting), TOGETHER):
         group = waiting[low : low + TOGETHER]
         rows = [version for one, other, _ in group for version in (one, other)]
-        _, state = read(model, rows, model.initial_state(len(rows)), model.vocabulary)
+        found = TorchReader(model).read(rows, model.initial_state(len(rows)))
+        if not all(map(math.isfinite, itertools.chain.from_iterable(found.nats))):
+            raise not_finite()
+        state = found.state
         last = torch.tensor([row[-1] for row in rows])
         steps = max(min(length, len(text)) for _, _, text in group)
         texts = torch.zeros(steps, len(rows), dtype=torch.int64)  # what is after the end is computed, and not counted

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lstmlm.analysis.boundaries import spread, states_after
 from lstmlm.errors import not_finite
-from lstmlm.evaluation.ragged import pick
+from lstmlm.evaluation.torch_reader import pick
 from lstmlm.model.cell import LSTMState, gates, update
 from lstmlm.model.char_lm import CharLM, nats
 from lstmlm.model.lstm import LSTMLayer

@@ -25,6 +25,27 @@ TORCH_SPACE = 768 << 20
 """Bytes of address space below which torch's libraries abort, each in its own way; measured with two processors."""
 
 
+class _Room:
+    """Asks, as an importer, whether torch fits before it is imported: where it does not, its libraries end the process."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        """Find nothing, and let others look.
+
+        Raises:
+            SystemProblem: Torch is looked for, and the process may not take enough memory.
+        """
+        if name == "torch":
+            from lstmlm.errors import SystemProblem
+
+            raise SystemProblem(
+                f"memory: expected {TORCH_SPACE >> 20} MiB of address space or more, which torch takes, found a limit of "
+                f"{self._limit >> 20} MiB. Raise it (ulimit -v)."
+            )
+
+
 def main() -> None:
     """Run the command line and leave with its exit code."""
     from lstmlm.display.console import Console
@@ -81,10 +102,10 @@ def main() -> None:
 
 
 def _require_place(words: list[str]) -> None:
-    """Make sure that torch can be loaded: where it cannot, its libraries end the process in ways of their own.
+    """Make sure that a command has a place to work in, and that torch is not loaded where there is no room for it.
 
     Raises:
-        SystemProblem: The working folder was deleted, or the process may not take enough memory.
+        SystemProblem: The working folder was deleted.
     """
     from lstmlm.errors import SystemProblem
 
@@ -101,10 +122,7 @@ def _require_place(words: list[str]) -> None:
         return
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit != resource.RLIM_INFINITY and limit < TORCH_SPACE:
-        raise SystemProblem(
-            f"memory: expected {TORCH_SPACE >> 20} MiB of address space or more, which torch takes, found a limit of "
-            f"{limit >> 20} MiB. Raise it (ulimit -v)."
-        )
+        sys.meta_path.insert(0, _Room(limit))
 
 
 def _fault(console: "Console") -> int:

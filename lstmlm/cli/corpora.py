@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lstmlm.cli.text_reader import Text
 from lstmlm.config import run_config
 from lstmlm.config.run_config import RunConfig
-from lstmlm.data.corpus import Corpus, open_corpus
+from lstmlm.data.corpus import Corpus, open_configured
 from lstmlm.data.sources import find_sources
 from lstmlm.errors import TextError, UsageError, printable
 from lstmlm.machine import cache_folder
@@ -30,23 +30,8 @@ def open_named(
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Corpus:
     """Open what the command line names, as the configuration says."""
-    corpus = open_corpus(
-        names,
-        tokenizer=config.data.tokenizer,
-        encoding=config.data.encoding,
-        field=config.data.field,
-        normalize=config.data.normalize,
-        val=val,
-        val_fraction=config.data.val_fraction,
-        split=config.data.split,
-        seed=config.train.seed,
-        include=_patterns(config.data.include),
-        exclude=_patterns(config.data.exclude),
-        skip_bad=config.data.on_bad_file == "skip",
-        cache_dir=cache_folder() or Path(".cache", "lstmlm"),
-        symbols=symbols,
-        progress=progress,
-        bundled=run_config.resource_dir("data"),
+    corpus = open_configured(
+        names, config, val=val, cache_dir=cache_folder() or Path(".cache", "lstmlm"), symbols=symbols, progress=progress
     )
     if "-" in names:
         _refuse_names(corpus)
@@ -61,10 +46,6 @@ def _refuse_names(corpus: Corpus) -> None:
             f"corpus -: expected a text on standard input, found names of files, such as {printable(lines[0][:80])}. To learn "
             "what is in the files: --files-from -. To learn the names: put them into a file first."
         )
-
-
-def _patterns(given: str | None) -> list[str]:
-    return [pattern for one in (given or "").split(",") if (pattern := one.strip())]
 
 
 def seen_in_training(names: list[str], val: str) -> str | None:

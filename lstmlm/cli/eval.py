@@ -18,8 +18,6 @@ from lstmlm.errors import CheckFailed, TextError, UsageError, printable
 from lstmlm.units import bits, counted
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from lstmlm.api import LanguageModel
     from lstmlm.data.corpus import Corpus
     from lstmlm.evaluation.dynamic import DynamicEvaluator, Rates
@@ -347,30 +345,30 @@ class _Scoring:
         Raises:
             TextError: There is nothing to score.
         """
-        import torch
-
-        from lstmlm.evaluation import baselines
-        from lstmlm.evaluation.dynamic import SEGMENT
         from lstmlm.evaluation.scoring import Scorer
 
         models = list(self.models.values())
         corpus = _corpus(models[0], texts) if self.plain or not texts else None
-        before = [torch.tensor(ids, dtype=torch.int64) for ids in self.after] if self.after else [None] * len(models)
         scorers = [
-            Scorer(model.network, model.counts, self.protocol, self.window, self.batch, after=ids)
-            for model, ids in zip(models, before, strict=True)
+            Scorer(model.readable, model.counts, self.protocol, self.window, self.batch, after=ids)
+            for model, ids in zip(models, self.after or [[]] * len(models), strict=True)
         ]
         rates, chosen, learning = None, False, None
         if self.dynamic:
+            from lstmlm.evaluation.dynamic import SEGMENT
+
             evaluator, rates, chosen = _evaluator(models[0], corpus)
-            learning = Scorer(models[0].network, models[0].counts, window=SEGMENT, read=evaluator.read)
-        kept: list[Tensor] = []
+            learning = Scorer(models[0].readable, models[0].counts, window=SEGMENT, read=evaluator.read)
+        kept: list[int] = []
+        most = 0
+        if self.plain:
+            from lstmlm.evaluation.baselines import MOST as most  # noqa: N811 - it is what is kept here
         text = text_reader.Text(texts, models, self.encoding, by_line=False) if texts else None
         own = "" if corpus is None or text else validation_text(models[0], corpus, None, "Name a text to score.")
         for piece in text or [own]:
             size = len(piece.encode("utf-8", "surrogateescape"))
             for model, scorer in zip(models, scorers, strict=True):
-                ids = torch.tensor(model.tokenizer.encode(piece, on_unknown="skip"), dtype=torch.int64)
+                ids = model.tokenizer.encode(piece, on_unknown="skip")
                 chars = len(piece) if model.tokenizer.kind == "char" else len(ids)
                 if len(ids) < chars:
                     missing.update(char for _, char in model.tokenizer.unknown(piece))
@@ -379,8 +377,8 @@ class _Scoring:
                 scorer.add(ids, chars, size)
             if learning:
                 learning.add(ids, chars, size)
-            if self.plain and sum(map(len, kept)) < baselines.MOST:
-                kept.append(ids)
+            if len(kept) < most:
+                kept.extend(ids)
         found = [scorer.finish() for scorer in scorers]
         if not found[0].chars:
             what = printable(texts[0]) if len(texts) == 1 and texts != ["-"] else "text to score"
@@ -388,7 +386,7 @@ class _Scoring:
         learnt = learning.finish() if learning else None
         means = None
         if self.plain and corpus:
-            means = eval_report.plain_means(models[0], corpus, torch.cat(kept)[: baselines.MOST], found[0])
+            means = eval_report.plain_means(models[0], corpus, kept[:most], found[0])
         return {
             name: Scores(
                 score,
@@ -423,7 +421,7 @@ def _evaluator(model: "LanguageModel", corpus: "Corpus | None") -> "tuple[Dynami
     evaluator = dynamic.DynamicEvaluator(model.network, model.start(), rates)
     with contextlib.suppress(TextError):
         train = (corpus or _corpus(model, [])).train
-        rates = evaluator.choose(train.tensor(max(0, len(train) - dynamic.CHOICE_CHARS - 1), len(train)))
+        rates = evaluator.choose(train.tensor(max(0, len(train) - dynamic.CHOICE_CHARS - 1), len(train)).tolist())
         chosen = True
     return evaluator, rates, chosen
 

@@ -51,7 +51,7 @@ def run(
     from lstmlm.evaluation.per_line import LineScorer
 
     scorers = [
-        LineScorer(model.network, model.tokenizer, model.counts, how.carried, how.line_ends, after)
+        LineScorer(model.readable, model.tokenizer, model.counts, how.carried, how.line_ends, after)
         for model, after in zip(models.values(), how.after or [[]] * len(models), strict=True)
     ]
     # A pipe may bring its next line tomorrow: what has come is shown.

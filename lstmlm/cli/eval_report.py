@@ -49,13 +49,15 @@ class Scores:
         return math.exp(min(700.0, self.score.nats / self.words)) if self.words else None
 
 
-def plain_means(model: "LanguageModel", corpus: "Corpus", ids: "Tensor", score: "Score") -> dict[str, float]:
+def plain_means(model: "LanguageModel", corpus: "Corpus", known: list[int], score: "Score") -> dict[str, float]:
     """Return what the text takes by plainer means, in bits per character, unknown ones charged as always."""
+    import torch
+
     from lstmlm.data.tokenizer import ByteTokenizer
     from lstmlm.evaluation import baselines
     from lstmlm.evaluation.scoring import CODE_POINTS, frequencies
 
-    symbols = model.tokenizer
+    symbols, ids = model.tokenizer, torch.tensor(known, dtype=torch.int64)
     train = corpus.train.tensor(max(0, len(corpus.train) - baselines.MOST), len(corpus.train))
 
     def raw(part: "Tensor") -> bytes:
@@ -68,9 +70,9 @@ def plain_means(model: "LanguageModel", corpus: "Corpus", ids: "Tensor", score: 
         "bzip2": baselines.by_bzip2(raw(train), raw(ids)),
         "xz": baselines.by_xz(raw(train), raw(ids)),
     }
-    known = (score.chars - score.unknown) / max(1, len(ids))  # times as long as what was looked at
+    times = (score.chars - score.unknown) / max(1, len(ids))  # times as long as what was looked at
     charge = score.unknown * math.log2(CODE_POINTS)
-    per_char = {name: (found * known + charge) / score.chars for name, found in of_ids.items()}
+    per_char = {name: (found * times + charge) / score.chars for name, found in of_ids.items()}
     return {"order0": score.order0_bits_per_char, **per_char}
 
 

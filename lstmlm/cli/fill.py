@@ -20,6 +20,8 @@ from lstmlm.errors import UsageError, printable
 if TYPE_CHECKING:
     from lstmlm.api import LanguageModel
     from lstmlm.evaluation.cloze import Asked, Filler
+    from lstmlm.evaluation.reading import Reader
+    from lstmlm.evaluation.scoring import Model as Read
 
 SHOWN = 20  # answers to one text on a terminal; --json gives all
 WORD = re.compile(r"[^\W\d_]+")
@@ -88,7 +90,6 @@ def fill(
             "fill: expected candidates for the blank, found none. Give --choice twice or more, or --choices, or --words."
         )
 
-    from lstmlm.analysis.activations import Forgetting
     from lstmlm.api import LanguageModel
     from lstmlm.evaluation.cloze import BLANK, Filler, Question, parse_set
 
@@ -101,12 +102,18 @@ def fill(
     if model is None:
         console.say(f"model {printable(str(opened.path))}")
     newline = opened.tokenizer.encode("\n", on_unknown="skip")
+    reader: Read | Reader = opened.readable
+    if forget_at is not None:
+        from lstmlm.analysis.activations import Forgetting
+        from lstmlm.evaluation.torch_reader import TorchReader
+
+        mark = one_symbol("--forget-at", forget_at, opened)
+        reader = TorchReader(opened.network, run=Forgetting(opened.network, mark))
     filler = Filler(
-        opened.network,
+        reader,
         partial(opened.tokenizer.encode, on_unknown=unknown_rule(on_unknown)),
         opened.counts,
         newline[0] if newline else None,
-        None if forget_at is None else Forgetting(opened.network, one_symbol("--forget-at", forget_at, opened)),
     )
     if text is None:
         _answer_set(console, filler, asked, forget_at, json)

@@ -206,7 +206,7 @@ def sample(
     own = _Own(opened, stop or [], bool(lines)) if new else None
 
     def drawn(text: str, first: int, n: int) -> "Iterator[tuple[int, str, Sample | None]]":
-        return opened.stream(
+        return opened.draw(
             text, length=most, n=n, seed=first_seed + first, how=how, stop=stop or [], lines=lines or 0, on_unknown=rule
         )
 

@@ -5,7 +5,6 @@ import gc
 import inspect
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -15,24 +14,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lstmlm import machine
+from lstmlm import __version__
 from lstmlm.cli import STARTED
 from lstmlm.cli.options import MACHINE, OUTPUT, Json, Quiet, most_bits
 from lstmlm.cli.text_input import listed
 from lstmlm.config import schema
 from lstmlm.config.setting import Setting, write
 from lstmlm.display.console import Console
-from lstmlm.errors import Stopped, SystemProblem, UsageError
+from lstmlm.errors import Stopped, UsageError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from lstmlm.config.run_config import RunConfig
-    from lstmlm.data.corpus import Corpus
     from lstmlm.display.progress_view import RunView
     from lstmlm.display.tensorboard import Board
     from lstmlm.storage.checkpoint import Checkpoint
-    from lstmlm.training.distributed import ProcessGroup
     from lstmlm.training.events import Event
     from lstmlm.training.trainer import Trainer
 
@@ -150,7 +145,7 @@ def train(
     from lstmlm.display import tensorboard
     from lstmlm.display.progress_view import RunView
     from lstmlm.model import devices
-    from lstmlm.training import distributed
+    from lstmlm.training import distributed, malloc
     from lstmlm.units import counted
 
     typed = list(corpus or [])
@@ -213,6 +208,7 @@ def train(
         if print_config:
             train_report.print_config(console, as_json, config, sources)
             return
+        malloc.import_torch_meanwhile()
         with group.local_rank_zero_first():
             text = open_named(corpus, config, val=val, symbols=symbols, progress=train_report.Reading(console))
         config = replace(config, data=replace(config.data, split=text.split))
@@ -225,40 +221,19 @@ def train(
         if val and "-" not in [*corpus, val] and (seen := seen_in_training(corpus, val)):
             console.warn(f"--val: {seen} is trained on too: its score tells nothing of other texts.")
 
-        import torch
-
-        from lstmlm import kernels
-        from lstmlm.training import malloc, step_timing
+        from lstmlm.training import launch
         from lstmlm.training.events import Clock
         from lstmlm.training.trainer import Trainer
 
         malloc.tune_malloc()
-        torch.set_num_threads(threads(config, group))
-        if requested == "auto" and kernels.requested_kernel(config.train.kernel) == "native":
-            requested = "cpu"
-        device, kernel, why = devices.with_kernel(
-            requested,
-            config.train.kernel,
-            config.train.precision,
-            console.say,
-            group.local_rank,
-            group.local_size,
-            keep=str(saved.meta["versions"].get("kernel", "")) if saved else "",
-        )
         clock = Clock(STARTED)
-        vocabulary = len(text.tokenizer)
-        measure = step_timing.timer(vocabulary, kernel, device, config.model.members, group.size)
-
-        def left() -> float:
-            return max(0.0, 60 * (config.train.minutes or 0.0) - clock.seconds())
-
-        asked = config
-        config, chosen, steps = auto_tune.choose(config, len(text.train), vocabulary, left, measure)
-        kernel, wrong = kernels.at_sizes(kernel, device, *sizes(config, text))
-        for line in filter(None, (chosen, why, wrong)):
+        keep = str(saved.meta["versions"].get("kernel", "")) if saved else ""
+        ready = launch.prepare(config, text, clock, group, console.say, keep)
+        asked, config, device, kernel, steps = config, ready.config, ready.device, ready.kernel, ready.steps
+        for line in ready.notes:
             console.say(line)
         if config.train.minutes is not None and steps < auto_tune.FEWEST_STEPS and not saved:
-            enough = math.ceil((clock.seconds() + left() * auto_tune.FEWEST_STEPS / steps) / 6) / 10
+            enough = math.ceil((clock.seconds() + ready.left() * auto_tune.FEWEST_STEPS / steps) / 6) / 10
             console.warn(
                 f"some {counted(steps, 'step')} in {counted(config.train.minutes, 'minute')}: too few to learn much. Give it "
                 f"--minutes {enough:g}."
@@ -267,12 +242,12 @@ def train(
             train_report.show_plan(console, as_json, config, text, kernel.name, steps)
             return
         if device.type == "cpu":
-            _refuse_too_large(config, text, group.local_size)
+            launch.refuse_too_large(config, text, group.local_size)
         if not began_here:
             _hold(held, folder, resume or overwrite, console)
             run_setup.refuse_existing(folder, resume or overwrite)  # somebody may have trained here while the text was read
         caught = held.enter_context(signals.caught(console))
-        identity = _identity(text, corpus, val, kernel.name, devices.name(device))
+        identity = launch.identity(text, corpus, val, ready, __version__, ["lstmlm", *sys.argv[1:]])
         first = saved or parent
         group.broadcast_bytes(
             json.dumps(
@@ -307,7 +282,7 @@ def train(
         train_report.announce(console, text, trainer, where, folder, saved)
         try:
             if not trainer.run():
-                smaller, chosen, _ = auto_tune.choose(asked, len(text.train), vocabulary, left, measure)
+                smaller, chosen, _ = ready.choose()
                 if (smaller.model.hidden or 0) < (config.model.hidden or 0):
                     console.say(f"the machine has become slower, and the run begins again with a smaller network\n{chosen}")
                     view.close()
@@ -358,7 +333,7 @@ def _begin(trainer: "Trainer", folder: Path, parent: "Checkpoint | None", saved:
     from lstmlm.cli import run_setup
     from lstmlm.config import run_config
     from lstmlm.storage import atomic
-    from lstmlm.training import distributed
+    from lstmlm.training import distributed, launch
 
     job = distributed.job()
     text = run_config.to_yaml(trainer.config)
@@ -377,77 +352,7 @@ def _begin(trainer: "Trainer", folder: Path, parent: "Checkpoint | None", saved:
             atomic.write_text(folder / "config.yaml", text)
             trainer.begin()
             return
-        trainer.load_model(weights_of(parent))
+        trainer.load_model(launch.weights_of(parent))
         # First the checkpoint: a configuration alone would be resumed from random weights.
         trainer.begin()
         atomic.write_text(folder / "config.yaml", text)
-
-
-def weights_of(parent: "Checkpoint") -> "dict[str, Tensor]":
-    """Return the weights that a fine-tuned model starts from."""
-    from lstmlm.storage import checkpoint
-
-    return checkpoint.to_tensors({k.removeprefix("model."): v for k, v in parent.tensors.items() if k.startswith("model.")})
-
-
-def threads(config: "RunConfig", group: "ProcessGroup") -> int:
-    """Return how many threads a process takes: its share of the machine's cores, where nothing else is said."""
-    return config.train.threads or max(1, machine.cpus() // group.local_size)
-
-
-def sizes(config: "RunConfig", corpus: "Corpus") -> tuple[int, int, int, int]:
-    """Return a run's time steps, rows, units and vocabulary, none of them open any more."""
-    train, hidden = config.train, config.model.hidden
-    assert train.window is not None
-    assert train.batch is not None
-    assert hidden is not None
-    return train.window, train.batch, hidden, len(corpus.tokenizer)
-
-
-def _refuse_too_large(config: "RunConfig", corpus: "Corpus", processes: int) -> None:
-    """Refuse what would use up the machine's memory: the system would end the run, or another program, without a word."""
-    from lstmlm.model import weights
-    from lstmlm.training.memory import memory_bytes
-    from lstmlm.units import size
-
-    parameters = weights.parameter_count(config.model, len(corpus.tokenizer))
-    needs = memory_bytes(config, len(corpus.tokenizer), parameters, machine.memory_used()) * processes
-    fewer = "fewer --members, " if config.model.members > 1 else ""
-    if (has := machine.memory()) is not None and needs > has:
-        raise SystemProblem(
-            f"memory: expected a run that fits into the {size(has)} of this machine, found one that needs some {size(needs)} for "
-            f"{parameters:,} parameters. Take {fewer}a smaller --hidden or --batch."
-        )
-
-
-def _lasting(name: str) -> str:
-    """Return what a later command, started elsewhere, finds a text by: its path, or its name if it comes along or is stdin."""
-    return os.path.abspath(name) if name != "-" and os.path.exists(name) else name
-
-
-def _identity(text: "Corpus", names: list[str], val: str | None, kernel: str, device: str) -> dict[str, Any]:
-    """Return what every checkpoint says about where it came from."""
-    import platform
-
-    import torch
-
-    from lstmlm import __version__
-
-    return {
-        "corpus": {
-            "name": text.name,
-            "sources": list(map(_lasting, names)),
-            "val": _lasting(val) if val else None,
-            "fingerprint": text.fingerprint,
-            "chars": text.chars,
-        },
-        "versions": {
-            "lstmlm": __version__,
-            "torch": str(torch.__version__),
-            "python": platform.python_version(),
-            "kernel": kernel,
-            "threads": str(torch.get_num_threads()),
-            "device": device,
-        },
-        "command": ["lstmlm", *sys.argv[1:]],
-    }

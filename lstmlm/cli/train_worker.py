@@ -54,10 +54,10 @@ def _run(names: list[str], val: str | None, group: ProcessGroup) -> None:
     import torch
 
     from lstmlm import kernels
-    from lstmlm.cli.train import sizes, threads, weights_of
     from lstmlm.model import devices
     from lstmlm.training import malloc
     from lstmlm.training.events import Clock
+    from lstmlm.training.launch import sizes, threads, weights_of
     from lstmlm.training.trainer import Trainer
 
     malloc.tune_malloc()

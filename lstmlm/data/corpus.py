@@ -1,9 +1,9 @@
 """A text of any size -> ids -> a training part and a validation part.
 
-`open_corpus` is the entry point, for the commands. A first pass finds the characters, and counts the units of which some are
-drawn for validation; a second one writes the ids (bytes need no first pass where the end is held out). Both hold a few MiB,
-however long the text is. Ids of more than `cache.MEMORY_LIMIT` go to a file in the cache folder, which is found again as long as
-the text stays the same. torch is imported only while it counts.
+`open_corpus` is the entry point, `open_configured` that of the commands and `api`. A first pass finds the characters, and counts
+the units of which some are drawn for validation; a second one writes the ids (bytes need no first pass where the end is held
+out). Both hold a few MiB, however long the text is. Ids of more than `cache.MEMORY_LIMIT` go to a file in the cache folder, which
+is found again as long as the text stays the same. torch is imported only while it counts.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lstmlm.config.run_config import resource_dir
+from lstmlm.config.run_config import RunConfig, resource_dir
 from lstmlm.data import cache, splits
 from lstmlm.data.decoding import Reading, Tally, documents, find_encoding, join, readable
 from lstmlm.data.ids import Ids, Store
@@ -162,6 +162,41 @@ def _with_others(error: TextError, bad: dict[str, TextError]) -> TextError:
     return TextError(
         f"{error}\n{len(bad)} files cannot be read: {_named(list(bad))}. Leave them out with `--on-bad-file skip` or `--exclude`."
     )
+
+
+def open_configured(
+    names: Sequence[str],
+    config: RunConfig,
+    *,
+    cache_dir: Path,
+    val: str | None = None,
+    symbols: str | None = None,
+    progress: ProgressCallback | None = None,
+) -> Corpus:
+    """Open a corpus as a configuration says, with the corpora that come along; see `open_corpus`."""
+    data = config.data
+    return open_corpus(
+        names,
+        tokenizer=data.tokenizer,
+        encoding=data.encoding,
+        field=data.field,
+        normalize=data.normalize,
+        val=val,
+        val_fraction=data.val_fraction,
+        split=data.split,
+        seed=config.train.seed,
+        include=_patterns(data.include),
+        exclude=_patterns(data.exclude),
+        skip_bad=data.on_bad_file == "skip",
+        cache_dir=cache_dir,
+        symbols=symbols,
+        progress=progress,
+        bundled=resource_dir("data"),
+    )
+
+
+def _patterns(given: str | None) -> list[str]:
+    return [pattern for one in (given or "").split(",") if (pattern := one.strip())]
 
 
 class _Plan:

@@ -25,7 +25,7 @@ MOST = 1 << 21  # characters of either text that are looked at: bounds time and 
 _DIRECT = 1 << 22  # numbers up to this are counted as they are, larger ones after they have been ranked
 
 
-def by_counts(train: Tensor, text: Tensor, frequencies: Tensor, order: int = ORDER) -> float:
+def by_counts(train: Tensor, text: Tensor, frequencies: Sequence[float], order: int = ORDER) -> float:
     """Return the nats of a text by the characters that followed the same `order` characters in the training text.
 
     Args:
@@ -38,7 +38,7 @@ def by_counts(train: Tensor, text: Tensor, frequencies: Tensor, order: int = ORD
     """
     ids, start = torch.cat([train, text]).long(), len(train)
     symbols = len(frequencies)
-    p = torch.exp(-frequencies.double())[text.long()]
+    p = torch.exp(-torch.tensor(frequencies, dtype=torch.float64))[text.long()]
     context = torch.zeros_like(ids)
     for k in range(1, order + 1):
         before = torch.zeros_like(ids)
@@ -73,7 +73,7 @@ def unlike(train: Ids, val: Ids, counts: Sequence[int]) -> tuple[float, float]:
     pieces = [_places(train, 2 * SAMPLES, SAMPLE), _places(val, SAMPLES // 4, SAMPLE)]
     own, seen = torch.cat(pieces[0][::8]), torch.cat([piece for i, piece in enumerate(pieces[0]) if i % 8])
     held = torch.cat(pieces[1])
-    return tuple(by_counts(seen, part, frequencies) / len(part) for part in (held, own))  # type: ignore[return-value]  # two
+    return tuple(by_counts(seen, part, frequencies.tolist()) / len(part) for part in (held, own))  # type: ignore[return-value]  # two
 
 
 def _places(ids: Ids, count: int, length: int) -> list[Tensor]:

@@ -9,18 +9,17 @@ Rules, also in the help of `fill`:
 - The probability of a candidate is its share among the candidates given, not among all texts.
 """
 
+import contextlib
 import itertools
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
-
-from lstmlm.errors import TextError, UsageError, printable
-from lstmlm.evaluation.ragged import TOGETHER, Forward, pick, read
-from lstmlm.evaluation.scoring import first_char
-from lstmlm.model.ensemble import Network
+from lstmlm.errors import TextError, UsageError, not_finite, printable
+from lstmlm.evaluation.reader import reading
+from lstmlm.evaluation.reading import TOGETHER, Reader
+from lstmlm.evaluation.scoring import Model, first_char
 from lstmlm.units import bits
 
 BLANK = "____"
@@ -128,21 +127,17 @@ class Filler:
     """Fills blanks with a trained network.
 
     Args:
-        model: In evaluation mode.
+        model: In evaluation mode; or what reads, in its place.
         encode: Text to ids.
         counts: Occurrences of each symbol in the training text. (V)
         start: The id that is read first, or None.
-        run: How the model is run; None: as it is.
     """
 
-    def __init__(
-        self, model: Network, encode: Encode, counts: Sequence[int], start: int | None, run: Forward | None = None
-    ) -> None:
+    def __init__(self, model: "Model | Reader", encode: Encode, counts: Sequence[int], start: int | None) -> None:
         self._model = model
         self._encode = encode
         self._counts = counts
         self._start = start
-        self._run: Forward = run or model
 
     def rank(self, questions: Sequence[Question]) -> Iterator[list[Answer]]:
         """Answer questions, many read side by side.
@@ -156,13 +151,21 @@ class Filler:
         waiting: list[Question] = []
         for question in questions:
             if waiting and (len(waiting) == TOGETHER or sum(one.count for one in (*waiting, question)) > COMBINATIONS):
-                yield from self._rank(waiting)
+                yield from self._ranked(waiting)
                 waiting = []
             waiting.append(question)
-        yield from self._rank(waiting)
+        yield from self._ranked(waiting)
 
-    @torch.inference_mode()
-    def _rank(self, questions: Sequence[Question]) -> list[list[Answer]]:
+    def _ranked(self, questions: Sequence[Question]) -> list[list[Answer]]:
+        with self._reading() as reader:
+            return self._rank(reader, questions)
+
+    def _reading(self) -> contextlib.AbstractContextManager[Reader]:
+        if isinstance(self._model, Reader):
+            return contextlib.nullcontext(self._model)
+        return reading(self._model)
+
+    def _rank(self, reader: Reader, questions: Sequence[Question]) -> list[list[Answer]]:
         # What stands before the first blank is read once, for all candidates.
         heads, tails, owners = [], [], []
         for index, question in enumerate(questions):
@@ -171,7 +174,8 @@ class Filler:
             for words in question.fillings():
                 tails.append(self._encode(question.filled(words)[len(head) :]))
                 owners.append(index)
-        before, state = read(self._run, heads, self._model.initial_state(len(heads)), self._model.vocabulary)
+        nats, _, state = reader.read(heads, reader.empty(len(heads)))
+        before = list(map(math.fsum, nats))
         if self._start is None:
             before = [
                 cost + (first_char(self._counts, head[0]) if head else 0.0) for cost, head in zip(before, heads, strict=True)
@@ -181,8 +185,9 @@ class Filler:
             opening = not heads[owner]  # nothing at all stands before this candidate
             first.append(first_char(self._counts, tail[0]) if opening and tail else 0.0)
             rows.append(tail if opening else heads[owner][-1:] + tail)
-        each = torch.tensor(owners, device=state[0].hidden.device)
-        after, _ = read(self._run, rows, pick(state, each), self._model.vocabulary)
+        after = [math.fsum(costs) for costs in reader.read(rows, reader.pick(state, owners)).nats]
+        if not all(map(math.isfinite, [*before, *after])):
+            raise not_finite()
 
         answers: list[list[Answer]] = []
         costs = iter(zip(owners, first, after, strict=True))

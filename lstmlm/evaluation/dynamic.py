@@ -13,6 +13,8 @@ for the training text, which whoever has only the model does not have: a trained
 Source: Krause, Kahembwe, Murray and Renals 2018, "Dynamic Evaluation of Neural Sequence Models".
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -72,7 +74,7 @@ class DynamicEvaluator:
         for network in self._networks:
             network.restart()
 
-    def choose(self, ids: Tensor) -> Rates:
+    def choose(self, ids: Sequence[int]) -> Rates:
         """Return the rates of `CHOICES` that score a text best, and start again at them.
 
         Args:
@@ -81,11 +83,11 @@ class DynamicEvaluator:
         found = []
         for rate in CHOICES:
             self.restart(replace(self._rates, rate=rate))
-            found.append((float(self.read(ids).nats.double().sum()), self._rates))
+            found.append((math.fsum(self.read(ids).nats), self._rates))
         self.restart(min(found, key=lambda pair: pair[0])[1])
         return self._rates
 
-    def read(self, ids: Tensor) -> Scored:
+    def read(self, ids: Sequence[int]) -> Scored:
         """Score ids[1:] and learn from them, segment by segment, from where the last call ended.
 
         Args:
@@ -96,16 +98,16 @@ class DynamicEvaluator:
         """
         empty = self._networks[0].weights[:0]
         scores, hits = [empty], [empty.bool()]
-        ids = ids.to(empty.device)
+        text = torch.tensor(ids, dtype=torch.int64, device=empty.device)
         with one_thread():
-            for start in range(0, len(ids) - 1, SEGMENT):
-                segment = ids[start : start + SEGMENT + 1]
+            for start in range(0, len(text) - 1, SEGMENT):
+                segment = text[start : start + SEGMENT + 1]
                 logits = average(network.read(segment) for network in self._networks)
                 scores.append(nats(logits, segment[1:, None]).view(-1))
                 hits.append(logits.argmax(-1).view(-1) == segment[1:])
                 for network in self._networks:
                     network.learn(self._rates)
-        return Scored(torch.cat(scores).cpu(), torch.cat(hits).cpu(), joined(network.state for network in self._networks))
+        return Scored(torch.cat(scores).tolist(), torch.cat(hits).tolist(), joined(network.state for network in self._networks))
 
 
 class _AdaptedNetwork:

@@ -15,16 +15,12 @@ Rules, also in the help of `eval --lines`:
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import Any
 
 from lstmlm.data.tokenizer import Tokenizer
 from lstmlm.errors import not_finite
-from lstmlm.evaluation.ragged import TOGETHER, pick
-from lstmlm.evaluation.scoring import CODE_POINTS, first_char, warm
-from lstmlm.model.char_lm import nats, steps_at_once
-from lstmlm.model.ensemble import Network
+from lstmlm.evaluation.reader import reading
+from lstmlm.evaluation.scoring import CODE_POINTS, Model, first_char, warm
 from lstmlm.units import bits
 
 
@@ -78,7 +74,7 @@ class LineScorer:
 
     def __init__(
         self,
-        model: Network,
+        model: Model,
         tokenizer: Tokenizer,
         counts: Sequence[int],
         carried: bool = False,
@@ -91,7 +87,7 @@ class LineScorer:
         self._carried = carried
         self._line_ends = line_ends
         self._number = 0
-        self._state = warm(model, torch.tensor(after, dtype=torch.int64)).state if after else model.initial_state(1)
+        self._state: Any = warm(model, after).state if after else None
         # The id that is still to be fed: before every line, or carried before the next one.
         self._last = list(after[-1:]) if after or carried else tokenizer.encode("\n", on_unknown="skip")[:1]
 
@@ -108,7 +104,7 @@ class LineScorer:
             self._number += 1
             ends = len(line.removesuffix("\n").removesuffix("\r"))
             unknown = [position for position, _ in self._tokenizer.unknown(line) if position < ends]
-            each = own.tolist()
+            each = [bits(nats) for nats in own]
             if not math.isfinite(math.fsum(each)):
                 raise not_finite()
             if not self._line_ends:
@@ -118,39 +114,21 @@ class LineScorer:
             found.append(Line(self._number, line, each, len(unknown)))
         return found
 
-    def _in_a_row(self, ids: list[list[int]]) -> list[Tensor]:
+    def _in_a_row(self, ids: list[list[int]]) -> list[list[float]]:
         flat = [symbol for line in ids for symbol in line]
-        first = torch.empty(0, dtype=torch.float64)
-        if flat and not self._last:
-            first = torch.tensor([first_char(self._counts, flat[0])], dtype=torch.float64)
-        scored = warm(self._model, torch.tensor([*self._last, *flat], dtype=torch.int64), self._state)
+        first = [first_char(self._counts, flat[0])] if flat and not self._last else []
+        scored = warm(self._model, [*self._last, *flat], self._state)
         self._state = scored.state
         self._last = flat[-1:] or self._last
-        costs = torch.cat([first, scored.nats.double()]) * bits(1.0)
-        return list(costs.split([len(line) for line in ids]))
+        costs, each = iter([*first, *scored.nats]), []
+        for line in ids:
+            each.append([next(costs) for _ in line])
+        return each
 
-    @torch.inference_mode()
-    def _apart(self, ids: list[list[int]]) -> list[Tensor]:
-        costs = [torch.empty(0, dtype=torch.float64) for _ in ids]
-        rows = [self._last + line for line in ids]
-        order = sorted(range(len(ids)), key=lambda index: len(rows[index]))  # lines of like length share a batch
-        for low in range(0, len(order), TOGETHER):
-            group = order[low : low + TOGETHER]
-            longest = max(len(rows[index]) for index in group)
-            padded = torch.tensor([rows[index] + [0] * (longest - len(rows[index])) for index in group]).t()
-            state = pick(self._state, torch.zeros(len(group), dtype=torch.int64, device=self._state[0].hidden.device))
-            padded = padded.to(state[0].hidden.device)
-            scores = torch.empty(max(0, longest - 1), len(group), dtype=torch.float64)
-            step = steps_at_once(len(group), self._model.vocabulary)
-            for start in range(0, longest - 1, step):
-                stop = min(start + step, longest - 1)
-                x, y = padded[start:stop], padded[start + 1 : stop + 1]
-                logits, state = self._model(x.contiguous(), state)
-                scores[start:stop] = nats(logits, y).double() * bits(1.0)
-            for column, index in enumerate(group):
-                own = scores[: max(0, len(rows[index]) - 1), column]
-                if not self._last and rows[index]:
-                    opening = first_char(self._counts, rows[index][0]) * bits(1.0)
-                    own = torch.cat([torch.tensor([opening], dtype=torch.float64), own])
-                costs[index] = own
-        return costs
+    def _apart(self, ids: list[list[int]]) -> list[list[float]]:
+        with reading(self._model) as reader:
+            start = reader.empty(1) if self._state is None else self._state
+            found = reader.read([self._last + line for line in ids], reader.pick(start, [0] * len(ids)))
+        if self._last:
+            return list(map(list, found.nats))
+        return [[*([first_char(self._counts, line[0])] if line else []), *own] for line, own in zip(ids, found.nats, strict=True)]

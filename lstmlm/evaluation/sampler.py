@@ -59,11 +59,18 @@ def _twister(seed: int) -> random.Random:
 def generate(
     model: "Network | StoredNetwork", prompt: Sequence[int], seeds: Sequence[int], how: Sampling
 ) -> Iterator[tuple[list[int], list[float]]]:
-    """Go on after a prompt without end, one stream for each seed.
+    """Go on after a prompt without end, one stream for each seed; see `generate_each`."""
+    return generate_each(model, [prompt] * len(seeds), seeds, how)
+
+
+def generate_each(
+    model: "Network | StoredNetwork", prompts: Sequence[Sequence[int]], seeds: Sequence[int], how: Sampling
+) -> Iterator[tuple[list[int], list[float]]]:
+    """Go on after prompts without end, one stream for each seed. A stream's ids depend on no other stream.
 
     Args:
         model: In evaluation mode.
-        prompt: At least one id.
+        prompts: For each stream at least one id.
         seeds: One for each stream.
         how: How the next id is chosen.
 
@@ -76,14 +83,14 @@ def generate(
         from lstmlm.evaluation import torch_sampler
 
         assert not isinstance(model, StoredNetwork)
-        yield from torch_sampler.generate(model, prompt, seeds, how)
+        yield from torch_sampler.generate(model, prompts, seeds, how)
         return
     choice = Choice(how.temperature, how.top_k, how.top_p, how.greedy)
     try:
-        generator.read(prompt)
+        generator.read_each(prompts)
         yield from blocks(Noise(seeds).steps, lambda noise: generator.run(noise, choice))
     finally:
-        _kept[model] = generator
+        keep(model, generator)
 
 
 def probabilities(model: "Network | StoredNetwork", prompt: Sequence[int]) -> list[float]:
@@ -101,7 +108,7 @@ def probabilities(model: "Network | StoredNetwork", prompt: Sequence[int]) -> li
         return torch_sampler.probabilities(model, prompt)
     generator.read(prompt)
     found = generator.probabilities()
-    _kept[model] = generator
+    keep(model, generator)
     return found
 
 
@@ -134,6 +141,11 @@ def native_generator(model: "Network | StoredNetwork", n: int, storage: str = "a
         generator.join(other)
     generator.key = key
     return generator
+
+
+def keep(model: "Network | StoredNetwork", generator: Generator) -> None:
+    """Keep a generator for the next who asks for the same, once it is free."""
+    _kept[model] = generator
 
 
 def _stored(model: "Network") -> StoredNetwork | None:

@@ -1,7 +1,7 @@
 """Exact scores of a text: every character once, whatever the batch and window.
 
 `Scorer` takes a text of any length in pieces, for `eval`; `score_ids` scores one at once, for `api`; the trainer validates
-with `side_by_side`.
+with `side_by_side`. It needs no torch where the `reader` needs none.
 
 Rules, also in the help of `eval`:
 - warm: the state is carried through the whole text. cold: windows of N inputs, each from the empty state, and the
@@ -13,19 +13,25 @@ Rules, also in the help of `eval`:
   not fed to the network.
 """
 
+import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+import statistics
+from array import array
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lstmlm.errors import not_finite
-from lstmlm.model.cell import LSTMState
-from lstmlm.model.char_lm import nats, steps_at_once
-from lstmlm.model.ensemble import Network
-from lstmlm.model.lstm import StackState
+from lstmlm.evaluation.reader import reading
+from lstmlm.evaluation.reading import Read, Reader
+from lstmlm.model.weights import StoredNetwork
 from lstmlm.units import bits
+
+if TYPE_CHECKING:
+    from lstmlm.model.ensemble import Network
+
+Model: TypeAlias = "Network | StoredNetwork"
+"""What is read, in evaluation mode."""
 
 CODE_POINTS = 1_114_112
 SEGMENT = 1 << 18  # characters scored at once: bounds memory, whatever the length of the text
@@ -46,6 +52,7 @@ class Score:
     nats: Minus the log probability of the whole text, every character included.
     correct: Characters that had the largest probability.
     order0: Nats that the text takes by the frequencies of the training text alone, under the same rules.
+    costs: Where it was asked for (`LanguageModel.score`), the bits of each character.
     """
 
     chars: int
@@ -54,6 +61,7 @@ class Score:
     nats: float
     correct: int
     order0: float
+    costs: tuple[float, ...] = ()
 
     @property
     def nats_per_char(self) -> float:
@@ -97,37 +105,38 @@ class StreamsApartError(Exception):
 
 @dataclass(frozen=True)
 class Scored:
-    """The scores of consecutive characters, on the CPU, and the state after them, where the model is.
+    """The scores of consecutive characters, and the state after them.
 
     nats: Minus the log probability of each. (n)
     correct: Whether each was the likeliest. (n)
+    state: See `Reader`; of one row.
     """
 
-    nats: Tensor
-    correct: Tensor
-    state: StackState
+    nats: Sequence[float]
+    correct: Sequence[int]
+    state: Any
 
 
 def first_char(counts: Sequence[int], symbol: int) -> float:
     """Return the nats of a text's first character: its frequency in the training text, one added to each count."""
-    return float(frequencies(counts)[symbol])
+    return math.log(sum(counts) + len(counts)) - math.log(counts[symbol] + 1)
 
 
-def frequencies(counts: Sequence[int]) -> Tensor:
-    """Return the nats of each symbol by its frequency in the training text, one added to each count. (V), float64"""
-    smoothed = torch.tensor(counts, dtype=torch.float64) + 1
-    return torch.log(smoothed.sum()) - torch.log(smoothed)
+def frequencies(counts: Sequence[int]) -> list[float]:
+    """Return the nats of each symbol by its frequency in the training text, one added to each count. (V)"""
+    whole = math.log(sum(counts) + len(counts))
+    return [whole - math.log(count + 1) for count in counts]
 
 
-@torch.inference_mode()
 def warm(
-    model: Network,
-    ids: Tensor,
-    state: StackState | None = None,
+    model: Model,
+    ids: Sequence[int],
+    state: Any = None,
     batch: int = 64,
     window: int = 64,
     *,
     one_pass: bool = True,
+    ask: Callable[[], object] | None = None,
 ) -> Scored:
     """Score ids[1:] with the state carried from the first to the last, in parallel, and exactly.
 
@@ -144,6 +153,7 @@ def warm(
         batch: Streams side by side.
         window: Characters between two looks at the states.
         one_pass: Whether a text may be read from left to right, many times as slow as side by side.
+        ask: See `reader.reading`.
 
     Returns:
         Scores of the n - 1 characters after the first, and the state after ids[-2], the last input.
@@ -151,124 +161,91 @@ def warm(
     Raises:
         StreamsApartError: It would have to be read from left to right.
     """
-    nats_, correct = [], []
-    state = model.initial_state(1) if state is None else state
-    for start in range(0, len(ids) - 1, SEGMENT):
-        here = ids[start : start + SEGMENT + 1].to(state[0].hidden.device)
-        part = _parallel(model, here, state, batch, window, one_pass)
-        state = part.state
-        nats_.append(part.nats.cpu())
-        correct.append(part.correct.cpu())
-    if not nats_:
-        return _nothing(state)
-    return Scored(torch.cat(nats_), torch.cat(correct), state)
+    nats, correct = array("d"), bytearray()
+    with reading(model, ask) as reader:
+        state = reader.empty(1) if state is None else state
+        for start in range(0, len(ids) - 1, SEGMENT):
+            part = _parallel(reader, ids[start : start + SEGMENT + 1], state, batch, window, one_pass)
+            state = part.state
+            nats.extend(part.nats)
+            correct.extend(part.correct)
+    return Scored(nats, correct, state)
 
 
-@torch.inference_mode()
-def cold(model: Network, ids: Tensor, window: int, batch: int = 64) -> Scored:
+def cold(model: Model, ids: Sequence[int], window: int, batch: int = 64) -> Scored:
     """Score ids[1:] in non-overlapping windows of `window` inputs, each from the empty state.
 
     This is how models with a fixed context are scored.
     """
-    n = len(ids) - 1
-    state = model.initial_state(1)
-    if n < 1:
-        return _nothing(state)
-    whole = n // window * window
-    ids = ids.to(state[0].hidden.device)
-    pieces = list(ids[:whole].view(-1, window).split(batch)) if whole else []
-    pieces += [ids[None, whole:n]] if whole < n else []
-    scores, hits, done = [], [], 0
-    for rows in pieces:
-        goals = ids[done + 1 : done + 1 + rows.numel()].view(rows.shape).t()
-        part = _run(model, rows.t(), goals, model.initial_state(len(rows)))
-        done += rows.numel()
-        scores.append(part.nats.t().reshape(-1).cpu())
-        hits.append(part.correct.t().reshape(-1).cpu())
-    return Scored(torch.cat(scores), torch.cat(hits), state)
+    rows = [ids[start : start + window + 1] for start in range(0, len(ids) - 1, window)]
+    nats, correct = array("d"), bytearray()
+    with reading(model) as reader:
+        for low in range(0, len(rows), batch):
+            group = rows[low : low + batch]
+            found = reader.read(group, reader.empty(len(group)))
+            nats.extend(itertools.chain.from_iterable(found.nats))
+            correct.extend(itertools.chain.from_iterable(found.correct))
+        return Scored(nats, correct, reader.empty(1))
 
 
-def _nothing(state: StackState) -> Scored:
-    return Scored(torch.empty(0, dtype=state[0].hidden.dtype), torch.empty(0, dtype=torch.bool), state)
-
-
-def _run(model: Network, inputs: Tensor, goals: Tensor, state: StackState) -> Scored:
-    """Score (T, B) characters in pieces that bound memory; both results are (T, B).
-
-    Where they go is allocated first: small ones that stay between large ones that go would keep malloc from using the gaps.
-    """
-    scores, hits = state[0].hidden.new_empty(goals.shape), torch.empty(goals.shape, dtype=torch.bool, device=goals.device)
-    step = steps_at_once(inputs.shape[1], model.vocabulary)
-    for start in range(0, len(inputs), step):
-        here = slice(start, start + step)
-        logits, state = model(inputs[here].contiguous(), state)
-        scores[here], hits[here] = nats(logits, goals[here]), logits.argmax(-1) == goals[here]
-    return Scored(scores, hits, state)
-
-
-def _parallel(model: Network, ids: Tensor, state: StackState, batch: int, window: int, one_pass: bool) -> Scored:
+def _parallel(reader: Reader, ids: Sequence[int], state: Any, batch: int, window: int, one_pass: bool) -> Scored:
     """Score one segment; see `warm`."""
     n = len(ids) - 1
     batch = max(1, min(batch, n // (16 * window)))
     length = n // batch  # of every stream but the last, which takes the rest in a part of its own
-    inputs = ids[: batch * length].view(batch, length).t()
-    targets = ids[1 : batch * length + 1].view(batch, length).t()
     edges = list(range(0, length, window))
 
-    kind, device = state[0].hidden.dtype, ids.device
-    scores = torch.empty(length, batch, dtype=kind, device=device)
-    hits = torch.empty(length, batch, dtype=torch.bool, device=device)
-    before: list[StackState] = [()] * len(edges)  # the states in which each window was last entered
-    streams = torch.arange(batch, device=device)
-    entry = _join([state, model.initial_state(batch - 1)])
+    found: list[list[Read | None]] = [[None] * len(edges) for _ in range(batch)]  # of each stream and window, one row each
+    before: list[Any] = [None] * len(edges)  # the states in which each window was last entered
+    streams = list(range(batch))
+    entry = reader.joined(state, reader.empty(batch - 1)) if batch > 1 else state
     read, halfway = 0, len(edges) // 2
     quarter = 0.0  # how far the streams of the second run were from the first, in roundings, after a quarter
-    final = model.initial_state(batch)
-    while len(streams):
+    final = reader.empty(batch)
+    while streams:
         alive, current = streams, entry
         for index, start in enumerate(edges):
-            if before[index]:
-                far = _roundings(current, _pick(before[index], alive))
-                moved = far > SAME
-                if not bool(moved.all()):
-                    alive, current, far = alive[moved], _pick(current, moved), far[moved]
-                    if not len(alive):
+            if before[index] is None:
+                before[index] = current
+            else:
+                far = reader.roundings(current, reader.pick(before[index], alive))
+                moved = [place for place, roundings in enumerate(far) if roundings > SAME]
+                if len(moved) < len(alive):
+                    alive, current, far = [alive[m] for m in moved], reader.pick(current, moved), [far[m] for m in moved]
+                    if not alive:
                         break
                 if index == halfway // 2 and not quarter:
-                    quarter = float(far.median())
+                    quarter = statistics.median_low(far)
                 elif index == halfway:
                     windows = halfway - halfway // 2
-                    if not _will_meet(quarter, float(far.median()), windows, len(edges), read, n):
-                        return _from_left_to_right(model, ids, state, one_pass)
-                for kept, new in zip(_flat(before[index]), _flat(current), strict=True):
-                    kept[alive] = new
-            else:
-                before[index] = tuple(LSTMState(s.hidden.clone(), s.cell.clone()) for s in current)
+                    if not _will_meet(quarter, statistics.median_low(far), windows, len(edges), read, n):
+                        return _from_left_to_right(reader, ids, state, one_pass)
+                before[index] = reader.put(before[index], alive, current)
             stop = min(start + window, length)
-            goals = targets[start:stop, alive]
-            part = _run(model, inputs[start:stop, alive], goals, current)
-            scores[start:stop, alive], hits[start:stop, alive], current = part.nats, part.correct, part.state
-            read += goals.numel()
+            part = reader.read([ids[s * length + start : s * length + stop + 1] for s in alive], current)
+            for s, nats, correct in zip(alive, part.nats, part.correct, strict=True):
+                found[s][index] = Read([nats], [correct], None)
+            current = part.state
+            read += len(alive) * (stop - start)
         else:
-            for kept, new in zip(_flat(final), _flat(current), strict=True):
-                kept[alive] = new
+            final = reader.put(final, alive, current)
         # Streams whose predecessor has ended in another state than the one they started from run again.
-        follower = alive[alive < batch - 1] + 1 if len(alive) else alive
-        streams, entry = follower, _pick(final, follower - 1)
-    last = _pick(final, torch.tensor([batch - 1], device=device))
-    scored = Scored(scores.t().reshape(-1), hits.t().reshape(-1), last)
-    if batch * length == n:
-        return scored
-    rest = _run(model, ids[batch * length : -1, None], ids[batch * length + 1 :, None], last)
-    scores, hits = torch.cat([scored.nats, rest.nats.view(-1)]), torch.cat([scored.correct, rest.correct.view(-1)])
-    return Scored(scores, hits, rest.state)
+        streams = [s + 1 for s in alive if s < batch - 1]
+        entry = reader.pick(final, [s - 1 for s in streams])
+    rest = reader.read([ids[batch * length :]], reader.pick(final, [batch - 1]))
+    parts = [part for stream in found for part in stream if part is not None] + [rest]
+    return Scored(
+        array("d", itertools.chain.from_iterable(part.nats[0] for part in parts)),
+        bytes(itertools.chain.from_iterable(part.correct[0] for part in parts)),
+        rest.state,
+    )
 
 
-def _from_left_to_right(model: Network, ids: Tensor, state: StackState, one_pass: bool) -> Scored:
+def _from_left_to_right(reader: Reader, ids: Sequence[int], state: Any, one_pass: bool) -> Scored:
     if not one_pass:
         raise StreamsApartError
-    whole = _run(model, ids[:-1, None], ids[1:, None], state)
-    return Scored(whole.nats.view(-1), whole.correct.view(-1), whole.state)
+    whole = reader.read([ids], state)
+    return Scored(whole.nats[0], whole.correct[0], whole.state)
 
 
 def _will_meet(quarter: float, half: float, windows: int, edges: int, read: int, n: int) -> bool:
@@ -290,30 +267,6 @@ def _will_meet(quarter: float, half: float, windows: int, edges: int, read: int,
     return gained > 0 and math.log(half / SAME) / gained <= RERUNS * edges
 
 
-def _flat(state: StackState) -> Iterator[Tensor]:
-    for layer in state:
-        yield from layer
-
-
-def _pick(state: StackState, index: Tensor) -> StackState:
-    return tuple(LSTMState(s.hidden[index], s.cell[index]) for s in state)
-
-
-def _join(states: list[StackState]) -> StackState:
-    return tuple(
-        LSTMState(torch.cat([s.hidden for s in layer]), torch.cat([s.cell for s in layer])) for layer in zip(*states, strict=True)
-    )
-
-
-def _roundings(one: StackState, other: StackState) -> Tensor:
-    """Return by how many roundings, of 1 or of its own size, the unit that differs most does so in each stream. (B)"""
-    far = [
-        ((a - b).abs() / (torch.finfo(a.dtype).eps * (1 + b.abs()))).amax(dim=1)
-        for a, b in zip(_flat(one), _flat(other), strict=True)
-    ]
-    return torch.stack(far).amax(dim=0)
-
-
 class Scorer:
     """Scores a text that comes in pieces, in constant memory, by the rules above.
 
@@ -324,18 +277,23 @@ class Scorer:
         window: Inputs of a cold window; for warm only a matter of speed.
         batch: Windows or streams side by side; only a matter of speed.
         read: Scores all ids but the first in place of the protocol, a multiple of `window` of them but for the last call.
-        after: Ids of a text that is read before the first piece and not scored; warm alone. (m)
+        after: What stands before the text, warm: it is read, and not scored.
+
+    Attributes:
+        costs: The nats of each known character; None until somebody puts a list there, as a text may be of any length.
     """
+
+    costs: list[float] | None = None
 
     def __init__(
         self,
-        model: Network,
+        model: Model,
         counts: Sequence[int],
         protocol: str = "warm",
         window: int = 256,
         batch: int = 64,
-        read: Callable[[Tensor], Scored] | None = None,
-        after: Tensor | None = None,
+        read: Callable[[Sequence[int]], Scored] | None = None,
+        after: Sequence[int] = (),
     ) -> None:
         self._model = model
         self._frequencies = frequencies(counts)
@@ -343,11 +301,8 @@ class Scorer:
         self._window = window
         self._batch = batch
         self._read = read
-        self._state: StackState | None = None
-        self._waiting: list[Tensor] = []
-        if after is not None and len(after):
-            self._state = warm(model, after, batch=batch).state
-            self._waiting = [after[-1:]]
+        self._state: Any = warm(model, after).state if after else None
+        self._waiting = list(after[-1:])
         self._known = 0
         self._chars = 0
         self._bytes = 0
@@ -355,7 +310,7 @@ class Scorer:
         self._order0 = 0.0
         self._correct = 0
 
-    def add(self, ids: Tensor, chars: int, size: int) -> None:
+    def add(self, ids: Sequence[int], chars: int, size: int) -> None:
         """Take the next piece.
 
         Args:
@@ -368,12 +323,12 @@ class Scorer:
         """
         self._chars += chars
         self._bytes += size
-        if len(ids) and not any(map(len, self._waiting)):
-            self._nats += float(self._frequencies[ids[0]])
-        self._order0 += float(self._frequencies[ids].sum())
+        if len(ids) and not self._known and not self._waiting:
+            self._take([self._frequencies[ids[0]]])
+        self._order0 += math.fsum(self._frequencies[id_] for id_ in ids)
         self._known += len(ids)
-        self._waiting.append(ids)
-        if sum(map(len, self._waiting)) > SEGMENT:
+        self._waiting.extend(ids)
+        if len(self._waiting) > SEGMENT:
             self._score(final=False)
 
     def finish(self) -> Score:
@@ -388,10 +343,9 @@ class Scorer:
         return Score(self._chars, self._bytes, unknown, self._nats + charge, self._correct, self._order0 + charge)
 
     def _score(self, *, final: bool) -> None:
-        ids = torch.cat(self._waiting) if self._waiting else torch.empty(0, dtype=torch.int64)
+        ids = self._waiting
         count = len(ids) - 1 if final else (len(ids) - 1) // self._window * self._window
         if count < 1:
-            self._waiting = [ids]
             return
         part = ids[: count + 1]
         if self._read is not None:
@@ -401,16 +355,21 @@ class Scorer:
         else:
             scored = warm(self._model, part, self._state, self._batch)
             self._state = scored.state
-        self._nats += float(scored.nats.double().sum())
+        self._take(scored.nats)
         if not math.isfinite(self._nats):
             raise not_finite()
-        self._correct += int(scored.correct.sum())
-        self._waiting = [ids[count:]]  # the last id was scored; it is still to be fed
+        self._correct += sum(scored.correct)
+        self._waiting = ids[count:]  # the last id was scored; it is still to be fed
+
+    def _take(self, nats: Sequence[float]) -> None:
+        self._nats += math.fsum(nats)
+        if self.costs is not None:
+            self.costs.extend(nats)
 
 
 def score_ids(
-    model: Network,
-    ids: Tensor,
+    model: Model,
+    ids: Sequence[int],
     counts: Sequence[int],
     *,
     byte_length: int,
@@ -418,7 +377,7 @@ def score_ids(
     protocol: str = "warm",
     window: int = 256,
     batch: int = 64,
-    after: Tensor | None = None,
+    after: Sequence[int] = (),
 ) -> Score:
     """Score a whole text at once; the arguments are those of `Scorer`.
 
@@ -439,7 +398,12 @@ def score_ids(
 
 
 def side_by_side(
-    models: Sequence[Network], ids: Tensor, counts: Sequence[int], *, one_pass: bool = True
+    models: Sequence[Model],
+    ids: Sequence[int],
+    counts: Sequence[int],
+    *,
+    one_pass: bool = True,
+    ask: Callable[[], object] | None = None,
 ) -> tuple[float, tuple[float, ...]]:
     """Score a text, warm, by several networks: nats per character of the mean of their probabilities, and of each alone.
 
@@ -450,15 +414,16 @@ def side_by_side(
         ids: (n)
         counts: Occurrences of each symbol in the training text. (V)
         one_pass: See `warm`.
+        ask: See `reader.reading`.
 
     Raises:
         StreamsApartError: See `warm`.
     """
     if not len(ids):
         return 0.0, (0.0,) * len(models)
-    first = first_char(counts, int(ids[0]))
-    each = torch.stack([warm(model, ids, one_pass=one_pass).nats.double() for model in models])
-    together, *alone = [(first + float(costs.sum())) / len(ids) for costs in _with_mean(each)]
+    first = first_char(counts, ids[0])
+    each = [warm(model, ids, one_pass=one_pass, ask=ask).nats for model in models]
+    together, *alone = [(first + math.fsum(costs)) / len(ids) for costs in _with_mean(each)]
     return together, tuple(alone)
 
 
@@ -467,8 +432,13 @@ def streams_of(n: int, chars: int) -> int:
     return max(1, min(STREAMS, min(max(chars, 2 * STREAM_CHARS), n) // STREAM_CHARS))
 
 
-@torch.inference_mode()
-def estimate(models: Sequence[Network], ids: Tensor, counts: Sequence[int], chars: int) -> tuple[float, tuple[float, ...]]:
+def estimate(
+    models: Sequence[Model],
+    ids: Sequence[int],
+    counts: Sequence[int],
+    chars: int,
+    ask: Callable[[], object] | None = None,
+) -> tuple[float, tuple[float, ...]]:
     """Score some characters of a text as `side_by_side` would, nearly: always at the cost of reading 1.3 times as many at most.
 
     They are the ends of `STREAMS` streams, evenly over the text; each begins in the empty state `WARM_UP` characters earlier. A
@@ -479,25 +449,30 @@ def estimate(models: Sequence[Network], ids: Tensor, counts: Sequence[int], char
         ids: (n)
         counts: Occurrences of each symbol in the training text. (V)
         chars: How many characters are to count.
+        ask: See `reader.reading`.
     """
     streams = streams_of(len(ids), chars)
     if streams == 1:
-        return side_by_side(models, ids, counts)
+        return side_by_side(models, ids, counts, ask=ask)
     length = WARM_UP + min(chars, len(ids) - 1 - WARM_UP) // streams
     starts = [(len(ids) - 1 - length) * stream // (streams - 1) for stream in range(streams)]
-    block = torch.stack([ids[start : start + length + 1] for start in starts], dim=1)
-    each = torch.stack([_estimate(model, block).double() for model in models])
-    together, *alone = [float(costs.mean()) for costs in _with_mean(each)]
+    rows = [ids[start : start + length + 1] for start in starts]
+    each = []
+    for model in models:
+        with reading(model, ask) as reader:
+            found = reader.read(rows, reader.empty(len(rows)))
+        each.append([cost for row in found.nats for cost in row[WARM_UP:]])
+    together, *alone = [math.fsum(costs) / len(costs) for costs in _with_mean(each)]
     return together, tuple(alone)
 
 
-def _estimate(model: Network, block: Tensor) -> Tensor:
-    """Return the nats of the characters that count, of streams that are columns."""
-    state = model.initial_state(block.shape[1])
-    block = block.to(state[0].hidden.device)
-    return _run(model, block[:-1], block[1:], state).nats[WARM_UP:].cpu().reshape(-1)
-
-
-def _with_mean(each: Tensor) -> list[Tensor]:
+def _with_mean(each: Sequence[Sequence[float]]) -> list[Sequence[float]]:
     """Return what the mean of several networks' probabilities takes, and after it what each takes. (M, n)"""
-    return [math.log(len(each)) - torch.logsumexp(-each, dim=0), *each]
+    if len(each) == 1:
+        return [each[0], each[0]]
+    return [[_mean(costs) for costs in zip(*each, strict=True)], *each]
+
+
+def _mean(costs: Sequence[float]) -> float:
+    least = min(costs)
+    return least + math.log(len(costs)) - math.log(math.fsum(math.exp(least - cost) for cost in costs))

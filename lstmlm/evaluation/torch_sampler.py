@@ -3,6 +3,7 @@
 `generate` is the entry point, for `sampler`; `distribution` and `draw` are the rules that `kernels/draw.h` follows.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -23,10 +24,10 @@ COOLEST = 1e-3  # a temperature below this may turn logits into infinities
 
 @torch.inference_mode()
 def generate(
-    model: Network, prompt: Sequence[int], seeds: Sequence[int], how: Sampling
+    model: Network, prompts: Sequence[Sequence[int]], seeds: Sequence[int], how: Sampling
 ) -> Iterator[tuple[list[int], list[float]]]:
-    """Go on after a prompt without end, one stream for each seed; see `sampler.generate`."""
-    yield from _drawn(model, *_read(model, prompt, len(seeds)), Noise(seeds), how)
+    """Go on after prompts without end, one stream for each seed; see `sampler.generate_each`."""
+    yield from _drawn(model, *_read_each(model, prompts), Noise(seeds), how)
 
 
 @torch.inference_mode()
@@ -134,6 +135,17 @@ def _read(model: Network, prompt: Sequence[int], n: int) -> tuple[Tensor, StackS
     for piece in torch.tensor(prompt, device=state[0].hidden.device)[:, None].split(steps_at_once(1, model.vocabulary)):
         logits, state = model(piece, state)
     return logits[-1].expand(n, -1), tuple(LSTMState(s.hidden.repeat(n, 1), s.cell.repeat(n, 1)) for s in state)
+
+
+def _read_each(model: Network, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, StackState]:
+    """Return the logits and the state after each of several prompts; those in a row that are the same are read once."""
+    read = [_read(model, prompt, len(list(same))) for prompt, same in itertools.groupby(map(tuple, prompts))]
+    if len(read) == 1:
+        return read[0]
+    states = zip(*(state for _, state in read), strict=True)
+    return torch.cat([logits for logits, _ in read]), tuple(
+        LSTMState(torch.cat([s.hidden for s in layer]), torch.cat([s.cell for s in layer])) for layer in states
+    )
 
 
 def _drawn(

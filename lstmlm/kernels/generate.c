@@ -572,3 +572,5 @@ EXPORT void lstmlm_generator_run(Generator *g, int threads, size K, const float 
     Request request = {g, K, noise, {divisor, share, keep, greedy}, ids, nats};
     run_team(generate, &request, threads < g->threads ? threads : g->threads);
 }
+
+#include "score.h"

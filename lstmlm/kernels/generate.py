@@ -4,6 +4,7 @@
 """
 
 import ctypes
+import itertools
 import math
 import time
 import weakref
@@ -17,6 +18,8 @@ from lstmlm.kernels.pace import Pace
 
 Library: TypeAlias = ctypes.CDLL
 """The shared object that `build.library` gives."""
+
+_Stream: TypeAlias = "tuple[array[float], list[tuple[array[float], array[float]]]]"
 
 LARGEST = 1e30
 """A weight beyond this, or NaN, keeps all of them float32: what a diverged run draws shall not look sound."""
@@ -106,7 +109,8 @@ class Generator:
         self._widths = [layer.W.shape[0] for layer in layers]
         every = _checked(weights, self.V)
         self.storage = _storage(library, storage, every)
-        self._pace, self._reading = Pace(threads), Pace(threads)  # a prompt is read for all streams at once: other times
+        # A prompt is read for all streams at once, a text is scored by some of them: other times.
+        self._pace, self._reading, self._scoring = Pace(threads), Pace(threads), Pace(threads)
         self._fresh = True
         self._others: list[Generator] = []
         handle = library.lstmlm_generator_new(
@@ -162,6 +166,33 @@ class Generator:
         self._fresh = True
         for other in self._others:
             other.read(ids)
+
+    def read_each(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Let each stream read ids of its own, from the empty state; the same bits as if all streams read them.
+
+        Args:
+            prompts: One for each stream.
+        """
+        every = (self, *self._others)
+        after: dict[tuple[int, ...], list[_Stream]] = {}
+        for ids in map(tuple, prompts):
+            if ids not in after:
+                self.read(ids)
+                after[ids] = [one._stream() for one in every]
+        if len(after) == 1:
+            return
+        for number, one in enumerate(every):
+            own = [after[tuple(ids)][number] for ids in prompts]
+            logits = array("f", itertools.chain.from_iterable(row for row, _ in own))
+            self._library.lstmlm_generator_logits(one._handle, False, _start(logits))
+            for index in range(len(one._widths)):
+                H, C = (array("f", itertools.chain.from_iterable(states[index][part] for _, states in own)) for part in range(2))
+                self._library.lstmlm_generator_state(one._handle, index, False, _start(H), _start(C))
+
+    def _stream(self) -> "_Stream":
+        """Return the first stream's logits, and its H and C of each layer, after `read`."""
+        widths = zip(self.states(), self._widths, strict=True)
+        return self.logits()[: self.V], [(H[:S], C[:S]) for (H, C), S in widths]
 
     def begin(self, logits: Floats, states: Sequence[tuple[Floats, Floats]]) -> None:
         """Set from what the first draw is made, and the state before the step after it.
@@ -221,6 +252,60 @@ class Generator:
             done, self._fresh = done + count, False
         rows = range(0, K * n, n)
         return [ids[at : at + n].tolist() for at in rows], [nats[at : at + n].tolist() for at in rows]
+
+    def score(self, rows: int, inputs: "array[int]", targets: "array[int]") -> "tuple[array[float], bytes]":
+        """Let the first streams read some ids each, from where they are; the others stay where they are.
+
+        Args:
+            rows: How many of them.
+            inputs: (K rows)
+            targets: What comes after each of the inputs. (K rows)
+
+        Returns:
+            nats: Of each target, as float64. (K rows)
+            correct: Whether it was the likeliest, 1 or 0. (K rows)
+        """
+        count = len(inputs)
+        if not 0 < rows <= self.n or not count or count % rows or len(targets) != count or self.storage != "float32":
+            raise ValueError(f"ids: expected a number for each of {rows} of {self.n} streams, found {count} and {len(targets)}.")
+        if not all(ids.typecode == "q" and min(ids) >= 0 and max(ids) < self.V for ids in (inputs, targets)):
+            raise ValueError(f"ids: expected int64 from 0 to {self.V - 1}.")
+        nats, correct = array("d", bytes(8 * count)), bytearray(count)
+        hits = (ctypes.c_ubyte * count).from_buffer(correct)
+        done = 0
+        while done < count:
+            began = time.perf_counter()
+            threads, most = self._scoring.plan(began)
+            K = min(most, (count - done) // rows)
+            given = [_start(numbers) + 8 * done for numbers in (inputs, targets, nats)]
+            self._library.lstmlm_generator_score(self._handle, threads, rows, K, *given, ctypes.addressof(hits) + done)
+            self._scoring.note(threads, (time.perf_counter() - began) / (K * rows))
+            done += K * rows
+        self._fresh = False
+        return nats, bytes(correct)
+
+    @property
+    def state_bytes(self) -> int:
+        """How long the state of a stream is: H and C of each layer of each network, as float32."""
+        return 4 * int(self._library.lstmlm_generator_state_size(self._handle))
+
+    def put_states(self, states: bytes) -> None:
+        """Put the first streams where they were when `take_states` gave this."""
+        count, rest = divmod(len(states), self.state_bytes)
+        if rest or not 0 < count <= self.n:
+            raise ValueError(f"states: expected those of 1 to {self.n} streams, found {len(states)} bytes.")
+        self._library.lstmlm_generator_states(self._handle, False, count, states)
+
+    def take_states(self, count: int) -> bytes:
+        """Return where the first streams are, one after another."""
+        states = bytearray(count * self.state_bytes)
+        self._library.lstmlm_generator_states(self._handle, True, count, (ctypes.c_char * len(states)).from_buffer(states))
+        return bytes(states)
+
+    def roundings(self, one: bytes, other: bytes) -> float:
+        """Return by how many roundings, of 1 or of its own size, the number of two states that differs most does so."""
+        found: float = self._library.lstmlm_roundings(one, other, len(one) // 4)
+        return found
 
     def logits(self) -> "array[float]":
         """Return what the last draw was made from, of the first network's. (n V)"""
@@ -329,6 +414,10 @@ def _declare(library: ctypes.CDLL) -> None:
     library.lstmlm_generator_logits.argtypes = [pointer, number, pointer]
     library.lstmlm_generator_run.argtypes = [pointer, number, size, pointer, real, size, real, number, pointer, pointer]
     library.lstmlm_generator_read.argtypes = [pointer, number, size, pointer, number]
+    library.lstmlm_generator_score.argtypes = [pointer, number, size, size, *[pointer] * 4]
+    library.lstmlm_generator_state_size.argtypes, library.lstmlm_generator_state_size.restype = [pointer], size
+    library.lstmlm_generator_states.argtypes = [pointer, number, size, pointer]
+    library.lstmlm_roundings.argtypes, library.lstmlm_roundings.restype = [pointer, pointer, size], ctypes.c_float
     library.lstmlm_within.argtypes = [pointer, size, ctypes.c_float]
     library.lstmlm_fingerprint.argtypes = [pointer, size, number, ctypes.c_ulonglong, pointer]
     library.lstmlm_fingerprint.restype = ctypes.c_ulonglong

@@ -154,7 +154,7 @@ def out_of_memory(error: BaseException) -> SystemProblem | None:
     if "DefaultCPUAllocator: can't allocate" in str(error):
         return SystemProblem("memory: expected enough for this model and batch, found less. Try a smaller --hidden or --batch.")
     torch = sys.modules.get("torch")
-    if torch is None or not isinstance(error, torch.OutOfMemoryError):
+    if not isinstance(error, getattr(torch, "OutOfMemoryError", ())):  # it may not be there, or not yet whole
         return None
     return SystemProblem(
         "device memory: expected enough for this model and batch, found less. Try a smaller --batch, --set train.segment=16, "

@@ -1,14 +1,16 @@
 """Large buffers stay with the process: what a step frees, the next one finds again, without a page fault.
 
 `tune_malloc` sets the C library's allocator before training or scoring, `freeze_gc` keeps Python's collector off torch's
-import; the commands call them. `give_back` is for `step_timing`, which takes the memory of networks that are not trained.
+import, and `import_torch_meanwhile` has that done while a text is read; the commands call them. `give_back` is for `step_timing`,
+which takes the memory of networks that are not trained.
 """
 
 import ctypes
 import gc
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from threading import Thread
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # malloc.h of the GNU C library
 
@@ -51,3 +53,16 @@ def freeze_gc() -> Iterator[None]:
         gc.freeze()
         if running:
             gc.enable()
+
+
+def import_torch_meanwhile() -> None:
+    """Begin to import torch in a thread of its own; whoever imports it next waits for what is left of it.
+
+    What goes wrong there goes wrong again, and is said, where torch is needed. The process ends without waiting for it.
+    """
+    Thread(target=_import_torch, name="import torch", daemon=True).start()
+
+
+def _import_torch() -> None:
+    with suppress(BaseException), freeze_gc():
+        import torch  # noqa: F401 - to have it

@@ -92,7 +92,7 @@ class Trainer:
         kernel: Kernel,
         folder: Path,
         identity: dict[str, Any],
-        report: Callable[[Event], None],
+        report: Callable[[Event], object],
         clock: Clock,
         stop: Callable[[], int | None] = lambda: None,
         group: ProcessGroup | None = None,
@@ -120,7 +120,7 @@ class Trainer:
         self.members.prepare({count for _, count in self.shards.own}, T, B)
         self.states: list[StackState | None] = [None] * len(self.shards.own)
         self.progress = TrainState(steps=auto_tune.steps_of(config, self.streams.steps_per_epoch))
-        self.validation = corpus.val.tensor(0, min(len(corpus.val), budget.MOST_CHARS))
+        self.validation: list[int] = corpus.val.tensor(0, min(len(corpus.val), budget.MOST_CHARS)).tolist()
         reading = budget.READING / self.batch_chars
         self._plan_looks()
         self.train_seconds = 0.0
@@ -442,17 +442,16 @@ class Trainer:
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
-        """Let the model read without learning, its averaged weights if any; a signal raises _Interrupted before its next call."""
-
-        def leave(*_: object) -> None:
-            if self.stop() is not None:
-                raise _Interrupted
-
+        """Let the model read without learning, its averaged weights if any."""
         with contextlib.ExitStack() as until:
             for member in self.members.each:
-                until.callback(member.model.register_forward_pre_hook(leave).remove)
                 until.enter_context(member.optimizer.averaged())
             yield
+
+    def _leave(self) -> None:
+        """Leave a validation where a signal has come."""
+        if self.stop() is not None:
+            raise _Interrupted
 
     @contextlib.contextmanager
     def _strictly(self) -> Iterator[list[Network]]:
@@ -478,7 +477,7 @@ class Trainer:
             try:
                 if len(self.validation):
                     with self._strictly() as models:
-                        value, alone = estimate(models, self.validation, self.corpus.counts, p.look_chars)
+                        value, alone = estimate(models, self.validation, self.corpus.counts, p.look_chars, self._leave)
                     value, alone = self._with_unknown(value), tuple(map(self._with_unknown, alone))
                 text = self._sample()
             except _Interrupted:
@@ -530,7 +529,10 @@ class Trainer:
     def counting_nats(self) -> float:
         """The nats per character that the validation text takes by the counts of single characters alone."""
         ids = self.validation
-        return self._with_unknown(float(frequencies(self.corpus.counts)[ids].mean())) if len(ids) else math.inf
+        if not ids:
+            return math.inf
+        charge = frequencies(self.corpus.counts)
+        return self._with_unknown(math.fsum(charge[id_] for id_ in ids) / len(ids))
 
     def _with_unknown(self, nats: float) -> float:
         """Return a score of the known characters with those that are not in the vocabulary, charged as `lstmlm eval` does."""
@@ -566,7 +568,8 @@ class Trainer:
             own = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
             self.load_model(_weights(checkpoint.to_tensors(checkpoint.read(path).tensors)))
             try:
-                return self._with_unknown(side_by_side(models, self.validation, self.corpus.counts, one_pass=False)[0])
+                found = side_by_side(models, self.validation, self.corpus.counts, one_pass=False, ask=self._leave)
+                return self._with_unknown(found[0])
             except StreamsApartError:
                 return math.inf
             finally:

@@ -247,10 +247,16 @@ def sample(rounds: int) -> list[Row]:
 
 
 def start(rounds: int) -> list[Row]:
-    """Time whole processes, from help to many prompts; with their processor time and the most memory that they had."""
+    """Time whole processes, from help to a first step of training; with their processor time and the most memory that they had.
+
+    What is asked through a pipe is timed until its first line is there. A fresh machine is one whose cache is empty: its first
+    training compiles the kernel, compares it with torch and times it.
+    """
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder, "text.txt")
         text.write_text("Bob is a sailor. He lives in Dover.\n" * 500)
+        short = Path(folder, "10kB.txt")
+        short.write_text(text.read_text()[:10_000])
         run, model = [sys.executable, "-m", "lstmlm"], f"{folder}/run"
         trained = [*run, "train", str(text), "--steps", "3", "--hidden", "256", "--out", model, "-q"]
         subprocess.run(trained, check=True)
@@ -272,7 +278,31 @@ def start(rounds: int) -> list[Row]:
 
             return name, once
 
+        def to_first_line(name: str, asked: str, *command: str) -> tuple[str, Callable[[], object]]:
+            def once() -> None:
+                with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
+                    assert child.stdin is not None
+                    assert child.stdout is not None
+                    child.stdin.write(asked.encode())
+                    child.stdin.flush()
+                    if not child.stdout.readline():
+                        raise SystemExit(f"bench: {name}: no line came")
+                    child.kill()
+
+            return name, once
+
+        def first_training(name: str, *, fresh: bool) -> tuple[str, Callable[[], object]]:
+            begins = [*run, "train", str(text), "--steps", "1", "--hidden", "128"]
+
+            def once() -> None:
+                with tempfile.TemporaryDirectory() as empty:
+                    environment = {**os.environ, "LSTMLM_CACHE": f"{empty}/cache"} if fresh else os.environ
+                    subprocess.run([*begins, "--out", f"{empty}/run", "-q"], check=True, env=environment)
+
+            return name, once
+
         sample = [*run, "sample", "-m", model]
+        fill = [*run, "fill", "-m", model, "____ is a sailor.", "--choice", "Bob", "--choice", "He"]
         sides = [
             process("python -c pass", sys.executable, "-c", "pass"),
             process("lstmlm --help", *run, "--help"),
@@ -281,12 +311,20 @@ def start(rounds: int) -> list[Row]:
             process("info", *run, "info", model),
             process("sample one character", *sample, "--prompt", "B", "--length", "1"),
             process("500 prompts, 40 characters each", *sample, "--prompts", str(text), "--length", "40"),
+            process("eval of 10 kB", *run, "eval", "-m", model, str(short)),
+            to_first_line("eval --lines -, to its first line", "Bob is.\n", *run, "eval", "-m", model, "--lines", "--json", "-"),
+            process("fill", *fill),
+            first_training("train, one step", fresh=False),
+            first_training("train, one step, on a fresh machine", fresh=True),
         ]
         median = alternate(dict(sides), rounds)
     rows: list[Row] = [
-        {"process": name, "seconds": seconds, "user + sys": statistics.median(used[name]), "MiB": most[name]}
+        {"process": name, "seconds": seconds}
+        | ({"user + sys": statistics.median(used[name]), "MiB": most[name]} if name in used else {})
         for name, seconds in median.items()
     ]
+    first = median["train, one step, on a fresh machine"] - median["train, one step"]
+    rows.append({"process": "of the last, compiling and examining the kernel", "seconds": first})
     rows.append({"process": "sample / import torch", "seconds": median["sample one character"] / median["import torch"]})
     return rows
 

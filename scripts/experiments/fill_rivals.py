@@ -28,6 +28,7 @@ from lstmlm.data.batches import Streams
 from lstmlm.data.corpus import Corpus
 from lstmlm.display.text_plots import table
 from lstmlm.evaluation.cloze import Asked, Filler, by_distance, chance, parse_set
+from lstmlm.evaluation.torch_reader import TorchReader
 from lstmlm.model.char_lm import CharLM
 from lstmlm.units import bits
 
@@ -96,8 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     filler = partial(Filler, encode=model.tokenizer.encode, counts=model.counts, start=start)
     networks = {
         "LSTM": filler(model.network),
-        "C zeroed at each '.'": filler(model.network, run=Forgetting(model.alone, stop)),
-        "tanh RNN": filler(cast(CharLM, rnn)),
+        "C zeroed at each '.'": filler(TorchReader(model.network, run=Forgetting(model.alone, stop))),
+        "tanh RNN": filler(TorchReader(cast(CharLM, rnn))),
     }
     right: dict[str, list[float]] = {
         name: [

@@ -31,6 +31,7 @@ from lstmlm.data.batches import Streams
 from lstmlm.data.corpus import Corpus, open_corpus
 from lstmlm.display.text_plots import table
 from lstmlm.evaluation.cloze import Bucket, Filler, by_distance, chance, parse_set
+from lstmlm.evaluation.torch_reader import TorchReader
 from lstmlm.kernels.pointwise import TorchPointwise
 from lstmlm.model.cell import LSTMState
 from lstmlm.model.char_lm import CharLM, StackState, nats
@@ -136,7 +137,7 @@ def answer(models: dict[str, CharLM | PlainRNN], corpus: Corpus, most: int) -> N
     start = corpus.tokenizer.encode("\n")[0]
     found: dict[str, list[Bucket]] = {}
     for name, model in models.items():
-        filler = Filler(cast(CharLM, model), corpus.tokenizer.encode, corpus.counts, start)
+        filler = Filler(TorchReader(cast(CharLM, model)), corpus.tokenizer.encode, corpus.counts, start)
         right = [
             answers[0].words == one.answer
             for one, answers in zip(asked, filler.rank([one.question for one in asked]), strict=True)

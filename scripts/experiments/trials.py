@@ -112,8 +112,9 @@ def trial(text: Path, steps: int, changes: dict[str, float]) -> dict[str, Any]:
 
 def scores(model: CharLM, ids: torch.Tensor, counts: Any) -> list[float]:
     """Return nats a character, warm and cold256."""
-    warm = scoring.score_ids(model, ids, counts, byte_length=len(ids)).nats_per_char
-    cold = scoring.score_ids(model, ids, counts, byte_length=len(ids), protocol="cold", window=256).nats_per_char
+    text = ids.tolist()
+    warm = scoring.score_ids(model, text, counts, byte_length=len(ids)).nats_per_char
+    cold = scoring.score_ids(model, text, counts, byte_length=len(ids), protocol="cold", window=256).nats_per_char
     return [round(warm, 4), round(cold, 4)]
 
 

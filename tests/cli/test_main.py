@@ -9,6 +9,7 @@ import pytest
 import lstmlm as package
 from lstmlm.cli.app import COMMANDS
 from lstmlm.config import schema
+from lstmlm.kernels import generate
 from tests.cli.conftest import TINY, Lstmlm
 
 ROOT = Path(package.__file__).resolve().parents[1]
@@ -353,7 +354,7 @@ PLACES = {
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems delete and limit in other ways")
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("command", ["sample --length 3", "train stories --steps 1 --hidden 5", "eval stories"])
+@pytest.mark.parametrize("command", ["eval stories --dynamic", "train stories --steps 1 --hidden 5"])
 def test_a_place_where_torch_cannot_run(run: Path, place: str, command: str) -> None:
     """A working folder that was deleted, and too little memory for torch: exit 5 in a sentence, in real processes."""
     Path("gone").mkdir()
@@ -365,3 +366,21 @@ def test_a_place_where_torch_cannot_run(run: Path, place: str, command: str) -> 
     assert len(said.splitlines()) <= 6, said
     assert "Traceback" not in said
     assert PLACES[place][1] in said
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems limit in other ways")
+@pytest.mark.parametrize(
+    "command", ["sample --length 3", "info", "eval text.txt", "eval text.txt --lines", "fill ____b --choice a"]
+)
+def test_little_room_is_enough_without_torch(run: Path, command: str) -> None:
+    """What runs without torch runs in 200 MiB of address space, and is not asked for the room that torch takes."""
+    if generate.examined_library() is None:
+        pytest.skip("there is no kernel in C")
+    Path("text.txt").write_text("Bob is a baker.\n")
+    command += " --choice a --choice d" if "fill" in command else ""
+    model = str(run) if command == "info" else f"-m {run} --device cpu"
+    done = process(shell=f"ulimit -v 204800 && exec $LSTMLM {command} {model}", env={"LSTMLM_KERNEL": "auto"})
+
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout

@@ -10,9 +10,9 @@ from torch import Tensor
 from lstmlm.evaluation import dynamic
 from lstmlm.evaluation.dynamic import SEGMENT, DynamicEvaluator, Rates
 from lstmlm.evaluation.sampler import Sampling, generate
-from lstmlm.evaluation.scoring import Scored, Scorer, warm
+from lstmlm.evaluation.scoring import Scorer
 from lstmlm.model.char_lm import CharLM, nats
-from tests.helpers import assert_close, small_model, some_ids
+from tests.helpers import Scores, assert_close, scores, small_model, some_ids, warm
 
 V = 11
 COUNTS = [7, 0, 3, 1, 9, 2, 5, 11, 0, 6, 8]
@@ -26,9 +26,9 @@ def evaluator(model: CharLM, rates: Rates = RATES) -> DynamicEvaluator:
     return DynamicEvaluator(model, 3, rates, OWN)
 
 
-def read(model: CharLM, ids: Tensor, rates: Rates = RATES) -> Scored:
+def read(model: CharLM, ids: Tensor, rates: Rates = RATES) -> Scores:
     """Score a text with a new evaluator."""
-    return evaluator(model, rates).read(ids)
+    return scores(evaluator(model, rates).read(ids.tolist()))
 
 
 @pytest.mark.parametrize("length", [2, SEGMENT, SEGMENT + 1, SEGMENT + 2, 3 * SEGMENT + 7])
@@ -68,7 +68,7 @@ def test_the_step(monkeypatch: pytest.MonkeyPatch, most: float) -> None:
     network.restart()
     network.weights.add_(0.125)  # so that there is a way back
     before = network.weights.clone()
-    one.read(ids)
+    one.read(ids.tolist())
 
     with torch.no_grad():
         for p in model.parameters():
@@ -123,7 +123,7 @@ def test_the_model_stays() -> None:
     model, ids = small_model(), some_ids(3 * SEGMENT)
     before = [p.detach().clone() for p in model.parameters()]
     one = evaluator(model)
-    one.read(ids)
+    one.read(ids.tolist())
     one._networks[0].weights.fill_(math.nan)
 
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
@@ -138,10 +138,10 @@ def test_same_bits(options: dict[str, Any]) -> None:
     expected = read(model, ids)
     torch.set_num_threads(2)
     again = evaluator(model)
-    pieces = [again.read(ids[: 2 * SEGMENT + 1]), again.read(ids[2 * SEGMENT :])]
+    pieces = [again.read(ids[: 2 * SEGMENT + 1].tolist()), again.read(ids[2 * SEGMENT :].tolist())]
 
     assert torch.get_num_threads() == 2
-    assert torch.equal(torch.cat([piece.nats for piece in pieces]), expected.nats)
+    assert torch.equal(torch.cat([scores(piece).nats for piece in pieces]), expected.nats)
 
 
 @pytest.mark.slow
@@ -153,13 +153,13 @@ def test_under_a_scorer() -> None:
     def score(pieces: list[Tensor], rates: Rates) -> float:
         scorer = Scorer(model, COUNTS, window=SEGMENT, read=evaluator(model, rates).read)
         for piece in pieces:
-            scorer.add(piece, len(piece) + 1, len(piece))
+            scorer.add(piece.tolist(), len(piece) + 1, len(piece))
         return scorer.finish().nats
 
     unknown = math.log(1_114_112)
     apart = [ids[:1], ids[1:5], ids[5:300], ids[300:]]
     plain = Scorer(model, COUNTS)
-    plain.add(ids, len(ids), len(ids))
+    plain.add(ids.tolist(), len(ids), len(ids))
 
     assert score(apart, STILL) - 4 * unknown == pytest.approx(plain.finish().nats)
     assert score(apart, Rates(rate=0.03)) - 4 * unknown == pytest.approx(plain.finish().nats - still + whole)
@@ -172,9 +172,9 @@ def test_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dynamic, "CHOICES", (0.3, 0.0, 0.01))
     model, ids = small_model(), torch.tensor([1, 7, 7, 2, 9] * 300)
     one = evaluator(model)
-    chosen = one.choose(ids)
-    scores = {rate: float(read(model, ids, Rates(rate=rate)).nats.sum()) for rate in dynamic.CHOICES}
+    chosen = one.choose(ids.tolist())
+    found = {rate: float(read(model, ids, Rates(rate=rate)).nats.sum()) for rate in dynamic.CHOICES}
 
-    assert chosen.rate == min(scores, key=lambda rate: scores[rate])
+    assert chosen.rate == min(found, key=lambda rate: found[rate])
     assert chosen.rate != 0.0
-    assert float(one.read(ids).nats.sum()) == scores[chosen.rate]
+    assert float(scores(one.read(ids.tolist())).nats.sum()) == found[chosen.rate]

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from lstmlm.data.tokenizer import CharTokenizer
-from lstmlm.evaluation import per_line
 from lstmlm.evaluation.per_line import Line, LineScorer
 from lstmlm.evaluation.scoring import CODE_POINTS, first_char, score_ids
 from lstmlm.model import char_lm
@@ -32,7 +31,6 @@ def test_lines_may_come_in_any_groups(
     tokenizer: CharTokenizer, carried: bool, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many lines come at a time and are read side by side, each gets the same numbers, in order."""
-    monkeypatch.setattr(per_line, "TOGETHER", 3)
     monkeypatch.setattr(char_lm, "PIECE", 8)
     model = small_model()
     together, apart = (score(model, tokenizer, LINES, n, carried) for n in (len(LINES), at_once))
@@ -63,7 +61,7 @@ def test_carried_lines_sum_to_the_whole_text() -> None:
     """With the state carried, the lines cost together what the text costs in one piece."""
     model = small_model()
     text = "".join(LINES[:5])
-    ids = torch.tensor(WITH_NEWLINE.encode(text))
+    ids = WITH_NEWLINE.encode(text)
     total = score_ids(model, ids, COUNTS, byte_length=len(text))
 
     assert sum(line.bits for line in score(model, WITH_NEWLINE, LINES[:5], 2, carried=True)) == pytest.approx(
@@ -124,7 +122,7 @@ def test_lines_after_a_text(carried: bool) -> None:
         ("cab\nfiabc\n", "cab\nfiabc\nde\n" if carried else "cab\nfide\n"),
         strict=True,
     ):
-        ids = torch.tensor(WITH_NEWLINE.encode(text))
-        given = torch.tensor(WITH_NEWLINE.encode(text[: -len(line.text)]))
+        ids = WITH_NEWLINE.encode(text)
+        given = WITH_NEWLINE.encode(text[: -len(line.text)])
         whole, part = (score_ids(model, one, COUNTS, byte_length=1).nats for one in (ids, given))
         assert line.bits == pytest.approx((whole - part) / math.log(2), abs=1e-6)

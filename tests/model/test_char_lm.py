@@ -258,10 +258,10 @@ def test_it_learns_thirty_characters_by_heart() -> None:
 SYMBOLS = CharTokenizer("\nabcdefghij")
 WORDS = list("abcdefghij")
 READERS: dict[str, Callable[[CharLM], object]] = {
-    "warm": lambda m: warm(m, some_ids(3000), batch=4),
-    "left to right": lambda m: warm(m, some_ids(300), batch=1),
-    "cold": lambda m: cold(m, some_ids(400), window=70, batch=3),
-    "an estimate": lambda m: estimate([m], some_ids(5000), [1] * V, 4096),
+    "warm": lambda m: warm(m, some_ids(3000).tolist(), batch=4),
+    "left to right": lambda m: warm(m, some_ids(300).tolist(), batch=1),
+    "cold": lambda m: cold(m, some_ids(400).tolist(), window=70, batch=3),
+    "an estimate": lambda m: estimate([m], some_ids(5000).tolist(), [1] * V, 4096),
     "lines": lambda m: LineScorer(m, SYMBOLS, [1] * V).score(["abcdefghij" * 9 + "\n", "abc\n"]),
     "blanks": lambda m: list(Filler(m, SYMBOLS.encode, [1] * V, 0).rank([Question("ab____cd____" + "j" * 90, tuple(WORDS))])),
     "a prompt": lambda m: list(islice(generate(m, some_ids(300).tolist(), [1], Sampling()), 2)),

@@ -11,16 +11,15 @@ from torch import Tensor
 from lstmlm.analysis.activations import Forgetting
 from lstmlm.config.run_config import ModelConfig
 from lstmlm.data.tokenizer import CharTokenizer
-from lstmlm.evaluation import scoring
 from lstmlm.evaluation.dynamic import SEGMENT, DynamicEvaluator, Rates
 from lstmlm.evaluation.per_line import LineScorer
 from lstmlm.evaluation.sampler import Sampling, generate
-from lstmlm.evaluation.scoring import cold, score_ids, side_by_side, warm
+from lstmlm.evaluation.scoring import score_ids, side_by_side
 from lstmlm.kernels.eager import EagerKernel
 from lstmlm.model import ensemble, weights
 from lstmlm.model.char_lm import CharLM
 from lstmlm.model.ensemble import Ensemble, average, joined, members, parted
-from tests.helpers import assert_close, small_model, some_ids
+from tests.helpers import assert_close, cold, scores, small_model, some_ids, warm
 
 V, N = 11, 3
 COUNTS = [7, 0, 3, 1, 9, 2, 5, 11, 0, 6, 8]
@@ -99,10 +98,10 @@ def test_scores(models: list[CharLM], protocol: str) -> None:
 def test_side_by_side(models: list[CharLM]) -> None:
     """One pass for each member gives the score of all together, and of each alone, that reading them as one would."""
     ids = some_ids(500)
-    together, alone = side_by_side(models, ids, COUNTS)
+    together, alone = side_by_side(models, ids.tolist(), COUNTS)
 
-    assert together == pytest.approx(score_ids(Ensemble(models), ids, COUNTS, byte_length=500).nats_per_char, abs=1e-12)
-    assert alone == pytest.approx([score_ids(m, ids, COUNTS, byte_length=500).nats_per_char for m in models], abs=1e-12)
+    assert together == pytest.approx(score_ids(Ensemble(models), ids.tolist(), COUNTS, byte_length=500).nats_per_char, abs=1e-12)
+    assert alone == pytest.approx([score_ids(m, ids.tolist(), COUNTS, byte_length=500).nats_per_char for m in models], abs=1e-12)
     assert together < sum(alone) / N  # the mean of logarithms is below the logarithm of the mean
 
 
@@ -110,14 +109,14 @@ def test_side_by_side(models: list[CharLM]) -> None:
 def test_side_by_side_of_one(length: int) -> None:
     """One network's score has the bits that `score_ids` gives it."""
     model, ids = small_model(dtype=torch.float32), some_ids(length)
-    score = score_ids(model, ids, COUNTS, byte_length=length).nats_per_char
+    score = score_ids(model, ids.tolist(), COUNTS, byte_length=length).nats_per_char
 
-    assert side_by_side([model], ids, COUNTS) == (score, (score,))
+    assert side_by_side([model], ids.tolist(), COUNTS) == (score, (score,))
 
 
 def test_an_empty_text_takes_nothing(models: list[CharLM]) -> None:
     """Of no characters there is no score to be had, and no error."""
-    assert side_by_side(models, torch.empty(0, dtype=torch.int64), COUNTS) == (0.0, (0.0,) * N)
+    assert side_by_side(models, [], COUNTS) == (0.0, (0.0,) * N)
 
 
 @pytest.mark.parametrize("how", [Sampling(), Sampling(greedy=True), Sampling(temperature=0.5, top_k=3)])
@@ -138,10 +137,10 @@ def test_samples(models: list[CharLM], how: Sampling) -> None:
 def test_each_learns_by_itself(models: list[CharLM]) -> None:
     """Dynamic: every member learns as it would alone, and what is scored is the mean of their probabilities."""
     ids, own = some_ids(2 * SEGMENT + 30), SEGMENT + 9
-    found = DynamicEvaluator(Ensemble(models), 3, Rates(0.03), own).read(ids)
-    alone = [DynamicEvaluator(model, 3, Rates(0.03), own).read(ids) for model in models]
+    found = DynamicEvaluator(Ensemble(models), 3, Rates(0.03), own).read(ids.tolist())
+    alone = [DynamicEvaluator(model, 3, Rates(0.03), own).read(ids.tolist()) for model in models]
 
-    assert_close(found.nats, mean([one.nats for one in alone]), "nats")
+    assert_close(scores(found).nats, mean([scores(one).nats for one in alone]), "nats")
     assert [a.cell.tolist() for a in found.state] == [a.cell.tolist() for a in joined(one.state for one in alone)]
 
 
@@ -186,4 +185,4 @@ def test_first_guess(models: list[CharLM]) -> None:
         logits, state = network(torch.tensor([[before]]), state)
         found.append(int(logits.exp().argmax()) == after)
 
-    assert scoring.warm(network, ids).correct.tolist() == found
+    assert warm(network, ids).correct.tolist() == found

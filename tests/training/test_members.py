@@ -121,7 +121,7 @@ def test_best_is_of_all_together(bench: Callable[..., Bench]) -> None:
 
     assert best.meta["step"] == min(scores, key=scores.__getitem__)
     assert best.meta["parameters"] == model.network.parameter_count()
-    assert score_ids(model.network, val, model.counts, byte_length=len(val)).nats_per_char == pytest.approx(
+    assert score_ids(model.network, val.tolist(), model.counts, byte_length=len(val)).nats_per_char == pytest.approx(
         best.meta["scores"]["validation_nats_per_char"], abs=1e-6
     )
 
@@ -170,7 +170,7 @@ def test_a_member_less_is_refused(bench: Callable[..., Bench]) -> None:
         lstmlm.load(str(path))
     read.meta["config"]["model"]["members"] = 10**6
     checkpoint.write(path, read)
-    with pytest.raises(CheckpointError, match=r"configuration is refused: model\.members"):
+    with pytest.raises(CheckpointError, match=r"configuration is refused: members"):
         lstmlm.load(str(path))
 
 

@@ -662,7 +662,7 @@ def test_the_best_model_is_scored_exactly_at_the_end(long: Corpus, tmp_path: Pat
     best = checkpoint.read(run.folder / "best.safetensors")
     network = ensemble.build(from_dict(best.meta["config"]).model, len(long.tokenizer), EagerKernel())
     load_weights(network, checkpoint.to_tensors({k.removeprefix("model."): v for k, v in best.tensors.items()}))
-    exact = scoring.side_by_side([network], long.val.tensor(0, len(long.val)), long.counts)[0]
+    exact = scoring.side_by_side([network], long.val.tensor(0, len(long.val)).tolist(), long.counts)[0]
     validated = {r.step: r for r in run.records if isinstance(r, Validated)}
     scored = [r for r in run.records if isinstance(r, Scored)]
 

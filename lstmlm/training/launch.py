@@ -1,0 +1,150 @@
+"""Settings and a text -> what a run needs before its trainer: device, kernel, no size open, and what its checkpoints say of it.
+
+`prepare` is the entry point, for the command `train` and for `api.train`.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lstmlm import kernels, machine
+from lstmlm.config import auto_tune
+from lstmlm.config.run_config import RunConfig
+from lstmlm.data.corpus import Corpus
+from lstmlm.errors import SystemProblem
+from lstmlm.kernels import Kernel
+from lstmlm.model import devices, weights
+from lstmlm.storage import checkpoint
+from lstmlm.storage.checkpoint import Checkpoint
+from lstmlm.training import step_timing
+from lstmlm.training.distributed import ProcessGroup
+from lstmlm.training.events import Clock
+from lstmlm.training.memory import memory_bytes
+from lstmlm.units import size
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A run whose trainer can be made.
+
+    config: No size or rate open.
+    device: Where to compute.
+    kernel: What runs the recurrence there.
+    steps: An estimate where the budget is in minutes.
+    notes: What was chosen and what is not as expected, each in a line.
+    left: Says how many seconds of a budget in minutes are left.
+    choose: Chooses once more what was left open, by what steps take now; see `auto_tune.choose`.
+    """
+
+    config: RunConfig
+    device: torch.device
+    kernel: Kernel
+    steps: int
+    notes: list[str]
+    left: Callable[[], float]
+    choose: Callable[[], tuple[RunConfig, str, int]]
+
+
+def prepare(
+    config: RunConfig,
+    text: Corpus,
+    clock: Clock,
+    group: ProcessGroup,
+    report: Callable[[str], None] | None = None,
+    keep: str = "",
+) -> Launch:
+    """Choose device and kernel, time them, and choose what is open; torch's number of threads becomes that of the run.
+
+    Args:
+        config: As the user left it.
+        text: What is to be learnt.
+        clock: Of the budget.
+        group: The processes that share the run.
+        report: See `devices.choose`.
+        keep: See `kernels.choose`.
+
+    Raises:
+        UsageError: See `devices.with_kernel`.
+    """
+    torch.set_num_threads(threads(config, group))
+    requested = config.train.device
+    if requested == "auto" and kernels.requested_kernel(config.train.kernel) == "native":
+        requested = "cpu"
+    device, kernel, why = devices.with_kernel(
+        requested, config.train.kernel, config.train.precision, report, group.local_rank, group.local_size, keep
+    )
+    vocabulary = len(text.tokenizer)
+    measure = step_timing.timer(vocabulary, kernel, device, config.model.members, group.size)
+
+    def left() -> float:
+        return max(0.0, 60 * (config.train.minutes or 0.0) - clock.seconds())
+
+    choose = partial(auto_tune.choose, config, len(text.train), vocabulary, left, measure)
+    whole, chosen, steps = choose()
+    kernel, wrong = kernels.at_sizes(kernel, device, *sizes(whole, text))
+    return Launch(whole, device, kernel, steps, [*filter(None, (chosen, why, wrong))], left, choose)
+
+
+def threads(config: RunConfig, group: ProcessGroup) -> int:
+    """Return how many threads a process takes: its share of the machine's cores, where nothing else is said."""
+    return config.train.threads or max(1, machine.cpus() // group.local_size)
+
+
+def sizes(config: RunConfig, corpus: Corpus) -> tuple[int, int, int, int]:
+    """Return a run's time steps, rows, units and vocabulary, none of them open any more."""
+    train, hidden = config.train, config.model.hidden
+    assert train.window is not None
+    assert train.batch is not None
+    assert hidden is not None
+    return train.window, train.batch, hidden, len(corpus.tokenizer)
+
+
+def refuse_too_large(config: RunConfig, corpus: Corpus, processes: int = 1) -> None:
+    """Refuse what would use up the machine's memory: the system would end the run, or another program, without a word."""
+    parameters = weights.parameter_count(config.model, len(corpus.tokenizer))
+    needs = memory_bytes(config, len(corpus.tokenizer), parameters, machine.memory_used()) * processes
+    fewer = "fewer --members, " if config.model.members > 1 else ""
+    if (has := machine.memory()) is not None and needs > has:
+        raise SystemProblem(
+            f"memory: expected a run that fits into the {size(has)} of this machine, found one that needs some {size(needs)} for "
+            f"{parameters:,} parameters. Take {fewer}a smaller --hidden or --batch."
+        )
+
+
+def weights_of(parent: Checkpoint) -> dict[str, Tensor]:
+    """Return the weights that a model starts from."""
+    return checkpoint.to_tensors({k.removeprefix("model."): v for k, v in parent.tensors.items() if k.startswith("model.")})
+
+
+def identity(text: Corpus, names: list[str], val: str | None, launch: Launch, version: str, command: list[str]) -> dict[str, Any]:
+    """Return what every checkpoint says about where it came from."""
+    import platform
+
+    return {
+        "corpus": {
+            "name": text.name,
+            "sources": list(map(_lasting, names)),
+            "val": _lasting(val) if val else None,
+            "fingerprint": text.fingerprint,
+            "chars": text.chars,
+        },
+        "versions": {
+            "lstmlm": version,
+            "torch": str(torch.__version__),
+            "python": platform.python_version(),
+            "kernel": launch.kernel.name,
+            "threads": str(torch.get_num_threads()),
+            "device": devices.name(launch.device),
+        },
+        "command": command,
+    }
+
+
+def _lasting(name: str) -> str:
+    """Return what a later command, started elsewhere, finds a text by: its path, or its name if it comes along or is stdin."""
+    return os.path.abspath(name) if name != "-" and os.path.exists(name) else name
