@@ -28,11 +28,12 @@ class Streams:
         p, k = divmod(step, K)      pass, and step in the pass
         o_p = (n % T) * (p & 1) + ((len(ids) - 1) % B) * (p >> 1 & 1)
 
-        stream s at `step` reads inputs ids[o_p + s'*n + k'*T : ... + T], targets the same one further on
+        stream s at `step` reads inputs ids[o_p + s*n + k'*T : ... + T], targets the same one further on
 
-    Of a short text s' = s and k' = k. In a long one each stream is cut into R sections of G windows, and the B x R sections are
-    read in an order that is drawn for each pass: read in the text's own, the last tenth of a pass, over which weights are
-    averaged, would be B places in it. What R sections leave over of a stream is read at the end of the pass.
+    Of a short text k' = k. In a long one each stream is cut into R sections of G windows, and reads them in an order that is
+    drawn for each pass: read in the text's own, the last tenth of a pass, over which weights are averaged, would be B places in
+    it. As each stream keeps to its own part of the text, all parts are read at any time. What R sections leave over of a stream
+    is read at the end of the pass.
 
     In one pass no character is a target twice, and all are targets once but the first one of the text, n % T at one
     end of each stream and (len(ids) - 1) % B at one end of the text. Which end it is changes from pass to pass (o_p):
@@ -59,7 +60,7 @@ class Streams:
         self.section = _section(self.batch_size, self.window, self.steps_per_epoch)
         self._sections = self.steps_per_epoch // self.section if self.section < self.steps_per_epoch else 0  # of a stream
         self._drawn = -1  # the pass for which the order was drawn last
-        self._order: list[int] = []
+        self._orders: list[list[int]] = []
 
     def starts(self, step: int, first: int = 0, count: int | None = None) -> tuple[list[int], bool]:
         """Return the first input of each stream at `step`, and whether their states are fresh.
@@ -77,12 +78,12 @@ class Streams:
             windows = k - self._sections * self.section
             return [offset + stream * self.length + k * self.window for stream in streams], windows == 0
         if self._drawn != p:
-            self._order = list(range(self.batch_size * self._sections))
-            random.Random(p).shuffle(self._order)
+            drawn = random.Random(p)
+            self._orders = [drawn.sample(range(self._sections), self._sections) for _ in range(self.batch_size)]
             self._drawn = p
-        places = (divmod(self._order[turn * self.batch_size + stream], self._sections) for stream in streams)
         return [
-            offset + place * self.length + (number * self.section + window) * self.window for place, number in places
+            offset + stream * self.length + (self._orders[stream][turn] * self.section + window) * self.window
+            for stream in streams
         ], window == 0
 
     def batch(self, step: int, first: int = 0, count: int | None = None) -> "tuple[Tensor, Tensor, bool]":

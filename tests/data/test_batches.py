@@ -127,7 +127,7 @@ def test_a_batch_is_a_copy() -> None:
 
 
 def test_a_long_text_is_read_in_sections(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each pass has an order of its own, the same whenever it is asked for; any tenth of a pass comes from all over."""
+    """Each pass has an order of its own, the same whenever it is asked for; all of the text's parts are read at any time."""
     monkeypatch.undo()
     streams = counting(1_000_000, 16, 64)
     K = streams.steps_per_epoch
@@ -140,6 +140,8 @@ def test_a_long_text_is_read_in_sections(monkeypatch: pytest.MonkeyPatch) -> Non
     assert again.starts(2 * K + 5)[0] == passes[2][5]
     assert again.starts(5)[0] == passes[0][5]
     assert max(Counter(start // 100_000 for start in tenth).values()) < 0.3 * len(tenth)
+    assert all(Counter(start // streams.length for start in starts) == Counter(range(16)) for starts in passes[1])
+    assert len({start % streams.length for start in passes[0][0]}) > 8  # not the same place of each part
 
 
 @pytest.mark.parametrize(
