@@ -320,6 +320,10 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> ProcessGrou
     if not 0 <= rank < size:
         found = ", ".join(f"{name}={printable(environment.get(name, ''))}" for name in names)
         raise UsageError(f"environment: expected RANK below WORLD_SIZE, found {found}. Start it with torchrun, or unset them.")
+    address, port = environment["MASTER_ADDR"], environment["MASTER_PORT"]
+    if not address or not (port.isascii() and port.isdigit() and 0 < int(port) < 65_536):
+        found = f"MASTER_ADDR={printable(address)}, MASTER_PORT={printable(port[:20])}"
+        raise UsageError(f"environment: expected a host and its port, found {found}. Start it with torchrun, or unset them.")
     return ProcessGroup(rank, size, local_rank, max(1, local_size))
 
 

@@ -226,6 +226,9 @@ def test_environment() -> None:
     for wrong in ({"RANK": "4"}, {"WORLD_SIZE": "many"}, {"RANK": "-1"}):
         with pytest.raises(UsageError, match="expected RANK below WORLD_SIZE"):
             from_environment(theirs | wrong)
+    for place in ({"MASTER_ADDR": ""}, {"MASTER_PORT": "abc"}, {"MASTER_PORT": "70000"}, {"MASTER_PORT": "-1"}):
+        with pytest.raises(UsageError, match="expected a host and its port"):
+            from_environment(theirs | place)
 
 
 def test_job() -> None:
