@@ -111,7 +111,7 @@ def sample(
         bool,
         typer.Option(
             "--exact",
-            help="Round no weights: slower; rounding costs some 0.0003 nats a character.",
+            help="Round no weights: slower; rounding costs less than 0.0001 nats a character.",
             rich_help_panel="Choice of characters",
         ),
     ] = False,

@@ -20,7 +20,7 @@ from lstmlm.machine import cache_folder
 
 SOURCES = Path(__file__).parent
 COMPILERS = ("cc", "gcc", "clang")
-FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=off", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden", "-w")
+FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=off", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden", "-w", "-Wno-psabi")
 FOR_THIS_CPU = (("-march=native",), ("-mcpu=native",), ())
 """Tried in this order: what a compiler calls the machine it runs on differs, and the last always works."""
 

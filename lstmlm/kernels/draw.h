@@ -1,7 +1,5 @@
 /* The draw of an id from logits and noise, by the rules of `torch_sampler.distribution` and `torch_sampler.draw`. */
 
-#pragma GCC diagnostic ignored "-Wpsabi" /* nothing is passed in registers: all is inlined */
-
 #define DOUBLES 8 /* whatever the register: the lanes of a sum are part of its bits */
 typedef double dvec __attribute__((vector_size(DOUBLES * 8)));
 typedef double dvec_any __attribute__((vector_size(DOUBLES * 8), aligned(8), may_alias));

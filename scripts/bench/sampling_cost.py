@@ -44,7 +44,7 @@ def nats(model: LanguageModel, ids: Tensor, storage: str) -> float:
     return total / (T - 1) / n
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def to_bfloat16(model: LanguageModel) -> None:
     """Round all weights but those that are read a row at a time, or are vectors."""
     tables = {id(network.stack()[0].U) for network in members(model.network)}
