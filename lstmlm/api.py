@@ -418,7 +418,7 @@ class LanguageModel:
             top_k: Keep the k likeliest characters (0: all).
             top_p: Keep the fewest characters that together have this probability (1: all).
             greedy: The likeliest character always.
-            exact: From the weights as they are, not from bytes, which are quicker and change some 0.0003 nats a character; a
+            exact: From the weights as they are, not from bytes, which are quicker and change less than 0.0001 nats a character; a
                 model that was trained with `train.precision: float32` is always sampled so.
             stop: A sample ends before any of these texts.
             lines: A sample ends before the line end of so many lines; 0: it does not.
