@@ -72,7 +72,8 @@ def candidates(model: str | Path | None, kind: str = "best", root: Path = ROOT) 
     order = sorted(KINDS, key=lambda name: name != kind)
     if present := _files(path, order):
         return present
-    state = f"no {kind}{SUFFIX} in it" if _exists(path) else "not found"
+    closed = _exists(path) and not os.access(path, os.X_OK)
+    state = "permission denied" if closed else f"no {kind}{SUFFIX} in it" if _exists(path) else "not found"
     raise CheckpointError(f"model {printable(str(path)[:200])}: {state}. {_advice(path, root)}")
 
 

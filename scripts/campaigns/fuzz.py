@@ -17,6 +17,7 @@ import contextlib
 import copy
 import gzip
 import hashlib
+import io
 import json
 import lzma
 import math
@@ -27,9 +28,11 @@ import signal
 import struct
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 import traceback
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -388,6 +391,9 @@ def texts(folder: Path, dice: random.Random, until: float) -> Outcome:
         ".gz": gzip.compress,
         ".xz": lzma.compress,
         ".bz2": bz2.compress,
+        ".tar": _tar,
+        ".tar.gz": lambda content: gzip.compress(_tar(content)),
+        ".zip": _zip,
     }
     encodings = ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32", "latin-1", "cp1252", "shift_jis", "gbk", "utf-7", "hz"]
     encodings += ["iso2022_jp", "big5", "koi8-r", "euc_kr", "cp037", "rot13", "hex", "nosuch", "", "\0", "utf_8_sig", "mbcs"]
@@ -414,6 +420,26 @@ def texts(folder: Path, dice: random.Random, until: float) -> Outcome:
                 assert corpus.tokenizer.decode(ids).encode() == expected or kind == "byte", "another text"
                 assert len(ids) == len(expected if kind == "byte" else expected.decode()), "another length"
     return trials.cases, trials.survived
+
+
+def _tar(content: bytes) -> bytes:
+    """Return an archive of two members."""
+    written = io.BytesIO()
+    with tarfile.open(fileobj=written, mode="w") as archive:
+        for name in ("a.txt", "b/c.txt"):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return written.getvalue()
+
+
+def _zip(content: bytes) -> bytes:
+    """Return an archive of two members."""
+    written = io.BytesIO()
+    with zipfile.ZipFile(written, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("a.txt", "b/c.txt"):
+            archive.writestr(name, content)
+    return written.getvalue()
 
 
 def vocabularies(folder: Path, dice: random.Random, until: float) -> Outcome:

@@ -146,6 +146,15 @@ def test_without_any_run_the_way_to_one_is_told(home: Path, model: str | None) -
     assert "train" in refusal(model)
 
 
+def test_a_folder_that_may_not_be_looked_into_is_said(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is told that a run has no model where it cannot be seen."""
+    Path("closed").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+
+    with pytest.raises(CheckpointError, match="permission denied"):
+        run_dir.find("closed")
+
+
 def test_names_of_runs_are_shown_without_their_escapes(home: Path) -> None:
     """A folder named with control characters cannot write on the terminal."""
     make("runs/\x1b[31mred", "best")
