@@ -4,7 +4,9 @@ It joins checkpoint, tokenizer, network, scoring and sampler. The commands `samp
 model here; `parts` and `check` validate what a checkpoint says, for `train` too.
 """
 
+import contextlib
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,7 +58,12 @@ class LanguageModel:
         config: Its configuration.
         network: In evaluation mode; or its weights, from which it can be sampled.
         build: Makes the network in torch, where only its weights are given.
+
+    Attributes:
+        text_place: Where its training text is now, or the folder that it lies in; None: where it was.
     """
+
+    text_place: str | None = None
 
     def __init__(
         self,
@@ -137,6 +144,17 @@ class LanguageModel:
             assert self._build is not None
             self._network, self._build = self._build(), None
         return self._network
+
+    @property
+    def corpus(self) -> dict[str, Any]:
+        """What is known of the text that it was trained on: where it lies is often said by the run's own file beside it alone."""
+        own: dict[str, Any] = self.meta["corpus"]
+        sources = own.get("sources")
+        if not any(os.path.isabs(str(name)) for name in (sources if isinstance(sources, list) else [])):
+            with contextlib.suppress(CheckpointError):
+                found = checkpoint.read_header(self.path.parent / "last.safetensors").meta["corpus"]
+                return found if found.get("fingerprint") == own.get("fingerprint") else own
+        return own
 
     @property
     def device(self) -> str:
