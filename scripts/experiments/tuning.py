@@ -72,7 +72,7 @@ def measure(folder: Path, pair: str, chars: int, asked: argparse.Namespace) -> l
         tuned = scores(folder / "tuned")
         right = "parent kept" if not kept else "yes" if tuned[0] < min(before[0], fresh[0]) else "NO"
         figures = [score for each in zip(before, fresh, tuned, strict=True) for score in each]
-        rows.append([pair, chars, asked.hidden, f"{factor:g}", *figures[::2], *figures[1::2], kept, right])
+        rows.append([pair, chars, asked.hidden, f"{factor:g}", *figures, kept, right])
         print(table(rows[-1:]), file=sys.stderr)
     return rows
 
