@@ -141,7 +141,12 @@ class LanguageModel:
         network: In evaluation mode; or its weights, from which it can be sampled.
         build: Makes the network in torch, where only its weights are given.
         opened: How it was opened; None: it cannot be pickled.
+
+    Attributes:
+        text_place: Where its training text is now, or the folder that it lies in; None: where it was.
     """
+
+    text_place: str | None = None
 
     def __init__(
         self,
@@ -267,6 +272,17 @@ class LanguageModel:
     def readable(self) -> "Network | StoredNetwork":
         """What samples and scores are read from: the network in torch where it was made, else its weights."""
         return self._network
+
+    @property
+    def corpus(self) -> dict[str, Any]:
+        """What is known of the text that it was trained on: where it lies is often said by the run's own file beside it alone."""
+        own: dict[str, Any] = self.meta["corpus"]
+        sources = own.get("sources")
+        if not any(os.path.isabs(str(name)) for name in (sources if isinstance(sources, list) else [])):
+            with contextlib.suppress(CheckpointError):
+                found = checkpoint.read_header(self.path.parent / "last.safetensors").meta["corpus"]
+                return found if found.get("fingerprint") == own.get("fingerprint") else own
+        return own
 
     @property
     def device(self) -> str:

@@ -2,8 +2,9 @@
 
 import contextlib
 import os
+import shlex
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 LOOKED_AT, SHOWN = 4000, 20  # characters at the beginning of standard input, and lines in them, that may be names of files
 
 
+def ids_folder() -> Path:
+    """Return the folder for the ids of large texts."""
+    return cache_folder() or Path(".cache", "lstmlm")
+
+
 def open_named(
     names: list[str],
     config: RunConfig,
@@ -30,9 +36,7 @@ def open_named(
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Corpus:
     """Open what the command line names, as the configuration says."""
-    corpus = open_configured(
-        names, config, val=val, cache_dir=cache_folder() or Path(".cache", "lstmlm"), symbols=symbols, progress=progress
-    )
+    corpus = open_configured(names, config, val=val, cache_dir=ids_folder(), symbols=symbols, progress=progress)
     if "-" in names:
         _refuse_names(corpus)
     return corpus
@@ -55,24 +59,80 @@ def seen_in_training(names: list[str], val: str) -> str | None:
     return next((source.name for source in find_sources([val], bundled) if source.identity in trained), None)
 
 
-def open_for(was: dict[str, Any], config: RunConfig, symbols: str | None, advice: str) -> Corpus:
-    """Open the text that a run was trained on, as its checkpoint names it, and make sure that it is the same.
+def known_texts(
+    was: dict[str, Any], named: list[str], val: str | None, folder: Path | None = None
+) -> tuple[list[str], str | None]:
+    """Return the names of a run's texts: those that are named, or, of a run that goes on, those that it was begun with.
+
+    Where a folder is named in which all of them are found by their names, it is where they have been moved to.
 
     Args:
-        was: What the checkpoint says of its corpus.
-        config: The run's.
-        symbols: The run's vocabulary.
+        was: What the run's checkpoint says of its corpus; empty of a new run.
+        named: The texts on the command line; none: the run knows them.
+        val: The validation text on the command line.
+        folder: Of the run, for messages.
+
+    Raises:
+        TextError: The run's texts are not known, or were standard input.
+    """
+    sources, old_val = _recorded(was)
+    if not named:
+        again = "" if folder is None else f" It goes on with: lstmlm train --resume TEXT --out {printable(str(folder))}."
+        if not sources:
+            raise TextError(f"corpus: expected the place of the text that the run learns, found none written down.{again}")
+        if "-" in [*sources, val or old_val]:
+            raise TextError(f"corpus: expected the text that the run learns, found none: it was standard input.{again}")
+        for name in [*sources, *([old_val] if old_val else [])]:
+            _refuse_special(name, f"Name the text itself.{again}")
+        return sources, val or old_val
+    moved = _moved(named[0], sources, old_val) if len(named) == 1 else None
+    if moved:
+        return moved[0], val or moved[1]
+    return named, val or (old_val if old_val != "-" else None)
+
+
+@contextlib.contextmanager
+def may_have_moved(folder: Path) -> Iterator[None]:
+    """Add to what is wrong with a text that only the run in a folder has named how to say where it is now."""
+    try:
+        yield
+    except TextError as error:
+        again = printable(shlex.join(["lstmlm", "train", "PLACE", "--resume", "--out", str(folder)]))
+        raise TextError(f"{error} If it was moved, say where it is now: {again}") from None
+
+
+def _recorded(was: dict[str, Any]) -> tuple[list[str], str | None]:
+    """Return the names of a run's texts, training and validation, as its checkpoint has them: it may be a stranger's."""
+    sources, val = was.get("sources"), was.get("val")
+    return [str(s) for s in sources] if isinstance(sources, list) else [], str(val) if val else None
+
+
+def _moved(place: str, sources: list[str], val: str | None) -> tuple[list[str], str | None] | None:
+    """Return where a run's texts are in a folder, each by its name; None where they are not."""
+    if "-" in [*sources, val] or not os.path.isdir(place):
+        return None
+    found = [os.path.join(place, os.path.basename(name)) for name in [*sources, *([val] if val else [])]]
+    if not sources or not all(map(os.path.exists, found)):
+        return None
+    return found[: len(sources)], found[-1] if val else None
+
+
+def open_for(model: "LanguageModel", advice: str) -> Corpus:
+    """Open the text that a model was trained on, and make sure that it is the same.
+
+    Args:
+        model: The model.
         advice: What the user can do where it is not to be had, as a sentence.
 
     Raises:
         TextError: It is gone or has changed.
     """
-    names, val = _sources(was, advice)
+    names, val, advice = _sources(model, advice)
     try:
-        corpus = open_named(names, config, val=val, symbols=symbols)
+        corpus = open_named(names, model.config, val=val, symbols=model.meta["tokenizer"].get("symbols"))
     except TextError as error:
         raise TextError(f"the text that the run was trained on: {error} {advice}") from None
-    if corpus.fingerprint != was.get("fingerprint"):
+    if corpus.fingerprint != model.meta["corpus"].get("fingerprint"):
         raise _has_changed(names, advice)
     return corpus
 
@@ -88,12 +148,12 @@ def training_text(model: "LanguageModel", advice: str) -> str:
         TextError: As `open_for`.
     """
     if model.config.data.split != "tail":  # it is not the beginning: what is drawn is found as training found it
-        corpus = open_for(model.meta["corpus"], model.config, model.meta["tokenizer"].get("symbols"), advice)
+        corpus = open_for(model, advice)
         ids = corpus.train.tensor(0, len(corpus.train)).tolist()
         if model.tokenizer.kind == "byte":
             return bytes(ids).decode("utf-8", "surrogateescape")
         return model.tokenizer.decode(ids)
-    names, val = _sources(model.meta["corpus"], advice)
+    names, val, advice = _sources(model, advice)
     try:
         texts = [Text(part, [model], None, by_line=False) for part in (names, [val] if val else []) if part]
         written, *_ = ["".join(text) for text in texts]
@@ -106,28 +166,30 @@ def training_text(model: "LanguageModel", advice: str) -> str:
     return written[: sum(model.counts)]
 
 
-def _sources(was: dict[str, Any], advice: str) -> tuple[list[str], str | None]:
-    """Return the names of the text that a checkpoint says it was trained on, and of its validation text.
+def _sources(model: "LanguageModel", advice: str) -> tuple[list[str], str | None, str]:
+    """Return the names of the text that a model was trained on and of its validation text, and the advice where they are not it.
 
     Raises:
         TextError: There is none, or one cannot be read again.
     """
     # The checkpoint may be a stranger's: what it names is opened only if that cannot wait for ever or do something.
-    sources = was.get("sources")
-    names = [str(s) for s in sources] if isinstance(sources, list) else []
-    if not names or "-" in names:
+    sources, val = _recorded(model.corpus)
+    if model.text_place is not None:
+        sources, val = known_texts(model.corpus, [model.text_place], None)
+    if not sources or "-" in sources:
         raise TextError(f"corpus: expected the text that the run was trained on, found none: it was standard input. {advice}")
-    if was.get("count"):
+    if model.text_place is None and model.corpus.get("count"):
         raise TextError(
-            f"corpus: expected the names of the texts that the run was trained on, found {len(names)} of "
-            f"{printable(str(was['count']))}. {advice}"
+            f"corpus: expected the names of the texts that the run was trained on, found {len(sources)} of "
+            f"{printable(str(model.corpus['count']))}. {advice}"
         )
-    val = was.get("val")
     if val == "-":
         raise TextError(f"corpus: expected the validation text that the run had, found none: it was standard input. {advice}")
-    for name in [*names, *([str(val)] if val else [])]:
+    for name in [*sources, *([val] if val else [])]:
         _refuse_special(name, advice)
-    return names, str(val) if val else None
+    if model.text_place is None:
+        advice = f"If it was moved, say with --corpus where it is. {advice}"
+    return sources, val, advice
 
 
 def _has_changed(names: list[str], advice: str) -> TextError:

@@ -11,7 +11,7 @@ import typer
 from lstmlm import machine
 from lstmlm.cli import eval_report, text_reader
 from lstmlm.cli.eval_report import Scores
-from lstmlm.cli.options import MACHINE, MODEL, OUTPUT, Device, Encoding, Json, Models, Quiet, Threads, most_bits, words
+from lstmlm.cli.options import MACHINE, MODEL, OUTPUT, Device, Encoding, Json, Models, Quiet, TextPlace, Threads, most_bits, words
 from lstmlm.cli.text_input import listed, validation_text
 from lstmlm.display.console import Console
 from lstmlm.errors import CheckFailed, TextError, UsageError, printable
@@ -145,6 +145,7 @@ def eval(
         ),
     ] = None,
     models: Models = None,
+    corpus: TextPlace = None,
     threads: Threads = 0,
     device: Device = "auto",
     json: Json = False,
@@ -201,6 +202,8 @@ def eval(
         name or "": LanguageModel.open(name, threads=threads or machine.cpus(), device=device, report=console.warn)
         for name in asked
     }
+    for one in opened.values():
+        one.text_place = corpus
     if not models:
         opened = {str(one.path): one for one in opened.values()}
         console.say(f"model {printable(next(iter(opened)))}")
@@ -431,4 +434,4 @@ def _corpus(model: "LanguageModel", texts: list[str]) -> "Corpus":
     from lstmlm.cli.corpora import open_for
 
     advice = "Leave out --baselines." if texts else "Name a text to score."
-    return open_for(model.meta["corpus"], model.config, model.meta["tokenizer"].get("symbols"), advice)
+    return open_for(model, advice)

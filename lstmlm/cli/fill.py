@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lstmlm import machine
-from lstmlm.cli.options import MACHINE, MODEL, OUTPUT, Device, Json, Model, OnUnknown, Quiet, Threads
+from lstmlm.cli.options import MACHINE, MODEL, OUTPUT, Device, Json, Model, OnUnknown, Quiet, TextPlace, Threads
 from lstmlm.cli.text_input import one_symbol, one_text, read_text, unknown_rule
 from lstmlm.config import run_config
 from lstmlm.display.console import Console
@@ -67,6 +67,7 @@ def fill(
         typer.Option(metavar="CHAR", help="Set the memory C to zero after each such character.", rich_help_panel="Questions"),
     ] = None,
     model: Model = None,
+    corpus: TextPlace = None,
     on_unknown: OnUnknown = "error",
     threads: Threads = 0,
     device: Device = "auto",
@@ -99,6 +100,7 @@ def fill(
     candidates = [*(choice or []), *(read_text("--choices", choices).split() if choices else [])]
     console = Console(quiet=quiet)
     opened = LanguageModel.open(model, threads=threads or machine.cpus(), device=device, report=console.warn)
+    opened.text_place = corpus
     if model is None:
         console.say(f"model {printable(str(opened.path))}")
     newline = opened.tokenizer.encode("\n", on_unknown="skip")
@@ -159,7 +161,7 @@ def common_words(model: "LanguageModel", count: int) -> list[str]:
     from lstmlm.cli.corpora import open_for
 
     advice = "Give the candidates with --choice instead of --words."
-    corpus = open_for(model.meta["corpus"], model.config, model.meta["tokenizer"].get("symbols"), advice)
+    corpus = open_for(model, advice)
     found: Counter[str] = Counter()
     decoder, rest = model.tokenizer.stream_decoder(), ""
     for low in range(0, len(corpus.train), COUNTED_TOGETHER):

@@ -1,6 +1,7 @@
 """The command `lstmlm info`."""
 
 import shlex
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,14 +11,15 @@ from lstmlm.cli import safe_output
 from lstmlm.cli.options import MODEL, OUTPUT, Json, ModelAgain, ModelArgument, Quiet, one_model
 from lstmlm.display.console import Console
 from lstmlm.errors import UsageError, printable
-from lstmlm.units import bits
+from lstmlm.units import bits, counted, size
 
 if TYPE_CHECKING:
     from lstmlm.config.run_config import Value
     from lstmlm.storage.header import Header
 
 
-GROUPS = {MODEL: "-m runs/stories", "Checks and pictures": "--verify", OUTPUT: "--json -q"}
+CACHE = "Cache"
+GROUPS = {MODEL: "-m runs/stories", "Checks and pictures": "--verify", CACHE: "--cache", OUTPUT: "--json -q"}
 
 
 def info(
@@ -39,6 +41,10 @@ def info(
             metavar="TEXT", help="Over the picture.", show_default="the run's folder", rich_help_panel="Checks and pictures"
         ),
     ] = None,
+    cache: Annotated[
+        bool, typer.Option("--cache", help="Show the ids of large texts that are kept for the next run.", rich_help_panel=CACHE)
+    ] = False,
+    clear_cache: Annotated[bool, typer.Option("--clear-cache", help="Remove them.", rich_help_panel=CACHE)] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -49,10 +55,17 @@ def info(
     lstmlm info runs/stories --svg stories.svg
 
     lstmlm info --verify
+
+    lstmlm info --cache
     """
     name = one_model("info", target, model)
     if title is not None and svg is None:
         raise UsageError("--title: expected --svg with the picture that it stands over, found none.")
+    if cache or clear_cache:
+        if name or verify or svg:
+            raise UsageError("--cache and --clear-cache are about no model; leave out all else.")
+        _show_cache(Console(quiet=quiet), json, clear_cache)
+        return
     safe_output.refuse_other("--svg", svg)
 
     from lstmlm.config import run_config
@@ -87,6 +100,29 @@ def info(
         console.as_json(facts)
     else:
         console.table(_rows(facts, run_config.flat(config)))
+
+
+def _show_cache(console: Console, json: bool, clear: bool) -> None:
+    """Show the cached ids of texts, or remove them."""
+    from lstmlm.cli.corpora import ids_folder
+    from lstmlm.data import cache
+
+    folder = ids_folder()
+    files = cache.kept(folder)
+    gone = cache.clear(folder) if clear else 0
+    if json:
+        rows = [{"file": str(one.path), "text": one.text, "bytes": one.size, "used": one.used} for one in files]
+        console.as_json({"schema": 1, "command": "info", "cache": str(folder), "files": rows, "removed_bytes": gone})
+        return
+    if clear:
+        console.result(f"{size(gone)} in {counted(len(files), 'file')} removed from {printable(str(folder))}")
+        return
+    days = [max(0.0, (time.time() - one.used) / 86400) for one in files]
+    table = [(one.text, size(one.size), f"{day:.0f} days ago") for one, day in zip(files, days, strict=True)]
+    console.table([*table, ("all", size(sum(one.size for one in files)), "")], ("text", "size", "last used"))
+    console.say(
+        f"in {printable(str(folder))}; what is unused for 30 days goes by itself, `lstmlm info --clear-cache` removes all."
+    )
 
 
 def _facts(path: Path, saved: "Header") -> dict[str, Any]:

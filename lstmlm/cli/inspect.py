@@ -8,7 +8,7 @@ import typer
 
 from lstmlm import machine
 from lstmlm.cli import safe_output
-from lstmlm.cli.options import MACHINE, MODEL, OUTPUT, Json, Model, OnUnknown, Quiet, Threads
+from lstmlm.cli.options import MACHINE, MODEL, OUTPUT, Json, Model, OnUnknown, Quiet, TextPlace, Threads
 from lstmlm.cli.text_input import known_ids, one_of, one_text, read_text, unknown_rule
 from lstmlm.data.tokenizer import readable
 from lstmlm.display.console import Console, colour_allowed, columns, unicode_allowed
@@ -116,6 +116,7 @@ def inspect(
         typer.Option("--all", help="No limit on what is written or drawn, nor on the text of --at.", rich_help_panel=OVER),
     ] = False,
     model: Model = None,
+    corpus: TextPlace = None,
     member: Annotated[
         int, typer.Option(metavar="M", min=1, help="Which network of several, counted from 1.", rich_help_panel=MODEL)
     ] = 1,
@@ -158,6 +159,7 @@ def inspect(
 
     console, rule = Console(quiet=quiet), unknown_rule(on_unknown)
     opened = LanguageModel.open(model, threads=threads or machine.cpus(), device="cpu", report=console.warn).member(member)
+    opened.text_place = corpus
     if file is not None:
         text = read_text("--file", file, opened.tokenizer.bad_bytes)
     if "" in (text, against):

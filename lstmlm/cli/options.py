@@ -98,6 +98,12 @@ Encoding = Annotated[
         metavar="NAME", callback=_encoding, help="Of the text files.", show_default="the model's own", rich_help_panel="Text"
     ),
 ]
+TextPlace = Annotated[
+    str | None,
+    typer.Option(
+        "--corpus", metavar="PLACE", help="Where the text that it was trained on is now, if it was moved.", rich_help_panel=MODEL
+    ),
+]
 Threads = Annotated[int, typer.Option(metavar="N", min=0, max=4096, help="CPU threads; 0: all cores.", rich_help_panel=MACHINE)]
 Device = Annotated[
     str,

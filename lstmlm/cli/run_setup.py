@@ -5,24 +5,45 @@
 
 import contextlib
 import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lstmlm.config import run_config
 from lstmlm.config.run_config import Layer, RunConfig
+from lstmlm.config.schema import BUDGETS
 from lstmlm.config.setting import Located, Value
+from lstmlm.data.corpus import name_of
+from lstmlm.data.saved_model import parts
 from lstmlm.display import tensorboard
+from lstmlm.display.console import Console
 from lstmlm.errors import CheckpointError, TextError, UsageError, printable
 from lstmlm.storage import atomic, run_dir
 from lstmlm.storage.checkpoint import Checkpoint
 from lstmlm.training import distributed
+from lstmlm.training.events import TrainState
 
 if TYPE_CHECKING:
     from lstmlm.data.corpus import Corpus
     from lstmlm.storage.header import Header
 
-MAY_CHANGE = ("train.threads", "train.save_every", "train.kernel", "train.device", "train.accumulate")
-"""Keys that may differ when a run is resumed: none of them changes what the run is, only how it is computed."""
+MAY_CHANGE = (
+    "train.threads", "train.save_every", "train.keep", "train.kernel", "train.device", "train.accumulate", "train.segment",
+    "data.paths",
+)  # fmt: skip
+"""Keys that may differ when a run is resumed: none of them changes what the run is, only how it is computed and what is kept."""
+
+CHOSEN = ("train.lr", "train.warmup", "train.weight_decay", "model.dropout", "model.weight_dropout")
+"""Keys that are decided when a run begins; that they may change does not open them again."""
+
+RECORDED = (
+    *BUDGETS, *CHOSEN, "train.final_lr", "train.beta1", "train.beta2", "train.eps", "train.clip", "train.patience",
+    "train.eval_every", "train.state_dropout",
+)  # fmt: skip
+"""Keys that a run may have otherwise from where it is resumed: the end is another one, and the change is written down."""
 
 SHAPE = (
     "model.hidden", "model.layers", "model.bias", "model.readout", "model.layer_norm", "model.residual", "model.members",
@@ -33,8 +54,120 @@ SHAPE = (
 JOB = ".job"
 """Which torchrun job a run is of: started again by its agent, the same command goes on with it."""
 
+SNAPSHOTS = "step-*.safetensors"
+"""Models that `train.keep` asks for."""
+
 OURS = (JOB, "config.yaml", "metrics.jsonl", "samples.txt", "best.safetensors", "last.safetensors", "clock.jsonl")
 """Files of a run, which a new one takes the place of with --overwrite; see `replaced`."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run starts from.
+
+    config: As far as it is decided.
+    origins: Where each of its values came from.
+    saved: The checkpoint that it goes on from.
+    parent: The model that it is fine-tuned from.
+    resumes: It goes on, even where it was stopped before its first checkpoint.
+    overwrites: It takes the place of the run in its folder.
+    changed: What is otherwise from here on than in the run that goes on, by key: what it was and is.
+    """
+
+    config: RunConfig
+    origins: dict[str, str]
+    saved: Checkpoint | None = None
+    parent: Checkpoint | None = None
+    resumes: bool = False
+    overwrites: bool = False
+    changed: dict[str, list[Value]] = field(default_factory=dict)
+
+    @property
+    def first(self) -> Checkpoint | None:
+        """Whose weights and vocabulary it has."""
+        return self.saved or self.parent
+
+    @property
+    def symbols(self) -> str | None:
+        """The vocabulary that is given."""
+        return self.first.meta["tokenizer"].get("symbols") if self.first else None
+
+
+def start(
+    folder: Path,
+    layers: list[Layer],
+    *,
+    parent: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    hold: Callable[[bool], None] | None = None,
+) -> Start:
+    """Find out what a run starts from: nothing, a model, or where it was stopped.
+
+    Args:
+        folder: Of the run.
+        layers: Of its configuration.
+        parent: What --from names.
+        resume: The run in the folder is to go on.
+        overwrite: It is to be replaced.
+        hold: Locks the folder, which exists; told whether files in it were to be expected. None: nothing will be written.
+    """
+
+    def as_asked() -> tuple[bool, Start]:
+        again = started_again(folder)
+        known = parent_of(parent, folder, overwrite) if parent and not again else None
+        config, origins = resolved(layers, known)
+        return again, Start(config, origins, None, known, resume or again, overwrite and not again)
+
+    again, begins = as_asked()
+    if hold and folder.exists():
+        hold(resume or overwrite or again)
+        if again != started_again(folder):  # what a killed command had set aside is back
+            again, begins = as_asked()
+        refuse_existing(folder, begins.resumes or begins.overwrites)
+    if not begins.resumes:
+        return begins
+    saved = saved_in(folder)
+    if saved:
+        ended = not again and TrainState.from_meta(saved.meta["training"]).ended
+        config, origins, changed = resumed(parts(saved.meta)[0], layers, ended=ended)
+    else:
+        name, begun = run_config.load_preset(str(folder / "config.yaml"))
+        config, origins, changed = resumed(run_config.resolve([(name, begun)]).config, layers)
+    return replace(begins, config=config, origins=origins, saved=saved, changed=changed)
+
+
+def named(corpus: list[str], out: str | None, resume: bool) -> tuple[list[str], Path]:
+    """Return the texts that the command line names, and the folder of the run that it means.
+
+    A run that goes on may be named in the place of its text, or not at all: then it is the newest one.
+
+    Raises:
+        UsageError: Nothing is named.
+        CheckpointError: There is no run.
+    """
+    if resume and out is None:
+        if not corpus:
+            return [], run_dir.find(None).parent
+        if len(corpus) == 1 and any((Path(corpus[0]) / name).is_file() for name in ("last.safetensors", "config.yaml")):
+            return [], Path(corpus[0])
+    if not corpus and not resume:
+        raise UsageError(
+            "train: expected a CORPUS to learn, found none. Name a file or a folder, - for standard input, or `stories`. "
+            "`lstmlm train --resume` goes on with the newest run."
+        )
+    return corpus, Path(out or f"runs/{name_of(corpus[0])}")
+
+
+def hold(held: contextlib.ExitStack, folder: Path, asked_for: bool, console: Console) -> None:
+    """Lock the run folder until the command ends, made where it is missing, and put right what a killed command left there."""
+    refuse_existing(folder, asked_for)  # where others' files lie, not even a lock is left
+    atomic.make_folder(folder)
+    weakened = held.enter_context(run_dir.lock(folder))
+    if weakened:
+        console.say(weakened)
+    atomic.clean(folder)
+    atomic.put_back(folder, replaced(folder))
 
 
 def started_again(folder: Path) -> bool:
@@ -48,7 +181,8 @@ def started_again(folder: Path) -> bool:
 
 def replaced(folder: Path) -> list[str]:
     """Return the names of the files in a run folder that --overwrite replaces: the run's, and TensorBoard's events of it."""
-    return [*OURS, *(str(path.relative_to(folder)) for path in tensorboard.events(folder))]
+    others = [*sorted(folder.glob(SNAPSHOTS)), *tensorboard.events(folder)]
+    return [*OURS, *(str(path.relative_to(folder)) for path in others)]
 
 
 def layers_of(presets: list[str], assignments: list[str], flags: dict[str, str | None]) -> list[Layer]:
@@ -86,11 +220,13 @@ def resolved(layers: list[Layer], parent: Checkpoint | None) -> tuple[RunConfig,
 
 
 def _inherited(parent: Checkpoint) -> dict[str, Value]:
-    """Return the settings that a fine-tuned model inherits: its sizes and options, and its tokenizer."""
+    """Return the settings that a fine-tuned model inherits: its sizes and options, and its tokenizer.
+
+    How much is dropped is for the new text to say.
+    """
     values = run_config.flat(run_config.from_dict(parent.meta["config"], "--from", ignored=[]))
-    return {
-        key: value for key, value in values.items() if key.startswith("model.") or key in ("data.tokenizer", "data.normalize")
-    }
+    kept = ("data.tokenizer", "data.normalize")
+    return {k: v for k, v in values.items() if (k.startswith("model.") and k not in CHOSEN) or k in kept}
 
 
 def parent_of(start: str, folder: Path, overwrite: bool) -> Checkpoint:
@@ -139,7 +275,6 @@ def saved_in(folder: Path) -> Checkpoint | None:
         )
     from lstmlm.api import check
     from lstmlm.storage import checkpoint
-    from lstmlm.training.events import TrainState
 
     def known(header: "Header") -> None:
         """Refuse what training could not go on from, before a text is read, and with the file's name."""
@@ -161,26 +296,37 @@ def _others() -> str:
     return f"Runs here: {names}." if names else "There are no runs below runs/. Start one without --resume."
 
 
-def resumed(begun: RunConfig, layers: list[Layer]) -> tuple[RunConfig, dict[str, str]]:
-    """Return the configuration of the saved run, and refuse to change what the run is.
+def resumed(
+    begun: RunConfig, layers: list[Layer], *, ended: bool = False
+) -> tuple[RunConfig, dict[str, str], dict[str, list[Value]]]:
+    """Return the configuration of the saved run as it goes on, where each value came from, and what was changed in it.
+
+    Minutes that the run had already are nothing new, as long as it has not come to its end: then they are more of them.
 
     Raises:
-        UsageError: A key was given another value, and the end of the run would not be the same.
+        UsageError: A key was given another value, and the run would not be the same any more.
     """
     was = run_config.flat(begun)
     requested = run_config.resolve(layers)  # the last word of each key, and one budget of three
     values = run_config.flat(requested.config)
     asked = [key for key, source in requested.sources.items() if source != "default" and ", replaced by " not in source]
+    changed: dict[str, Value] = {}
     for key in asked:
-        if values[key] != was[key] and key not in MAY_CHANGE:
+        if values[key] == was[key]:
+            if key == "train.minutes" and ended:
+                changed[key] = values[key]
+            continue
+        if key not in (*MAY_CHANGE, *RECORDED) or (values[key] is None and key in CHOSEN):
             raise UsageError(
                 f"--resume: {key} is {_shown(was[key])} in this run, and {_shown(values[key])} was asked for "
                 f"({requested.sources[key]}). Leave it out to go on as it was, or train on with other settings in a new run: "
                 "--from RUN --out DIR."
             )
-    changed = {key: values[key] for key in asked if key in MAY_CHANGE}
+        changed[key] = values[key]
     resolved = run_config.resolve([("checkpoint", was), ("command line", changed)])
-    return resolved.config, resolved.sources
+    found = run_config.flat(resolved.config)
+    recorded = {key: [was[key], found[key]] for key in RECORDED if found[key] != was[key] or (key in changed and key in BUDGETS)}
+    return resolved.config, resolved.sources, recorded
 
 
 def refuse_existing(folder: Path, asked_for: bool) -> None:
@@ -196,33 +342,40 @@ def refuse_existing(folder: Path, asked_for: bool) -> None:
     except OSError as error:
         raise atomic.problem(error, f"cannot look into {folder}") from None
     if theirs:
-        found = _text_of(folder) or printable(", ".join(theirs[:4]))
+        found, free = _run_of(folder) or printable(", ".join(theirs[:4])), printable(str(_free(folder)))
         raise UsageError(
             f"run {printable(str(folder))}: expected an empty or new folder, found {found}. "
-            "Use --resume to go on with it, --overwrite to begin again, or --out DIR for another folder."
+            f"Use --resume to go on with it, --overwrite to begin again, or --out {free} for another folder."
         )
 
 
-def _text_of(folder: Path) -> str:
-    """Say which text the run in a folder is of; nothing where there is no run."""
+def _run_of(folder: Path) -> str:
+    """Say of which text the run in a folder is, where that can be told."""
     from lstmlm.storage import checkpoint
 
-    for name in ("best.safetensors", "last.safetensors"):
-        with contextlib.suppress(CheckpointError, OSError, ValueError):
-            corpus = checkpoint.read_header(folder / name).meta["corpus"]
+    for kind in ("last", "best"):
+        with contextlib.suppress(CheckpointError):
+            corpus = checkpoint.read_header(folder / f"{kind}.safetensors").meta["corpus"]
             sources = corpus.get("sources")
             text = sources[0] if isinstance(sources, list) and sources else corpus.get("name")
             return f"the run of {printable(str(text)[:200])}"
     return ""
 
 
+def _free(folder: Path) -> Path:
+    """Return a name beside a folder's that is not taken: with the next number."""
+    name = re.sub(r"-\d{1,6}$", "", folder.resolve().name) or "run"
+    return next(path for number in count(2) if not (path := folder.parent / f"{name}-{number}").exists())
+
+
 def refuse_other_text(corpus: "Corpus", saved: Checkpoint, folder: Path, names: list[str]) -> None:
     """Refuse to go on with another text, or another validation part, than the run was saved with."""
     was = saved.meta["corpus"]
     if was.get("fingerprint") != corpus.fingerprint:
+        run = printable(str(folder))
         raise TextError(
-            f"corpus {printable(' '.join(names))}: expected the text that the run in {printable(str(folder))} was "
+            f"corpus {printable(' '.join(names))}: expected the text that the run in {run} was "
             f"trained on ({printable(str(was.get('chars')))} characters, {printable(str(was.get('fingerprint'))[:12])}), found "
-            f"another one ({corpus.chars} characters, {corpus.fingerprint[:12]}). Put the text back, or start a new run with "
-            "--from."
+            f"another one ({corpus.chars} characters, {corpus.fingerprint[:12]}). Say where the text is now, or learn this "
+            f"one from where that run has come to: --from {run} --out {printable(str(_free(folder)))}."
         )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lstmlm import machine
-from lstmlm.cli.options import MACHINE, MODEL, OUTPUT, Device, Json, Model, OnUnknown, Quiet, Threads
+from lstmlm.cli.options import MACHINE, MODEL, OUTPUT, Device, Json, Model, OnUnknown, Quiet, TextPlace, Threads
 from lstmlm.cli.text_input import open_file, read_text, unknown_rule
 from lstmlm.data.tokenizer import readable
 from lstmlm.display.console import Console, is_terminal, unicode_allowed
@@ -126,6 +126,7 @@ def sample(
         ),
     ] = None,
     model: Model = None,
+    corpus: TextPlace = None,
     on_unknown: OnUnknown = "error",
     threads: Threads = 0,
     device: Device = "auto",
@@ -192,6 +193,7 @@ def sample(
 
     console = Console(quiet=quiet)
     opened = LanguageModel.open(model, threads=threads or machine.cpus(), device=device, report=console.warn)
+    opened.text_place = corpus
     first_seed = seed if seed is not None else secrets.randbelow(2**31)
     if model is None:
         console.say(f"model {printable(str(opened.path))}")

@@ -168,7 +168,7 @@ def statistics_text(
         return text[:most]
     from lstmlm.cli.corpora import open_for
 
-    corpus = open_for(model.meta["corpus"], model.config, model.meta["tokenizer"].get("symbols"), advice)
+    corpus = open_for(model, advice)
     return validation_text(model, corpus, most, advice)
 
 

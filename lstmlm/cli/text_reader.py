@@ -89,7 +89,7 @@ class Text:
 
     def trained_on(self, model: "LanguageModel") -> bool:
         """Say, once it is read, whether a model was trained on it, or on a file of it as it is now."""
-        named = model.meta["corpus"].get("sources")
+        named = model.corpus.get("sources")
         files = set()
         for name in named if isinstance(named, list) else []:
             with contextlib.suppress(OSError, ValueError):  # it is gone, or a stranger's file names what cannot be a name

@@ -4,7 +4,6 @@ import contextlib
 import gc
 import inspect
 import json
-import math
 import sys
 import time
 from collections.abc import Callable
@@ -24,10 +23,10 @@ from lstmlm.display.console import Console
 from lstmlm.errors import Stopped, UsageError
 
 if TYPE_CHECKING:
+    from lstmlm.cli.run_setup import Start
     from lstmlm.config.run_config import RunConfig
     from lstmlm.display.progress_view import RunView
     from lstmlm.display.tensorboard import Board
-    from lstmlm.storage.checkpoint import Checkpoint
     from lstmlm.training.events import Event
     from lstmlm.training.trainer import Trainer
 
@@ -72,14 +71,19 @@ def _flag(one: Setting) -> Any:
 def train(
     corpus: Annotated[
         list[str] | None,
-        typer.Argument(metavar="CORPUS...", help="Text files, folders, .tar .zip .gz .xz .bz2 files, - for stdin, or `stories`."),
+        typer.Argument(
+            metavar="CORPUS...",
+            help="Text files, folders, .tar .zip .gz .xz .bz2 files, - for stdin, or `stories`; with --resume a run, or nothing.",
+            show_default=False,
+        ),
     ] = None,
     out: Annotated[
         str | None,
         typer.Option(metavar="DIR", help="Run folder.", show_default="runs/<corpus name>", rich_help_panel="Run"),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in DIR, to the same bits.", rich_help_panel="Run")
+        bool,
+        typer.Option("--resume", help="Go on with a run, to the same bits; with a larger budget further.", rich_help_panel="Run"),
     ] = False,
     start: Annotated[
         str | None,
@@ -134,91 +138,71 @@ def train(
     lstmlm train stories --config minute --set train.seed=7
 
     lstmlm train more.txt --from runs/corpus --out runs/more
+
+    lstmlm train --resume runs/corpus --minutes 5
     """
     from lstmlm.cli import run_setup, signals, train_report, train_worker
-    from lstmlm.cli.corpora import open_named, seen_in_training
+    from lstmlm.cli.corpora import known_texts, may_have_moved, open_named, seen_in_training
     from lstmlm.cli.text_reader import refuse_models
-    from lstmlm.config import auto_tune, run_config
-    from lstmlm.data.corpus import name_of
-    from lstmlm.data.saved_model import parts
+    from lstmlm.config import run_config
     from lstmlm.data.sources import require
     from lstmlm.display import tensorboard
     from lstmlm.display.progress_view import RunView
     from lstmlm.model import devices
     from lstmlm.training import distributed, malloc
-    from lstmlm.units import counted
 
     typed = list(corpus or [])
     corpus = [*typed, *(listed(files_from) if files_from is not None else [])]
-    if not corpus:
-        raise UsageError("train: expected a text to learn, found none. Name a file or a folder, - for stdin, or `stories`.")
     with distributed.joined() as group, contextlib.ExitStack() as held:
         if not group.is_rank_zero:
-            train_worker.run(corpus, val, group)
+            train_worker.run(group)
             return
         console = Console(quiet=quiet, verbose=verbose)
-        for flag, given in (("--out", out), ("--val", val), ("--from", start)):
-            if given == "":  # of a variable that is not set: what stands for no flag at all may be another run
-                raise UsageError(f"{flag}: expected a name, found nothing. Give one, or do without {flag}.")
-        if resume and (overwrite or start):
-            raise UsageError("--resume goes on with a run as it is; leave out --overwrite and --from.")
+        _refuse_flags({"--out": out, "--val": val, "--from": start}, resume, overwrite)
         if with_tensorboard:
             tensorboard.require()
-        if group.size > 1 and "-" in [*corpus, val, files_from]:
+        layers = run_setup.layers_of(presets or [], assignments or [], flags)
+        run_config.resolve(layers)  # what is wrong with the settings is said before the folder is looked at
+        named, folder = run_setup.named(corpus, out, resume)
+        refuse_models("train", named, "CORPUS --from")
+        if not resume:  # else what the run says of itself comes first
+            require([*named, *([val] if val else [])], run_config.resource_dir("data"))
+        makes = not (dry_run or print_config)
+        began_here = makes and folder.exists()
+
+        def hold(asked_for: bool) -> None:
+            run_setup.hold(held, folder, asked_for, console)
+
+        begins = run_setup.start(folder, layers, parent=start, resume=resume, overwrite=overwrite, hold=hold if makes else None)
+        config, saved, requested = begins.config, begins.saved, begins.config.train.device
+        if not makes:
+            group.broadcast_bytes(b"null")
+            group = distributed.ProcessGroup()
+        if print_config:
+            train_report.print_config(console, as_json, config, begins.origins)
+            return
+        names, val = known_texts(saved.meta["corpus"] if saved else {}, named, val, folder)
+        if group.size > 1 and "-" in [*names, val, files_from]:
             raise UsageError(
                 "corpus -: expected files, as each process reads the text, found standard input. Put it into a file."
             )
-        layers = run_setup.layers_of(presets or [], assignments or [], flags)
-        run_config.resolve(layers)  # what is wrong with the settings is said before the folder is looked at
-        texts = [*typed, *(["--files-from", files_from] if files_from else []), *(["--val", val] if val else [])]
-        refuse_models("train", corpus, "CORPUS --from")
-        if not resume:  # of a run that goes on, the folder comes first
-            require([*corpus, *([val] if val else [])], run_config.resource_dir("data"))
-        folder, makes = Path(out or f"runs/{name_of(corpus[0])}"), not (dry_run or print_config)
-
-        def as_asked() -> "tuple[bool, Checkpoint | None, tuple[RunConfig, dict[str, str]]]":
-            again = run_setup.started_again(folder)
-            parent = run_setup.parent_of(start, folder, overwrite) if start and not again else None
-            return again, parent, run_setup.resolved(layers, parent)
-
-        again, parent, (config, sources) = as_asked()
-        began_here = makes and folder.exists()
-        if began_here:
-            _hold(held, folder, resume or overwrite or again, console)
-            if again != run_setup.started_again(folder):  # what a killed command had set aside is back
-                again, parent, (config, sources) = as_asked()
-        if again:
-            resume, overwrite = True, False
-        if began_here:
-            run_setup.refuse_existing(folder, resume or overwrite)
-        saved = run_setup.saved_in(folder) if resume else None
-        if saved:
-            config, sources = run_setup.resumed(parts(saved.meta)[0], layers)
-        elif resume:
-            name, begun = run_config.load_preset(str(folder / "config.yaml"))
-            config, sources = run_setup.resumed(run_config.resolve([(name, begun)]).config, layers)
-        known = saved or parent
-        requested = config.train.device
         if makes and requested == "cuda":  # what cannot be is said before a text is read
             devices.choose(requested, None, group.local_rank, group.local_size)
-        symbols = known.meta["tokenizer"].get("symbols") if known else None
-        group.broadcast_bytes(json.dumps({"config": run_config.to_dict(config), "symbols": symbols} if makes else None).encode())
-        if not makes:
-            group = distributed.ProcessGroup()
-        if print_config:
-            train_report.print_config(console, as_json, config, sources)
-            return
+        told = {"config": run_config.to_dict(config), "symbols": begins.symbols, "names": names, "val": val}
+        group.broadcast_bytes(json.dumps(told).encode())
         malloc.import_torch_meanwhile()
-        with group.local_rank_zero_first():
-            text = open_named(corpus, config, val=val, symbols=symbols, progress=train_report.Reading(console))
+        with group.local_rank_zero_first(), contextlib.nullcontext() if named else may_have_moved(folder):
+            text = open_named(names, config, val=val, symbols=begins.symbols, progress=train_report.Reading(console))
         config = replace(config, data=replace(config.data, split=text.split))
+        listing = ["--files-from", files_from] if files_from else []
+        texts = [*(typed if listing else names), *listing, *(["--val", val] if val else [])]
         if saved:
             run_setup.refuse_other_text(text, saved, folder, texts)
         for note in text.notes:
             console.say(note)
-        if not known:
+        if not begins.first:
             train_report.say_unlike(console, text)
-        if val and "-" not in [*corpus, val] and (seen := seen_in_training(corpus, val)):
+        if val and "-" not in [*names, val] and (seen := seen_in_training(names, val)):
             console.warn(f"--val: {seen} is trained on too: its score tells nothing of other texts.")
 
         from lstmlm.training import launch
@@ -228,41 +212,39 @@ def train(
         malloc.tune_malloc()
         clock = Clock(STARTED)
         keep = str(saved.meta["versions"].get("kernel", "")) if saved else ""
-        ready = launch.prepare(config, text, clock, group, console.say, keep)
+        ready = launch.prepare(config, text, clock, group, console.say, keep, tuned=begins.parent is not None)
         asked, config, device, kernel, steps = config, ready.config, ready.device, ready.kernel, ready.steps
         for line in ready.notes:
             console.say(line)
-        if config.train.minutes is not None and steps < auto_tune.FEWEST_STEPS and not saved:
-            enough = math.ceil((clock.seconds() + ready.left() * auto_tune.FEWEST_STEPS / steps) / 6) / 10
-            console.warn(
-                f"some {counted(steps, 'step')} in {counted(config.train.minutes, 'minute')}: too few to learn much. Give it "
-                f"--minutes {enough:g}."
-            )
+        if not saved:
+            train_report.warn_of_few(console, config, steps, ready.left(), clock)
         if dry_run:
             train_report.show_plan(console, as_json, config, text, kernel.name, steps)
             return
         if device.type == "cpu":
             launch.refuse_too_large(config, text, group.local_size)
         if not began_here:
-            _hold(held, folder, resume or overwrite, console)
-            run_setup.refuse_existing(folder, resume or overwrite)  # somebody may have trained here while the text was read
+            hold(begins.resumes or begins.overwrites)
+            run_setup.refuse_existing(folder, begins.resumes or begins.overwrites)  # somebody may have trained here meanwhile
         caught = held.enter_context(signals.caught(console))
-        identity = launch.identity(text, corpus, val, ready, __version__, ["lstmlm", *sys.argv[1:]])
-        first = saved or parent
+        identity = launch.identity(text, names, val, ready, __version__, ["lstmlm", *sys.argv[1:]])
         group.broadcast_bytes(
             json.dumps(
                 {
                     "config": run_config.to_dict(config),
                     "corpus": text.fingerprint,
                     "resumes": bool(saved),
-                    "starts": bool(first),
+                    "starts": bool(begins.first),
+                    "changed": begins.changed,
+                    "steps": steps,
                     "device": device.type,
                     "kernel": kernel.name,
                 }
             ).encode()
         )
         began = time.monotonic() - clock.seconds()
-        timed = config.train.minutes is not None and not (saved and saved.meta["training"].get("steps"))
+        planned = saved and saved.meta["training"].get("steps") and not begins.changed.keys() & set(schema.BUDGETS)
+        timed = config.train.minutes is not None and not planned
         board = tensorboard.Board(folder, saved.meta["step"] if saved else 0, console.warn) if with_tensorboard else None
 
         def made(config: "RunConfig") -> "tuple[RunView, Trainer]":
@@ -270,14 +252,15 @@ def train(
             return view, Trainer(config, text, kernel, folder, identity, _reports(view, board), clock, caught, group, device)
 
         view, trainer = made(config)
-        if timed and not first and not board and device.type == "cpu" and asked.model.hidden is None:
+        if timed and not begins.first and not board and device.type == "cpu" and asked.model.hidden is None:
             trainer.expected = steps
-        if first:
-            group.broadcast_checkpoint(first)
+        if begins.first:
+            group.broadcast_checkpoint(begins.first)
         if saved:
-            trainer.restore(saved)
+            trainer.restore(saved, begins.changed)
             train_report.say_differences(console, saved.meta["versions"], identity["versions"])
-        _begin(trainer, folder, parent, saved)
+            train_report.say_changes(console, trainer, begins.changed, saved)
+        _begin(trainer, folder, begins, steps)
         where = kernel.name if device.type == "cpu" else f"{kernel.name} on {devices.name(device)}"
         train_report.announce(console, text, trainer, where, folder, saved)
         try:
@@ -290,7 +273,7 @@ def train(
                     del trainer  # its memory
                     gc.collect()
                     view, trainer = made(smaller)
-                    _begin(trainer, folder, None, None)
+                    _begin(trainer, folder, begins, steps)
                 trainer.run()
         except Stopped as stopped:
             command = train_report.going_on(texts, folder)
@@ -300,6 +283,15 @@ def train(
             if board:
                 board.close()
         train_report.finish(console, as_json, trainer, folder, max_bpc)
+
+
+def _refuse_flags(given: dict[str, str | None], resume: bool, overwrite: bool) -> None:
+    """Refuse flags that say nothing, or that cannot hold together."""
+    for flag, value in given.items():
+        if value == "":  # of a variable that is not set: what stands for no flag at all may be another run
+            raise UsageError(f"{flag}: expected a name, found nothing. Give one, or do without {flag}.")
+    if resume and (overwrite or given["--from"]):
+        raise UsageError("--resume goes on with a run as it is; leave out --overwrite and --from.")
 
 
 def _reports(view: "RunView", shown: "Board | None") -> "Callable[[Event], None]":
@@ -314,45 +306,32 @@ def _reports(view: "RunView", shown: "Board | None") -> "Callable[[Event], None]
     return both
 
 
-def _hold(held: contextlib.ExitStack, folder: Path, asked_for: bool, console: Console) -> None:
-    """Lock the run folder until the command ends, made where it is missing, and put right what a killed command left there."""
-    from lstmlm.cli import run_setup
-    from lstmlm.storage import atomic, run_dir
-
-    run_setup.refuse_existing(folder, asked_for)  # where others' files lie, not even a lock is left
-    atomic.make_folder(folder)
-    weakened = held.enter_context(run_dir.lock(folder))
-    if weakened:
-        console.say(weakened)
-    atomic.clean(folder)
-    atomic.put_back(folder, run_setup.replaced(folder))
-
-
-def _begin(trainer: "Trainer", folder: Path, parent: "Checkpoint | None", saved: "Checkpoint | None") -> None:
+def _begin(trainer: "Trainer", folder: Path, begins: "Start", steps: int) -> None:
     """Write what a run starts with: its job, its configuration and its first checkpoint."""
     from lstmlm.cli import run_setup
     from lstmlm.config import run_config
     from lstmlm.storage import atomic
-    from lstmlm.training import distributed, launch
+    from lstmlm.training import distributed, tuning
 
     job = distributed.job()
     text = run_config.to_yaml(trainer.config)
-    if saved:
+    if begins.saved:
         if job:
             atomic.write_text(folder / run_setup.JOB, job)
-        if not (folder / "config.yaml").exists():  # killed between its first checkpoint and this
-            atomic.write_text(folder / "config.yaml", text)
         trainer.begin()
+        # Killed between its first checkpoint and this, it has none; and what was changed is in the checkpoint first.
+        if begins.changed or not (folder / "config.yaml").exists():
+            atomic.write_text(folder / "config.yaml", text)
         return
     with atomic.set_aside(folder, run_setup.replaced(folder)):  # what --overwrite deletes is there until the new run is
         if job:
             atomic.write_text(folder / run_setup.JOB, job)
-        if parent is None:
+        if begins.parent is None:
             # First the configuration: a run killed between the two is resumed from it.
             atomic.write_text(folder / "config.yaml", text)
             trainer.begin()
             return
-        trainer.load_model(launch.weights_of(parent))
+        trainer.start_from(tuning.weights_of(begins.parent, trainer.corpus.tokenizer), steps)
         # First the checkpoint: a configuration alone would be resumed from random weights.
         trainer.begin()
         atomic.write_text(folder / "config.yaml", text)

@@ -11,6 +11,7 @@ from lstmlm import machine
 from lstmlm.cli import STARTED, run_plots
 from lstmlm.config import auto_tune, run_config
 from lstmlm.config.run_config import RunConfig
+from lstmlm.config.schema import BUDGETS
 from lstmlm.display.console import Console
 from lstmlm.display.progress_view import PLAIN_SECONDS
 from lstmlm.errors import CheckFailed, printable
@@ -18,7 +19,11 @@ from lstmlm.storage.checkpoint import Checkpoint
 from lstmlm.units import bits, counted, duration, size
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from lstmlm.config.setting import Value
     from lstmlm.data.corpus import Corpus
+    from lstmlm.training.events import Clock
     from lstmlm.training.trainer import Trainer
 
 LEAST_COMPARED, UNLIKE = 1000, 1.4  # characters of either part, and how many times as much the one takes that is unlike
@@ -84,6 +89,54 @@ def _parameters(trainer: "Trainer") -> str:
     return f"{one:,} parameters" if count == 1 else f"{count} members of {one:,} parameters"
 
 
+def warn_of_few(console: Console, config: RunConfig, steps: int, left: float, clock: "Clock") -> None:
+    """Say where the minutes are too few to learn much, and how many are enough.
+
+    Args:
+        console: Where.
+        config: Of the run.
+        steps: That fit into the time.
+        left: Seconds for them.
+        clock: Of the command.
+    """
+    if config.train.minutes is None or steps >= auto_tune.FEWEST_STEPS:
+        return
+    enough = math.ceil((clock.seconds() + left * auto_tune.FEWEST_STEPS / steps) / 6) / 10
+    console.warn(
+        f"some {counted(steps, 'step')} in {counted(config.train.minutes, 'minute')}: too few to learn much. Give it "
+        f"--minutes {enough:g}."
+    )
+
+
+def say_changes(console: Console, trainer: "Trainer", changed: "Mapping[str, Sequence[Value]]", saved: Checkpoint) -> None:
+    """Say what is otherwise from here on than in the run until now, and where that makes another run of it."""
+    if not changed:
+        return
+    step, train = trainer.progress.step, trainer.config.train
+    named = [key for key, (_, value) in changed.items() if not (key in BUDGETS and value is None)]
+    parts = []
+    for key in named:
+        was, value = changed[key]
+        if key == "train.minutes":
+            parts.append(f"{counted(float(str(value)), 'minute')} more")
+        else:
+            parts.append(f"{key} {_shown(value)}" + ("" if was is None else f" (was {_shown(was)})"))
+    console.say(f"from step {step:,} on: {', '.join(parts)}")
+    from lstmlm.training.optim import learning_rate
+
+    before = saved.meta["training"].get("steps")
+    if changed.keys() & set(BUDGETS) and train.final_lr != 1 and isinstance(before, int):
+        was_at, now_at = (learning_rate(train, step, steps) for steps in (before, trainer.progress.steps or 2**62))
+        console.say(
+            f"the rate falls to the end of a run: of {before:,} steps it had come to {was_at:.2g} here, now it is {now_at:.2g}. "
+            "The end is not that of a run that had asked for so much at once."
+        )
+
+
+def _shown(value: "Value") -> str:
+    return "auto" if value is None else f"{value:g}" if isinstance(value, float) else printable(str(value))
+
+
 def finish(console: Console, json: bool, trainer: "Trainer", folder: Path, max_bpc: float | None) -> None:
     """Say what was reached and what to type next.
 
@@ -93,7 +146,7 @@ def finish(console: Console, json: bool, trainer: "Trainer", folder: Path, max_b
     p, (nats, exact) = trainer.progress, trainer.best
     out = shlex.quote(str(folder))
     run_plots.say_curve(console, folder)
-    scored = p.best_step > 0 and nats < math.inf
+    scored = nats < math.inf
     counting = trainer.counting_nats
     if scored:
         if p.steps is not None and p.step < p.steps:
@@ -101,11 +154,12 @@ def finish(console: Console, json: bool, trainer: "Trainer", folder: Path, max_b
                 f"{p.worse} validations in a row were worse than the best, the last one by {p.final_nats / p.best_nats - 1:.0%}"
             )
             console.say(
-                f"stopped at step {p.step:,} of {p.steps:,}: {above}. The model of step {p.best_step:,} is kept; with "
+                f"stopped at step {p.step:,} of {p.steps:,}: {above}. The best model is kept; with "
                 "`--set train.patience=0` a run goes to its end."
             )
         how = "" if exact else f", an estimate from {min(p.look_chars, len(trainer.validation)):,} characters of it"
-        console.say(f"best {bits(nats):.4f} bits/char ({nats:.4f} nats) on the validation text, at step {p.best_step}{how}")
+        where = f"at step {p.best_step}" if p.best_step else "by the model of --from: it is kept, as no step made it better"
+        console.say(f"best {bits(nats):.4f} bits/char ({nats:.4f} nats) on the validation text, {where}{how}")
         if nats > counting:
             console.warn(
                 f"the model has learnt nothing: counting single characters takes {bits(counting):.4f} bits/char. Give it more "

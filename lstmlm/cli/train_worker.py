@@ -16,12 +16,10 @@ from lstmlm.errors import Diverged, Stopped, TextError, UsageError, printable
 from lstmlm.training.distributed import PeerLostError, ProcessGroup
 
 
-def run(names: list[str], val: str | None, group: ProcessGroup) -> None:
-    """Train along with rank 0.
+def run(group: ProcessGroup) -> None:
+    """Train along with rank 0, which names the texts: each machine has its own copy, or a shared one.
 
     Args:
-        names: The texts, as the command line names them; each machine has its own copy, or a shared one.
-        val: The validation text.
         group: The processes.
 
     Raises:
@@ -29,18 +27,19 @@ def run(names: list[str], val: str | None, group: ProcessGroup) -> None:
         TextError: With what rank 0 does not know.
     """
     try:
-        _run(names, val, group)
+        _run(group)
     except (PeerLostError, Stopped, Diverged, UsageError) as error:
         raise SystemExit(error.exit_code) from None
     except TextError as error:
         raise TextError(f"rank {group.rank} on {printable(socket.gethostname())}: {error}") from None
 
 
-def _run(names: list[str], val: str | None, group: ProcessGroup) -> None:
+def _run(group: ProcessGroup) -> None:
     begun = json.loads(group.broadcast_bytes())
     if begun is None:  # rank 0 only shows something
         return
     config = run_config.from_dict(begun["config"], "rank 0")
+    names, val = begun["names"], begun["val"]
     with group.local_rank_zero_first():
         corpus = open_named(names, config, val=val, symbols=begun["symbols"])
     told = json.loads(group.broadcast_bytes())
@@ -55,9 +54,9 @@ def _run(names: list[str], val: str | None, group: ProcessGroup) -> None:
 
     from lstmlm import kernels
     from lstmlm.model import devices
-    from lstmlm.training import malloc
+    from lstmlm.training import malloc, tuning
     from lstmlm.training.events import Clock
-    from lstmlm.training.launch import sizes, threads, weights_of
+    from lstmlm.training.launch import sizes, threads
     from lstmlm.training.trainer import Trainer
 
     malloc.tune_malloc()
@@ -76,8 +75,8 @@ def _run(names: list[str], val: str | None, group: ProcessGroup) -> None:
         trainer = Trainer(config, corpus, kernel, Path(), {}, lambda record: None, Clock(STARTED), caught, group, device)
         first = group.broadcast_checkpoint(None) if told["starts"] else None
         if first and told["resumes"]:
-            trainer.restore(first)
+            trainer.restore(first, told["changed"])
         elif first:
-            trainer.load_model(weights_of(first))
+            trainer.start_from(tuning.weights_of(first, corpus.tokenizer), told["steps"])
         trainer.begin()
         trainer.run()

@@ -153,6 +153,13 @@ class DataConfig(_Section):
         choices=("auto", "tail", "lines", "paragraphs", "files"),
         group="Corpus",
     )
+    on_unknown: str = setting(
+        "error",
+        "with --from, characters that the model does not know: refused, left out, replaced by like ones, or learnt",
+        choices=("error", "skip", "replace", "grow"),
+        group="Corpus",
+    )
+    paths: bool = setting(False, "say in the model too where its text lies, not only in the run's own files")
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +221,7 @@ class TrainConfig(_Section):
     kernel: str = setting("auto", "code that runs the recurrence", choices=("auto", "eager", "native", "triton"))
     eval_every: int | None = setting(None, "steps between validations", low=1, high=MANY)
     save_every: int | None = setting(None, "steps between checkpoints", low=1, high=MANY)
+    keep: int = setting(0, "steps between models that are kept as step-N.safetensors; 0: none", low=0, high=MANY)
     patience: int | None = setting(
         None,
         "validations without a better score after which to stop; 0: never; auto: 3, from 5 % above the best, at twice its step",

@@ -3,7 +3,8 @@
 The file holds a header of one page, the ids in 1, 2 or 4 bytes each, and a trailer that says what they are and holds the
 checksums of their segments. It is written beside, fsynced and renamed; all of it is checked before it is used, and whatever is
 damaged, stale or half-written counts as no file at all. `corpus` asks `find` first, and writes with a `Writer` where nothing is
-found.
+found. When a file is written, those that nobody has used for long go, and the longest unused ones beyond a size; `kept` and
+`clear` are for `lstmlm info`.
 """
 
 import contextlib
@@ -14,7 +15,9 @@ import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,8 @@ MAGIC = b"lstmlm-ids-2\n"
 PAGE = 4096
 MEMORY_LIMIT = 64 << 20  # bytes of ids that are kept in memory without a file
 SEGMENT = 16 << 20  # bytes of the body that have a checksum of their own: several threads compare them
+UNUSED_SECONDS = 30 * 24 * 3600  # after which a file goes ...
+MOST_BYTES = 20 << 30  # ... and beyond which, all together, those that were not used for longest
 THREADS = 4  # that do so, so that a file is checked as fast as most disks read it
 
 
@@ -105,7 +110,7 @@ class Writer:
         trailer = json.dumps({"facts": facts, "checks": self._checks}).encode()
         header = {
             "width": width, "size": self.size, "stamp": stamp, "stamped": self.started, "place": place,
-            "trailer": len(trailer), "trailer_sha256": hashlib.sha256(trailer).hexdigest(),
+            "trailer": len(trailer), "trailer_sha256": hashlib.sha256(trailer).hexdigest(), "text": facts.get("name", "")[:200],
         }  # fmt: skip
         path = self._folder / f"{key}.ids"
         with writing_to(self._folder):
@@ -118,6 +123,7 @@ class Writer:
                 draft.discard()
                 raise
             _remove_older(path, place)
+            _remove_unused(path)
         store = load(path, whole=True)
         if store is None:
             raise SystemProblem(
@@ -147,6 +153,8 @@ def load(path: Path, *, whole: bool = False) -> Store | None:
             told = json.loads(trailer)
             if not (whole or _body_checks(path, header["size"]) == told["checks"]):
                 return None
+            with contextlib.suppress(OSError):
+                os.utime(path)  # it has been used
             return Store(map_file(file.fileno()), header["width"], PAGE, told["facts"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -220,6 +228,50 @@ def _segment_check(path: Path, size: int, start: int) -> int:
             check = zlib.crc32(buffer[:count], check)
             left -= count
     return check
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A file of ids: what it is of, its size in bytes, and when it was last used, in seconds since 1970."""
+
+    path: Path
+    text: str
+    size: int
+    used: float
+
+
+def kept(folder: Path) -> list[Kept]:
+    """Return the files of ids in the cache folder, the last used first; what is none is not among them."""
+    found = []
+    for path in folder.glob("*.ids"):
+        with contextlib.suppress(OSError):
+            status, header = path.stat(), _header(path)
+            if header is not None:
+                found.append(Kept(path, printable(str(header.get("text", ""))), status.st_size, status.st_mtime))
+    return sorted(found, key=lambda one: (-one.used, one.path))
+
+
+def clear(folder: Path) -> int:
+    """Remove all files of ids from the cache folder; return how many bytes that was. Who reads one goes on reading it."""
+    return _remove(kept(folder))
+
+
+def _remove(files: list[Kept]) -> int:
+    gone = 0
+    for one in files:
+        with contextlib.suppress(OSError):
+            one.path.unlink()
+            gone += one.size
+    return gone
+
+
+def _remove_unused(newest: Path) -> None:
+    """Remove what nobody has used for long, and the longest unused files beyond a size, but never the newest one."""
+    others = [one for one in kept(newest.parent) if one.path != newest]
+    sizes = accumulate((one.size for one in others), initial=newest.stat().st_size)
+    next(sizes)
+    oldest = time.time() - UNUSED_SECONDS
+    _remove([one for one, size in zip(others, sizes, strict=True) if one.used < oldest or size > MOST_BYTES])
 
 
 def _remove_older(kept: Path, place: str) -> None:

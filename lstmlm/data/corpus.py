@@ -25,7 +25,7 @@ from lstmlm.data.decoding import Reading, Tally, documents, find_encoding, join,
 from lstmlm.data.ids import Ids, Store
 from lstmlm.data.packing import Packer, SymbolSet
 from lstmlm.data.sources import CHUNK, PACKED, TAR, LeftOut, Selection, Source, changed, find_sources
-from lstmlm.data.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer, describe, from_dict
+from lstmlm.data.tokenizer import ByteTokenizer, CharTokenizer, OnUnknown, Tokenizer, describe, from_dict
 from lstmlm.errors import SystemProblem, TextError, UsageError, printable
 from lstmlm.units import counted
 
@@ -87,6 +87,7 @@ def open_corpus(
     skip_bad: bool = False,
     cache_dir: Path,
     symbols: str | None = None,
+    on_unknown: str = "error",
     progress: ProgressCallback | None = None,
     bundled: Path | None = None,
 ) -> Corpus:
@@ -111,7 +112,9 @@ def open_corpus(
         exclude: Patterns of those that are not.
         skip_bad: Leave out files that cannot be read or decoded, and say so, instead of refusing the corpus.
         cache_dir: Folder for ids that are too many for memory; made when it is needed.
-        symbols: The vocabulary of a model that goes on; every character must be in it.
+        symbols: The vocabulary of a model that goes on.
+        on_unknown: What becomes of characters of `sources` that are not in it: error, skip or replace, as for
+            `CharTokenizer.encode`; grow: they are added to it.
         progress: Is called with every piece.
         bundled: Folder of the corpora that come along; None: that of the program.
 
@@ -134,7 +137,9 @@ def open_corpus(
         texts = [readable(text, how, bad) for text in texts]
         if not all(texts):
             raise _all_bad(bad)
-    plan = _Plan(texts, tokenizer, how, 0.0 if val is not None else val_fraction, split, seed, symbols, cache_dir, progress)
+    plan = _Plan(
+        texts, tokenizer, how, 0.0 if val is not None else val_fraction, split, seed, symbols, on_unknown, cache_dir, progress
+    )
     try:
         store = plan.remembered() or plan.read()
     except TextError as error:
@@ -188,6 +193,7 @@ def open_configured(
         include=_patterns(data.include),
         exclude=_patterns(data.exclude),
         skip_bad=data.on_bad_file == "skip",
+        on_unknown=data.on_unknown,
         cache_dir=cache_dir,
         symbols=symbols,
         progress=progress,
@@ -211,6 +217,7 @@ class _Plan:
         split: str,
         seed: int,
         symbols: str | None,
+        on_unknown: str,
         folder: Path,
         progress: ProgressCallback | None,
     ) -> None:
@@ -231,6 +238,8 @@ class _Plan:
             how.normalize,
         ]
         self.base += [selections] if any(source.archive for source in texts[0]) else []
+        self.on_unknown = on_unknown
+        self.base += [on_unknown] if symbols is not None and on_unknown != "error" else []
         self.settings = self._settings()
         self.left_out = LeftOut()
         self.units, self.drawn = 0, 0  # lines, paragraphs or files, and how many of them are held out
@@ -265,7 +274,8 @@ class _Plan:
         """Make the passes."""
         with contextlib.ExitStack() as stack:
             # Bytes and known vocabularies need one pass; two need what can be read only once to be kept.
-            known: Tokenizer | None = ByteTokenizer() if self.byte else CharTokenizer(self.symbols) if self.symbols else None
+            given = CharTokenizer(self.symbols) if self.symbols and self.on_unknown != "grow" else None
+            known: Tokenizer | None = ByteTokenizer() if self.byte else given
             once = known is not None and self.split == "tail"
             feeds = [
                 stack.enter_context(_Feed(text, self.folder, self.progress, keep=i == 0 and not once))
@@ -274,6 +284,7 @@ class _Plan:
             if once and known is not None:
                 return self._encode(feeds, known, None, None)
             found, tally, drawn = self._survey(feeds[0])
+            found.add(self.symbols or "")
             _refuse_short(self.texts[0], tally.chars, 0, 2)
             if len(feeds) == 1:
                 key = self._key([tally])
@@ -319,7 +330,9 @@ class _Plan:
     def _encode(self, feeds: "list[_Feed]", tokenizer: Tokenizer, before: Tally | None, drawn: Iterator[int] | None) -> Store:
         """Write the ids of the training part and after them those of the validation part, and what is known of them."""
         tallies = [Tally() for _ in feeds]
-        packers = [Packer(tokenizer, skip=i > 0) for i in range(len(feeds))]
+        rule: OnUnknown = "skip" if self.on_unknown == "skip" else "replace" if self.on_unknown == "replace" else "error"
+        named = [text[0].name + (f" and {len(text) - 1} more" if len(text) > 1 else "") for text in self.texts]
+        packers = [Packer(tokenizer, on_unknown="skip" if i else rule, name=name) for i, name in enumerate(named)]
         switches = hashlib.sha256()  # where the text goes from one part into the other
         with contextlib.ExitStack() as stack:
             writer = stack.enter_context(cache.Writer(self.folder))
@@ -362,12 +375,18 @@ class _Plan:
                 train -= int(held_out.counts.sum())
             val = packers[1].counts if len(packers) > 1 else held_out.counts
             counts = [(packers[0].counts - held_out.counts).tolist(), val.tolist()]
-            facts = self._facts(tokenizer, tallies, packers[-1], train, counts, switches.hexdigest())
+            facts = self._facts(tokenizer, tallies, packers, train, counts, switches.hexdigest())
             del ids
             return writer.finish(packers[0].width, facts, self._key(tallies), self.stamp, self.place)
 
     def _facts(
-        self, tokenizer: Tokenizer, tallies: list[Tally], last: Packer, train: int, counts: list[list[int]], switches: str
+        self,
+        tokenizer: Tokenizer,
+        tallies: list[Tally],
+        packers: list[Packer],
+        train: int,
+        counts: list[list[int]],
+        switches: str,
     ) -> dict[str, Any]:
         notes = self.left_out.notes()
         if self.how.encoding != "bytes":
@@ -377,10 +396,18 @@ class _Plan:
                 f"corpus {self.texts[0][0].name}: expected records with a field {printable(repr(self.how.field))}, found no file "
                 "that ends in .jsonl, .csv or .tsv. Leave out `--field`."
             )
-        if last.skipped:
-            found = ", ".join(map(describe, last.strange))
+        if packers[0].skipped:
+            what = "left out" if self.on_unknown == "skip" else "replaced by like ones, or left out,"
+            found = _named([describe(char) for char in packers[0].strange])
+            notes.append(f"{packers[0].skipped} characters {what} that the model does not know: {found}")
+        if isinstance(tokenizer, CharTokenizer) and self.symbols is not None and len(tokenizer) > len(self.symbols):
+            new = [describe(char) for char in tokenizer.symbols if char not in self.symbols]
+            notes.append(f"{len(new)} characters are new to the model, and are learnt: {_named(new)}")
+        val_unknown = packers[1].skipped if len(packers) > 1 else 0
+        if val_unknown:
+            found = _named([describe(char) for char in packers[1].strange])
             notes.append(
-                f"{last.skipped} validation characters that training does not have, 20.09 bits each in its score: {found}"
+                f"{val_unknown} validation characters that training does not have, 20.09 bits each in its score: {found}"
             )
         only = [symbol for symbol, (learnt, held) in enumerate(zip(*counts, strict=True)) if held and not learnt]
         if only and not self.byte:
@@ -398,13 +425,14 @@ class _Plan:
         lengths = tokenizer.byte_lengths()
         drawn = [] if self.split == "tail" else [self.split, self.seed, switches]
         return {
+            "name": self.texts[0][0].name,
             "tokenizer": tokenizer.to_dict(),
             "train": train,
             "chars": size,
             "split": self.split,
             "counts": counts[0],
             "bytes": [sum(n * length for n, length in zip(part, lengths, strict=True)) for part in counts],
-            "val_unknown": last.skipped,
+            "val_unknown": val_unknown,
             "fingerprint": fingerprint_of([tally.digest.hexdigest() for tally in tallies], train, *drawn),
             "notes": notes,
         }

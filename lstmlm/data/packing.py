@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from lstmlm.data.ids import stored_type
-from lstmlm.data.tokenizer import CharTokenizer, Tokenizer, describe
+from lstmlm.data.tokenizer import CharTokenizer, OnUnknown, Tokenizer, describe
 from lstmlm.errors import TextError
 
 if TYPE_CHECKING:
@@ -42,13 +42,15 @@ class Packer:
 
     Args:
         tokenizer: Whose ids. Bytes are stored as they are: there is nothing to pack, only to count.
-        skip: Leave out unknown characters (`skipped` is their number, `strange` the first few) instead of refusing.
+        on_unknown: As for `CharTokenizer.encode`. `skipped` counts what is left out or replaced, `strange` are the first few.
+        name: Of the text, for the message.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, skip: bool = False) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, on_unknown: OnUnknown = "error", name: str = "") -> None:
         import torch
 
-        self._size, self._skip, self._done = len(tokenizer), skip, 0
+        self._size, self._rule, self._name, self._done = len(tokenizer), on_unknown, name, 0
+        self._tokenizer = tokenizer
         self.width = 1 if self._size <= 256 else 2 if self._size <= 65536 else 4
         self._type = stored_type(self.width)
         self.counts = torch.zeros(self._size, dtype=torch.int64)
@@ -82,8 +84,13 @@ class Packer:
         ids = self._table.index_select(0, _code_points(text))
         known = ids >= 0
         if not bool(known.all()):
-            self._note(text, known)
-            ids = ids[known]
+            strange = self._note(text, known)
+            if self._rule == "replace":
+                assert isinstance(self._tokenizer, CharTokenizer)
+                like = {ord(char): self._tokenizer.substitute(char) for char in strange}
+                ids = self._table.index_select(0, _code_points(text.translate(like)))
+            else:
+                ids = ids[known]
         self._done += len(text)
         stored = bytearray(len(ids) * self.width)
         if stored:
@@ -100,18 +107,19 @@ class Packer:
         found = (ids if self.width == 1 else ids.to(torch.int32)).bincount()
         self.counts[: len(found)] += found
 
-    def _note(self, text: str, known: "Tensor") -> None:
+    def _note(self, text: str, known: "Tensor") -> list[str]:
         places = (~known).nonzero().flatten().tolist()
         names = list(dict.fromkeys(text[i] for i in places))
-        if not self._skip:
+        if self._rule == "error":
             more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
             raise TextError(
-                f"corpus at character {self._done + places[0]}: expected the {self._size} characters that the model "
-                f"knows, found {', '.join(map(describe, names[:NAMED]))}{more}. "
-                "Take them out of the text, or train a new model on it."
+                f"corpus {self._name + ' ' if self._name else ''}at character {self._done + places[0]}: expected the "
+                f"{self._size} characters that the model knows, found {', '.join(map(describe, names[:NAMED]))}{more}. Let it "
+                "learn them (--on-unknown grow), leave them out (--on-unknown skip), or train a new model on the text."
             )
         self.skipped += len(places)
         self.strange = list(dict.fromkeys(self.strange + names))[:NAMED]
+        return names
 
 
 def _code_points(text: str) -> "Tensor":

@@ -4,6 +4,7 @@ The entry point is `parts`; `info` calls it, and whoever loads a model or goes o
 """
 
 import hashlib
+import os
 from dataclasses import replace
 from typing import Any
 
@@ -52,6 +53,26 @@ def with_few_names(identity: dict[str, Any]) -> dict[str, Any]:
     digest = hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
     corpus = {**identity["corpus"], "sources": names[:FEW_NAMES], "count": len(names), "digest": digest}
     return {**identity, "corpus": corpus, "command": [*command[: 2 + FEW_NAMES], "..."]}
+
+
+def without_places(identity: dict[str, Any]) -> dict[str, Any]:
+    """Return what a run says of where it came from without the folders of its texts: a model is given to others.
+
+    Args:
+        identity: With `corpus` and `command`, as `header.META` has them.
+    """
+    corpus = dict(identity["corpus"])
+    if isinstance(corpus.get("sources"), list):
+        corpus["sources"] = [os.path.basename(name) or name for name in corpus["sources"]]
+    if isinstance(corpus.get("val"), str):
+        corpus["val"] = os.path.basename(corpus["val"])
+    return {**identity, "corpus": corpus, "command": [_without_folder(word) for word in identity["command"]]}
+
+
+def _without_folder(word: str) -> str:
+    """Return a word of a command line with an absolute path in it cut to its last part."""
+    flag, equals, value = word.rpartition("=") if word.startswith("-") else ("", "", word)
+    return f"{flag}{equals}{os.path.basename(value.rstrip(os.sep))}" if os.path.isabs(value) else word
 
 
 def note(meta: dict[str, Any], ignored: list[str]) -> str:

@@ -154,14 +154,15 @@ class RunView:
 
     def _validated(self, record: Validated) -> None:
         if record.best:
-            self.best_nats, note = record.nats_per_char, "the best so far"
+            self.best_nats, note = record.nats_per_char, "the best so far" if record.step else "the model of --from"
         else:
             note = f"best {bits(self.best_nats):.4f}" if self.best_nats is not None else ""
         steps = self._latest.steps if self._latest is not None else None
         each = [bits(nats) for nats in record.members]
         alone = f"members alone {min(each):.4f} to {max(each):.4f}" if each else ""
         about = "" if record.exact else "about "
-        words = [f"step {_of(record.step, steps)}", f"validation {about}{bits(record.nats_per_char):.4f} bits/char", alone, note]
+        when = f"step {_of(record.step, steps)}" if record.step else "before step 1"
+        words = [when, f"validation {about}{bits(record.nats_per_char):.4f} bits/char", alone, note]
         self.console.say("  ".join(word for word in words if word))
         self._announced = record.step
         self._tick = 0.0  # the line comes back with the next step

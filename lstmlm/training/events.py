@@ -112,10 +112,10 @@ class TrainState:
     """Where a run stands: all that is not a tensor and that going on needs.
 
     `recent` is the sum of nats and the number of steps since the last record of metrics.jsonl. `validated` is the last
-    step after which the validation text was scored: a signal may come between a step and its validation. `look` is
-    `budget.Looks`. `exact` is the score of the best model as `lstmlm eval` gives it, and the model's step once the run has ended
-    and that was tried. `retries` counts the times that the run was stepped back, less those that it has been calm since;
-    `diverged_at` is the step that began the count of calm ones.
+    step after which the validation text was scored, as a signal may come between a step and its validation; -1 where the
+    model that a run starts from is still to be scored. `look` is `budget.Looks`. `exact` is the score of the best model as
+    `lstmlm eval` gives it, and the model's step once the run has ended and that was tried. `retries` counts the times that
+    the run was stepped back, less those that it has been calm since; `diverged_at` is the step that began the count of calm ones.
     """
 
     step: int = 0
@@ -129,7 +129,7 @@ class TrainState:
     best_nats: float = math.inf
     final_nats: float = math.inf
     exact_nats: float = math.inf
-    exact_step: int = 0
+    exact_step: int = -1
     worse: int = 0
     validated: int = 0
     recent_nats: float = 0.0
@@ -137,6 +137,11 @@ class TrainState:
     metrics_bytes: int = 0
     samples_bytes: int = 0
     diverged_at: int = 0
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run has come to its end: it has tried to score its best model exactly, which is the last that it does."""
+        return self.exact_step == self.best_step
 
     def to_meta(self) -> dict[str, Any]:
         """Return what goes into a checkpoint's header, where infinity has no place."""

@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lstmlm import kernels, machine
 from lstmlm.config import auto_tune
@@ -19,8 +18,6 @@ from lstmlm.data.corpus import Corpus
 from lstmlm.errors import SystemProblem
 from lstmlm.kernels import Kernel
 from lstmlm.model import devices, weights
-from lstmlm.storage import checkpoint
-from lstmlm.storage.checkpoint import Checkpoint
 from lstmlm.training import step_timing
 from lstmlm.training.distributed import ProcessGroup
 from lstmlm.training.events import Clock
@@ -57,6 +54,8 @@ def prepare(
     group: ProcessGroup,
     report: Callable[[str], None] | None = None,
     keep: str = "",
+    *,
+    tuned: bool = False,
 ) -> Launch:
     """Choose device and kernel, time them, and choose what is open; torch's number of threads becomes that of the run.
 
@@ -67,6 +66,7 @@ def prepare(
         group: The processes that share the run.
         report: See `devices.choose`.
         keep: See `kernels.choose`.
+        tuned: The run starts from a trained model.
 
     Raises:
         UsageError: See `devices.with_kernel`.
@@ -84,7 +84,7 @@ def prepare(
     def left() -> float:
         return max(0.0, 60 * (config.train.minutes or 0.0) - clock.seconds())
 
-    choose = partial(auto_tune.choose, config, len(text.train), vocabulary, left, measure)
+    choose = partial(auto_tune.choose, config, len(text.train), vocabulary, left, measure, tuned=tuned)
     whole, chosen, steps = choose()
     kernel, wrong = kernels.at_sizes(kernel, device, *sizes(whole, text))
     return Launch(whole, device, kernel, steps, [*filter(None, (chosen, why, wrong))], left, choose)
@@ -114,11 +114,6 @@ def refuse_too_large(config: RunConfig, corpus: Corpus, processes: int = 1) -> N
             f"memory: expected a run that fits into the {size(has)} of this machine, found one that needs some {size(needs)} for "
             f"{parameters:,} parameters. Take {fewer}a smaller --hidden or --batch."
         )
-
-
-def weights_of(parent: Checkpoint) -> dict[str, Tensor]:
-    """Return the weights that a model starts from."""
-    return checkpoint.to_tensors({k.removeprefix("model."): v for k, v in parent.tensors.items() if k.startswith("model.")})
 
 
 def identity(text: Corpus, names: list[str], val: str | None, launch: Launch, version: str, command: list[str]) -> dict[str, Any]:

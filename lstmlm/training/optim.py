@@ -140,6 +140,12 @@ class Optimizer:
             for (values, _), own in zip(pairs, kept, strict=True):
                 values.copy_(own)
 
+    def begin_averages(self) -> None:
+        """Let the averages, if any, begin with the weights as they are: those that a run starts from have been put there."""
+        for flat in self._flat:
+            if flat.average is not None:
+                flat.average.copy_(flat.values)
+
     def restore(self, state: dict[str, Tensor], step_count: int) -> None:
         """Put back what `state` returned after `step_count` steps; a gradient that is there is forgotten.
 
@@ -152,9 +158,7 @@ class Optimizer:
             if (found := state[f"{moment}.{name}"]).shape != tensor.shape:
                 raise KeyError(f"{moment}.{name}: expected {tuple(tensor.shape)}, found {tuple(found.shape)}")
         self.step_count = step_count
-        for flat in self._flat:
-            if flat.average is not None:
-                flat.average.copy_(flat.values)
+        self.begin_averages()
         for moment, name, tensor in self._moments():
             tensor.copy_(state[f"{moment}.{name}"])
         self.zero()

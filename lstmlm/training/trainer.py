@@ -7,7 +7,7 @@ loop over its own streams; only rank 0 validates and writes, and what it decides
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -18,10 +18,11 @@ from torch import Tensor
 
 from lstmlm.config import auto_tune
 from lstmlm.config.run_config import RunConfig, to_dict
+from lstmlm.config.schema import BUDGETS
+from lstmlm.data import saved_model
 from lstmlm.data.batches import Streams
 from lstmlm.data.corpus import Corpus
-from lstmlm.data.saved_model import with_few_names
-from lstmlm.errors import CheckpointError, Diverged, Stopped
+from lstmlm.errors import CheckpointError, Diverged, Stopped, UsageError
 from lstmlm.evaluation.sampler import Sampling, generate
 from lstmlm.evaluation.scoring import CODE_POINTS, StreamsApartError, estimate, frequencies, side_by_side, streams_of
 from lstmlm.kernels import Kernel
@@ -135,6 +136,8 @@ class Trainer:
         self._replan = 0  # the step after which it does so next
         self._taken = 0  # steps of this process
         self._saved_at = 0.0
+        self._saved_step = -1
+        self._changed: dict[str, Any] = {}
         self._owes_save = False  # whenever the next one is due
         self._signal: int | None = None  # that came to any process, as of the last step
         self._wanted = False  # a checkpoint, by rank 0's clock, as of the last step
@@ -147,19 +150,45 @@ class Trainer:
         """Characters of one step, B x T."""
         return self.streams.batch_size * self.streams.window
 
-    def restore(self, saved: Checkpoint) -> None:
+    def restore(self, saved: Checkpoint, changed: Mapping[str, Any] | None = None) -> None:
         """Go on from where a `last` checkpoint stands: weights, optimizer, carried state, position, best so far.
 
         A run whose minutes have become steps keeps their number: this process has another clock.
 
+        Args:
+            saved: The checkpoint.
+            changed: The settings that the run's configuration has otherwise from here on, by key: what each was and is. With a
+                budget among them, the run goes on to that one; with minutes, for so many from now.
+
         Raises:
             CheckpointError: Something is missing or has another shape; nothing is half restored silently.
+            UsageError: The new budget is smaller than what has been done.
         """
         self._restore(saved)
+        if changed:
+            self._change(dict(changed))
         if self.progress.steps is not None:
             self._budget = None
             if not self.members.each[0].model.stack()[0].kernel.any_threads:
                 self._pace = None
+
+    def _change(self, changed: dict[str, Any]) -> None:
+        """Go on with other settings than the run had until now; `begin` writes them down."""
+        p, self._changed = self.progress, changed
+        if "train.lr" in changed:
+            p.rate_scale, p.retries = 1.0, 0
+        if not changed.keys() & set(BUDGETS):
+            return
+        steps = auto_tune.steps_of(self.config, self.streams.steps_per_epoch)
+        if steps is not None and steps < p.step:
+            raise UsageError(
+                f"--resume: expected a budget of more than the {p.step:,} steps that the run has taken, found {steps:,}. "
+                "Ask for more, or leave it out to go on as it was."
+            )
+        if self._stops_early():  # it was asked to go on all the same
+            p.worse = 0
+        p.steps, p.exact_step = steps, -1
+        self._plan_looks()
 
     def _restore(self, saved: Checkpoint) -> None:
         tensors = checkpoint.to_tensors(saved.tensors)
@@ -177,6 +206,7 @@ class Trainer:
             raise
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(f"checkpoint: its training state is not whole: {error}.") from None
+        self._saved_step = self.progress.step
         self.states = [
             whole and tuple(LSTMState(*(part[first : first + count].clone() for part in layer)) for layer in whole)
             for first, count in self.shards.own
@@ -202,6 +232,20 @@ class Trainer:
         """Copy weights into the members; their optimizers' views stay where they are."""
         load_weights(self.model, weights)
 
+    def start_from(self, weights: dict[str, Tensor], steps: int) -> None:
+        """Start a new run from the weights of a trained model, which is scored before the first step: it may stay the best.
+
+        Args:
+            weights: By the names that the network has.
+            steps: Of the run; an estimate where it is in minutes.
+        """
+        self.load_model(weights)
+        for member in self.members.each:
+            member.optimizer.begin_averages()
+        if len(self.validation):
+            self.progress.validated = -1
+            self._plan_looks(steps)  # what is scored first is what all later scores are of
+
     def begin(self) -> None:
         """Open the journals where the run stands, and commit the first checkpoint of a new run.
 
@@ -211,7 +255,9 @@ class Trainer:
         if self.group.is_rank_zero:
             self._open_journals()
             self._times.begin(p.step)
-        if not p.step:
+        if self._changed:
+            self._log({"step": p.step, "changed": self._changed})
+        if not p.step or self._changed:
             self.save()
 
     def close(self) -> None:
@@ -248,20 +294,19 @@ class Trainer:
                 self._score_best()
             elif not self._owes_validation() and not self._advance():
                 continue
-            if self._owes_validation() and self._stopping() is None and self._validate():
-                if self._budget is not None:
-                    self._budget.looked(self.progress.look_chars)
-                if self.progress.step != self.progress.steps:  # the end stays the end, even if a moment is left over
-                    self._plan()
+            if self._owes_validation() and self._stopping() is None:
+                # It may take long, and a better model takes the place of the best one: killed there, a run goes on from here.
+                if self._saved_step != self.progress.step and self._begun() and not self._committed():
+                    continue
+                if self._validate():
+                    if self._budget is not None:
+                        self._budget.looked(self.progress.look_chars)
+                    if self.progress.step != self.progress.steps:  # the end stays the end, even if a moment is left over
+                        self._plan()
             signal = self._stopping()
             if not (self._save_due() or self._ended() or signal is not None):
                 continue
-            try:
-                self.save()
-            except Diverged:  # a moment or a score that is not finite: the writer refuses it
-                self._step_back("state of the optimizer or score")
-                continue
-            if signal is not None:
+            if self._committed() and signal is not None:
                 self.group.barrier()  # torchrun ends all when the first one leaves
                 raise Stopped(f"stopped at step {self.progress.step}: the checkpoint is saved.", signal)
         return True
@@ -273,33 +318,56 @@ class Trainer:
             return False
         return now.slower(now.steps(p.step, self._looks(), len(self.validation)), self.expected)
 
+    def _committed(self) -> bool:
+        """Save; False where what is to be saved is not finite, which the writer refuses, and the run was stepped back."""
+        try:
+            self.save()
+        except Diverged:
+            self._step_back("state of the optimizer or score")
+            return False
+        return True
+
     def _stopping(self) -> int | None:
         """Return the signal to stop for: alone at once, with others the one that all have heard of."""
         return self.stop() if self.group.size == 1 else self._signal
 
     def _save_due(self) -> bool:
-        if self._owes_save:
+        if self._owes_save or self._keeps():
             return True
         every = self.config.train.save_every
         if every:
             return self.progress.step % every == 0
         return self._late() if self.group.size == 1 else self._wanted
 
+    def _begun(self) -> bool:
+        """Say whether a score tells that a run has diverged: before that a rate may mend itself, and is not gone back to."""
+        return self.progress.step >= LOG_EVERY and self.progress.step > (self.config.train.warmup or 0)
+
+    def _keeps(self) -> bool:
+        """Say whether the model of this step is kept in a file of its own."""
+        every = self.config.train.keep
+        return bool(every) and self.progress.step > 0 and self.progress.step % every == 0
+
     def _late(self) -> bool:
         return time.perf_counter() - self._saved_at > SAVE_SECONDS
 
     def _ended(self) -> bool:
         """Say whether nothing is left to do."""
-        return self._trained() and self.progress.exact_step == self.progress.best_step
+        return self._trained() and self.progress.ended
 
     def _trained(self) -> bool:
         """Say whether the last step is taken, and validated."""
+        done = self.progress.step == self.progress.steps and not self._owes_validation()
+        return done or self._stops_early()
+
+    def _stops_early(self) -> bool:
         p, patience = self.progress, self.config.train.patience
-        done = p.step == p.steps and not self._owes_validation()
-        return done or budget.should_stop_early(patience, p.worse, p.final_nats, p.best_nats, p.validated, p.best_step)
+        return budget.should_stop_early(patience, p.worse, p.final_nats, p.best_nats, p.validated, p.best_step)
 
     def _owes_validation(self) -> bool:
         p, every = self.progress, self.config.train.eval_every
+        if p.validated < 0:
+            return True
         if p.steps is None or p.step <= p.validated:
             return False
         if every is not None:
@@ -359,11 +427,10 @@ class Trainer:
         """
         p = self.progress
         enough = p.recent_steps == LOG_EVERY or p.step == p.steps
-        if not (enough or self._save_due()):
+        if not (enough or self._save_due() or self._owes_validation()):
             return True
         mean = p.recent_nats / p.recent_steps
-        begun = p.step >= LOG_EVERY and p.step > (self.config.train.warmup or 0)  # before that a rate may mend itself
-        if begun and mean > budget.limit_nats(len(self.corpus.tokenizer)):
+        if self._begun() and mean > budget.limit_nats(len(self.corpus.tokenizer)):
             self._step_back("score", "is worse than even guessing", p.step)
             return False
         if not enough:
@@ -429,11 +496,13 @@ class Trainer:
         p = self.progress
         return Looks(p.look_chars, p.look_gap, p.look_exact)
 
-    def _plan_looks(self) -> None:
-        """Decide how a run whose steps are known validates."""
-        if self.progress.steps is not None:
+    def _plan_looks(self, expected: int | None = None) -> None:
+        """Decide how a run validates, where its steps are known, or by how many are expected; scores stay comparable."""
+        p = self.progress
+        steps = expected if p.steps is None else p.steps
+        if steps is not None:
             cost, every = budget.READING / self.batch_chars, self.config.train.eval_every
-            self._set_looks(budget.plan_looks(self.progress.steps, len(self.validation), cost, every))
+            self._set_looks(budget.plan_looks(steps, len(self.validation), cost, every, p.look_chars))
 
     def _set_looks(self, looks: Looks) -> None:
         p = self.progress
@@ -610,7 +679,7 @@ class Trainer:
                 refused = error
         if self.group.broadcast_floats(float(refused is not None))[0]:
             raise refused or Diverged("rank 0's checkpoint has a value that is not finite")
-        self._saved_at, self._owes_save = time.perf_counter(), False
+        self._saved_at, self._saved_step, self._owes_save = time.perf_counter(), self.progress.step, False
         if self._budget is not None:
             self._budget.saved()
 
@@ -621,9 +690,18 @@ class Trainer:
         self._samples.sync()
         path = self.folder / "last.safetensors"
         self.report(Busy("saving"))
+        if self._keeps():
+            checkpoint.write(self.folder / f"step-{self.progress.step}.safetensors", self._snapshot())
         checkpoint.write(path, self._checkpoint("last", whole))
         self._times.reached(self.progress.step)
         self.report(Saved(self.progress.step, path))
+
+    def _snapshot(self) -> Checkpoint:
+        """Return the model of this step, with its own score where it was validated."""
+        p, kept = self.progress, self._checkpoint("best", None)
+        scored = p.validated == p.step and p.final_nats < math.inf
+        scores = {"validation_nats_per_char": p.final_nats, "step": p.step, "exact": not self.estimates} if scored else {}
+        return replace(kept, meta={**kept.meta, "scores": scores})
 
     def _whole_state(self) -> StackState | None:
         """Return the carried state of all streams to rank 0; None to the others, and before the first step."""
@@ -642,8 +720,11 @@ class Trainer:
             for member in self.members.each:
                 until.enter_context(member.optimizer.averaged())
             blobs = checkpoint.to_blobs({f"model.{k}": v for k, v in self.model.state_dict().items()})
+        known = self.identity
+        if kind == "best":
+            known = saved_model.with_few_names(known if self.config.data.paths else saved_model.without_places(known))
         meta = {
-            **(self.identity if kind == "last" else with_few_names(self.identity)),
+            **known,
             "config": to_dict(self.config),
             "tokenizer": self.corpus.tokenizer.to_dict(),
             "counts": list(self.corpus.counts),

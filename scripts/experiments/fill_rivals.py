@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=0)
     asked_for = parser.parse_args(arguments)
     model = LanguageModel.open(asked_for.run, threads=asked_for.threads)
-    corpus = open_for(model.meta["corpus"], model.config, model.meta["tokenizer"].get("symbols"), "Train it again.")
+    corpus = open_for(model, "Train it again.")
     blanks = parse_set(BLANKS.read_text(encoding="utf-8"), str(BLANKS))[:: asked_for.every]
     start = model.tokenizer.encode("\n")[0]
     stop = model.tokenizer.encode(".")[0]

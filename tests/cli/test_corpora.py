@@ -161,3 +161,25 @@ def test_a_tuned_model_keeps_the_unicode_form(lstmlm: Lstmlm, tmp_path: Path) ->
 
     assert tuned.code == 0, tuned.err
     assert "normalize: nfc" in Path("runs/nfd/config.yaml").read_text()
+
+
+def test_a_text_that_was_moved(lstmlm: Lstmlm, tmp_path: Path) -> None:
+    """With --corpus a text is found where it is now, itself or by its folder; another text there is refused."""
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT)
+    assert lstmlm("train", text, *TINY, "--out", "runs/a", "-q").code == 0
+    Path("moved").mkdir()
+    text.rename("moved/text.txt")
+    Path("moved/other.txt").write_text("Bob")
+    for command, _ in ADVICE:
+        gone = lstmlm(*command, "-q")
+        assert gone.code == 3
+        assert "--corpus" in gone.err
+        for place in ("moved", "moved/text.txt"):
+            assert lstmlm(*command, "--corpus", place, "-q").code == 0
+        assert lstmlm(*command, "--corpus", "moved/other.txt", "-q").code == 3
+    lent = Path("lent.safetensors")
+    lent.write_bytes(Path("runs/a/best.safetensors").read_bytes())
+
+    assert lstmlm("eval", "-m", lent, "--corpus", "moved", "-q").code == 0
+    assert lstmlm("eval", "-m", lent, "-q").code == 3

@@ -176,3 +176,19 @@ def test_a_picture_beside_something_else(lstmlm: Lstmlm, run: Path) -> None:
     assert verified.out.count(": whole") == 2
     assert len(both.json["verified"]) == 2
     assert all(Path(name).read_text().startswith("<svg ") for name in ("a.svg", "b.svg", "c.svg"))
+
+
+def test_cache(lstmlm: Lstmlm, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--cache shows the ids that are kept, --clear-cache removes them; beside a model either is exit 2."""
+    monkeypatch.setattr("lstmlm.data.cache.MEMORY_LIMIT", 0)
+    assert lstmlm("train", text, *TINY, "-q").code == 0
+    told = lstmlm("info", "--cache", "--json").json
+    shown = lstmlm("info", "--cache")
+    cleared = lstmlm("info", "--clear-cache")
+
+    assert [Path(one["text"]).name for one in told["files"]] == ["text.txt"]
+    assert "text.txt" in shown.out
+    assert "0 days ago" in shown.out
+    assert "1 file" in cleared.out
+    assert lstmlm("info", "--cache", "--json").json["files"] == []
+    assert lstmlm("info", "runs/text", "--cache").code == 2

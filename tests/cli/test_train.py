@@ -360,7 +360,7 @@ def test_a_validation_text_is_found_again(lstmlm: Lstmlm, text: Path, val: str, 
     assert lstmlm("train", text, *TINY, "--steps", "1", "--val", val, "-q", stdin=stdin).code == 0
     Path("elsewhere").mkdir()
     monkeypatch.chdir("elsewhere")
-    saved = checkpoint.read(Path("../runs/text/best.safetensors")).meta["corpus"]["val"]
+    saved = checkpoint.read(Path("../runs/text/last.safetensors")).meta["corpus"]["val"]
     result = lstmlm("fill", "____ est", "--choice", "Bob", "--words", "2", "-m", "../runs/text")
 
     assert saved == (os.path.abspath("../val.txt") if val == "val.txt" else val)
@@ -453,20 +453,130 @@ def test_resume_other_validation(lstmlm: Lstmlm, run: Path, text: Path) -> None:
     ("flags", "key", "was", "asked"),
     [
         (("--hidden", "9"), "model.hidden", "7", "9"),
-        (("--lr", "0.1"), "train.lr", "0.05", "0.1"),
+        (("--lr", "auto"), "train.lr", "0.05", "none"),
+        (("--batch", "4"), "train.batch", "3", "4"),
         (("--set", "model.bias=false"), "model.bias", "true", "false"),
-        (("--steps", "13"), "train.steps", "12", "13"),
         (("--seed", "1"), "train.seed", "0", "1"),
-        (("--minutes", "1"), "train.minutes", "none", "1"),
         (("--tokenizer", "byte"), "data.tokenizer", "char", "byte"),
     ],
 )
 def test_resume_changed(lstmlm: Lstmlm, run: Path, text: Path, flags: tuple[str, ...], key: str, was: str, asked: str) -> None:
-    """A changed setting is exit 2, naming the key and both values."""
+    """A changed setting that would make another run of it is exit 2, naming the key and both values."""
     result = lstmlm("train", text, "--resume", *flags)
 
     assert result.code == 2
     assert re.search(rf"{key} is {was}\b.* and {asked}\b", result.err, re.IGNORECASE), result.err
+
+
+@pytest.mark.parametrize("named", ["the newest", "the folder", "--out"])
+def test_resume_without_naming_the_corpus(lstmlm: Lstmlm, text: Path, named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run knows its text, wherever the command is given: it is named by its folder, by --out, or is the newest."""
+    assert lstmlm("train", text, *TINY, "-q").code == 0
+    Path("elsewhere").mkdir()
+    if named != "the newest":
+        monkeypatch.chdir("elsewhere")
+    which = {"the newest": (), "the folder": ("../runs/text",), "--out": ("--out", "../runs/text")}[named]
+    result = lstmlm("train", "--resume", *which, "--steps", "14")
+
+    assert result.code == 0, result.err
+    assert "from step 12 on: train.steps 14 (was 12)" in result.err
+
+
+def test_the_run_in_the_way_is_named(lstmlm: Lstmlm, run: Path, text: Path) -> None:
+    """A folder that is taken is said to be, with the text of the run in it and a name that is free."""
+    shutil.copytree(run, "runs/text-2")
+    found = [lstmlm("train", text, *TINY, *out) for out in ((), ("--out", "runs/text-2"))]
+
+    assert [result.code for result in found] == [2, 2]
+    assert all("found the run of " in result.err for result in found)
+    assert all("--out runs/text-3" in result.err for result in found)
+    text.write_text(TEXT + TEXT, encoding="utf-8")
+    longer = lstmlm("train", text, "--resume")
+    assert longer.code == 3
+    assert "--from runs/text --out runs/text-3" in longer.err
+
+
+def test_nothing_to_train(lstmlm: Lstmlm, run: Path) -> None:
+    """Without a text and without --resume it is exit 2; with --resume and no run exit 4."""
+    assert lstmlm("train").code == 2
+    shutil.rmtree("runs")
+    assert lstmlm("train", "--resume").code == 4
+
+
+def test_a_run_of_standard_input_is_given_it_again(lstmlm: Lstmlm) -> None:
+    """A run on standard input that is resumed without it is exit 3 with the command that works."""
+    assert lstmlm("train", "-", *TINY, "--out", "runs/a", "-q", stdin=TEXT.encode()).code == 0
+    refused = lstmlm("train", "--resume", "runs/a", "--steps", "13")
+
+    assert refused.code == 3
+    assert "train --resume TEXT --out runs/a" in refused.err
+    assert lstmlm("train", "--resume", "-", "--out", "runs/a", "--steps", "13", stdin=TEXT.encode()).code == 0
+
+
+def test_a_corpus_that_was_moved(lstmlm: Lstmlm, text: Path) -> None:
+    """A run goes on with its text from wherever it is now: named itself, or by the folder that it lies in with others."""
+    Path("val.txt").write_text("Bob est là.\n" * 9, encoding="utf-8")
+    assert lstmlm("train", text, *TINY, "--val", "val.txt", "-q").code == 0
+    Path("moved").mkdir()
+    for name in ("text.txt", "val.txt"):
+        os.replace(name, f"moved/{name}")
+    Path("moved/other.txt").write_text("Bob", encoding="utf-8")
+
+    gone = lstmlm("train", "--resume", "runs/text")
+    assert gone.code == 3
+    assert "lstmlm train PLACE --resume --out runs/text" in gone.err
+    for place, steps in ((("moved",), 13), (("moved/text.txt", "--val", "moved/val.txt"), 14), ((), 15)):
+        result = lstmlm("train", *place, "--resume", "--out", "runs/text", "--steps", steps)
+        assert result.code == 0, result.err
+
+
+def test_further_in_minutes(lstmlm: Lstmlm, run: Path, text: Path) -> None:
+    """A run that has ended goes on for as many minutes as are asked for, and its record says what was changed."""
+    result = lstmlm("train", text, "--resume", "--minutes", "0.02")
+
+    assert result.code == 0, result.err
+    assert "from step 12 on: 0.02 minutes more" in result.err
+    assert checkpoint.read_header(run / "last.safetensors").meta["step"] > 12
+    changed = {"train.minutes": [None, 0.02], "train.steps": [12, None]}
+    assert f'"changed": {json.dumps(changed)}' in (run / "metrics.jsonl").read_text()
+    assert load_preset(str(run / "config.yaml"))[1]["train.minutes"].value == 0.02
+
+
+def test_where_the_rate_falls_going_further_is_said(lstmlm: Lstmlm, text: Path) -> None:
+    """A run whose rate fell to its end is said to have a larger one again when it goes on, and that it is not the same."""
+    assert lstmlm("train", text, *TINY, "--lr", "0.05", "--set", "train.final_lr=0", "-q").code == 0
+    result = lstmlm("train", "--resume", "runs/text", "--steps", "24")
+
+    assert result.code == 0, result.err
+    assert "of 12 steps it had come to 0 here, now it is 0.02" in result.err
+
+
+def test_a_run_that_is_not_ended_keeps_its_minutes(lstmlm: Lstmlm, text: Path) -> None:
+    """The command of a run in minutes, typed again with --resume, asks for nothing new until the run has ended."""
+    assert lstmlm("train", text, *TINY[2:], "--minutes", "0.02", "-q").code == 0
+    ended = checkpoint.read(Path("runs/text/last.safetensors"))
+    ended.meta["training"] |= {"steps": ended.meta["step"] + 3, "exact_step": -1}
+    checkpoint.write(Path("runs/text/last.safetensors"), ended)
+    result = lstmlm("train", text, "--minutes", "0.02", "--resume")
+
+    assert result.code == 0, result.err
+    assert " more" not in result.err
+    assert checkpoint.read(Path("runs/text/last.safetensors")).meta["step"] == ended.meta["step"] + 3
+
+
+def test_a_model_does_not_say_where_its_text_lies(lstmlm: Lstmlm, text: Path) -> None:
+    """best.safetensors names no folder, unless asked for; the run's own file does."""
+    assert lstmlm("train", text, *TINY, "--out", Path("runs/a").resolve(), "-q").code == 0
+    assert lstmlm("train", text, *TINY, "--out", "runs/b", "--set", "data.paths=true", "-q").code == 0
+    folder = str(text.parent).encode()
+    holds = {
+        f"{run}/{kind}": folder in Path(f"runs/{run}/{kind}.safetensors").read_bytes()
+        for run in "ab"
+        for kind in ("best", "last")
+    }
+
+    assert holds == {"a/best": False, "a/last": True, "b/best": True, "b/last": True}
+    assert lstmlm("eval", "-m", "runs/a").code == 0
 
 
 def test_resume_other_conditions(lstmlm: Lstmlm, run: Path, text: Path) -> None:
@@ -604,8 +714,9 @@ def test_from(lstmlm: Lstmlm, run: Path) -> None:
 
     assert result.code == 0, result.err
     assert child["vocabulary"] == parent["vocabulary"]
-    assert {k: v for k, v in child["config"]["model"].items() if k != "dropout"} == {
-        k: v for k, v in parent["config"]["model"].items() if k != "dropout"
+    dropped = ("dropout", "weight_dropout")
+    assert {k: v for k, v in child["config"]["model"].items() if k not in dropped} == {
+        k: v for k, v in parent["config"]["model"].items() if k not in dropped
     }
 
 
@@ -623,6 +734,7 @@ def test_from_unknown(lstmlm: Lstmlm, run: Path) -> None:
     result = lstmlm("train", "new.txt", "--from", "runs/text")
 
     assert result.code == 3
+    assert "new.txt at character 12" in result.err
     assert "U+0126" in result.err
     assert not Path("runs/new").exists()
 
@@ -638,6 +750,58 @@ def test_from_other_shape(lstmlm: Lstmlm, run: Path, text: Path, flags: tuple[st
     assert result.code == 2
     assert "in the model of --from" in result.err
     assert not Path("child").exists()
+
+
+def test_from_says_what_the_model_takes(lstmlm: Lstmlm, run: Path, text: Path) -> None:
+    """The parent is scored on the new validation part before step 1, and is said to be kept where nothing is better."""
+    wiped = ("--set", "train.weight_decay=100", "--lr", "0.01", "--set", "train.warmup=0", "--steps", "3")
+    result = lstmlm("train", text, "--from", "runs/text", "--out", "child", *wiped)
+    own = lstmlm("eval", "-m", "runs/text", text, "--json").json
+
+    assert result.code == 0, result.err
+    assert "before step 1  validation" in result.err
+    assert "the model of --from: it is kept" in result.err
+    assert lstmlm("eval", "-m", "child", text, "--json").json["nats_per_char"] == own["nats_per_char"]
+
+
+def test_from_takes_its_dropout_from_the_text(lstmlm: Lstmlm, run: Path, text: Path) -> None:
+    """How much is dropped is chosen for the new text and its passes, not taken from the parent."""
+    assert (
+        lstmlm("train", text, "--from", "runs/text", "--out", "child", "--steps", "2", "--batch", "3", "--window", "5").code == 0
+    )
+    parent, child = (lstmlm("info", name, "--json").json["config"]["model"] for name in ("runs/text", "child"))
+
+    assert (parent["dropout"], child["dropout"]) == (0.2, 0.0)
+
+
+@pytest.mark.parametrize("rule", ["skip", "replace", "grow"])
+@pytest.mark.parametrize("members", [1, 2])
+def test_from_with_new_characters(lstmlm: Lstmlm, text: Path, rule: str, members: int) -> None:
+    """Characters that the parent does not know are left out, replaced or learnt, as asked, and the run goes on like that."""
+    assert lstmlm("train", text, *TINY, "--members", members, "-q").code == 0
+    Path("new.txt").write_text("Bob est là. Ħé \u201cBob\u201d " * 30, encoding="utf-8")
+    small = ("--steps", "3", "--batch", "2", "--window", "6")
+    result = lstmlm("train", "new.txt", "--from", "runs/text", "--on-unknown", rule, *small)
+    again = lstmlm("train", "--resume", "runs/new", "--steps", "5")
+    known = lstmlm("info", "runs/text", "--json").json["vocabulary"]
+
+    assert (result.code, again.code) == (0, 0), result.err + again.err
+    assert set(lstmlm("info", "runs/new", "--json").json["vocabulary"]) == set(known) | (
+        set("Ħé\u201c\u201d") if rule == "grow" else set()
+    )
+    said = {"skip": "left out", "replace": "replaced", "grow": "4 characters are new to the model"}
+    assert said[rule] in result.err
+
+
+def test_a_readout_that_is_the_last_layer_cannot_grow(lstmlm: Lstmlm, text: Path) -> None:
+    """Where the last layer is as wide as the vocabulary, new characters are exit 2 with what can be done."""
+    assert lstmlm("train", text, "--config", "article", "--steps", "2", "--batch", "2", "--window", "5", "-q").code == 0
+    Path("new.txt").write_text("Bob est là. Ħ " * 9, encoding="utf-8")
+    result = lstmlm("train", "new.txt", "--from", "runs/text", "--on-unknown", "grow", "--steps", "2")
+
+    assert result.code == 2
+    assert "--on-unknown skip" in result.err
+    assert not Path("runs/new/config.yaml").exists()
 
 
 def test_from_the_same_shape(lstmlm: Lstmlm, run: Path, text: Path) -> None:

@@ -56,6 +56,17 @@ def test_what_is_set_stays() -> None:
     assert choose(timed, LONG)[:2] == (timed, "")
 
 
+def test_a_tuned_run_has_a_smaller_rate() -> None:
+    """From a trained model the rate is half that of a new one of its size; a rate that was set stays."""
+    new = RunConfig(ModelConfig(hidden=64), train=TrainConfig(steps=100))
+    fresh, tuned = (auto_tune.choose(new, LONG, 65, lambda: 0.0, machine(), tuned=tuned)[0].train for tuned in (False, True))
+    given = replace(new, train=replace(new.train, lr=0.5))
+
+    assert fresh.lr is not None
+    assert tuned == replace(fresh, lr=fresh.lr * auto_tune.TUNING)
+    assert auto_tune.choose(given, LONG, 65, lambda: 0.0, machine(), tuned=True)[0].train.lr == 0.5
+
+
 def test_steps_of() -> None:
     """Steps are as asked, passes are rounded up, minutes are open."""
     given = RunConfig()

@@ -274,3 +274,64 @@ def test_pieces_of_a_large_mapped_text_are_given_back(read: Reader, monkeypatch:
 
     assert "".join(parts) == text
     assert got.train[19_999] == got.tokenizer.encode(text[-1])[0]
+
+
+class TestUnused:
+    """Files that nobody uses any more."""
+
+    def write(self, folder: Path, name: str, days: float = 0.0, size: int = 1000) -> Path:
+        """Write a file of ids that was last used so many days ago."""
+        with cache.Writer(folder) as writer:
+            writer.append(bytes(size))
+            writer.finish(1, {"name": f"{name}.txt"}, name, "stamp", name)
+        path = folder / f"{name}.ids"
+        then = time.time() - days * 86400
+        os.utime(path, (then, then))
+        return path
+
+    @pytest.fixture(autouse=True)
+    def _low_limit(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(cache, "MEMORY_LIMIT", 0)
+
+    def names(self, folder: Path) -> list[str]:
+        """Return the names of the files that are there, sorted."""
+        return sorted(path.stem for path in folder.glob("*.ids"))
+
+    def test_a_month(self, tmp_path: Path) -> None:
+        """A file that was not used for 30 days goes when another one is written; one that was, or is no file of ids, stays."""
+        self.write(tmp_path, "a", days=31)
+        self.write(tmp_path, "b", days=29)
+        (tmp_path / "c.ids").write_bytes(b"mine")
+        os.utime(tmp_path / "c.ids", (0, 0))
+        self.write(tmp_path, "d")
+
+        assert self.names(tmp_path) == ["b", "c", "d"]
+
+    def test_use_counts(self, tmp_path: Path) -> None:
+        """Reading a file is using it."""
+        assert cache.load(self.write(tmp_path, "a", days=31)) is not None
+        self.write(tmp_path, "b")
+
+        assert self.names(tmp_path) == ["a", "b"]
+
+    def test_a_size(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Beyond a size the longest unused ones go, but the newest one stays, however large it is."""
+        each = self.write(tmp_path, "a", days=2).stat().st_size
+        monkeypatch.setattr(cache, "MOST_BYTES", 2.5 * each)
+        for name, days in (("b", 3), ("c", 1), ("d", 0)):
+            self.write(tmp_path, name, days=days)
+        left = self.names(tmp_path)
+        monkeypatch.setattr(cache, "MOST_BYTES", 0)
+        self.write(tmp_path, "e", size=5000)
+
+        assert left == ["c", "d"]
+        assert self.names(tmp_path) == ["e"]
+
+    def test_list_and_clear(self, tmp_path: Path) -> None:
+        """Files are listed with what they are of, the last used first, and cleared with their bytes counted."""
+        sizes = [self.write(tmp_path, name, days=days).stat().st_size for name, days in (("a", 2), ("b", 1))]
+
+        assert [(one.text, one.size) for one in cache.kept(tmp_path)] == [("b.txt", sizes[1]), ("a.txt", sizes[0])]
+        assert cache.clear(tmp_path) == sum(sizes)
+        assert self.names(tmp_path) == []
+        assert cache.kept(tmp_path / "none") == []

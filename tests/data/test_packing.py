@@ -1,8 +1,11 @@
 import random
 
+import pytest
+
 from lstmlm.data import packing
 from lstmlm.data.ids import Ids
-from lstmlm.data.tokenizer import CharTokenizer
+from lstmlm.data.tokenizer import CharTokenizer, OnUnknown
+from lstmlm.errors import TextError
 from tests.corpora import EVERY
 
 
@@ -17,3 +20,18 @@ def test_packing_is_the_tokenizer_made_fast() -> None:
             ids = Ids(bytearray(packer.pack(text)), packer.width, 0, size)
 
             assert ids.tensor(0, size).tolist() == symbols.encode(text)
+
+
+def test_unknown_characters() -> None:
+    """What is left out or replaced is what the tokenizer does; it is counted, and a refusal names the text."""
+    symbols = CharTokenizer("abce \"'")
+    text = "ab“cé” ÀĦ’a" * 3
+    rules: tuple[OnUnknown, ...] = ("skip", "replace")
+    for rule in rules:
+        packer = packing.Packer(symbols, on_unknown=rule)
+        packed = bytearray(packer.pack(text))
+
+        assert Ids(packed, packer.width, 0, len(packed)).tensor(0, len(packed)).tolist() == symbols.encode(text, rule)
+        assert packer.skipped == len(symbols.unknown(text))
+    with pytest.raises(TextError, match=r"corpus book\.txt at character 2: "):
+        packing.Packer(symbols, name="book.txt").pack(text)

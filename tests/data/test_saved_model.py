@@ -8,6 +8,7 @@ import pytest
 from lstmlm.api import LanguageModel
 from lstmlm.config import schema
 from lstmlm.config.run_config import from_dict
+from lstmlm.data import saved_model
 from lstmlm.data.saved_model import with_few_names
 from lstmlm.errors import CheckpointError
 from lstmlm.training import events
@@ -71,3 +72,18 @@ def test_thousands_of_names_are_kept_short() -> None:
     assert (short["corpus"]["count"], short["corpus"]["name"], short["step"]) == (3000, "0", 1)
     assert short["corpus"]["digest"] != with_few_names({**many, "corpus": {"sources": ["x" * 9000]}})["corpus"]["digest"]
     assert len(str(short)) < 500
+
+
+def test_no_folder_is_given_away() -> None:
+    """Of what a run says of itself a model keeps the names of its texts, and of its command the last part of every path."""
+    identity = {
+        "corpus": {"name": "a", "sources": ["/home/me/a.txt", "stories", "-"], "val": "/home/me/v.txt", "fingerprint": "f"},
+        "command": ["lstmlm", "train", "/home/me/a.txt", "--out=/srv/runs/a", "--val", "/home/me/", "-q", "a/b.txt"],
+        "versions": {"python": "3"},
+    }
+    told = saved_model.without_places(identity)
+
+    assert told["corpus"] == {"name": "a", "sources": ["a.txt", "stories", "-"], "val": "v.txt", "fingerprint": "f"}
+    assert told["command"] == ["lstmlm", "train", "a.txt", "--out=a", "--val", "me", "-q", "a/b.txt"]
+    assert told["versions"] == identity["versions"]
+    assert identity["corpus"] != told["corpus"]

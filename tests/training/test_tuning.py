@@ -1,0 +1,47 @@
+"""What a fine-tuned model starts from: every weight of its parent, and rows for what the parent did not know."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lstmlm.api import LanguageModel
+from lstmlm.data.tokenizer import CharTokenizer
+from lstmlm.storage import checkpoint
+from lstmlm.training import tuning
+from tests.cli.trained import TEXT, make_run
+
+NEW = "«é 😀\t"  # before, between and after the parent's characters
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_growing_keeps_every_weight(tmp_path: Path, members: int) -> None:
+    """Each row of the parent is where its character's is now; new ones are zeros, with the smallest bias; all else is equal."""
+    parent = checkpoint.read(make_run(tmp_path / "run", members=members) / "best.safetensors")
+    old, new = CharTokenizer(TEXT), CharTokenizer(TEXT + NEW)
+    had = {k.removeprefix("model."): v for k, v in checkpoint.to_tensors(parent.tensors).items()}
+    grown = tuning.weights_of(parent, new)
+    rows = {char: new.encode(char)[0] for char in new.symbols}
+    tables = [name for name in had if name.endswith(("layers.0.U", "readout.weight", "readout.bias"))]
+
+    assert len(tables) == 3 * members
+    assert grown.keys() == had.keys()
+    for name, tensor in had.items():
+        if name not in tables:
+            assert torch.equal(grown[name], tensor)
+            continue
+        assert grown[name].shape == (len(new), *tensor.shape[1:])
+        assert all(torch.equal(grown[name][rows[char]], tensor[i]) for i, char in enumerate(old.symbols))
+        filled = tensor.min() if tensor.dim() == 1 else torch.zeros(())
+        assert all(bool((grown[name][rows[char]] == filled).all()) for char in set(NEW) - set(old.symbols))
+
+
+def test_nothing_new(tmp_path: Path) -> None:
+    """Without a new character the weights are the parent's, bytes too."""
+    for byte in (False, True):
+        run = make_run(tmp_path / f"run{byte}", byte=byte)
+        parent = checkpoint.read(run / "best.safetensors")
+        had = {k.removeprefix("model."): v for k, v in checkpoint.to_tensors(parent.tensors).items()}
+        found = tuning.weights_of(parent, LanguageModel.open(run).tokenizer)
+
+        assert all(torch.equal(found[name], tensor) for name, tensor in had.items())
