@@ -166,8 +166,9 @@ def reach(console: Console, model: "LanguageModel", text: str | None, *, on_unkn
         f"predictions in {len(ids):,} characters"
     )
     console.result("")
-    cells = [(name, *(f"{norms[k]:.1e}" for k in ROWS), _fading(fades(norms))) for name, norms in lines.items()]
-    console.table(cells, ("k", *map(str, ROWS), "below a hundredth"))
+    cells = [(str(k), *(f"{norms[k]:.1e}" for norms in lines.values())) for k in ROWS]
+    cells.append(("below 1/100 at", *(_fading(fades(norms)) for norms in lines.values())))
+    console.table(cells, ("k", *lines))
     top = lines[f"C of layer {len(found.cell)}"]
     points = [(float(k), math.log10(norm)) for k, norm in enumerate(top) if norm > 0]
     out = console.stdout
@@ -176,7 +177,7 @@ def reach(console: Console, model: "LanguageModel", text: str | None, *, on_unkn
 
 
 def _fading(distance: int | None) -> str:
-    return f"from k = {distance} on" if distance is not None else f"not within {LENGTH}"
+    return str(distance) if distance is not None else f"over {LENGTH - 1}"
 
 
 def _place(unit: int, widths: list[int]) -> tuple[int, int]:

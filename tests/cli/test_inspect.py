@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 import lstmlm
 from lstmlm.analysis.boundaries import ForgetGateShift
 from lstmlm.cli import inspect as command
-from lstmlm.cli import inspect_boundaries
+from lstmlm.cli import inspect_boundaries, inspect_probes
 from lstmlm.cli.app import app
 from lstmlm.data.corpus import open_corpus
 from lstmlm.errors import SystemProblem, TextError, UsageError
@@ -329,6 +329,16 @@ def test_reach_gives_norms_by_distance(run: Path) -> None:
     assert all(len(line["norms"]) == 200 for line in found["reach"])
     assert all(line["of"] in shown for line in found["reach"])
     assert isinstance(inspect("-m", str(run), TEXT, "--reach").exception, TextError)
+
+
+def test_reach_fits_a_narrow_terminal(run: Path) -> None:
+    """The table has a row for each distance, so that with two layers it is no wider than 80 columns."""
+    lines = inspect("-m", str(run), MARKED, "--reach").stdout.splitlines()
+    head = next(index for index, line in enumerate(lines) if line.startswith("k "))
+    last = next(index for index, line in enumerate(lines) if line.startswith("below 1/100 at "))
+
+    assert [line.split()[0] for line in lines[head + 1 : last]] == list(map(str, inspect_probes.ROWS))
+    assert all(len(line) <= 80 for line in lines[head : last + 1])
 
 
 def test_reach_reads_a_bounded_text(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
