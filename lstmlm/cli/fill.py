@@ -15,7 +15,7 @@ from lstmlm.cli.options import MACHINE, MODEL, OUTPUT, Device, Json, Model, OnUn
 from lstmlm.cli.text_input import one_symbol, one_text, read_text, unknown_rule
 from lstmlm.config import run_config
 from lstmlm.display.console import Console
-from lstmlm.errors import UsageError, printable
+from lstmlm.errors import TextError, UsageError, printable
 
 if TYPE_CHECKING:
     from lstmlm.api import LanguageModel
@@ -111,9 +111,16 @@ def fill(
 
         mark = one_symbol("--forget-at", forget_at, opened)
         reader = TorchReader(opened.network, run=Forgetting(opened.network, mark))
+    encode = partial(opened.tokenizer.encode, on_unknown=unknown_rule(on_unknown))
+    for one in asked:  # before the first answer, with the line of the set
+        try:
+            for filling in one.question.fillings():
+                encode(one.question.filled(filling))
+        except TextError as error:
+            raise TextError(f"{one.place}: {error}") from None
     filler = Filler(
         reader,
-        partial(opened.tokenizer.encode, on_unknown=unknown_rule(on_unknown)),
+        encode,
         opened.counts,
         newline[0] if newline else None,
     )

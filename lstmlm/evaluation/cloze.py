@@ -100,12 +100,14 @@ class Asked:
     answer: One word for each blank.
     kind: Any name, by which the results are grouped.
     distance: Characters between the blank and the last mention of what belongs there; None: not said.
+    place: Where it stands, for messages.
     """
 
     question: Question
     answer: tuple[str, ...]
     kind: str = ""
     distance: int | None = None
+    place: str = ""
 
 
 @dataclass(frozen=True)
@@ -239,7 +241,8 @@ def parse_set(text: str, source: str) -> list[Asked]:
                 f"{source} line {number}: expected one of the candidates for each blank as answer, "
                 f"found {printable(row['answer'][:60])}."
             )
-        found.append(Asked(question, answer, row.get("kind", ""), int(distance[:9]) if distance else None))
+        far = int(distance[:9]) if distance else None
+        found.append(Asked(question, answer, row.get("kind", ""), far, f"{source} line {number}"))
     if not found:
         raise TextError(f"{source}: expected questions below the header, found none.")
     return found

@@ -101,6 +101,17 @@ def test_a_set_gives_accuracy_by_kind_and_distance(run: Path, tmp_path: Path) ->
     assert [line.split()[0] for line in lines[2:]] == ["0-49", "50-99", "all"]
 
 
+@pytest.mark.parametrize("row", ["Bob is ____ \u00e9.\tBob|Dan\tDan", "Bob is ____.\tBob|D\u00e9n\tBob"])
+def test_an_unknown_character_of_a_set_has_its_line(run: Path, tmp_path: Path, row: str) -> None:
+    """What the model does not know, in a text or a candidate, is refused with the line of the set; or left out if asked."""
+    (tmp_path / "set.tsv").write_text(f"text\tcandidates\tanswer\nBob is ____.\tBob|Dan\tDan\n{row}\n", encoding="utf-8")
+    refused = fill("-m", str(run), "--file", "set.tsv")
+
+    assert isinstance(refused.exception, TextError)
+    assert str(refused.exception).startswith("--file set.tsv line 3: text at character ")
+    assert as_json("-m", str(run), "--file", "set.tsv", "--on-unknown", "skip")["count"] == 2
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
