@@ -65,10 +65,16 @@ class Model(nn.Module):
         return mean, [after for _, after in read]
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a text. Of a model of bytes they are the bytes of its UTF-8; others know only their characters."""
+        """Return the ids of a text. Of a model of bytes they are the bytes of its UTF-8; others know only their characters.
+
+        Raises:
+            ValueError: A character is none of them.
+        """
         if self.about["symbols"] is None:
             return list(text.encode())
         ids = {char: id_ for id_, char in enumerate(self.about["symbols"])}
+        if unknown := sorted(set(text) - set(ids)):
+            raise ValueError(f"text: expected characters that the model knows, found {', '.join(map(ascii, unknown))}.")
         return [ids[char] for char in text]
 
     def decode(self, ids: list[int]) -> str:
@@ -99,4 +105,7 @@ if __name__ == "__main__":
     model = load(Path(__file__).with_suffix(".safetensors"))
     symbols = model.about["symbols"] or "\n"
     words = " ".join(sys.argv[1:]) or ("\n" if "\n" in symbols else symbols[0])
-    print(words + model.write(words))
+    try:
+        print(words + model.write(words))
+    except ValueError as error:
+        sys.exit(f"error: {error}")

@@ -69,6 +69,14 @@ def test_the_vocabulary_goes_with_them(symbols: str | None, text: str, ids: list
     assert len(model.write(text, length=9)) >= (9 if symbols else 1)
 
 
+def test_a_character_that_the_model_lacks_is_named(tmp_path: Path) -> None:
+    """The loader names every character of a text that is not in the vocabulary, in ASCII, once."""
+    model: Any = written(network(), " abcd", tmp_path).load(tmp_path / "it.safetensors")
+
+    with pytest.raises(ValueError, match=r"expected characters that the model knows, found 'x', '\\xe9'\.$"):
+        model.encode("a x \xe9 x")
+
+
 def test_equal_networks_are_equal_files() -> None:
     """Nothing in the file depends on when or how often it is written."""
     made = network(layers=2, layer_norm=True)
