@@ -42,9 +42,8 @@ def refuse_other(flag: str, name: str | None, mark: bytes = b"") -> None:
     except OSError as error:
         raise atomic.problem(error, f"cannot read {name}") from None
     if size and not own:
-        earlier = "export" if mark else "picture"
         raise UsageError(
-            f"{flag} {printable(name)}: expected a new name or an earlier {earlier}, found a file that lstmlm has not written "
+            f"{flag} {printable(name)}: expected a new name or an earlier result, found a file that lstmlm has not written "
             "there. Name another file."
         )
 

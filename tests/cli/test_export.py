@@ -58,7 +58,7 @@ def test_a_file_of_somebody_else_stays(lstmlm: Lstmlm, run: Path, name: str) -> 
     result = lstmlm("export", run, "--to", "torch")
 
     assert result.code == 2
-    assert f"{name}: expected a new name or an earlier" in result.err
+    assert f"{name}: expected a new name or an earlier result, found" in result.err
     assert Path(name).read_bytes() == mine
     assert [path.name for path in Path().iterdir() if path.is_file()] == [name]
 

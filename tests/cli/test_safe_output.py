@@ -20,7 +20,7 @@ def test_a_text_is_no_place_for_a_picture(lstmlm: Lstmlm, run: Path, text: Path,
     result = lstmlm(*line.split(), "text.txt", "-m", str(run))
 
     assert (result.code, result.out) == (2, "")
-    assert "text.txt: expected a new name or an earlier picture" in result.err
+    assert "text.txt: expected a new name or an earlier result" in result.err
     assert text.read_bytes() == before
 
 
