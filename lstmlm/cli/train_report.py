@@ -81,6 +81,8 @@ def announce(console: Console, corpus: "Corpus", trainer: "Trainer", kernel: str
         f"{printable(where)}: {_parameters(trainer)}, {len(corpus.train):,} characters, vocabulary {len(corpus.tokenizer)}, "
         f"{budget}, kernel {kernel}" + (f", {trainer.group.size} processes" if trainer.group.size > 1 else "")
     )
+    if saved and steps is not None and steps <= saved.meta["step"]:
+        console.say("it has taken all of its steps; to go further: a larger --steps, or --minutes M more")
 
 
 def _parameters(trainer: "Trainer") -> str:

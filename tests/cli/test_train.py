@@ -377,6 +377,16 @@ def test_resume_finished(lstmlm: Lstmlm, run: Path, text: Path) -> None:
     assert digest(run) == before
 
 
+def test_resume_finished_says_how_to_go_further(lstmlm: Lstmlm, run: Path, text: Path) -> None:
+    """A run that has no steps left says so, and what goes further; one that goes on does not."""
+    said = "it has taken all of its steps; to go further: a larger --steps, or --minutes M more"
+    finished = lstmlm("train", text, "--resume")
+    further = lstmlm("train", text, "--resume", "--steps", 100)
+
+    assert (said in finished.err, said in further.err) == (True, False)
+    assert (finished.code, further.code) == (0, 0)
+
+
 def test_validation_on_the_training_text_is_said(lstmlm: Lstmlm, text: Path) -> None:
     """A file that is both trained on and validated on, by whatever name, is a warning; another one is none."""
     Path("folder").mkdir()
