@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
 
 from lstmlm import kernels, machine
 from lstmlm.config import run_config
@@ -348,6 +348,7 @@ class LanguageModel:
                 raise TextError("text to score: expected at least one character, found none.")
             if protocol not in ("warm", "cold"):
                 raise UsageError(f"protocol {protocol!r}: expected warm or cold.")
+            _require_whole(window=window, batch=batch)
             if window < 1 or batch < 1:
                 raise UsageError(f"window and batch: expected at least 1, found {min(window, batch)}.")
             if after and protocol == "cold":
@@ -448,6 +449,7 @@ class LanguageModel:
             UsageError: A number makes no sense, or the model cannot write a stop text or a line end.
         """
         with self._terms():
+            _require_whole(length=length, n=n, seed=seed or 0, top_k=top_k, lines=lines)
             if length < 1 or n < 1:
                 raise UsageError(f"length and n: expected at least 1, found {min(length, n)}.")
             prompts = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -504,6 +506,7 @@ class LanguageModel:
         Raises: as `sample`; at once.
         """
         with self._terms():
+            _require_whole(length=length, seed=seed or 0, top_k=top_k, lines=lines)
             if length < 0:
                 raise UsageError(f"length: expected a number from 0 on (0: without end), found {length}.")
             first = _seed(seed)
@@ -616,6 +619,7 @@ class LanguageModel:
             UsageError: k is below 1.
         """
         with self._terms():
+            _require_whole(k=k)
             if k < 1:
                 raise UsageError(f"k: expected at least 1, found {k}.")
             found = probabilities(self._network, self._prompt_ids(prompt, on_unknown))
@@ -636,6 +640,7 @@ class LanguageModel:
 def load(path: str | os.PathLike[str] | None = None, *, threads: int | None = None, device: str = "auto") -> LanguageModel:
     """Open a trained model; see `lstmlm.load`."""
     with in_python():
+        _require_whole(threads=threads or 0)
         if threads is not None and threads < 1:
             raise UsageError(f"threads: expected at least 1, or None, found {threads}.")
         name = None if path is None else os.fspath(path)
@@ -764,6 +769,17 @@ def _refuse_existing(folder: Path) -> None:
             f"out {printable(str(folder))}: expected an empty or new folder, found {printable(', '.join(theirs[:4]))}. "
             "Choose another one."
         )
+
+
+def _require_whole(**numbers: object) -> None:
+    """Refuse what is no whole number, by its name: half a character is never reached, and a sample would not end.
+
+    Raises:
+        UsageError: Says which.
+    """
+    for name, value in numbers.items():
+        if not isinstance(value, SupportsIndex):
+            raise UsageError(f"{name}: expected a whole number, found {printable(repr(value)[:40])}.")
 
 
 def _seed(given: int | None) -> int:

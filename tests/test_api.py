@@ -88,7 +88,8 @@ def test_score(model: LanguageModel) -> None:
     ("text", "how", "error"),
     [
         ("", {}, TextError), ("ab", {"protocol": "hot"}, UsageError), ("ab", {"window": 0}, UsageError),
-        ("ab", {"batch": 0}, UsageError), ("ab", {"after": "a", "protocol": "cold"}, UsageError),
+        ("ab", {"batch": 0}, UsageError), ("ab", {"window": 2.5}, UsageError),
+        ("ab", {"after": "a", "protocol": "cold"}, UsageError),
     ],
 )  # fmt: skip
 def test_score_refused(model: LanguageModel, text: str, how: dict[str, Any], error: type[Exception]) -> None:
@@ -191,10 +192,11 @@ def test_wrong_at_once(model: LanguageModel) -> None:
     [
         {"length": 0}, {"n": 0}, {"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 1.1}, {"top_k": -1},
         {"stop": [""]}, {"stop": ["ab", "aΩ"]}, {"lines": -1}, {"top_p": float("nan")}, {"temperature": float("inf")},
+        {"length": 3.5}, {"length": float("inf")}, {"n": 2.5}, {"lines": 1.5}, {"top_k": 2.5}, {"seed": 1.5},
     ],
 )  # fmt: skip
 def test_sample_refused(model: LanguageModel, how: dict[str, Any]) -> None:
-    """Numbers that make no sense are refused instead of giving some text or none."""
+    """Numbers that make no sense are refused instead of giving some text, none, or one without end."""
     with pytest.raises(UsageError):
         model.sample("ab", **how)
 
@@ -342,6 +344,8 @@ def test_it_says_what_it_is(model: LanguageModel) -> None:
         (lambda m: lstmlm.train("a.txt", hiden=3), "Did you mean hidden?"),
         (lambda m: lstmlm.train("a.txt", lr=-1), "lr: expected"),
         (lambda m: lstmlm.train([]), "text: expected"),
+        (lambda m: m.stream("a", length=1e3), "length: expected a whole number, found 1000.0."),
+        (lambda m: m.next("a", k=2.5), "k: expected a whole number, found 2.5."),
     ],
 )
 def test_errors_speak_of_arguments(model: LanguageModel, call: Callable[[LanguageModel], object], says: str) -> None:

@@ -6,7 +6,6 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -35,7 +34,7 @@ class Launch:
     steps: An estimate where the budget is in minutes.
     notes: What was chosen and what is not as expected, each in a line.
     left: Says how many seconds of a budget in minutes are left.
-    choose: Chooses once more what was left open, by what steps take now; see `auto_tune.choose`.
+    choose: Chooses once more what was left open, by what steps take now on all threads; see `auto_tune.choose`.
     """
 
     config: RunConfig
@@ -84,7 +83,10 @@ def prepare(
     def left() -> float:
         return max(0.0, 60 * (config.train.minutes or 0.0) - clock.seconds())
 
-    choose = partial(auto_tune.choose, config, len(text.train), vocabulary, left, measure, tuned=tuned)
+    def choose() -> tuple[RunConfig, str, int]:
+        torch.set_num_threads(threads(config, group))  # a trainer on a busy machine may have left fewer
+        return auto_tune.choose(config, len(text.train), vocabulary, left, measure, tuned=tuned)
+
     whole, chosen, steps = choose()
     kernel, wrong = kernels.at_sizes(kernel, device, *sizes(whole, text))
     return Launch(whole, device, kernel, steps, [*filter(None, (chosen, why, wrong))], left, choose)

@@ -1,0 +1,29 @@
+import time
+
+import pytest
+import torch
+
+from lstmlm.config.run_config import ModelConfig, RunConfig, TrainConfig
+from lstmlm.data.corpus import Corpus
+from lstmlm.training import launch
+from lstmlm.training.distributed import ProcessGroup
+from lstmlm.training.events import Clock
+
+
+def test_choosing_once_more_takes_all_threads(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes chosen again, after a trainer on a busy machine has left one thread, are timed on all of them, which the run gets."""
+    timed = []
+
+    def step_seconds(config: RunConfig) -> float:
+        timed.append(torch.get_num_threads())
+        return 0.01
+
+    monkeypatch.setattr("lstmlm.machine.cpus", lambda: 2)
+    monkeypatch.setattr("lstmlm.training.step_timing.timer", lambda *_: step_seconds)
+    asked = RunConfig(ModelConfig(), train=TrainConfig(minutes=1.0, kernel="eager", device="cpu"))
+    ready = launch.prepare(asked, corpus, Clock(time.perf_counter()), ProcessGroup())
+    torch.set_num_threads(1)
+    ready.choose()
+
+    assert set(timed) == {2}
+    assert torch.get_num_threads() == 2
