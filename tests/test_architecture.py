@@ -49,16 +49,8 @@ ALLOWED: dict[str, set[str]] = {
 
 # No torch when these are imported: `lstmlm --help` and every refusal are instant.
 TORCH_FREE = (
-    *("__main__", "cli", "config", "data", "display", "errors", "lstmlm", "machine", "storage", "units"),
-    *(
-        "api",
-        "evaluation/cloze",
-        "evaluation/per_line",
-        "evaluation/reader",
-        "evaluation/reading",
-        "evaluation/sampler",
-        "evaluation/sampling",
-    ),
+    *("__main__", "api", "cli", "config", "data", "display", "errors", "lstmlm", "machine", "storage", "units"),
+    *("evaluation/cloze", "evaluation/per_line", "evaluation/reader", "evaluation/reading", "evaluation/sampler"),
     *("evaluation/sampling", "evaluation/scoring", "model/devices", "model/weights"),
     *("kernels/__init__", "kernels/buffers", "kernels/build", "kernels/generate", "kernels/pace"),
     *("training/clock_log", "training/distributed", "training/events", "training/malloc"),

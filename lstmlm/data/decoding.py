@@ -33,7 +33,6 @@ MARKS = (  # the longer mark first: that of UTF-32 begins with that of UTF-16
 )
 NOT_FOR_FILES = ("idna", "punycode", "raw_unicode_escape", "undefined", "unicode_escape")
 
-
 C1 = re.compile(rb"\xc2[\x80-\x9f]")  # control characters that no text has, in UTF-8
 # Characters that never join with the one before them: what comes before is normalised alike with and without them.
 BORDER = re.compile("[\x00-\u02ff\u3000-\u3029\u3041-\u3096\u30a1-\ud7a3]")
@@ -89,11 +88,6 @@ class Tally:
             self.cr += data.count(b"\r")
             self.pairs += data.count(b"\r\n") + (self._after_cr and data.startswith(b"\n"))
             self._after_cr = data.endswith(b"\r") if data else self._after_cr
-
-    @property
-    def cr_alone(self) -> bool:
-        """Whether lines end with CR and nothing else, as on old Macintoshes."""
-        return self.cr > 0 and not self.lf
 
     def notes(self) -> list[str]:
         """Say in words what a reader should know."""

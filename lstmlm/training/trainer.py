@@ -477,19 +477,19 @@ class Trainer:
         p, train, text = self.progress, self.config.train, len(self.validation)
         if self._budget is None or (p.steps is not None and train.final_lr != 1):
             return
-        first, found = p.steps is None, (0.0, 0.0, 0.0, 0.0, 0.0)
+        first, found = p.steps is None, (0.0, 0.0, 0.0, 0.0)
         if self.group.is_rank_zero and (not first or self._budget.known(self._taken, train)):
             looks = None if first else self._looks()
             steps = self._budget.steps(p.step, looks, text)
             looks = self._budget.looks(steps, text, train.eval_every, p.look_chars)
-            found = steps, looks.chars, looks.gap, looks.exact, self.batch_chars / self._budget.per_step
-        told, chars, gap, exact, speed = self.group.broadcast_floats(*found)
+            found = steps, looks.chars, looks.gap, looks.exact
+        told, chars, gap, exact = self.group.broadcast_floats(*found)
         if not told:
             return
         p.steps = int(told)
         self._set_looks(Looks(int(chars), int(gap), bool(exact)))
         self._replan = p.step + max(1, (p.steps - p.step) // 16)
-        self.report(Planned(p.step, p.steps, speed))
+        self.report(Planned(p.step, p.steps))
         self._owes_save |= first  # whoever resumes finds the number; what is saved is looked at first
 
     def _looks(self) -> Looks:
