@@ -248,7 +248,8 @@ def test_only_the_command_line_prints(path: Path) -> None:
 def test_only_the_sampler_knows_temperature(path: Path) -> None:
     """Temperature is named by the sampler, and by those that hand it what a user asked for: nowhere else."""
     if within(
-        path, ("evaluation/sampler", "evaluation/sampling", "evaluation/torch_sampler", "api", "cli", "training/trainer", LOADER)
+        path,
+        ("evaluation/sampler", "evaluation/sampling", "evaluation/torch_sampler", "api", "cli", "training/validation", LOADER),
     ):
         return
     words = {
