@@ -385,8 +385,7 @@ class LanguageModel:
 
         with self._terms():
             encode = partial(self.tokenizer.encode, on_unknown=on_unknown)
-            newline = self.tokenizer.encode("\n", on_unknown="skip")
-            filler = Filler(self.readable, encode, self.counts, newline[0] if newline else None)
+            filler = Filler(self.readable, encode, self.counts, next(iter(self.line_end), None))
             return next(filler.rank([Question(text, tuple(choices))]))
 
     def gates(self, text: str, *, on_unknown: OnUnknown = "error") -> "Gates":
@@ -404,8 +403,7 @@ class LanguageModel:
                 raise TextError("text: expected a character that the model knows, found none.")
             from lstmlm.analysis.activations import gates
 
-            newline = self.tokenizer.encode("\n", on_unknown="skip")[:1]
-            return gates(self.alone, ids, newline, self.counts, [self.tokenizer.decode([id_]) for id_ in ids])
+            return gates(self.alone, ids, self.line_end, self.counts, [self.tokenizer.decode([id_]) for id_ in ids])
 
     def sample(
         self,
@@ -627,10 +625,14 @@ class LanguageModel:
     def _prompt_ids(self, prompt: str, on_unknown: OnUnknown) -> list[int]:
         return self.tokenizer.encode(prompt, on_unknown) or [self.start()]
 
+    @property
+    def line_end(self) -> list[int]:
+        """The id of the line end, alone; empty where the model knows none."""
+        return self.tokenizer.encode("\n", on_unknown="skip")
+
     def start(self) -> int:
         """Return the id that stands before a text without a prompt: a line end, or the commonest symbol."""
-        newline = self.tokenizer.encode("\n", on_unknown="skip")
-        return newline[0] if newline else max(range(len(self.counts)), key=self.counts.__getitem__)
+        return self.line_end[0] if self.line_end else max(range(len(self.counts)), key=self.counts.__getitem__)
 
 
 def load(path: str | os.PathLike[str] | None = None, *, threads: int | None = None, device: str = "auto") -> LanguageModel:
