@@ -734,7 +734,7 @@ def _train(
     from lstmlm.training.trainer import Trainer
 
     _refuse_existing(folder)
-    corpus = open_configured(names, config, cache_dir=machine.cache_folder() or Path(".cache", "lstmlm"), val=val)
+    corpus = open_configured(names, config, cache_dir=machine.ids_folder(), val=val)
     atomic.make_folder(folder)
     threads, clock = torch.get_num_threads(), Clock(started)
     with run_dir.lock(folder):

@@ -15,17 +15,12 @@ from lstmlm.config.run_config import RunConfig
 from lstmlm.data.corpus import Corpus, open_configured
 from lstmlm.data.sources import find_sources
 from lstmlm.errors import TextError, UsageError, printable
-from lstmlm.machine import cache_folder
+from lstmlm.machine import ids_folder
 
 if TYPE_CHECKING:
     from lstmlm.api import LanguageModel
 
 LOOKED_AT, SHOWN = 4000, 20  # characters at the beginning of standard input, and lines in them, that may be names of files
-
-
-def ids_folder() -> Path:
-    """Return the folder for the ids of large texts."""
-    return cache_folder() or Path(".cache", "lstmlm")
 
 
 def open_named(

@@ -21,7 +21,7 @@ from typing import Any
 
 from lstmlm.config.run_config import RunConfig, resource_dir
 from lstmlm.data import cache, splits
-from lstmlm.data.decoding import Reading, Tally, documents, find_encoding, join, readable
+from lstmlm.data.decoding import Reading, Tally, documents, encoding_of, join, readable
 from lstmlm.data.ids import Ids, Store
 from lstmlm.data.packing import Packer, SymbolSet
 from lstmlm.data.sources import CHUNK, PACKED, TAR, LeftOut, Selection, Source, changed, find_sources
@@ -123,8 +123,8 @@ def open_corpus(
         ConfigError: If there is no such encoding.
         SystemProblem: If the cache folder cannot be written to.
     """
-    raw = tokenizer == "byte" and not field and normalize == "none"
-    how = Reading("bytes" if raw else find_encoding(encoding), field, normalize, symbols is None and tokenizer == "char")
+    read_in = encoding_of(tokenizer, encoding, field, normalize)
+    how = Reading(read_in, field, normalize, symbols is None and tokenizer == "char")
     names = [list(sources)] + ([[val]] if val is not None else [])
     with contextlib.suppress(SystemProblem):  # no such folder; other people's files can be read without it
         bundled = bundled or resource_dir("data")

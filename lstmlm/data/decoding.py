@@ -137,6 +137,16 @@ def find_encoding(name: str, where: str = "data.encoding") -> str:
     return canonical
 
 
+def encoding_of(kind: str, encoding: str, field: str | None, normalize: str) -> str:
+    """Return what files are read in for a kind of tokenizer: `bytes` for that of bytes, which asks for an encoding only where a
+    field is to be found or a form to be made.
+
+    Raises:
+        ConfigError: As `find_encoding`.
+    """
+    return "bytes" if kind == "byte" and not field and normalize == "none" else find_encoding(encoding)
+
+
 def decode(pieces: Iterable[tuple[Source, bytes]], how: Reading, tally: Tally | None = None) -> Iterator[str]:
     """Decode what several sources hold, piece by piece; see `documents`."""
     return (text for _, text in documents(pieces, how, tally))
