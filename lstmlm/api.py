@@ -758,10 +758,11 @@ def _refuse_existing(folder: Path) -> None:
 
     Raises:
         UsageError: There is, or it is a file.
+        SystemProblem: It may not be looked into.
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"out {printable(str(folder))}: expected a folder or nothing, found a file. Choose another one.")
-    if theirs := sorted({p.name for p in folder.iterdir()} - {run_dir.LOCK, run_dir.HOLDER} if folder.exists() else ()):
+    if theirs := run_dir.contents(folder):
         raise UsageError(
             f"out {printable(str(folder))}: expected an empty or new folder, found {printable(', '.join(theirs[:4]))}. "
             "Choose another one."
