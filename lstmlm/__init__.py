@@ -55,7 +55,7 @@ def train(
             the text itself.
         minutes: How long; 3 where neither steps nor epochs are among the settings.
         out: The run folder, new or empty; None: `runs/<name of the text>`.
-        val: A file to validate on; None: the last tenth of the text.
+        val: A file to validate on; None: a tenth of the text, as `split` says.
         progress: Called with every record of the run (`lstmlm.training.events`): steps, validations, samples, checkpoints. What
             it raises ends the run, whose last checkpoint stays.
         settings: Any setting of configs/README.md by its name: `hidden=256`, `steps=500`, `seed=7`.

@@ -386,8 +386,7 @@ class LanguageModel:
 
         with self._terms():
             encode = partial(self.tokenizer.encode, on_unknown=on_unknown)
-            newline = self.tokenizer.encode("\n", on_unknown="skip")
-            filler = Filler(self.readable, encode, self.counts, newline[0] if newline else None)
+            filler = Filler(self.readable, encode, self.counts, next(iter(self.line_end), None))
             return next(filler.rank([Question(text, tuple(choices))]))
 
     def gates(self, text: str, *, on_unknown: OnUnknown = "error") -> "Gates":
@@ -405,8 +404,7 @@ class LanguageModel:
                 raise TextError("text: expected a character that the model knows, found none.")
             from lstmlm.analysis.activations import gates
 
-            newline = self.tokenizer.encode("\n", on_unknown="skip")[:1]
-            return gates(self.alone, ids, newline, self.counts, [self.tokenizer.decode([id_]) for id_ in ids])
+            return gates(self.alone, ids, self.line_end, self.counts, [self.tokenizer.decode([id_]) for id_ in ids])
 
     def sample(
         self,
@@ -631,10 +629,14 @@ class LanguageModel:
     def _prompt_ids(self, prompt: str, on_unknown: OnUnknown) -> list[int]:
         return self.tokenizer.encode(prompt, on_unknown) or [self.start()]
 
+    @property
+    def line_end(self) -> list[int]:
+        """The id of the line end, alone; empty where the model knows none."""
+        return self.tokenizer.encode("\n", on_unknown="skip")
+
     def start(self) -> int:
         """Return the id that stands before a text without a prompt: a line end, or the commonest symbol."""
-        newline = self.tokenizer.encode("\n", on_unknown="skip")
-        return newline[0] if newline else max(range(len(self.counts)), key=self.counts.__getitem__)
+        return self.line_end[0] if self.line_end else max(range(len(self.counts)), key=self.counts.__getitem__)
 
 
 def load(path: str | os.PathLike[str] | None = None, *, threads: int | None = None, device: str = "auto") -> LanguageModel:
@@ -737,7 +739,7 @@ def _train(
     from lstmlm.training.trainer import Trainer
 
     _refuse_existing(folder)
-    corpus = open_configured(names, config, cache_dir=machine.cache_folder() or Path(".cache", "lstmlm"), val=val)
+    corpus = open_configured(names, config, cache_dir=machine.ids_folder(), val=val)
     atomic.make_folder(folder)
     threads, clock = torch.get_num_threads(), Clock(started)
     with run_dir.lock(folder):
@@ -761,10 +763,11 @@ def _refuse_existing(folder: Path) -> None:
 
     Raises:
         UsageError: There is, or it is a file.
+        SystemProblem: It may not be looked into.
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"out {printable(str(folder))}: expected a folder or nothing, found a file. Choose another one.")
-    if theirs := sorted({p.name for p in folder.iterdir()} - {run_dir.LOCK, run_dir.HOLDER} if folder.exists() else ()):
+    if theirs := run_dir.contents(folder):
         raise UsageError(
             f"out {printable(str(folder))}: expected an empty or new folder, found {printable(', '.join(theirs[:4]))}. "
             "Choose another one."

@@ -107,3 +107,8 @@ def cache_folder() -> Path | None:
         return Path.home() / ".cache" / "lstmlm"
     except RuntimeError:
         return None
+
+
+def ids_folder() -> Path:
+    """Return the folder for the ids of large texts: that for caches, or where there is no home one below the working folder."""
+    return cache_folder() or Path(".cache", "lstmlm")

@@ -38,4 +38,4 @@ def corpus(tmp_path: Path) -> Corpus:
 @pytest.fixture
 def short_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the samples between steps be short: what they do does not depend on their length."""
-    monkeypatch.setattr("lstmlm.training.trainer.SAMPLE_LENGTH", 5)
+    monkeypatch.setattr("lstmlm.training.validation.SAMPLE_LENGTH", 5)

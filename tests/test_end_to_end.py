@@ -19,7 +19,7 @@ import pytest
 from lstmlm.display import progress_view
 from lstmlm.display.progress_view import RunView
 from lstmlm.storage import atomic
-from lstmlm.training import events, trainer
+from lstmlm.training import events, validation
 from tests.cli.conftest import call
 from tests.cli.test_train import digest
 
@@ -38,7 +38,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LSTMLM_KERNEL", "eager")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setattr(trainer, "SAMPLE_LENGTH", 10)
+    monkeypatch.setattr(validation, "SAMPLE_LENGTH", 10)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -158,7 +158,7 @@ def whole() -> dict[str, str]:
 @pytest.mark.slow
 def test_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run stopped at a step and resumed by a process started from nothing leaves the same bits as one that was not."""
-    monkeypatch.setattr(trainer, "SAMPLE_LENGTH", 240)  # as in the other process
+    monkeypatch.setattr(validation, "SAMPLE_LENGTH", 240)  # as in the other process
     assert ended(train(*FLAGS, "--out", "whole")) == 0
     assert ended(train(*FLAGS, "--out", "halves", before=signal_at(10, signal.SIGTERM))) == 143
 

@@ -33,7 +33,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LSTMLM_KERNEL", "eager")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setattr("lstmlm.training.trainer.SAMPLE_LENGTH", 10)
+    monkeypatch.setattr("lstmlm.training.validation.SAMPLE_LENGTH", 10)
 
 
 @pytest.fixture(scope="module", autouse=True)

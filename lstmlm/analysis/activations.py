@@ -1,6 +1,7 @@
 """Run a text and keep what the network usually throws away: f_t, i_t, o_t, N_t, C_t and H_t of every layer.
 
-`trace` is the entry point, `windows` that for long texts; `inspect` draws what they return and `boundaries` averages it.
+`trace` is the entry point, `windows` and `steps` those for long texts; `inspect` draws what they give,
+`boundaries` averages it.
 `Forgetting` is a network that zeroes C at a mark, for `fill --forget-at`.
 
 Everything comes out of the model's own kernel: the same call that training makes keeps gates, C and H for its backward
@@ -104,6 +105,33 @@ def windows(model: CharLM, ids: Tensor, state: StackState | None = None, window:
         yield start, found
 
 
+def steps(model: CharLM, ids: Sequence[int], before: Sequence[int], counts: Sequence[int]) -> Iterator[tuple[Trace, Tensor]]:
+    """Run a text of any length after a line end, and drop what belongs to that line end.
+
+    Args:
+        model: In evaluation mode.
+        ids: Of the text, at least one.
+        before: What is read first: a line end; where there is none the first character is charged at its frequency.
+        counts: Occurrences of each symbol in the training text. (V)
+
+    Yields:
+        What happened at the characters of each piece (B = 1), and the bits that each of them cost.
+    """
+    state, guess = None, None
+    if before:
+        opening = trace(model, torch.tensor(before)[:, None])
+        state, guess = opening.state, opening.logits[-1:]
+    text = torch.tensor(ids)
+    for start, found in windows(model, text, state):
+        goals = text[start : start + len(found.logits), None]
+        if guess is None:
+            costs = torch.cat([torch.tensor([[first_char(counts, ids[0])]]), nats(found.logits[:-1], goals[1:])])
+        else:
+            costs = nats(torch.cat([guess, found.logits[:-1]]), goals)
+        guess = found.logits[-1:]
+        yield found, costs[:, 0] * bits(1.0)
+
+
 class Gates(NamedTuple):
     """What every unit did along a text.
 
@@ -122,17 +150,19 @@ def gates(model: CharLM, ids: Sequence[int], before: Sequence[int], counts: Sequ
 
     Args:
         model: In evaluation mode.
-        ids: Of the text, at least one.
-        before: What is read first, and not kept: a line end; where there is none the first character is charged at its frequency.
-        counts: Occurrences of each symbol in the training text. (V)
+        ids: As for `steps`.
+        before: As for `steps`.
+        counts: As for `steps`.
         characters: What each id stands for.
     """
-    found = trace(model, torch.tensor([*before, *ids])[:, None])
-    first = len(before)
-    layers = tuple({name: kept[first:, 0] for name, kept in layer._asdict().items()} for layer in found.layers)
-    costs = nats(found.logits[:-1], torch.tensor([*before, *ids])[1:, None])[:, 0].tolist() if len(ids) + first > 1 else []
-    opening = [] if before else [first_char(counts, ids[0])]
-    return Gates(characters, layers, [bits(cost) for cost in [*opening, *costs[max(0, first - 1) :]]])
+    layers: list[dict[str, list[Tensor]]] = [{name: [] for name in Activity._fields} for _ in model.layers]
+    surprise: list[float] = []
+    for found, costs in steps(model, ids, before, counts):
+        for kept, activity in zip(layers, found.layers, strict=True):
+            for name, values in activity._asdict().items():
+                kept[name].append(values[:, 0].clone())
+        surprise += costs.tolist()
+    return Gates(characters, tuple({name: torch.cat(parts) for name, parts in kept.items()} for kept in layers), surprise)
 
 
 class Forgetting:

@@ -8,23 +8,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lstmlm.cli.text_input import written
 from lstmlm.cli.text_reader import Text
 from lstmlm.config import run_config
 from lstmlm.config.run_config import RunConfig
 from lstmlm.data.corpus import Corpus, open_configured
 from lstmlm.data.sources import find_sources
 from lstmlm.errors import TextError, UsageError, printable
-from lstmlm.machine import cache_folder
+from lstmlm.machine import ids_folder
 
 if TYPE_CHECKING:
     from lstmlm.api import LanguageModel
 
 LOOKED_AT, SHOWN = 4000, 20  # characters at the beginning of standard input, and lines in them, that may be names of files
-
-
-def ids_folder() -> Path:
-    """Return the folder for the ids of large texts."""
-    return cache_folder() or Path(".cache", "lstmlm")
 
 
 def open_named(
@@ -149,21 +145,18 @@ def training_text(model: "LanguageModel", advice: str) -> str:
     """
     if model.config.data.split != "tail":  # it is not the beginning: what is drawn is found as training found it
         corpus = open_for(model, advice)
-        ids = corpus.train.tensor(0, len(corpus.train)).tolist()
-        if model.tokenizer.kind == "byte":
-            return bytes(ids).decode("utf-8", "surrogateescape")
-        return model.tokenizer.decode(ids)
+        return written(model, corpus.train.tensor(0, len(corpus.train)).tolist())
     names, val, advice = _sources(model, advice)
     try:
         texts = [Text(part, [model], None, by_line=False) for part in (names, [val] if val else []) if part]
-        written, *_ = ["".join(text) for text in texts]
+        text, *_ = ["".join(part) for part in texts]
     except TextError as error:
         raise TextError(f"the text that the run was trained on: {error} {advice}") from None
     if not Text.of_model(model, texts):
         raise _has_changed(names, advice)
     if model.tokenizer.kind == "byte":
-        return written.encode("utf-8", "surrogateescape")[: sum(model.counts)].decode("utf-8", "surrogateescape")
-    return written[: sum(model.counts)]
+        return written(model, model.tokenizer.encode(text)[: sum(model.counts)])
+    return text[: sum(model.counts)]
 
 
 def _sources(model: "LanguageModel", advice: str) -> tuple[list[str], str | None, str]:

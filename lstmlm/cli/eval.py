@@ -365,7 +365,9 @@ class _Scoring:
         kept: list[int] = []
         most = 0
         if self.plain:
-            from lstmlm.evaluation.baselines import MOST as most  # noqa: N811 - it is what is kept here
+            from lstmlm.evaluation import baselines
+
+            most = baselines.MOST
         text = text_reader.Text(texts, models, self.encoding, by_line=False) if texts else None
         own = "" if corpus is None or text else validation_text(models[0], corpus, None, "Name a text to score.")
         for piece in text or [own]:

@@ -103,7 +103,6 @@ def fill(
     opened.text_place = corpus
     if model is None:
         console.say(f"model {printable(str(opened.path))}")
-    newline = opened.tokenizer.encode("\n", on_unknown="skip")
     reader: Read | Reader = opened.readable
     if forget_at is not None:
         from lstmlm.analysis.activations import Forgetting
@@ -122,7 +121,7 @@ def fill(
         reader,
         encode,
         opened.counts,
-        newline[0] if newline else None,
+        next(iter(opened.line_end), None),
     )
     if text is None:
         _answer_set(console, filler, asked, forget_at, json)

@@ -104,8 +104,8 @@ def info(
 
 def _show_cache(console: Console, json: bool, clear: bool) -> None:
     """Show the cached ids of texts, or remove them."""
-    from lstmlm.cli.corpora import ids_folder
     from lstmlm.data import cache
+    from lstmlm.machine import ids_folder
 
     folder = ids_folder()
     files = cache.kept(folder)

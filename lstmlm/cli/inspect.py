@@ -278,33 +278,11 @@ def characters(model: "LanguageModel", ids: list[int]) -> list[str]:
     return [model.tokenizer.decode([symbol]) for symbol in ids]
 
 
-def steps(model: "LanguageModel", ids: list[int]) -> "Iterator[tuple[int, Trace, Tensor]]":
-    """Run a text after a line end, if the model knows one, and drop what belongs to that line end.
+def steps(model: "LanguageModel", ids: list[int]) -> "Iterator[tuple[Trace, Tensor]]":
+    """Run a text after a line end, if the model knows one; see `activations.steps`."""
+    from lstmlm.analysis import activations
 
-    Yields:
-        The position of each piece, what happened at its characters (B = 1), and the bits that each of them cost.
-    """
-    import torch
-
-    from lstmlm.analysis.activations import WINDOW, trace, windows
-    from lstmlm.evaluation.scoring import first_char
-    from lstmlm.model.char_lm import nats
-    from lstmlm.units import bits
-
-    newline = model.tokenizer.encode("\n", on_unknown="skip")
-    state, guess = None, None
-    if newline:
-        before = trace(model.alone, torch.tensor(newline[:1])[:, None])
-        state, guess = before.state, before.logits
-    text = torch.tensor(ids)
-    for start, found in windows(model.alone, text, state, WINDOW):
-        goals = text[start : start + len(found.logits), None]
-        if guess is None:
-            costs = torch.cat([torch.tensor([[first_char(model.counts, ids[0])]]), nats(found.logits[:-1], goals[1:])])
-        else:
-            costs = nats(torch.cat([guess, found.logits[:-1]]), goals)
-        guess = found.logits[-1:]
-        yield start, found, costs[:, 0] * bits(1.0)
+    return activations.steps(model.alone, ids, model.line_end, model.counts)
 
 
 def collect(model: "LanguageModel", ids: list[int], quantities: list[str]) -> dict[str, Any]:
@@ -313,7 +291,7 @@ def collect(model: "LanguageModel", ids: list[int], quantities: list[str]) -> di
 
     layers: list[dict[str, list[Tensor]]] = [{name: [] for name in quantities} for _ in model.alone.layers]
     surprise, likeliest = [], []
-    for _, found, costs in steps(model, ids):
+    for found, costs in steps(model, ids):
         for layer, activity in zip(layers, found.layers, strict=True):
             for name in quantities:
                 layer[name].append(getattr(activity, name)[:, 0].clone())
@@ -356,7 +334,7 @@ def rows_of(model: "LanguageModel", ids: list[int], shows: list[str], units: lis
     means: dict[tuple[str, int], list[Tensor]] = {}
     singles: dict[tuple[str, int, int], list[Tensor]] = {}
     surprise = []
-    for _, found, costs in steps(model, ids):
+    for found, costs in steps(model, ids):
         surprise.append(costs)
         for number, activity in enumerate(found.layers, start=1):
             for name in followed:
@@ -389,7 +367,7 @@ def busiest(model: "LanguageModel", ids: list[int], name: str, count: int) -> li
     import torch
 
     sums = [torch.zeros(3, layer.width, dtype=torch.float64) for layer in model.alone.stack()]
-    for _, found, _ in steps(model, ids):
+    for found, _ in steps(model, ids):
         for total, activity in zip(sums, found.layers, strict=True):
             values = getattr(activity, name)[:, 0].double()
             total += torch.stack([torch.ones_like(values).sum(0), values.sum(0), values.square().sum(0)])

@@ -127,7 +127,7 @@ def _values(model: "LanguageModel", ids: list[int], quantity: str) -> "Tensor":
     """Return a quantity of every unit at every character, (n, units), the first layer's first."""
     import torch
 
-    parts = [[getattr(layer, quantity)[:, 0] for layer in found.layers] for _, found, _ in steps(model, ids)]
+    parts = [[getattr(layer, quantity)[:, 0] for layer in found.layers] for found, _ in steps(model, ids)]
     return torch.cat([torch.cat(layers, dim=1) for layers in parts])
 
 

@@ -337,11 +337,7 @@ def refuse_existing(folder: Path, asked_for: bool) -> None:
         raise UsageError(f"--out {printable(str(folder))}: expected a folder or nothing, found a file. Choose another --out.")
     if asked_for:
         return
-    try:
-        theirs = sorted(p.name for p in folder.iterdir() if p.name not in (run_dir.LOCK, run_dir.HOLDER, JOB))
-    except OSError as error:
-        raise atomic.problem(error, f"cannot look into {folder}") from None
-    if theirs:
+    if theirs := [name for name in run_dir.contents(folder) if name != JOB]:
         found, free = _run_of(folder) or printable(", ".join(theirs[:4])), printable(str(_free(folder)))
         raise UsageError(
             f"run {printable(str(folder))}: expected an empty or new folder, found {found}. "

@@ -349,19 +349,14 @@ def _lines(name: str, errors: str) -> "Iterator[tuple[str, str]]":
     Raises:
         TextError: It cannot be read.
     """
-    shown = f"--prompts {printable(name[:200])}"
-    try:
-        with open_file("--prompts", name) as lines:
-            for number, line in enumerate(lines):
-                text = line.removeprefix(b"" if number else codecs.BOM_UTF8).removesuffix(b"\n").removesuffix(b"\r")
-                try:
-                    yield text.decode("utf-8", errors), ""
-                except UnicodeDecodeError as error:
-                    found = f"byte {text[error.start]:#04x} at offset {error.start}"
-                    yield text.decode("utf-8", "replace"), f"expected UTF-8, found {found}. Write it as UTF-8."
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise TextError(f"{shown}: expected a file to read, found: {printable(reason)}. Check its name.") from None
+    with open_file("--prompts", name) as lines:
+        for number, line in enumerate(lines):
+            text = line.removeprefix(b"" if number else codecs.BOM_UTF8).removesuffix(b"\n").removesuffix(b"\r")
+            try:
+                yield text.decode("utf-8", errors), ""
+            except UnicodeDecodeError as error:
+                found = f"byte {text[error.start]:#04x} at offset {error.start}"
+                yield text.decode("utf-8", "replace"), f"expected UTF-8, found {found}. Write it as UTF-8."
 
 
 def _refuse_bare_words(words: list[str], prompt: str | None) -> None:

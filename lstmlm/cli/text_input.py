@@ -13,8 +13,6 @@ from lstmlm.errors import TextError, UsageError, printable
 from lstmlm.units import counted
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from lstmlm.api import LanguageModel
     from lstmlm.data.corpus import Corpus
     from lstmlm.data.tokenizer import OnUnknown
@@ -31,20 +29,26 @@ def standard_input(what: str) -> BinaryIO:
     return sys.stdin.buffer
 
 
-def open_file(flag: str, name: str) -> "AbstractContextManager[BinaryIO]":
+@contextlib.contextmanager
+def open_file(flag: str, name: str) -> Iterator[BinaryIO]:
     """Open the file or pipe that a flag names, or standard input for `-`, to be read as bytes.
 
     Raises:
-        TextError: It is a device: some of them have no end.
-        OSError, ValueError: It cannot be opened.
+        TextError: It cannot be opened or read, or is a device: some of them have no end.
     """
     if name == "-":
-        return contextlib.nullcontext(standard_input(f"{flag} -"))
-    mode = os.stat(name).st_mode
-    if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
-        shown = f"{flag} {printable(name[:200])}"
-        raise TextError(f"{shown}: expected a file or a pipe, found a device. Copy what you need of it into a file first.")
-    return open(name, "rb")
+        yield standard_input(f"{flag} -")
+        return
+    shown = f"{flag} {printable(name[:200])}"
+    try:
+        mode = os.stat(name).st_mode
+        if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+            raise TextError(f"{shown}: expected a file or a pipe, found a device. Copy what you need of it into a file first.")
+        with open(name, "rb") as file:
+            yield file
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise TextError(f"{shown}: expected a file to read, found: {printable(reason)}. Check its name.") from None
 
 
 def read_text(flag: str, name: str, errors: str = "strict") -> str:
@@ -55,18 +59,14 @@ def read_text(flag: str, name: str, errors: str = "strict") -> str:
     Raises:
         TextError: It cannot be read, or is not UTF-8.
     """
-    shown = f"{flag} {printable(name[:200])}"
-    try:
-        with open_file(flag, name) as file:
-            data = file.read()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise TextError(f"{shown}: expected a file to read, found: {printable(reason)}.") from None
+    with open_file(flag, name) as file:
+        data = file.read()
     try:
         return data.decode("utf-8-sig", errors)
     except UnicodeDecodeError as error:
         byte = data[error.start]
-        raise TextError(f"{shown}: expected UTF-8, found byte {byte:#04x} at offset {error.start}.") from None
+        shown = f"{flag} {printable(name[:200])}"
+        raise TextError(f"{shown}: expected UTF-8, found byte {byte:#04x} at offset {error.start}. Write it as UTF-8.") from None
 
 
 def listed(name: str) -> Iterator[str]:
@@ -76,14 +76,11 @@ def listed(name: str) -> Iterator[str]:
         TextError: The list cannot be read, or there is no name in it: a check of nothing would pass.
     """
     found = 0
-    try:
-        with open_file("--files-from", name) as lines:
-            for line in lines:
-                if file := os.fsdecode(line.rstrip(b"\r\n")):
-                    found += 1
-                    yield file
-    except OSError as error:
-        raise TextError(f"--files-from {printable(name)}: expected a list to read, found: {error.strerror}.") from None
+    with open_file("--files-from", name) as lines:
+        for line in lines:
+            if file := os.fsdecode(line.rstrip(b"\r\n")):
+                found += 1
+                yield file
     if not found:
         raise TextError(f"--files-from {printable(name)}: expected the name of a file, found none. Put one in a line.")
 
@@ -180,7 +177,11 @@ def validation_text(model: "LanguageModel", corpus: "Corpus", most: int | None, 
     """
     if not len(corpus.val):
         raise TextError(f"corpus: expected a validation part in this run, found none. {advice}")
-    ids = corpus.val.tensor(0, len(corpus.val) if most is None else most).tolist()
+    return written(model, corpus.val.tensor(0, len(corpus.val) if most is None else most).tolist())
+
+
+def written(model: "LanguageModel", ids: list[int]) -> str:
+    """Return the text of ids with nothing lost: bytes that are no UTF-8 as the characters that stand for them."""
     if model.tokenizer.kind == "byte":
         return bytes(ids).decode("utf-8", "surrogateescape")
     return model.tokenizer.decode(ids)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from lstmlm.cli.text_input import standard_input
 from lstmlm.config import run_config
 from lstmlm.data.corpus import fingerprint_of
-from lstmlm.data.decoding import Reading, Tally, decode, find_encoding, join
+from lstmlm.data.decoding import Reading, Tally, decode, encoding_of, join
 from lstmlm.data.sources import Selection, Source, find_sources
 from lstmlm.errors import UsageError, printable
 from lstmlm.storage import run_dir
@@ -48,13 +48,13 @@ class Text:
     def __init__(self, names: Sequence[str], models: "Sequence[LanguageModel]", encoding: str | None, by_line: bool) -> None:
         lead = next((model for model in models if model.tokenizer.kind == "char"), models[0])
         data = lead.config.data
-        raw = lead.tokenizer.kind == "byte" and not data.field and data.normalize == "none"
-        self.encoding = None if raw else find_encoding(encoding or data.encoding)
+        read_in = encoding_of(lead.tokenizer.kind, encoding or data.encoding, data.field, data.normalize)
+        self.encoding = None if read_in == "bytes" else read_in
         self.words = 0
         self.form: str | None = None
         errors = "surrogateescape" if by_line else "strict"
-        self._how = Reading(self.encoding or "bytes", data.field, data.normalize, errors=errors)
-        self._sources = find_sources(names, run_config.resource_dir("data"), Selection(encoding=self._how.encoding))
+        self._how = Reading(read_in, data.field, data.normalize, errors=errors)
+        self._sources = find_sources(names, run_config.resource_dir("data"), Selection(encoding=read_in))
         self._live = by_line and list(names) == ["-"]
         self._tally = Tally()
 

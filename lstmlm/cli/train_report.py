@@ -149,7 +149,7 @@ def finish(console: Console, json: bool, trainer: "Trainer", folder: Path, max_b
     out = shlex.quote(str(folder))
     run_plots.say_curve(console, folder)
     scored = nats < math.inf
-    counting = trainer.counting_nats
+    counting = trainer.validation.counting_nats
     if scored:
         if p.steps is not None and p.step < p.steps:
             above = (

@@ -21,7 +21,7 @@ from typing import Any
 
 from lstmlm.config.run_config import RunConfig, resource_dir
 from lstmlm.data import cache, splits
-from lstmlm.data.decoding import Reading, Tally, documents, find_encoding, join, readable
+from lstmlm.data.decoding import Reading, Tally, documents, encoding_of, join, readable
 from lstmlm.data.ids import Ids, Store
 from lstmlm.data.packing import Packer, SymbolSet
 from lstmlm.data.sources import CHUNK, PACKED, TAR, LeftOut, Selection, Source, changed, find_sources
@@ -123,8 +123,8 @@ def open_corpus(
         ConfigError: If there is no such encoding.
         SystemProblem: If the cache folder cannot be written to.
     """
-    raw = tokenizer == "byte" and not field and normalize == "none"
-    how = Reading("bytes" if raw else find_encoding(encoding), field, normalize, symbols is None and tokenizer == "char")
+    read_in = encoding_of(tokenizer, encoding, field, normalize)
+    how = Reading(read_in, field, normalize, symbols is None and tokenizer == "char")
     names = [list(sources)] + ([[val]] if val is not None else [])
     with contextlib.suppress(SystemProblem):  # no such folder; other people's files can be read without it
         bundled = bundled or resource_dir("data")
@@ -136,7 +136,7 @@ def open_corpus(
     if skip_bad:
         texts = [readable(text, how, bad) for text in texts]
         if not all(texts):
-            raise _all_bad(bad)
+            raise _with_others(next(iter(bad.values())), bad)
     plan = _Plan(
         texts, tokenizer, how, 0.0 if val is not None else val_fraction, split, seed, symbols, on_unknown, cache_dir, progress
     )
@@ -154,10 +154,6 @@ def open_corpus(
 def _named(names: list[str]) -> str:
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
-
-
-def _all_bad(bad: dict[str, TextError]) -> TextError:
-    return _with_others(next(iter(bad.values())), bad)
 
 
 def _with_others(error: TextError, bad: dict[str, TextError]) -> TextError:
@@ -411,10 +407,9 @@ class _Plan:
             )
         only = [symbol for symbol, (learnt, held) in enumerate(zip(*counts, strict=True)) if held and not learnt]
         if only and not self.byte:
-            found = ", ".join(describe(tokenizer.symbol(symbol)) for symbol in only[:NAMED])
-            more = f" and {len(only) - NAMED} more" if len(only) > NAMED else ""
+            found = _named([describe(tokenizer.symbol(symbol)) for symbol in only])
             times = sum(counts[1][symbol] for symbol in only)
-            notes.append(f"only in the validation part, and so never learnt: {found}{more}, {counted(times, 'time')}")
+            notes.append(f"only in the validation part, and so never learnt: {found}, {counted(times, 'time')}")
         size = sum(map(sum, counts))
         if self.val_fraction and train == size:
             few = "" if self.split == "tail" else f", and {self.drawn} of {self.units} {self.split}"

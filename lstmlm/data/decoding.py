@@ -33,7 +33,6 @@ MARKS = (  # the longer mark first: that of UTF-32 begins with that of UTF-16
 )
 NOT_FOR_FILES = ("idna", "punycode", "raw_unicode_escape", "undefined", "unicode_escape")
 
-
 C1 = re.compile(rb"\xc2[\x80-\x9f]")  # control characters that no text has, in UTF-8
 # Characters that never join with the one before them: what comes before is normalised alike with and without them.
 BORDER = re.compile("[\x00-\u02ff\u3000-\u3029\u3041-\u3096\u30a1-\ud7a3]")
@@ -90,11 +89,6 @@ class Tally:
             self.pairs += data.count(b"\r\n") + (self._after_cr and data.startswith(b"\n"))
             self._after_cr = data.endswith(b"\r") if data else self._after_cr
 
-    @property
-    def cr_alone(self) -> bool:
-        """Whether lines end with CR and nothing else, as on old Macintoshes."""
-        return self.cr > 0 and not self.lf
-
     def notes(self) -> list[str]:
         """Say in words what a reader should know."""
         found = []
@@ -141,6 +135,16 @@ def find_encoding(name: str, where: str = "data.encoding") -> str:
         hint = f"Did you mean {close[0]}?" if close else "Common ones are utf-8, utf-16, latin-1 and cp1252."
         raise ConfigError(f"{where}: expected a text encoding, found '{printable(name)}'. {hint}")
     return canonical
+
+
+def encoding_of(kind: str, encoding: str, field: str | None, normalize: str) -> str:
+    """Return what files are read in for a kind of tokenizer: `bytes` for that of bytes, which asks for an encoding only where a
+    field is to be found or a form to be made.
+
+    Raises:
+        ConfigError: As `find_encoding`.
+    """
+    return "bytes" if kind == "byte" and not field and normalize == "none" else find_encoding(encoding)
 
 
 def decode(pieces: Iterable[tuple[Source, bytes]], how: Reading, tally: Tally | None = None) -> Iterator[str]:

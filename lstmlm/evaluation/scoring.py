@@ -1,7 +1,7 @@
 """Exact scores of a text: every character once, whatever the batch and window.
 
-`Scorer` takes a text of any length in pieces, for `eval`; `score_ids` scores one at once, for `api`; the trainer validates
-with `side_by_side`. It needs no torch where the `reader` needs none.
+`Scorer` takes a text of any length in pieces, for `eval` and `api`; `score_ids` scores ids at once, for scripts and tests;
+training validates with `estimate` and `side_by_side`. It needs no torch where the `reader` needs none.
 
 Rules, also in the help of `eval`:
 - warm: the state is carried through the whole text. cold: windows of N inputs, each from the empty state, and the

@@ -32,12 +32,7 @@ class TorchReader:
         run: How the model is run; None: as it is.
     """
 
-    def __init__(
-        self,
-        model: Network,
-        ask: Callable[[], object] | None = None,
-        run: Forward | None = None,
-    ) -> None:
+    def __init__(self, model: Network, ask: Callable[[], object] | None = None, run: Forward | None = None) -> None:
         self._model = model
         self._ask = ask
         self._run: Forward = run or model

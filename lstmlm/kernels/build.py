@@ -60,10 +60,7 @@ def library() -> ctypes.CDLL:
                 target = kept / f"native-{key}-{_content_digest(made)}.so"
                 os.replace(made, target)
                 opened = _open(target)
-        except (
-            OSError,
-            Unavailable,
-        ) as error:  # read-only, full, not executable: then elsewhere, whose error is told
+        except (OSError, Unavailable) as error:  # read-only, full, not executable: then elsewhere, and this is told
             reason = reason or (error.strerror if isinstance(error, OSError) else "") or str(error)
             continue
         if number:

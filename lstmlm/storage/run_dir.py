@@ -138,6 +138,20 @@ def _first_whole(paths: list[Path], read: Callable[[Path], _Read], report: Calla
     raise first
 
 
+def contents(folder: Path) -> list[str]:
+    """Return the names of what lies in a folder beside the lock of a run; none where there is no folder.
+
+    Raises:
+        SystemProblem: It may not be looked into.
+    """
+    try:
+        return sorted({path.name for path in folder.iterdir()} - {LOCK, HOLDER})
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise atomic.problem(error, f"cannot look into {folder}") from None
+
+
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[str | None]:
     """Hold a run folder for writing until the block ends or the process dies, however it dies.

@@ -40,7 +40,6 @@ class Planned:
 
     step: int
     steps: int
-    chars_per_second: float
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ A run has one of them or several (`model.members`), each as a run of its own see
 `Members.learn` once a step.
 """
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -83,6 +84,28 @@ class Members:
             taken = every if count == streams else []
             self._steps[count] = TrainStep(self.network, backprop, taken, window, count, 1 / (streams * window))
         self._whole = self._steps.get(streams)
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Let the networks have their averaged weights, if there are any, until the block is left."""
+        with contextlib.ExitStack() as until:
+            for member in self.each:
+                until.enter_context(member.optimizer.averaged())
+            yield
+
+    @contextlib.contextmanager
+    def strict(self) -> Iterator[list[CharLM]]:
+        """Let the networks read with averaged weights in strict float32, as `lstmlm eval` does, until the block is left."""
+        stack = self.network.stack()
+        own = [layer.kernel for layer in stack]
+        for layer in stack:
+            layer.kernel = layer.kernel.strict
+        try:
+            with self.averaged():
+                yield [member.model for member in self.each]
+        finally:
+            for layer, kernel in zip(stack, own, strict=True):
+                layer.kernel = kernel
 
     def begin(self, rate: float) -> None:
         """Set the learning rate of the next step; `learn` and `finish` follow."""

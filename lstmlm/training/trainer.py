@@ -4,10 +4,9 @@
 loop over its own streams; only rank 0 validates and writes, and what it decides by the clock is broadcast.
 """
 
-import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -23,15 +22,12 @@ from lstmlm.data import saved_model
 from lstmlm.data.batches import Streams
 from lstmlm.data.corpus import Corpus
 from lstmlm.errors import CheckpointError, Diverged, Stopped, UsageError
-from lstmlm.evaluation.sampler import Sampling, generate
-from lstmlm.evaluation.scoring import CODE_POINTS, StreamsApartError, estimate, frequencies, side_by_side, streams_of
 from lstmlm.kernels import Kernel
 from lstmlm.kernels.cuda_graph import read_back
 from lstmlm.kernels.pace import Pace
 from lstmlm.kernels.pointwise import Number
 from lstmlm.model.cell import LSTMState
 from lstmlm.model.char_lm import load_weights
-from lstmlm.model.ensemble import Network
 from lstmlm.model.lstm import StackState
 from lstmlm.storage import checkpoint
 from lstmlm.storage.checkpoint import Checkpoint, Journal
@@ -54,17 +50,13 @@ from lstmlm.training.events import (
 )
 from lstmlm.training.members import Members
 from lstmlm.training.optim import learning_rate
+from lstmlm.training.validation import Interrupted, Validation
 
 RETRIES = 3  # times in a row that a diverged run is stepped back, each with half the rate
 CALM = 1000  # steps without that after which one of them is forgotten: a long run may meet many, far from each other
-SAMPLE_LENGTH = 240  # characters
 LOG_EVERY = 10  # steps whose mean is one record of metrics.jsonl
 PACE_SECONDS = 4.0  # after which it is tried again with how many threads a step is quickest
 SAVE_SECONDS = 30.0  # between two checkpoints, where save_every leaves it open: saving changes no result
-
-
-class _Interrupted(Exception):  # no error: a signal came while a text was read
-    """Validating was left before its end; nothing of it counts."""
 
 
 class Trainer:
@@ -121,7 +113,7 @@ class Trainer:
         self.members.prepare({count for _, count in self.shards.own}, T, B)
         self.states: list[StackState | None] = [None] * len(self.shards.own)
         self.progress = TrainState(steps=auto_tune.steps_of(config, self.streams.steps_per_epoch))
-        self.validation: list[int] = corpus.val.tensor(0, min(len(corpus.val), budget.MOST_CHARS)).tolist()
+        self.validation = Validation(corpus, self.members, stop)
         reading = budget.READING / self.batch_chars
         self._plan_looks()
         self.train_seconds = 0.0
@@ -477,19 +469,19 @@ class Trainer:
         p, train, text = self.progress, self.config.train, len(self.validation)
         if self._budget is None or (p.steps is not None and train.final_lr != 1):
             return
-        first, found = p.steps is None, (0.0, 0.0, 0.0, 0.0, 0.0)
+        first, found = p.steps is None, (0.0, 0.0, 0.0, 0.0)
         if self.group.is_rank_zero and (not first or self._budget.known(self._taken, train)):
             looks = None if first else self._looks()
             steps = self._budget.steps(p.step, looks, text)
             looks = self._budget.looks(steps, text, train.eval_every, p.look_chars)
-            found = steps, looks.chars, looks.gap, looks.exact, self.batch_chars / self._budget.per_step
-        told, chars, gap, exact, speed = self.group.broadcast_floats(*found)
+            found = steps, looks.chars, looks.gap, looks.exact
+        told, chars, gap, exact = self.group.broadcast_floats(*found)
         if not told:
             return
         p.steps = int(told)
         self._set_looks(Looks(int(chars), int(gap), bool(exact)))
         self._replan = p.step + max(1, (p.steps - p.step) // 16)
-        self.report(Planned(p.step, p.steps, speed))
+        self.report(Planned(p.step, p.steps))
         self._owes_save |= first  # whoever resumes finds the number; what is saved is looked at first
 
     def _looks(self) -> Looks:
@@ -506,35 +498,7 @@ class Trainer:
 
     def _set_looks(self, looks: Looks) -> None:
         p = self.progress
-        whole = len(self.validation) == len(self.corpus.val)  # of a longer one no score here is that of `lstmlm eval`
-        p.look_chars, p.look_gap, p.look_exact = looks.chars, looks.gap, looks.exact and whole
-
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator[None]:
-        """Let the model read without learning, its averaged weights if any."""
-        with contextlib.ExitStack() as until:
-            for member in self.members.each:
-                until.enter_context(member.optimizer.averaged())
-            yield
-
-    def _leave(self) -> None:
-        """Leave a validation where a signal has come."""
-        if self.stop() is not None:
-            raise _Interrupted
-
-    @contextlib.contextmanager
-    def _strictly(self) -> Iterator[list[Network]]:
-        """Let the members read in strict float32, as `lstmlm eval` does."""
-        stack = self.model.stack()
-        own = [layer.kernel for layer in stack]
-        for layer in stack:
-            layer.kernel = layer.kernel.strict
-        try:
-            with self._reading():
-                yield [member.model for member in self.members.each]
-        finally:
-            for layer, kernel in zip(stack, own, strict=True):
-                layer.kernel = kernel
+        p.look_chars, p.look_gap, p.look_exact = looks.chars, looks.gap, looks.exact and self.validation.whole
 
     def _validate(self) -> bool:
         """Score the validation text, keep the best model, write a sample; all of it or, on a signal, nothing. Say whether."""
@@ -545,11 +509,9 @@ class Trainer:
         if self.group.is_rank_zero:
             try:
                 if len(self.validation):
-                    with self._strictly() as models:
-                        value, alone = estimate(models, self.validation, self.corpus.counts, p.look_chars, self._leave)
-                    value, alone = self._with_unknown(value), tuple(map(self._with_unknown, alone))
-                text = self._sample()
-            except _Interrupted:
+                    value, alone = self.validation.score(p.look_chars)
+                text = self.validation.sample(p.step)
+            except Interrupted:
                 signal = self.stop() or 0
         value, signal = self.group.broadcast_floats(value, signal)
         if signal:
@@ -583,8 +545,8 @@ class Trainer:
 
     @property
     def estimates(self) -> bool:
-        """Whether validations are estimates: a short text is always scored exactly, and of a long one the beginning alone."""
-        return len(self.validation) < len(self.corpus.val) or streams_of(len(self.validation), self.progress.look_chars) > 1
+        """Whether validations are estimates."""
+        return self.validation.estimates(self.progress.look_chars)
 
     @property
     def best(self) -> tuple[float, bool]:
@@ -594,67 +556,31 @@ class Trainer:
             return p.exact_nats, True
         return p.best_nats, not self.estimates
 
-    @property
-    def counting_nats(self) -> float:
-        """The nats per character that the validation text takes by the counts of single characters alone."""
-        ids = self.validation
-        if not ids:
-            return math.inf
-        charge = frequencies(self.corpus.counts)
-        return self._with_unknown(math.fsum(charge[id_] for id_ in ids) / len(ids))
-
-    def _with_unknown(self, nats: float) -> float:
-        """Return a score of the known characters with those that are not in the vocabulary, charged as `lstmlm eval` does."""
-        unknown = self.corpus.val_unknown
-        return (nats * len(self.corpus.val) + unknown * math.log(CODE_POINTS)) / (len(self.corpus.val) + unknown)
-
     def _score_best(self) -> None:
         """Score the validation text exactly by the model that is kept, at the end, where there is time for it."""
-        p = self.progress
+        p, path, kept = self.progress, self.folder / "best.safetensors", None
         value, signal = math.inf, 0.0
         if self.group.is_rank_zero and self.estimates and p.look_exact and p.best_nats < math.inf:
             self.report(Busy("scoring the best model"))
+            kept = checkpoint.read(path)
             try:
-                value = self._exactly()
-            except _Interrupted:
+                value = self.validation.score_exactly(_weights(checkpoint.to_tensors(kept.tensors)))
+            except Interrupted:
                 signal = self.stop() or 0
         value, signal = self.group.broadcast_floats(value, signal)
         if signal:
             self._signal = int(signal)
             return
         p.exact_step, p.exact_nats = p.best_step, value
-        if self.group.is_rank_zero and value < math.inf:
-            path = self.folder / "best.safetensors"
-            kept = checkpoint.read(path)
+        if kept is not None and value < math.inf:
             checkpoint.write(path, replace(kept, meta={**kept.meta, "scores": self._scores()}))
             self._log({"step": p.best_step, "validation_nats_per_char": value, "exact": True})
             self.report(Scored(p.best_step, value))
-
-    def _exactly(self) -> float:
-        """Return the exact score of the model that is kept; infinity where reading from left to right would take too long."""
-        path = self.folder / "best.safetensors"
-        with self._strictly() as models:
-            own = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
-            self.load_model(_weights(checkpoint.to_tensors(checkpoint.read(path).tensors)))
-            try:
-                found = side_by_side(models, self.validation, self.corpus.counts, one_pass=False, ask=self._leave)
-                return self._with_unknown(found[0])
-            except StreamsApartError:
-                return math.inf
-            finally:
-                self.load_model(own)
 
     def _scores(self) -> dict[str, Any]:
         """Return what a checkpoint says of how good the best model is."""
         nats, exact = self.best
         return {} if nats == math.inf else {"validation_nats_per_char": nats, "step": self.progress.best_step, "exact": exact}
-
-    def _sample(self) -> str:
-        tokenizer = self.corpus.tokenizer
-        prompt = self.corpus.train.tensor(0, 1).tolist()
-        with self._reading():
-            stream = generate(self.model, prompt, [self.progress.step], Sampling(temperature=0.8))
-            return tokenizer.decode([next(stream)[0][0] for _ in range(SAMPLE_LENGTH)])
 
     def _log(self, record: dict[str, Any]) -> None:
         if not self.group.is_rank_zero:
@@ -716,9 +642,7 @@ class Trainer:
 
     def _checkpoint(self, kind: str, whole: StackState | None) -> Checkpoint:
         p = self.progress
-        with contextlib.ExitStack() as until:
-            for member in self.members.each:
-                until.enter_context(member.optimizer.averaged())
+        with self.members.averaged():
             blobs = checkpoint.to_blobs({f"model.{k}": v for k, v in self.model.state_dict().items()})
         known = self.identity
         if kind == "best":

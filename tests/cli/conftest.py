@@ -71,7 +71,7 @@ def call(*args: object, stdin: bytes = b"") -> Result:
 def lstmlm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Lstmlm:
     """Return the command line as a function, on one thread and with an empty cache."""
     monkeypatch.setattr("os.cpu_count", lambda: 1)
-    monkeypatch.setattr("lstmlm.training.trainer.SAMPLE_LENGTH", 5)
+    monkeypatch.setattr("lstmlm.training.validation.SAMPLE_LENGTH", 5)
     monkeypatch.setenv("LSTMLM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("LSTMLM_KERNEL", "eager")
     return call
@@ -92,7 +92,7 @@ def _trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         patch.setenv("LSTMLM_CACHE", str(folder / "cache"))
         patch.setenv("LSTMLM_KERNEL", "eager")
-        patch.setattr("lstmlm.training.trainer.SAMPLE_LENGTH", 5)
+        patch.setattr("lstmlm.training.validation.SAMPLE_LENGTH", 5)
         (folder / "text.txt").write_text(TEXT, encoding="utf-8")
         result = call("train", "text.txt", *TINY, "--lr", "0.05", "-q")
     assert result.code == 0, result.err

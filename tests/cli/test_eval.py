@@ -298,7 +298,7 @@ def test_files_from_alone(lstmlm: Lstmlm, run: Path, held_out: Path, tmp_path: P
     missing = lstmlm("eval", "--files-from", tmp_path / "none")
 
     assert missing.code == 3
-    assert "expected a list to read" in missing.err
+    assert "expected a file to read" in missing.err
 
 
 def test_files_from_nothing(lstmlm: Lstmlm, run: Path) -> None:

@@ -62,7 +62,7 @@ def _there(_made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
     for name in ("CI", "GITHUB_ACTIONS", "CLICOLOR_FORCE", "PY_COLORS", "LANG", "LC_ALL"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("lstmlm.training.trainer.SAMPLE_LENGTH", 5)
+    monkeypatch.setattr("lstmlm.training.validation.SAMPLE_LENGTH", 5)
 
 
 def forked(line: str, env: dict[str, str], stdout: int | None, stderr: int) -> int:

@@ -30,7 +30,7 @@ def run(steps: int = 2000) -> Iterator[Event]:
     for step in range(1, steps + 1):
         yield StepDone(step, steps if step > 20 else None, 2.0 * NATS, 0.01, step * 1024)
         if step == 20:
-            yield Planned(step, steps, 204_800.0)
+            yield Planned(step, steps)
         if step == 700:
             yield SteppedBack(701, 700, "gradient", 0.5)
         if step % 500 == 0:
@@ -197,7 +197,7 @@ def test_time_left_of_a_budget_in_minutes() -> None:
         view(StepDone(step, None if step < 20 else 200, NATS, 0.01, step * 1000))
         clock.now += 1.0
         if step == 20:
-            view(Planned(20, 200, 1000.0))
+            view(Planned(20, 200))
     drawings = lines_of(err)
 
     assert "10%  1  " in drawings[0]

@@ -68,7 +68,7 @@ def test_scalars(tmp_path: Path, installed: list[Writer]) -> None:
     """The mean of ten steps, the rest of them at the end, each validation and the rate; bits and steps, as everywhere."""
     told: list[str] = []
     shown = Board(tmp_path, 0, told.append)
-    shown(Planned(20, 25, 1000.0))
+    shown(Planned(20, 25))
     for step in range(1, 26):
         shown(done(step, float(step)))
     shown(Validated(25, 1.5, True))

@@ -349,3 +349,13 @@ def test_no_descriptor_is_left_open(home: Path) -> None:
         atomic.write_text(folder / "config.yaml", "")
 
     assert len(list(open_files.iterdir())) == before
+
+
+def test_contents(home: Path) -> None:
+    """What lies in a folder is named, but for a run's lock; there is nothing where there is no folder, and a file is refused."""
+    make("run", "last")
+    with run_dir.lock(Path("run")):
+        assert run_dir.contents(Path("run")) == ["last.safetensors"]
+    assert run_dir.contents(home / "none") == []
+    with pytest.raises(SystemProblem, match="cannot look into"):
+        run_dir.contents(home / "run" / "last.safetensors")

@@ -23,7 +23,7 @@ from lstmlm.model import ensemble
 from lstmlm.model.char_lm import StackState, load_weights
 from lstmlm.storage import checkpoint
 from lstmlm.storage.checkpoint import Checkpoint
-from lstmlm.training import budget, trainer
+from lstmlm.training import budget, trainer, validation
 from lstmlm.training.backprop import Backprop
 from lstmlm.training.events import Clock, Event, Planned, Scored, StepDone, SteppedBack, TrainState, Validated
 from lstmlm.training.trainer import Trainer
@@ -253,7 +253,7 @@ def test_validation_is_strict(bench: Callable[..., Bench], monkeypatch: pytest.M
     seen: list[bool] = []
     monkeypatch.setattr(EagerKernel, "strict", property(lambda _: twin))
     made.model.register_forward_pre_hook(lambda *_: seen.append(made.model.stack()[-1].kernel is twin))
-    monkeypatch.setattr(made, "_sample", str)
+    monkeypatch.setattr(made.validation, "sample", str)
     made._validate()
 
     assert seen
@@ -692,11 +692,11 @@ def test_a_signal_while_the_best_model_is_scored(long: Corpus, tmp_path: Path, m
         return score(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "side_by_side", interrupted)
+        patch.setattr(validation, "side_by_side", interrupted)
         with pytest.raises(Stopped):
             made.run()
 
-    assert run.last().meta["training"]["exact_step"] == 0
+    assert run.last().meta["training"]["exact_step"] == -1
     assert run.run(resume=True).end() == expected
 
 
@@ -707,7 +707,7 @@ def test_streams_that_stay_apart_leave_an_estimate(long: Corpus, tmp_path: Path,
     def apart(*args: object, **kwargs: object) -> None:
         raise scoring.StreamsApartError
 
-    monkeypatch.setattr(trainer, "side_by_side", apart)
+    monkeypatch.setattr(validation, "side_by_side", apart)
     run = Bench(long, tmp_path / "run", configured(eval_every=10, steps=120, batch=16, window=64)).run()
 
     assert checkpoint.read(run.folder / "best.safetensors").meta["scores"]["exact"] is False
@@ -743,7 +743,7 @@ def test_signal_while_validating(bench: Callable[..., Bench], monkeypatch: pytes
         return score(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "estimate", interrupted)
+        patch.setattr(validation, "estimate", interrupted)
         with pytest.raises(Stopped) as stopped:
             made.run()
 

@@ -1,0 +1,98 @@
+"""What a run is validated by; that the trainer keeps what it says, and leaves it on a signal, is in test_trainer."""
+
+import math
+import signal
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lstmlm.data.corpus import Corpus
+from lstmlm.evaluation.scoring import CODE_POINTS, score_ids
+from lstmlm.kernels.eager import EagerKernel
+from lstmlm.training import budget
+from lstmlm.training.members import Members
+from lstmlm.training.validation import Interrupted, Validation
+from tests.training.test_trainer import configured
+
+pytestmark = pytest.mark.usefixtures("short_samples")
+
+
+@pytest.fixture
+def members(corpus: Corpus) -> Members:
+    """Return one network for the text."""
+    return Members(configured(), len(corpus.tokenizer), EagerKernel(), torch.device("cpu"))
+
+
+def silent() -> int | None:
+    """Say that no signal has come."""
+    return None
+
+
+def test_a_short_text_is_scored_exactly(corpus: Corpus, members: Members) -> None:
+    """Its score is that of `lstmlm eval`, and no estimate."""
+    ids = corpus.val.tensor(0, len(corpus.val)).tolist()
+    text = Validation(corpus, members, silent)
+    expected = score_ids(members.network, ids, corpus.counts, byte_length=corpus.val_bytes).nats_per_char
+
+    assert not text.estimates(1)
+    assert text.score(1)[0] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_text_of_which_the_beginning_is_scored(corpus: Corpus, members: Members, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where only the beginning of a text is scored, that is an estimate."""
+    monkeypatch.setattr(budget, "MOST_CHARS", len(corpus.val) - 1)
+    text = Validation(corpus, members, silent)
+
+    assert len(text) == len(corpus.val) - 1
+    assert not text.whole
+    assert text.estimates(1)
+
+
+def test_unknown_characters_are_charged(corpus: Corpus, members: Members) -> None:
+    """A character that is not in the vocabulary costs what it costs in `lstmlm eval`, in every score."""
+    known, unknown = len(corpus.val), 3
+    plain, charged = (Validation(one, members, silent) for one in (corpus, replace(corpus, val_unknown=unknown)))
+    scores: list[Callable[[Validation], float]] = [
+        lambda text: text.score(1)[0],
+        lambda text: text.score_exactly(members.network.state_dict()),
+        lambda text: text.counting_nats,
+    ]
+
+    for score in scores:
+        expected = (score(plain) * known + unknown * math.log(CODE_POINTS)) / (known + unknown)
+        assert score(charged) == pytest.approx(expected)
+
+
+def test_counting(corpus: Corpus, members: Members) -> None:
+    """Counting takes the frequencies of the training part, one added to each count."""
+    learnt = Counter(corpus.train.tensor(0, len(corpus.train)).tolist())
+    ids = corpus.val.tensor(0, len(corpus.val)).tolist()
+    share = [(learnt[id_] + 1) / (len(corpus.train) + len(corpus.tokenizer)) for id_ in ids]
+
+    assert Validation(corpus, members, silent).counting_nats == pytest.approx(-sum(map(math.log, share)) / len(ids))
+
+
+def test_other_weights_do_not_stay(corpus: Corpus, members: Members) -> None:
+    """The exact score is of the weights that it is given; the network keeps its own, after a signal too."""
+    own = {name: tensor.clone() for name, tensor in members.network.state_dict().items()}
+    others = {name: tensor + 0.5 for name, tensor in own.items()}
+    kernels = [layer.kernel for layer in members.network.stack()]
+    text = Validation(corpus, members, silent)
+
+    assert text.score_exactly(others) != text.score_exactly(own)
+    with pytest.raises(Interrupted):
+        Validation(corpus, members, lambda: signal.SIGTERM).score_exactly(others)
+    assert all(torch.equal(tensor, own[name]) for name, tensor in members.network.state_dict().items())
+    assert [layer.kernel for layer in members.network.stack()] == kernels
+
+
+def test_a_sample_is_that_of_its_seed(corpus: Corpus, members: Members) -> None:
+    """A seed gives a text, the same one again, of the length that is asked for."""
+    text = Validation(corpus, members, silent)
+
+    assert len(text.sample(7)) == 5
+    assert text.sample(7) == text.sample(7)
+    assert len({text.sample(seed) for seed in range(8)}) > 1
