@@ -164,7 +164,7 @@ def train(
         layers = run_setup.layers_of(presets or [], assignments or [], flags)
         run_config.resolve(layers)  # what is wrong with the settings is said before the folder is looked at
         named, folder = run_setup.named(corpus, out, resume)
-        refuse_models("train", named, "CORPUS --from")
+        refuse_models("train", named, "--from")
         if not resume:  # else what the run says of itself comes first
             require([*named, *([val] if val else [])], run_config.resource_dir("data"))
         makes = not (dry_run or print_config)

@@ -26,10 +26,8 @@ CONDITIONS: dict[str, tuple[tuple[str, ...], dict[str, str], Callable[[Path, Pat
     "saving more often": (("--set", "train.save_every=1"), {}, None, 0, ""),
     "an edited text": ((), {}, changed_text, 3, "expected the text that the run in"),
     "an edited config.yaml": ((), {}, changed_config, 0, ""),
-    "another rate": (("--lr", "0.01"), {}, None, 2, "train.lr is 0.05 in this run, and 0.01 was asked for"),
     "another seed": (("--seed", "9"), {}, None, 2, "train.seed is 0 in this run, and 9 was asked for"),
     "another size": (("--hidden", "9"), {}, None, 2, "model.hidden is 7 in this run, and 9 was asked for"),
-    "more steps": (("--steps", "99"), {}, None, 2, "train.steps is 12 in this run, and 99 was asked for"),
     "another precision": (("--precision", "bfloat16"), {}, None, 2, "train.precision is auto in this run, and bfloat16"),
     "another tokenizer": (("--tokenizer", "byte"), {}, None, 2, "data.tokenizer is char in this run, and byte"),
 }

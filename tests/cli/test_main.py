@@ -188,7 +188,7 @@ MISTAKES = [
     ("train text.txt --config minut", 2, "minute"), ("train text.txt --config artcle", 2, "article"),
     ("train text.txt --config nowhere.yaml", 2, "nowhere.yaml"), ("train text.txt --config text.txt", 2, "text.txt"),
     # paths
-    ("train", 2, "a text to learn"), ("train texd.txt", 3, "text.txt"), ("train storys", 3, "stories"),
+    ("train", 2, "a CORPUS to learn"), ("train texd.txt", 3, "text.txt"), ("train storys", 3, "stories"),
     ("train empty.txt", 3, "empty.txt"),
     ("train runs/text --out a", 2, "--from runs/text"), ("train text.txt --out text.txt", 2, "--out"),
     ("train text.txt --val none.txt --out a", 3, "none.txt"),
@@ -262,7 +262,7 @@ def test_head(run: Path, text: Path) -> None:
 def test_head_of_all_ways(run: Path) -> None:
     """Several samples and JSON into a pipe that nobody reads end with 0 too."""
     script = (
-        "for way in '-n 50' '-n 50 --json' '--stop xyz'; do "
+        "for way in '-n 50' '-n 50 --json' '--stop nnn'; do "
         "$LSTMLM sample -m runs/text --length 2000 --seed 1 --threads 1 $way | true; echo ${PIPESTATUS[0]}; done"
     )
     done = process(shell=script)

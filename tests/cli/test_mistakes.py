@@ -203,7 +203,7 @@ MISTAKES = """
 3 | train my text.txt
 3 | train http://example.com/a.txt
 3 | train ""
-3 | train runs/text --out a
+2 | train runs/text --out a | train text.txt --from runs/text --out a
 3 | train text.txt --val none.txt --out a | train text.txt --val text.txt --out a
 3 | train text.txt --val folder --out a
 3 | train text.txt --val empty.txt --out a

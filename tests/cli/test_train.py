@@ -924,7 +924,8 @@ def test_stops_when_it_is_over(lstmlm: Lstmlm, text: Path) -> None:
     assert ended.code == whole.code == 0
     assert ended.json["stopped_early"] is True
     assert ended.json["steps"] < 400
-    assert f"The model of step {ended.json['best']['step']:,} is kept" in ended.err
+    assert "The best model is kept" in ended.err
+    assert f"at step {ended.json['best']['step']:,}\n" in ended.err
     assert f"stopped at step {ended.json['steps']} of 400" in ended.err
     assert (whole.json["stopped_early"], whole.json["steps"]) == (False, 400)
     assert whole.json["best"] == ended.json["best"]
