@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from lstmlm.training.events import Event
 
 
+LONGEST_NAME = 4096  # characters of a file's: Linux knows no longer one
+
 _ARGUMENTS = (
     (r"`--([a-z-]+) ([\w.-]+)`", lambda found: f'`{_argument(found[1])}="{found[2]}"`'),
     (r"--(device) (auto|cpu|cuda)\b", lambda found: f'{found[1]}="{found[2]}"'),
@@ -693,10 +695,27 @@ def train(
             raise UsageError("text: expected a text, or the name of a file, found nothing.")
         place = Path(out if out is not None else f"runs/{name_of(names[0])}")
         validation = None if val is None else os.fspath(val)
+        for argument, name in [*(("text", name) for name in names), *([("val", validation)] if validation else [])]:
+            _refuse_no_name(argument, name)
         report = progress or (lambda event: None)
         _train(names, validation, config, place, report, started, lasting=lasting, version=version)
         model = load(place, device=config.train.device)
     return model
+
+
+def _refuse_no_name(argument: str, name: str) -> None:
+    """Refuse a text where the name of one is expected, as a message would hold all of it; and a model in its place.
+
+    Raises:
+        UsageError: It is one.
+    """
+    if run_dir.is_run(Path(name)) or (name.endswith(run_dir.SUFFIX) and os.path.isfile(name)):
+        raise UsageError(f"{argument}: expected a text, found the model {printable(name)}. `lstmlm.load` opens it.")
+    if ("\n" in name or len(name) > LONGEST_NAME) and not os.path.exists(name):
+        raise UsageError(
+            f"{argument}: expected the name of a file or folder, found a text of {len(name):,} characters. Write it into a file; "
+            "only `text` alone, with a line end in it, may be the text itself."
+        )
 
 
 def _configured(settings: dict[str, Any]) -> RunConfig:
