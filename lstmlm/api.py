@@ -420,7 +420,7 @@ class LanguageModel:
         top_p: float = 1.0,
         greedy: bool = False,
         exact: bool = False,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         lines: int = 0,
         on_unknown: OnUnknown = "error",
     ) -> list[Sample]:
@@ -437,7 +437,7 @@ class LanguageModel:
             greedy: The likeliest character always.
             exact: From the weights as they are, not from bytes, which are quicker and change less than 0.0001 nats a character; a
                 model that was trained with `train.precision: float32` is always sampled so.
-            stop: A sample ends before any of these texts.
+            stop: A sample ends before this text, or any of these.
             lines: A sample ends before the line end of so many lines; 0: it does not.
             on_unknown: What becomes of a prompt character outside the vocabulary: error, skip or replace.
 
@@ -492,7 +492,7 @@ class LanguageModel:
         top_p: float = 1.0,
         greedy: bool = False,
         exact: bool = False,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         lines: int = 0,
         on_unknown: OnUnknown = "error",
     ) -> Stream:
@@ -522,7 +522,7 @@ class LanguageModel:
         n: int,
         seed: int,
         how: Sampling,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         lines: int = 0,
         on_unknown: OnUnknown = "error",
     ) -> Iterator[tuple[int, str, Sample | None]]:
@@ -539,6 +539,7 @@ class LanguageModel:
             TextError: As `sample`; at once.
             UsageError: As `sample`; at once.
         """
+        stop = [stop] if isinstance(stop, str) else stop
         self._check_stop(stop, lines)
         _check_sampling(how)
         # Here and not with the first piece: what is wrong with the prompt is said before anything of it is written.

@@ -135,6 +135,14 @@ def test_stop(model: LanguageModel, size: int) -> None:
     assert sample.stop == "stop"
 
 
+def test_one_stop_text(model: LanguageModel) -> None:
+    """A stop text that is given alone is one text, not each of its characters."""
+    alone, listed = (model.sample("ab", length=60, stop=stop, seed=0) for stop in ("ab", ["ab"]))
+
+    assert alone == listed
+    assert len(alone[0].text) > 1
+
+
 def test_score_after(model: LanguageModel) -> None:
     """A text after another one costs what both cost together less what the first one costs."""
     given = model.score("bad\n", after="a b")
