@@ -710,7 +710,7 @@ def _refuse_no_name(argument: str, name: str) -> None:
     Raises:
         UsageError: It is one.
     """
-    if run_dir.is_run(Path(name)) or (name.endswith(run_dir.SUFFIX) and os.path.isfile(name)):
+    if run_dir.is_model(name):
         raise UsageError(f"{argument}: expected a text, found the model {printable(name)}. `lstmlm.load` opens it.")
     if ("\n" in name or len(name) > LONGEST_NAME) and not os.path.exists(name):
         raise UsageError(
