@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from lstmlm.training.events import Event
 
 
+LONGEST_NAME = 4096  # characters of a file's: Linux knows no longer one
+
 _ARGUMENTS = (
     (r"`--([a-z-]+) ([\w.-]+)`", lambda found: f'`{_argument(found[1])}="{found[2]}"`'),
     (r"--(device) (auto|cpu|cuda)\b", lambda found: f'{found[1]}="{found[2]}"'),
@@ -418,7 +420,7 @@ class LanguageModel:
         top_p: float = 1.0,
         greedy: bool = False,
         exact: bool = False,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         lines: int = 0,
         on_unknown: OnUnknown = "error",
     ) -> list[Sample]:
@@ -435,7 +437,7 @@ class LanguageModel:
             greedy: The likeliest character always.
             exact: From the weights as they are, not from bytes, which are quicker and change less than 0.0001 nats a character; a
                 model that was trained with `train.precision: float32` is always sampled so.
-            stop: A sample ends before any of these texts.
+            stop: A sample ends before this text, or any of these.
             lines: A sample ends before the line end of so many lines; 0: it does not.
             on_unknown: What becomes of a prompt character outside the vocabulary: error, skip or replace.
 
@@ -490,7 +492,7 @@ class LanguageModel:
         top_p: float = 1.0,
         greedy: bool = False,
         exact: bool = False,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         lines: int = 0,
         on_unknown: OnUnknown = "error",
     ) -> Stream:
@@ -520,7 +522,7 @@ class LanguageModel:
         n: int,
         seed: int,
         how: Sampling,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         lines: int = 0,
         on_unknown: OnUnknown = "error",
     ) -> Iterator[tuple[int, str, Sample | None]]:
@@ -537,6 +539,7 @@ class LanguageModel:
             TextError: As `sample`; at once.
             UsageError: As `sample`; at once.
         """
+        stop = [stop] if isinstance(stop, str) else stop
         self._check_stop(stop, lines)
         _check_sampling(how)
         # Here and not with the first piece: what is wrong with the prompt is said before anything of it is written.
@@ -693,10 +696,27 @@ def train(
             raise UsageError("text: expected a text, or the name of a file, found nothing.")
         place = Path(out if out is not None else f"runs/{name_of(names[0])}")
         validation = None if val is None else os.fspath(val)
+        for argument, name in [*(("text", name) for name in names), *([("val", validation)] if validation else [])]:
+            _refuse_no_name(argument, name)
         report = progress or (lambda event: None)
         _train(names, validation, config, place, report, started, lasting=lasting, version=version)
         model = load(place, device=config.train.device)
     return model
+
+
+def _refuse_no_name(argument: str, name: str) -> None:
+    """Refuse a text where the name of one is expected, as a message would hold all of it; and a model in its place.
+
+    Raises:
+        UsageError: It is one.
+    """
+    if run_dir.is_model(name):
+        raise UsageError(f"{argument}: expected a text, found the model {printable(name)}. `lstmlm.load` opens it.")
+    if ("\n" in name or len(name) > LONGEST_NAME) and not os.path.exists(name):
+        raise UsageError(
+            f"{argument}: expected the name of a file or folder, found a text of {len(name):,} characters. Write it into a file; "
+            "only `text` alone, with a line end in it, may be the text itself."
+        )
 
 
 def _configured(settings: dict[str, Any]) -> RunConfig:

@@ -135,6 +135,14 @@ def test_stop(model: LanguageModel, size: int) -> None:
     assert sample.stop == "stop"
 
 
+def test_one_stop_text(model: LanguageModel) -> None:
+    """A stop text that is given alone is one text, not each of its characters."""
+    alone, listed = (model.sample("ab", length=60, stop=stop, seed=0) for stop in ("ab", ["ab"]))
+
+    assert alone == listed
+    assert len(alone[0].text) > 1
+
+
 def test_score_after(model: LanguageModel) -> None:
     """A text after another one costs what both cost together less what the first one costs."""
     given = model.score("bad\n", after="a b")
@@ -344,6 +352,11 @@ def test_it_says_what_it_is(model: LanguageModel) -> None:
         (lambda m: lstmlm.train("a.txt", hiden=3), "Did you mean hidden?"),
         (lambda m: lstmlm.train("a.txt", lr=-1), "lr: expected"),
         (lambda m: lstmlm.train([]), "text: expected"),
+        (lambda m: lstmlm.train("a text " * 900), "expected the name of a file or folder, found a text of 6,300 characters."),
+        (lambda m: lstmlm.train(["a\n", "b\n"]), "text: expected the name of a file or folder, found a text of 2 characters."),
+        (lambda m: lstmlm.train("a\nb\n", val="c\n"), "val: expected the name of a file or folder"),
+        (lambda m: lstmlm.train(m.path.parent), "text: expected a text, found the model"),
+        (lambda m: lstmlm.train("a\nb\n", val=m.path), "val: expected a text, found the model"),
         (lambda m: m.stream("a", length=1e3), "length: expected a whole number, found 1000.0."),
         (lambda m: m.next("a", k=2.5), "k: expected a whole number, found 2.5."),
     ],

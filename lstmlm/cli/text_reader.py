@@ -5,7 +5,6 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lstmlm.cli.text_input import standard_input
@@ -118,7 +117,7 @@ def refuse_models(command: str, names: Sequence[str], flag: str = "-m") -> None:
         UsageError: With what was meant.
     """
     for name in names:
-        if run_dir.is_run(Path(name)) or (name.endswith(run_dir.SUFFIX) and os.path.isfile(name)):
+        if run_dir.is_model(name):
             shown = printable(name)
             raise UsageError(f"{command}: expected a text, found the model {shown}. Did you mean {flag} {shown}?")
 

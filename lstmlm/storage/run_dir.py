@@ -77,9 +77,9 @@ def candidates(model: str | Path | None, kind: str = "best", root: Path = ROOT) 
     raise CheckpointError(f"model {printable(str(path)[:200])}: {state}. {_advice(path, root)}")
 
 
-def is_run(folder: Path) -> bool:
-    """Say whether a folder is a run: whether a checkpoint lies in it."""
-    return bool(_files(folder))
+def is_model(name: str) -> bool:
+    """Say whether a name is that of a checkpoint, or of a folder in which one lies."""
+    return bool(_files(Path(name))) or (name.endswith(SUFFIX) and os.path.isfile(name))
 
 
 def find(model: str | Path | None, kind: str = "best", root: Path = ROOT) -> Path:
