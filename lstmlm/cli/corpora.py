@@ -40,12 +40,14 @@ def open_named(
 
 def _refuse_names(corpus: Corpus) -> None:
     """Refuse the names of files in place of their texts, which is what `find` and `ls` print."""
-    *lines, _ = corpus.tokenizer.decode(corpus.train.tensor(0, LOOKED_AT).tolist()).split("\n")
-    if lines and all(0 < len(line) < 4096 and "\0" not in line and os.path.lexists(line) for line in lines[:SHOWN]):
-        raise UsageError(
-            f"corpus -: expected a text on standard input, found names of files, such as {printable(lines[0][:80])}. To learn "
-            "what is in the files: --files-from -. To learn the names: put them into a file first."
-        )
+    train, val = (part.tensor(0, min(LOOKED_AT, len(part))).tolist() for part in (corpus.train, corpus.val))
+    for ids in (train, train + val):  # one name alone ends in the validation part
+        *lines, _ = corpus.tokenizer.decode(ids).split("\n")
+        if lines and all(0 < len(line) < 4096 and "\0" not in line and os.path.lexists(line) for line in lines[:SHOWN]):
+            raise UsageError(
+                f"corpus -: expected a text on standard input, found names of files, such as {printable(lines[0][:80])}. To "
+                "learn what is in the files: --files-from -. To learn the names: put them into a file first."
+            )
 
 
 def seen_in_training(names: list[str], val: str) -> str | None:

@@ -151,7 +151,7 @@ def finish(console: Console, json: bool, trainer: "Trainer", folder: Path, max_b
     scored = nats < math.inf
     counting = trainer.validation.counting_nats
     if scored:
-        if p.steps is not None and p.step < p.steps:
+        if early := p.steps is not None and p.step < p.steps:
             above = (
                 f"{p.worse} validations in a row were worse than the best, the last one by {p.final_nats / p.best_nats - 1:.0%}"
             )
@@ -165,7 +165,7 @@ def finish(console: Console, json: bool, trainer: "Trainer", folder: Path, max_b
         if nats > counting:
             console.warn(
                 f"the model has learnt nothing: counting single characters takes {bits(counting):.4f} bits/char. Give it more "
-                "time (--minutes), or a smaller rate (--lr)."
+                f"{'text' if early else 'time (--minutes)'}, or a smaller rate (--lr)."
             )
     words = prompt(trainer.corpus)
     offered = f" --prompt {shlex.quote(words)}" if words else ""

@@ -46,9 +46,10 @@ def test_a_list_names_the_texts(lstmlm: Lstmlm, tmp_path: Path) -> None:
     )
 
     assert piped == two > 1.9 * one
-    asked = lstmlm("train", "-", *TINY, "--dry-run", stdin=b"./a.txt\n./b.txt\n")
-    assert asked.code == 2
-    assert "--files-from -" in asked.err
+    for names in (b"./a.txt\n./b.txt\n", b"./a.txt\n"):
+        asked = lstmlm("train", "-", *TINY, "--dry-run", stdin=names)
+        assert asked.code == 2
+        assert "--files-from -" in asked.err
     for wrong in (("--files-from", "nowhere"), ("--files-from", "-")):
         assert lstmlm("train", *wrong, *TINY).code == 3
     assert lstmlm("train", *TINY).code == 2

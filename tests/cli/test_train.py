@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import os
+import random
 import re
 import shlex
 import shutil
@@ -129,6 +130,16 @@ def test_a_model_that_has_learnt_nothing_is_said_to_have(lstmlm: Lstmlm, text: P
 
     assert result.json["worse_than_counting"] is worse
     assert ("has learnt nothing: counting single characters takes" in result.err) is worse
+
+
+def test_noise_asks_for_text_not_for_time(lstmlm: Lstmlm) -> None:
+    """Where a run stopped by itself, having learnt nothing, more time is not what it is told to take."""
+    noise = random.Random(0)
+    Path("noise.txt").write_text("".join(noise.choices("ab\n" + "cdefghijkl" * 2, [40, 20, 20, *[1] * 20], k=900)))
+    result = lstmlm("train", "noise.txt", *TINY, "--lr", "0.3", "--steps", "400", "--set", "train.patience=1")
+
+    assert "stopped at step" in result.err
+    assert "Give it more text, or a smaller rate (--lr)." in result.err
 
 
 @pytest.mark.parametrize("source", ["gz", "folder", "two files", "stdin"])
