@@ -10,7 +10,6 @@ import itertools
 import math
 import os
 import re
-import secrets
 import tempfile
 import threading
 import time
@@ -454,7 +453,7 @@ class LanguageModel:
                 raise UsageError(f"length and n: expected at least 1, found {min(length, n)}.")
             prompts = [prompt] if isinstance(prompt, str) else list(prompt)
             how = Sampling(temperature, top_k, top_p, greedy, exact)
-            first = _seed(seed)
+            first = drawn_seed(seed)
             each = max(1, TOGETHER // n)
             begun = [
                 self.draw(
@@ -509,7 +508,7 @@ class LanguageModel:
             _require_whole(length=length, seed=seed or 0, top_k=top_k, lines=lines)
             if length < 0:
                 raise UsageError(f"length: expected a number from 0 on (0: without end), found {length}.")
-            first = _seed(seed)
+            first = drawn_seed(seed)
             how = Sampling(temperature, top_k, top_p, greedy, exact)
             pieces = self.draw(prompt, length=length, n=1, seed=first, how=how, stop=stop, lines=lines, on_unknown=on_unknown)
             return Stream(pieces, first, prompt)
@@ -805,10 +804,10 @@ def _require_whole(**numbers: object) -> None:
             raise UsageError(f"{name}: expected a whole number, found {printable(repr(value)[:40])}.")
 
 
-def _seed(given: int | None) -> int:
+def drawn_seed(given: int | None) -> int:
     """Return a seed, drawn where none is given."""
     if given is None:
-        return secrets.randbelow(2**31)
+        return int.from_bytes(os.urandom(4), "big") >> 1  # `secrets` takes 5 ms to import
     if not 0 <= given <= 2**62:
         raise UsageError(f"seed: expected a number from 0 to 2**62, or None, found {given}.")
     return given

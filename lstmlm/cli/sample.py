@@ -3,7 +3,6 @@
 import codecs
 import os
 import re
-import secrets
 import shlex
 import sys
 from typing import TYPE_CHECKING, Annotated
@@ -188,13 +187,13 @@ def sample(
         )
 
     with freeze_gc():
-        from lstmlm.api import LanguageModel
+        from lstmlm.api import LanguageModel, drawn_seed
         from lstmlm.evaluation.sampler import Sampling
 
     console = Console(quiet=quiet)
     opened = LanguageModel.open(model, threads=threads or machine.cpus(), device=device, report=console.warn)
     opened.text_place = corpus
-    first_seed = seed if seed is not None else secrets.randbelow(2**31)
+    first_seed = drawn_seed(seed)
     if model is None:
         console.say(f"model {printable(str(opened.path))}")
     text = prompt or ""

@@ -31,7 +31,6 @@ from lstmlm.config.schema import (
     unknown,
 )
 from lstmlm.config.setting import NONE_WORDS, Located, Setting, Value, at, closest, describe, shorten, write
-from lstmlm.config.strict_yaml import entries, read_file
 from lstmlm.errors import ConfigError, SystemProblem
 
 __all__ = [
@@ -118,6 +117,8 @@ def parse_yaml(text: str, source: str) -> dict[str, Located]:
     Raises:
         ConfigError: Not strict YAML, an unknown key, or a value out of range; with the line.
     """
+    from lstmlm.config.strict_yaml import entries  # PyYAML takes 5 ms, and most commands read no YAML
+
     found = {}
     strange: Located | None = None  # the first section that does not exist; a key in it may say more than its name
     for entry in entries(text, source, lambda key: KEYS[key].allowed if key in KEYS else "a setting"):
@@ -152,6 +153,8 @@ def load_preset(name_or_path: str) -> Layer:
     Raises:
         ConfigError: No such preset or file, or something wrong in it.
     """
+    from lstmlm.config.strict_yaml import read_file
+
     name = str(name_or_path)
     ours = presets()
     path = Path(name)
