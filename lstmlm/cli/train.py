@@ -201,7 +201,7 @@ def train(
         for note in text.notes:
             console.say(note)
         if not begins.first:
-            train_report.say_unlike(console, text)
+            train_report.say_unlike(console, text, config.data.field)
         if val and "-" not in [*names, val] and (seen := seen_in_training(names, val)):
             console.warn(f"--val: {seen} is trained on too: its score tells nothing of other texts.")
 

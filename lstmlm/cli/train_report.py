@@ -199,8 +199,14 @@ def _score(step: int, nats: float, exact: bool) -> dict[str, Any] | None:
     return {"step": step, "bits_per_char": bits(nats), "nats_per_char": nats, "exact": exact}
 
 
-def say_unlike(console: Console, corpus: "Corpus") -> None:
-    """Warn where the validation part is another kind of text than the training part, or the lines are sorted."""
+def say_unlike(console: Console, corpus: "Corpus", field: str | None) -> None:
+    """Warn where the validation part is another kind of text than the training part, or the lines are sorted.
+
+    Args:
+        console: Where to.
+        corpus: What is to be learnt.
+        field: Of the records that it was read from; None: its lines are those of the files.
+    """
     from lstmlm.evaluation.baselines import unlike
 
     if min(len(corpus.train), len(corpus.val)) >= LEAST_COMPARED:
@@ -215,9 +221,9 @@ def say_unlike(console: Console, corpus: "Corpus") -> None:
     rising = sum(a <= b for a, b in itertools.pairwise(lines))
     words = sum(line[:1].isalpha() for line in lines) > len(lines) // 2  # and not numbers or times
     if words and len(lines) > FEWEST_LINES and rising >= SORTED * (len(lines) - 1) and len(set(lines)) > len(lines) // 2:
+        way = "" if field else " To mix them: shuf FILE | lstmlm train -"
         console.warn(
-            "the lines are in alphabetical order, which is learnt too: scores are those of the next lines in this order. To mix "
-            "them: shuf FILE | lstmlm train -"
+            f"the lines are in alphabetical order, which is learnt too: scores are those of the next lines in this order.{way}"
         )
 
 

@@ -505,7 +505,9 @@ def _missing(name: str, bundled: Path | None) -> TextError:
         offers = {entry: str(path.parent / entry) for entry in sorted(os.listdir(path.parent)) if entry[0] != "."}
     own = sorted(file.stem for file in bundled.glob("*.txt")) if bundled else []
     offers |= {stem: stem for stem in own if stem not in offers}
-    close = difflib.get_close_matches(path.name, list(offers), 2, 0.6)
+    # An ending alone makes no name like another: of short names it is half of both.
+    alike = [entry for entry in offers if difflib.SequenceMatcher(None, Path(entry).stem, path.stem).ratio() >= 0.6]
+    close = difflib.get_close_matches(path.name, alike, 2, 0.6)
     hints = [f"Did you mean {' or '.join(printable(repr(offers[c])) for c in close)}?"] if close else []
     if own:
         hints.append(f"Corpora that come along: {', '.join(own)}.")

@@ -92,10 +92,10 @@ def test_unlike_parts_are_warned_of(lstmlm: Lstmlm, tmp_path: Path) -> None:
     (tmp_path / "ends.txt").write_text(TEXT * 15 + other * 18)
     (tmp_path / "even.txt").write_text(TEXT * 15)
     (tmp_path / "names.txt").write_text("".join(f"{a}{b}\n" for a in "abcdefghijkl" for b in "abcdefghijklmn"))
-    ends, even, drawn, names = (
-        lstmlm("train", *words, *TINY, "--dry-run").err
-        for words in (("ends.txt",), ("even.txt",), ("ends.txt", "--split", "lines"), ("names.txt",))
-    )
+    records = "".join(f'{{"name": "{name}"}}\n' for name in (tmp_path / "names.txt").read_text().split())
+    (tmp_path / "names.jsonl").write_text(records)
+    tried = (("ends.txt",), ("even.txt",), ("ends.txt", "--split", "lines"), ("names.txt",), ("names.jsonl", "--field", "name"))
+    ends, even, drawn, names, fields = (lstmlm("train", *words, *TINY, "--dry-run").err for words in tried)
 
     assert "the validation part is unlike the training part" in ends
     assert "--split lines" in ends
@@ -103,6 +103,9 @@ def test_unlike_parts_are_warned_of(lstmlm: Lstmlm, tmp_path: Path) -> None:
     assert "unlike" not in even + drawn
     assert "alphabetical order" in names
     assert "alphabetical order" not in even
+    assert "shuf FILE" in names
+    assert "alphabetical order" in fields
+    assert "shuf" not in fields  # standard input is not read as records
 
 
 def test_unknown_characters_cost_the_same_in_train_and_eval(lstmlm: Lstmlm, text: Path, tmp_path: Path) -> None:

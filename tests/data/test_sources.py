@@ -228,6 +228,9 @@ def test_a_mistyped_name_gets_help(read: Reader, tmp_path: Path) -> None:
         read("https://example.com/text.txt")
     with pytest.raises(TextError, match=r"Did you mean 'stories'\? .*come along: stories"):
         read("storys", bundled=bundled)
+    with pytest.raises(TextError) as unlike:
+        read(str(read.folder / "ann.txt"))
+    assert "Did you mean" not in str(unlike.value)  # the ending alone is like
 
 
 def test_a_bundled_name_is_a_source_but_files_win(read: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
