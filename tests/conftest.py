@@ -12,7 +12,7 @@ from tests.helpers import TEXT
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell ignores INT for what it starts with &, and so would our children
     signal.signal(signal.SIGINT, signal.default_int_handler)
-if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup does the same; it is to hold for us alone
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup does so too
     signal.signal(signal.SIGHUP, lambda number, frame: None)
 
 
