@@ -573,7 +573,7 @@ class LanguageModel:
         n = len(seeds)
         decoders = [self.tokenizer.stream_decoder() for _ in range(n)]
         held = [""] * n
-        room, lines_left = [length] * n, [lines] * n
+        chars_left, lines_left = [length] * n, [lines] * n
         nats = [0.0] * n
         open_ = set(range(n))
         for chosen, costs in generate_each(self._network, prompts, seeds, how):
@@ -588,8 +588,8 @@ class LanguageModel:
                         reason = "lines"
                         break
                     held[index] += char
-                    room[index] -= 1
-                    if not room[index]:  # never, where there was none at the start
+                    chars_left[index] -= 1
+                    if not chars_left[index]:  # never, where there was none at the start
                         reason = "length"
                         break
                 if hit := _first(held[index], stop):

@@ -102,7 +102,7 @@ def main() -> None:
 
 
 def _require_place(words: list[str]) -> None:
-    """Make sure that a command has a place to work in, and that torch is not loaded where there is no room for it.
+    """Make sure that a command has a place to work in, and that torch is not loaded where it does not fit.
 
     Raises:
         SystemProblem: The working folder was deleted.

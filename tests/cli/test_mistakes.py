@@ -204,7 +204,7 @@ MISTAKES = """
 3 | train http://example.com/a.txt
 3 | train ""
 2 | train runs/text --out a | train text.txt --from runs/text --out a
-3 | train text.txt --val none.txt --out a | train text.txt --val text.txt --out a
+3 | train text.txt --val none.txt --out a
 3 | train text.txt --val folder --out a
 3 | train text.txt --val empty.txt --out a
 2 | train - --val -
@@ -235,7 +235,7 @@ MISTAKES = """
 3 | sample --prompt-file none
 3 | sample --prompt-file folder
 3 | sample --prompt-file runs/text/best.safetensors
-3 | eval none.txt | eval text.txt
+3 | eval none.txt
 3 | eval folder
 3 | eval empty.txt
 4 | eval text.txt -m text.txt

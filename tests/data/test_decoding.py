@@ -3,7 +3,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from lstmlm.data import sources
@@ -44,6 +44,7 @@ def test_any_bytes_are_text_or_an_error_of_ours(data: bytes, chunk: int, read: R
     path = read.file(data)
     marks = ("\ufeff".encode(), b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")
     body = data.removeprefix(marks[0])
+    assume(not body.startswith((b"%PDF-", rb"{\rtf")))  # these are known by their names
     try:
         expected = body.decode()
     except UnicodeDecodeError as error:
