@@ -11,7 +11,6 @@
 #include "threads.h"
 
 #define GATES 4
-#define WIDE 2    /* vectors of a tile */
 #define CHUNK 96  /* rows whose sums are kept at a time */
 #define K_CHUNK 256 /* of a panel at a time: 32 KB, which the first cache holds while all rows pass */
 
@@ -35,7 +34,7 @@ INLINE void tile(const int rows, const int wide, const int ways, size K, const f
             vec weight[4];
             UNROLL for (int v = 0; v < wide; v++) weight[v] = *(const vec *)(panel + ((k + w) * wide + v) * VECTOR);
             UNROLL for (int r = 0; r < rows; r++) {
-                vec a = all(A[r * lda + k + w]);
+                const vec a = all(in_turn(A[r * lda + k + w]));
                 UNROLL for (int v = 0; v < wide; v++) sum[w][r][v] = fused(a, weight[v], sum[w][r][v]);
             }
         }
@@ -59,7 +58,13 @@ typedef void Tile(size K, const float *A, size lda, const float *panel, float *o
                                      const float *ahead) {                                                                 \
         tile(rows, WIDE, ways, K, A, lda, panel, out, ldo, first, ahead);                                                  \
     }
+#if WIDE == 4
+#define FEW_2 tile_2_2 /* 4 would not fit the registers */
+TILE(1, 4) TILE(2, 2) TILE(3, 2)
+#else
+#define FEW_2 tile_2_4
 TILE(1, 4) TILE(2, 4) TILE(3, 2)
+#endif
 TILE(1, 1) TILE(2, 1) TILE(3, 1) TILE(4, 1) TILE(5, 1) TILE(6, 1)
 #if ROWS_MAX == 14
 TILE(7, 1) TILE(8, 1) TILE(9, 1) TILE(10, 1) TILE(11, 1) TILE(12, 1) TILE(13, 1) TILE(14, 1)
@@ -70,7 +75,7 @@ static Tile *const tiles[] = {0, tile_1_1, tile_2_1, tile_3_1, tile_4_1, tile_5_
                               tile_7_1, tile_8_1, tile_9_1, tile_10_1, tile_11_1, tile_12_1, tile_13_1, tile_14_1,
 #endif
 };
-static Tile *const few_rows[] = {0, tile_1_4, tile_2_4, tile_3_2}; /* a whole batch of 1, 2, 3 rows */
+static Tile *const few_rows[] = {0, tile_1_4, FEW_2, tile_3_2}; /* a whole batch of 1, 2, 3 rows */
 
 /* out[rows][WIDE vectors] (+)= A[rows][K] x panel, in tiles of nearly equal height. `batch` is the whole batch, whose size
    (not that of this thread's share) decides the order of summation. */

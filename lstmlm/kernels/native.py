@@ -5,6 +5,7 @@
 
 import ctypes
 import math
+import platform
 import threading
 import time
 from functools import cache
@@ -26,7 +27,7 @@ FLOAT32, FLOAT16, TILES, PAIRS = range(4)
 
 NAMES = "float32", "float16", "bfloat16", "bfloat16"
 
-VECTORS = {16: "AVX-512", 8: "AVX2", 4: "plain C"}
+VECTORS = {16: "AVX-512", 8: "AVX2", 4: "NEON" if platform.machine().lower() in ("aarch64", "arm64") else "plain C"}
 
 WITHIN = {FLOAT32: 1e-5, FLOAT16: 1e-2, TILES: 5e-2, PAIRS: 5e-2}
 """What the self-check allows each kind: float32 its promise; the others some ten times their rounding, 2^-11 and 2^-8."""

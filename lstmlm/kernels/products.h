@@ -12,21 +12,34 @@
 #define GROUP 4
 #define PLANES 2 /* the instruction takes bytes: the high ones of a row of activations, then the low ones */
 #define OFFSET 32768 /* without a sign */
+#define LOWEST 0
 typedef uint8_t act;
+#elif defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD)
+#define GROUP 4
+#define PLANES 2
+#define OFFSET (-128) /* with one: x is 256 h + l + 128, and both of them are -128 to 127 */
+#define LOWEST (-128)
+#define TOGETHER 4
+typedef int8_t act;
 #elif (VECTOR == 16 && defined(__AVX512BW__)) || VECTOR == 8
 #define GROUP 2
 #define PLANES 1
 #define OFFSET 0
+#define LOWEST 0
 typedef int16_t act;
 #else
 #define GROUP 1
 #define PLANES 1
 #define OFFSET 0
+#define LOWEST 0
 typedef int16_t act;
 #endif
 
+#if !defined(TOGETHER)
+#define TOGETHER 1 /* groups of a row of activations that one load brings */
+#endif
 #define SIDE 4 /* vectors side by side in a panel, as many as there are gates */
-#if VECTOR == 16
+#if VECTOR == 16 || defined(__aarch64__)
 #define TILE_ROWS 6 /* 6 x 4 sums, 4 vectors of weights and a broadcast fit 32 registers */
 #define BYTE_ROWS (TILE_ROWS / PLANES)
 #else
@@ -72,26 +85,40 @@ typedef struct {
 
 /* ---- bytes ---- */
 
-/* sum[j] += the GROUP activations at a times the GROUP weights of column j. */
-INLINE ivec dot(ivec sum, const act *a, ivec w) {
-#if GROUP == 4
-    int32_t four;
-    memcpy(&four, a, 4);
-#if VECTOR == 16
-    return (ivec)_mm512_dpbusd_epi32((__m512i)sum, _mm512_set1_epi32(four), (__m512i)w);
+/* The activations from a on as `dot` takes them: a group in all lanes, or TOGETHER groups side by side. */
+INLINE ivec activations_at(const act *a) {
+#if TOGETHER > 1
+    int8x16_t x = vld1q_s8(a);
+    __asm__("" : "+w"(x)); /* else clang reads each group once more */
+    return (ivec)x;
+#elif GROUP > 1
+    int32_t group;
+    memcpy(&group, a, 4);
+    return group - (ivec){0};
 #else
-    return (ivec)_mm256_dpbusd_avx_epi32((__m256i)sum, _mm256_set1_epi32(four), (__m256i)w);
+    return (int32_t)*a - (ivec){0};
 #endif
+}
+
+/* sum[j] += a group of activations, of those in `a` the one at `place`, times the GROUP weights of column j. */
+INLINE ivec dot(ivec sum, ivec a, int place, ivec w) {
+#if TOGETHER > 1
+    switch (place) { /* compilers want it written out */
+    case 0: return vdotq_laneq_s32(sum, (int8x16_t)w, (int8x16_t)a, 0);
+    case 1: return vdotq_laneq_s32(sum, (int8x16_t)w, (int8x16_t)a, 1);
+    case 2: return vdotq_laneq_s32(sum, (int8x16_t)w, (int8x16_t)a, 2);
+    default: return vdotq_laneq_s32(sum, (int8x16_t)w, (int8x16_t)a, 3);
+    }
+#elif GROUP == 4 && VECTOR == 16
+    return (ivec)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)w);
+#elif GROUP == 4
+    return (ivec)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)a, (__m256i)w);
+#elif GROUP == 2 && VECTOR == 16
+    return sum + (ivec)_mm512_madd_epi16((__m512i)w, (__m512i)a);
 #elif GROUP == 2
-    int32_t two;
-    memcpy(&two, a, 4);
-#if VECTOR == 16
-    return sum + (ivec)_mm512_madd_epi16((__m512i)w, _mm512_set1_epi32(two));
+    return sum + (ivec)_mm256_madd_epi16((__m256i)w, (__m256i)a);
 #else
-    return sum + (ivec)_mm256_madd_epi16((__m256i)w, _mm256_set1_epi32(two));
-#endif
-#else
-    return sum + w * (int32_t)*a;
+    return sum + w * a;
 #endif
 }
 
@@ -110,6 +137,8 @@ INLINE ivec weights_at(const int8_t *w) {
 #endif
 #if defined(__x86_64__)
     __asm__("" : "+v"(x));
+#elif defined(__aarch64__)
+    __asm__ volatile("" : "+w"(x)); /* as `in_turn` */
 #endif
     return x;
 }
@@ -121,7 +150,7 @@ INLINE ivec nearest(vec x) { return (ivec)(x + 12582912.f) - 0x4B400000; }
 INLINE void put_bytes(act *to, size K, vec x, float scale, int lanes) {
     const ivec q = nearest(x * scale) + OFFSET;
     for (int plane = 0; plane < PLANES; plane++, to += padded(K)) {
-        const avec part = __builtin_convertvector(PLANES == 1 ? q : plane ? q & 255 : q >> 8, avec);
+        const avec part = __builtin_convertvector(plane == PLANES - 1 ? q : (q - LOWEST) >> 8, avec); /* of q its low bits */
         if (lanes == VECTOR) *(avec_any *)to = part;
         else memcpy(to, &part, lanes * sizeof(act));
     }
@@ -147,22 +176,26 @@ static float quantise(const float *x, size n, act *to) {
 
 INLINE void byte_tile(const int rows, const int vecs, size K, const Rows *x, size row, const Panel *panel, vec *out) {
     const int each = rows * vecs * PLANES, chains = each > 8 ? 1 : each > 4 ? 2 : 4; /* so many sums hide the latency of one */
+    const int step = chains > TOGETHER ? chains : TOGETHER;
     const size line = (size)vecs * VECTOR * GROUP, groups = padded(K) / GROUP, lda = row_of(K);
     const act *A = x->bytes + row * lda;
-    ivec sum[4][TILE_ROWS * SIDE][PLANES];
+    ivec sum[4][TILE_ROWS * SIDE][PLANES], a[TILE_ROWS][PLANES];
     UNROLL for (int c = 0; c < chains; c++)
         UNROLL for (int i = 0; i < rows * vecs; i++)
             UNROLL for (int p = 0; p < PLANES; p++) sum[c][i][p] = (ivec){0};
-    for (size k = 0; k < groups; k += chains)
-        UNROLL for (int c = 0; c < chains; c++) {
+    for (size k = 0; k < groups; k += step)
+        UNROLL for (int c = 0; c < step; c++) {
             const int8_t *w = (const int8_t *)panel->weights + (k + c) * line;
             if (rows == 1)
                 UNROLL for (int byte = 0; byte < (int)line; byte += 64) __builtin_prefetch(w + AHEAD + byte, 0, 3);
+            UNROLL for (int r = 0; r < rows; r++)
+                UNROLL for (int p = 0; p < PLANES && c % TOGETHER == 0; p++)
+                    a[r][p] = activations_at(A + r * lda + p * padded(K) + (k + c) * GROUP);
             UNROLL for (int v = 0; v < vecs; v++) {
                 const ivec weights = weights_at(w + v * VECTOR * GROUP);
                 UNROLL for (int r = 0; r < rows; r++)
                     UNROLL for (int p = 0; p < PLANES; p++)
-                        sum[c][r * vecs + v][p] = dot(sum[c][r * vecs + v][p], A + r * lda + p * padded(K) + (k + c) * GROUP, weights);
+                        sum[c % chains][r * vecs + v][p] = dot(sum[c % chains][r * vecs + v][p], a[r][p], c % TOGETHER, weights);
             }
         }
     UNROLL for (int v = 0; v < vecs; v++)
@@ -184,8 +217,12 @@ INLINE void float_tile(const int rows, const int vecs, size K, const Rows *x, si
     for (size k = 0; k < K; k++, w += vecs * VECTOR) {
         if (rows == 1)
             UNROLL for (int at = 0; at < vecs * VECTOR; at += 16) __builtin_prefetch((const char *)(w + at) + AHEAD, 0, 3);
-        UNROLL for (int v = 0; v < vecs; v++)
-            UNROLL for (int r = 0; r < rows; r++) sum[r * vecs + v] = fused(all(A[r * K + k]), *(const vec *)(w + v * VECTOR), sum[r * vecs + v]);
+        vec weights[SIDE];
+        UNROLL for (int v = 0; v < vecs; v++) weights[v] = *(const vec *)(w + v * VECTOR);
+        UNROLL for (int r = 0; r < rows; r++) {
+            const vec a = all(in_turn(A[r * K + k]));
+            UNROLL for (int v = 0; v < vecs; v++) sum[r * vecs + v] = fused(a, weights[v], sum[r * vecs + v]);
+        }
     }
     UNROLL for (int i = 0; i < rows * vecs; i++) out[i] = sum[i];
 }
@@ -206,7 +243,7 @@ typedef void Tile(size K, const Rows *x, size row, const Panel *panel, vec *out)
 #define NAMES_2(kind) NAMES(kind, 1), NAMES(kind, 2)
 #define NAMES_3(kind) NAMES_2(kind), NAMES(kind, 3)
 #define NAMES_6(kind) NAMES_3(kind), NAMES(kind, 4), NAMES(kind, 5), NAMES(kind, 6)
-#if VECTOR == 16
+#if TILE_ROWS == 6
 ROWS_6(float)
 #define FLOAT_NAMES NAMES_6(float)
 #else

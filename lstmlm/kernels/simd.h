@@ -18,12 +18,17 @@
 #include <immintrin.h>
 #define VECTOR 8
 #define ROWS_MAX 6
-#else
-#if defined(__ARM_NEON)
+#elif defined(__aarch64__)
 #include <arm_neon.h>
-#endif
 #define VECTOR 4
 #define ROWS_MAX 6
+#define WIDE 4 /* 6 x 4 accumulators, as many registers as with AVX-512 */
+#else
+#define VECTOR 4
+#define ROWS_MAX 6
+#endif
+#if !defined(WIDE)
+#define WIDE 2 /* vectors of a tile */
 #endif
 
 typedef float vec __attribute__((vector_size(VECTOR * 4)));
@@ -39,6 +44,14 @@ typedef uint32_t uvec __attribute__((vector_size(VECTOR * 4)));
 #endif
 
 INLINE vec all(float x) { return x - (vec){0}; }
+
+/* x, read where this stands: gcc would read all of a tile's factors before the first product, and keep sums in memory for them. */
+INLINE float in_turn(float x) {
+#if defined(__aarch64__)
+    __asm__ volatile("" : "+w"(x));
+#endif
+    return x;
+}
 
 INLINE vec load(const float *p, int lanes) {
     if (lanes == VECTOR) return *(const vec_any *)p;
@@ -69,7 +82,7 @@ INLINE vec fused(vec a, vec b, vec c) {
     return _mm512_fmadd_ps(a, b, c);
 #elif VECTOR == 8
     return _mm256_fmadd_ps(a, b, c);
-#elif defined(__ARM_NEON) && defined(__aarch64__)
+#elif defined(__aarch64__)
     return vfmaq_f32(c, a, b);
 #elif defined(__FP_FAST_FMAF) || defined(__FMA__)
     for (int lane = 0; lane < VECTOR; lane++) c[lane] = __builtin_fmaf(a[lane], b[lane], c[lane]);

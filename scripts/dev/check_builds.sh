@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Build the C for every kind of CPU that can be run here, check it, and compare the text of one seed. Usage: check_builds.sh [OPTIMISATION]
-# The builds: x86-64 with AVX-512, with AVX2 and with neither, as far as this CPU has them; aarch64 where Debian's cross compiler
-# (gcc-aarch64-linux-gnu) and qemu-user-static are installed. All CPUs with FMA must write the same text to the last bit.
+# The builds: x86-64 with AVX-512, with AVX2 and with neither, as far as this CPU has them; aarch64 with and without its dot product,
+# where Debian's cross compiler (gcc-aarch64-linux-gnu) and qemu-user-static are installed. All CPUs with FMA must write the same text to the last bit.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 scratch="$(mktemp -d)"
@@ -41,7 +41,8 @@ else
   check "$(uname -m)" "" $cc
 fi
 if command -v aarch64-linux-gnu-gcc qemu-aarch64-static > /dev/null; then
-  check aarch64 qemu-aarch64-static aarch64-linux-gnu-gcc -static
+  check aarch64 "qemu-aarch64-static -cpu cortex-a72" aarch64-linux-gnu-gcc -static # which has no dot product
+  check aarch64-dotprod "qemu-aarch64-static -cpu max" aarch64-linux-gnu-gcc -static -march=armv8.2-a+dotprod
 else
   echo "aarch64: left out: there is no aarch64-linux-gnu-gcc, or no qemu-aarch64-static"
 fi
