@@ -51,8 +51,6 @@ class Corpus:
         split: How the validation part was chosen: tail, lines, paragraphs or files.
         counts: Occurrences of each id in the training part. len V
         chars: Characters in both parts (bytes, for the byte tokenizer).
-        bytes: Bytes of both parts in UTF-8.
-        val_bytes: Bytes of the validation part in UTF-8.
         val_unknown: Characters of a validation file that are not in the vocabulary, and so not in `val`.
         notes: What a reader should know about the text, in words.
     """
@@ -65,8 +63,6 @@ class Corpus:
     split: str
     counts: list[int]
     chars: int
-    bytes: int
-    val_bytes: int
     val_unknown: int
     notes: list[str]
 
@@ -426,7 +422,6 @@ class _Plan:
         elif self.split != "tail":
             what = "records" if self.how.field else self.split
             notes.append(f"held out for validation: {self.drawn:,} of {self.units:,} {what}, drawn by the seed")
-        lengths = tokenizer.byte_lengths()
         drawn = [] if self.split == "tail" else [self.split, self.seed, switches]
         return {
             "name": self.texts[0][0].name,
@@ -435,7 +430,6 @@ class _Plan:
             "chars": size,
             "split": self.split,
             "counts": counts[0],
-            "bytes": [sum(n * length for n, length in zip(part, lengths, strict=True)) for part in counts],
             "val_unknown": val_unknown,
             "fingerprint": fingerprint_of([tally.digest.hexdigest() for tally in tallies], train, *drawn),
             "notes": notes,
@@ -503,8 +497,6 @@ def _corpus(name: str, store: Store, form: str) -> Corpus:
         split=facts["split"],
         counts=facts["counts"],
         chars=facts["chars"],
-        bytes=sum(facts["bytes"]),
-        val_bytes=facts["bytes"][1],
         val_unknown=facts["val_unknown"],
         notes=facts["notes"],
     )
