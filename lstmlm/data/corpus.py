@@ -51,8 +51,6 @@ class Corpus:
         split: How the validation part was chosen: tail, lines, paragraphs or files.
         counts: Occurrences of each id in the training part. len V
         chars: Characters in both parts (bytes, for the byte tokenizer).
-        bytes: Bytes of both parts in UTF-8.
-        val_bytes: Bytes of the validation part in UTF-8.
         val_unknown: Characters of a validation file that are not in the vocabulary, and so not in `val`.
         notes: What a reader should know about the text, in words.
     """
@@ -65,8 +63,6 @@ class Corpus:
     split: str
     counts: list[int]
     chars: int
-    bytes: int
-    val_bytes: int
     val_unknown: int
     notes: list[str]
 
@@ -138,7 +134,16 @@ def open_corpus(
         if not all(texts):
             raise _with_others(next(iter(bad.values())), bad)
     plan = _Plan(
-        texts, tokenizer, how, 0.0 if val is not None else val_fraction, split, seed, symbols, on_unknown, cache_dir, progress
+        texts=texts,
+        tokenizer=tokenizer,
+        how=how,
+        val_fraction=0.0 if val is not None else val_fraction,
+        split=split,
+        seed=seed,
+        symbols=symbols,
+        on_unknown=on_unknown,
+        folder=cache_dir,
+        progress=progress,
     )
     try:
         store = plan.remembered() or plan.read()
@@ -201,51 +206,52 @@ def _patterns(given: str | None) -> list[str]:
     return [pattern for one in (given or "").split(",") if (pattern := one.strip())]
 
 
+@dataclass(kw_only=True)
 class _Plan:
-    """What is to be read and how, and what that would be called in the cache."""
+    """What is to be read and how, and what that would be called in the cache; see `open_corpus`."""
 
-    def __init__(
-        self,
-        texts: list[list[Source]],
-        tokenizer: str,
-        how: Reading,
-        val_fraction: float,
-        split: str,
-        seed: int,
-        symbols: str | None,
-        on_unknown: str,
-        folder: Path,
-        progress: ProgressCallback | None,
-    ) -> None:
-        self.texts, self.how, self.val_fraction, self.folder = texts, how, val_fraction, folder
-        self.symbols, self.byte, self.progress = symbols, tokenizer == "byte", progress
-        self.split, self.seed = split if val_fraction else "tail", seed
-        if self.split == "auto" and not (how.field or any(source.archive for source in texts[0])):
-            self.split = "files" if len(texts[0]) >= splits.MANY_FILES else "tail"
-        selections = [[source.selection.include, source.selection.exclude, sorted(source.without)] for source in texts[0]]
-        self.base: list[object] = [
-            cache.MAGIC.decode(),
-            sys.byteorder,
-            tokenizer,
-            how.encoding,
-            symbols,
-            val_fraction,
-            how.field,
-            how.normalize,
-        ]
-        self.base += [selections] if any(source.archive for source in texts[0]) else []
-        self.on_unknown = on_unknown
-        self.base += [on_unknown] if symbols is not None and on_unknown != "error" else []
-        self.settings = self._settings()
+    texts: list[list[Source]]
+    tokenizer: str
+    how: Reading
+    val_fraction: float
+    split: str
+    seed: int
+    symbols: str | None
+    on_unknown: str
+    folder: Path
+    progress: ProgressCallback | None
+
+    def __post_init__(self) -> None:
+        if not self.val_fraction:
+            self.split = "tail"
+        if self.split == "auto" and not (self.how.field or any(source.archive for source in self.texts[0])):
+            self.split = "files" if len(self.texts[0]) >= splits.MANY_FILES else "tail"
+        self.byte = self.tokenizer == "byte"
         self.left_out = LeftOut()
         self.units, self.drawn = 0, 0  # lines, paragraphs or files, and how many of them are held out
-        self.place, self.stamp = self._marks(self.settings)
+        self.place, self.stamp = self._marks(self._settings())
         self.started = time.time_ns()
 
-    def _settings(self) -> list[object]:
-        return [*self.base, *([] if self.split == "tail" else [self.split, self.seed])]
+    def _settings(self) -> dict[str, object]:
+        """Return what the ids depend on beside the text."""
+        archives = [source for source in self.texts[0] if source.archive]
+        drawn = self.split != "tail"
+        return {
+            "format": cache.MAGIC.decode(),
+            "byteorder": sys.byteorder,
+            "tokenizer": self.tokenizer,
+            "encoding": self.how.encoding,
+            "field": self.how.field,
+            "normalize": self.how.normalize,
+            "symbols": self.symbols,
+            "on_unknown": self.on_unknown if self.symbols is not None else "error",
+            "val_fraction": self.val_fraction,
+            "split": self.split,
+            "seed": self.seed if drawn else None,
+            "selections": [[one.selection.include, one.selection.exclude, sorted(one.without)] for one in archives],
+        }
 
-    def _marks(self, settings: Sequence[object]) -> tuple[str, str]:
+    def _marks(self, settings: dict[str, object]) -> tuple[str, str]:
         """Return what the files are called and what state they are in, as digests, each with the settings."""
         place = _digest([[os.path.abspath(source.path or "-") for source in text] for text in self.texts], settings)
         return place, _digest(place, [[source.identity for source in text] for text in self.texts])
@@ -261,7 +267,7 @@ class _Plan:
         found = cache.find(self.folder, self.stamp, newest)
         if found is None and self.symbols is not None:
             # A run that goes on knows its vocabulary; when it began, the same text gave the same one.
-            began = cache.find(self.folder, self._marks([*self.settings[:4], None, *self.settings[5:]])[1], newest)
+            began = cache.find(self.folder, self._marks({**self._settings(), "symbols": None, "on_unknown": "error"})[1], newest)
             if began is not None and began.facts["tokenizer"].get("symbols") == self.symbols:
                 return began
         return found
@@ -305,7 +311,6 @@ class _Plan:
                 lengths[number] += len(text)
         if self.split == "auto":
             self.split = "files" if count >= splits.MANY_FILES else "tail"
-            self.settings = self._settings()
         if self.split == "tail":
             return found, tally, None
         self.units = count
@@ -417,7 +422,6 @@ class _Plan:
         elif self.split != "tail":
             what = "records" if self.how.field else self.split
             notes.append(f"held out for validation: {self.drawn:,} of {self.units:,} {what}, drawn by the seed")
-        lengths = tokenizer.byte_lengths()
         drawn = [] if self.split == "tail" else [self.split, self.seed, switches]
         return {
             "name": self.texts[0][0].name,
@@ -426,14 +430,13 @@ class _Plan:
             "chars": size,
             "split": self.split,
             "counts": counts[0],
-            "bytes": [sum(n * length for n, length in zip(part, lengths, strict=True)) for part in counts],
             "val_unknown": val_unknown,
             "fingerprint": fingerprint_of([tally.digest.hexdigest() for tally in tallies], train, *drawn),
             "notes": notes,
         }
 
     def _key(self, tallies: list[Tally]) -> str:
-        return _digest([tally.digest.hexdigest() for tally in tallies], self.settings)
+        return _digest([tally.digest.hexdigest() for tally in tallies], self._settings())
 
 
 class _Feed:
@@ -494,8 +497,6 @@ def _corpus(name: str, store: Store, form: str) -> Corpus:
         split=facts["split"],
         counts=facts["counts"],
         chars=facts["chars"],
-        bytes=sum(facts["bytes"]),
-        val_bytes=facts["bytes"][1],
         val_unknown=facts["val_unknown"],
         notes=facts["notes"],
     )

@@ -150,10 +150,6 @@ class CharTokenizer:
         silent = unicodedata.category(char) in ("Cc", "Cf", "Cs", "Mn", "Me") and not char.isspace()
         return " " if " " in self._id and not silent else ""
 
-    def byte_lengths(self) -> list[int]:
-        """Return the length of each symbol in UTF-8, in bytes, by id."""
-        return [1 if c < "\x80" else 2 if c < "\u0800" else 3 if c < "\U00010000" else 4 for c in self.symbols]
-
     def to_dict(self) -> dict[str, object]:
         """Return what `from_dict` needs to make the same tokenizer."""
         return {"kind": self.kind, "symbols": self.symbols}
@@ -229,10 +225,6 @@ class ByteTokenizer:
     def symbol(self, id_: int) -> str:
         r"""Return the character of an id; of a byte that is only a part of one, `\xNN`."""
         return bytes([id_]).decode("utf-8", "backslashreplace")
-
-    def byte_lengths(self) -> list[int]:
-        """Return the length of each symbol, in bytes: 1."""
-        return [1] * 256
 
     def to_dict(self) -> dict[str, object]:
         """Return what `from_dict` needs to make the same tokenizer."""

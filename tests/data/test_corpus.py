@@ -27,11 +27,10 @@ def test_odd_texts_come_back_byte_for_byte(read: Reader, data: bytes, monkeypatc
 
     assert text_of(chars).encode() == data
     assert bytes([*raw.train.tensor(0, raw.chars).tolist(), *raw.val.tensor(0, raw.chars).tolist()]) == data
-    assert (chars.chars, chars.bytes, raw.bytes) == (len(data.decode()), len(data), len(data))
+    assert (chars.chars, raw.chars) == (len(data.decode()), len(data))
     assert chars.tokenizer.encode("".join(sorted(set(data.decode())))) == list(range(len(chars.tokenizer)))
     assert sum(chars.counts) == len(chars.train)
     assert chars.counts == torch.bincount(chars.train.tensor(0, chars.chars), minlength=len(chars.counts)).tolist()
-    assert chars.val_bytes == len(data.decode()[len(chars.train) :].encode())
 
 
 @pytest.mark.parametrize("data", [case[0] for case in REFUSED.values()], ids=REFUSED.keys())
@@ -75,7 +74,7 @@ def test_a_validation_file_is_encoded_alike(read: Reader) -> None:
     assert (len(split.train), len(split.val)) == (90, 6)
     assert split.tokenizer.decode(split.val.tensor(0, 9).tolist()) == "cabcab"
     assert any("3 validation characters that training does not have" in note and "U+20AC" in note for note in split.notes)
-    assert (split.val_bytes, split.val_unknown) == (6, 3)
+    assert split.val_unknown == 3
 
 
 @pytest.mark.parametrize(("data", "found"), [(b"", "empty"), (b"xyz", "none that training has")])

@@ -43,7 +43,6 @@ def test_drawn_units_are_whole(
     assert [i * len(drawn) // len(units) for i in drawn] == [*range(len(drawn))]
     assert got.split == split
     assert sum(got.counts) == len(got.train)
-    assert got.val_bytes == len(val)
     assert any(f"{len(drawn)} of {len(units)} {split}" in note for note in got.notes)
 
 

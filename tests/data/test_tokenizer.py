@@ -133,15 +133,6 @@ def test_vocabularies_that_cannot_be(symbols: str) -> None:
         CharTokenizer(symbols)
 
 
-def test_byte_lengths_add_up() -> None:
-    """The lengths of the symbols are those of their UTF-8."""
-    text = "aß€😀\x7f\x80\u07ff\u0800\uffff\U00010000"
-    symbols = CharTokenizer(text)
-
-    assert symbols.byte_lengths() == [len(c.encode()) for c in symbols.symbols]
-    assert sum(ByteTokenizer().byte_lengths()) == 256
-
-
 @pytest.mark.parametrize(
     "data",
     [

@@ -35,7 +35,7 @@ def test_a_short_text_is_scored_exactly(corpus: Corpus, members: Members) -> Non
     """Its score is that of `lstmlm eval`, and no estimate."""
     ids = corpus.val.tensor(0, len(corpus.val)).tolist()
     text = Validation(corpus, members, silent)
-    expected = score_ids(members.network, ids, corpus.counts, byte_length=corpus.val_bytes).nats_per_char
+    expected = score_ids(members.network, ids, corpus.counts, byte_length=len(ids)).nats_per_char
 
     assert not text.estimates(1)
     assert text.score(1)[0] == pytest.approx(expected, abs=1e-6)
