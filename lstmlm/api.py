@@ -210,7 +210,7 @@ class LanguageModel:
         config, symbols = parts(saved.meta, ignored)
         if report and ignored:
             report(f"checkpoint {printable(str(found))}: {saved_model.note(saved.meta, ignored)}")
-        blobs = {k.removeprefix("model."): v for k, v in saved.tensors.items() if k.startswith("model.")}
+        blobs = saved.part("model.")
 
         def build() -> "Network":
             import torch

@@ -71,6 +71,10 @@ class Checkpoint:
     meta: dict[str, Any]
     tensors: dict[str, Blob]
 
+    def part(self, prefix: str) -> dict[str, Blob]:
+        """Return the tensors whose names begin with a prefix, by the rest of their names: `model.` gives the weights."""
+        return {name.removeprefix(prefix): blob for name, blob in self.tensors.items() if name.startswith(prefix)}
+
 
 def write(path: Path, checkpoint: Checkpoint) -> int:
     """Write a checkpoint so that a kill or a full disk at any instant leaves the previous one or this one.

@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 
 from lstmlm.config import auto_tune
-from lstmlm.config.run_config import RunConfig, to_dict
+from lstmlm.config.run_config import RunConfig
 from lstmlm.config.schema import BUDGETS
-from lstmlm.data import saved_model
 from lstmlm.data.batches import Streams
 from lstmlm.data.corpus import Corpus
-from lstmlm.errors import CheckpointError, Diverged, Stopped, UsageError
+from lstmlm.errors import Diverged, Stopped, UsageError
 from lstmlm.kernels import Kernel
 from lstmlm.kernels.cuda_graph import read_back
 from lstmlm.kernels.pace import Pace
@@ -30,10 +29,9 @@ from lstmlm.model.cell import LSTMState
 from lstmlm.model.char_lm import load_weights
 from lstmlm.model.lstm import StackState
 from lstmlm.storage import checkpoint
-from lstmlm.storage.checkpoint import Checkpoint, Journal
-from lstmlm.training import budget
+from lstmlm.storage.checkpoint import Checkpoint
+from lstmlm.training import budget, run_files
 from lstmlm.training.budget import Budget, Looks
-from lstmlm.training.clock_log import Times
 from lstmlm.training.distributed import ProcessGroup, Shards, shards_for
 from lstmlm.training.events import (
     Busy,
@@ -50,6 +48,7 @@ from lstmlm.training.events import (
 )
 from lstmlm.training.members import Members
 from lstmlm.training.optim import learning_rate
+from lstmlm.training.run_files import RunFiles
 from lstmlm.training.validation import Interrupted, Validation
 
 RETRIES = 3  # times in a row that a diverged run is stepped back, each with half the rate
@@ -133,9 +132,7 @@ class Trainer:
         self._owes_save = False  # whenever the next one is due
         self._signal: int | None = None  # that came to any process, as of the last step
         self._wanted = False  # a checkpoint, by rank 0's clock, as of the last step
-        self._metrics: Journal | None = None
-        self._samples: Journal | None = None
-        self._times = Times(folder)
+        self._files: RunFiles | None = None  # rank 0's, from `begin` on
 
     @property
     def batch_chars(self) -> int:
@@ -183,46 +180,14 @@ class Trainer:
         self._plan_looks()
 
     def _restore(self, saved: Checkpoint) -> None:
-        tensors = checkpoint.to_tensors(saved.tensors)
-        self.load_model(_weights(tensors))
-        self.progress = TrainState.from_meta(saved.meta["training"])
+        self.progress, whole = run_files.restore(saved, self.members, self.streams.batch_size)
         if not self.progress.look_gap:  # a version that looked otherwise saved it: from here on as in a new run
             self._plan_looks()
-        try:
-            for member in self.members.each:
-                own = f"optimizer.{member.prefix}"
-                moments = {k.removeprefix(own): v for k, v in tensors.items() if k.startswith(own)}
-                member.optimizer.restore(moments, self.progress.step)
-            whole = self._carried(tensors) if self.progress.step else None
-        except torch.OutOfMemoryError:  # of the device, and no fault of the checkpoint
-            raise
-        except (KeyError, RuntimeError) as error:
-            raise CheckpointError(f"checkpoint: its training state is not whole: {error}.") from None
         self._saved_step = self.progress.step
         self.states = [
             whole and tuple(LSTMState(*(part[first : first + count].clone() for part in layer)) for layer in whole)
             for first, count in self.shards.own
         ]
-
-    def _carried(self, tensors: dict[str, Tensor]) -> StackState:
-        """Return the state that a checkpoint carries from its last window to the next.
-
-        Raises:
-            KeyError: A part is missing or has another shape.
-        """
-        expected = self.model.initial_state(self.streams.batch_size)
-        for index, layer in enumerate(expected):
-            for part in LSTMState._fields:
-                found, wanted = tensors[f"state.{index}.{part}"], getattr(layer, part)
-                if found.shape != wanted.shape:
-                    raise KeyError(f"state.{index}.{part}: expected {tuple(wanted.shape)}, found {tuple(found.shape)}")
-        return tuple(
-            LSTMState(tensors[f"state.{index}.hidden"], tensors[f"state.{index}.cell"]) for index in range(len(expected))
-        )
-
-    def load_model(self, weights: dict[str, Tensor]) -> None:
-        """Copy weights into the members; their optimizers' views stay where they are."""
-        load_weights(self.model, weights)
 
     def start_from(self, weights: dict[str, Tensor], steps: int) -> None:
         """Start a new run from the weights of a trained model, which is scored before the first step: it may stay the best.
@@ -231,7 +196,7 @@ class Trainer:
             weights: By the names that the network has.
             steps: Of the run; an estimate where it is in minutes.
         """
-        self.load_model(weights)
+        load_weights(self.model, weights)
         for member in self.members.each:
             member.optimizer.begin_averages()
         if len(self.validation):
@@ -245,8 +210,7 @@ class Trainer:
         """
         p = self.progress
         if self.group.is_rank_zero:
-            self._open_journals()
-            self._times.begin(p.step)
+            self._files = RunFiles(self.folder, self.identity, self.config, self.corpus, self.members, p)
         if self._changed:
             self._log({"step": p.step, "changed": self._changed})
         if not p.step or self._changed:
@@ -254,16 +218,8 @@ class Trainer:
 
     def close(self) -> None:
         """Close the journals: another trainer takes over the folder."""
-        for journal in (self._metrics, self._samples, self._times):
-            if journal is not None:
-                journal.close()
-
-    def _open_journals(self) -> None:
-        for journal in (self._metrics, self._samples):
-            if journal is not None:
-                journal.close()
-        self._metrics = Journal.open(self.folder / "metrics.jsonl", self.progress.metrics_bytes)
-        self._samples = Journal.open(self.folder / "samples.txt", self.progress.samples_bytes)
+        if self._files is not None:
+            self._files.close()
 
     def run(self) -> bool:
         """Train until the budget is used up, patience ends, or a signal comes; `begin` came first.
@@ -451,15 +407,10 @@ class Trainer:
                 f"training at step {step}: expected a finite {what}, better than guessing, found one that {why}, {RETRIES} steps "
                 f"back and with 1/{2**RETRIES} of the rate too. Try a smaller --lr; the last good checkpoint is kept."
             )
-        self._restore(
-            self.group.broadcast_checkpoint(
-                checkpoint.read(self.folder / "last.safetensors") if self.group.is_rank_zero else None
-            )
-        )
+        self._restore(self.group.broadcast_checkpoint(checkpoint.read(self._files.last) if self._files else None))
         self.progress.retries, self.progress.rate_scale, self.progress.diverged_at = retries, scale, step
-        if self.group.is_rank_zero:
-            self._open_journals()
-            self._times.step_back(self.progress.step)
+        if self._files is not None:
+            self._files.step_back(self.progress)
         self.report(SteppedBack(step, self.progress.step, what, scale, why))
         self._replan = 0
         self.save()
@@ -524,23 +475,21 @@ class Trainer:
             p.worse = 0 if best else p.worse + 1
         if best:
             p.best_nats, p.best_step, p.exact_nats = value, p.step, math.inf
-        if self.group.is_rank_zero:
-            self._keep(value, alone if len(alone) > 1 else (), text, best=best)
+        if self._files is not None:
+            self._keep(self._files, value, alone if len(alone) > 1 else (), text, best=best)
         return True
 
-    def _keep(self, value: float, alone: tuple[float, ...], text: str, *, best: bool) -> None:
+    def _keep(self, files: RunFiles, value: float, alone: tuple[float, ...], text: str, *, best: bool) -> None:
         """Write and report what a validation has found."""
         p = self.progress
         if best:
-            checkpoint.write(self.folder / "best.safetensors", self._checkpoint("best", None))
+            files.write_best(p.step, self._scores())
         if math.isfinite(value):
             each = {"members_nats_per_char": list(alone)} if alone else {}
             exact = {} if self.estimates else {"exact": True}
             self._log({"step": p.step, "validation_nats_per_char": value, **exact, **each})
             self.report(Validated(p.step, value, best, alone, exact=not self.estimates))
-        assert self._samples is not None
-        self._samples.append_text(f"--- step {p.step}\n{text}\n")
-        p.samples_bytes = self._samples.size
+        files.add_sample(p, text)
         self.report(Sampled(p.step, text))
 
     @property
@@ -558,13 +507,13 @@ class Trainer:
 
     def _score_best(self) -> None:
         """Score the validation text exactly by the model that is kept, at the end, where there is time for it."""
-        p, path, kept = self.progress, self.folder / "best.safetensors", None
+        p, files, kept = self.progress, self._files, None
         value, signal = math.inf, 0.0
-        if self.group.is_rank_zero and self.estimates and p.look_exact and p.best_nats < math.inf:
+        if files is not None and self.estimates and p.look_exact and p.best_nats < math.inf:
             self.report(Busy("scoring the best model"))
-            kept = checkpoint.read(path)
+            kept = files.read_best()
             try:
-                value = self.validation.score_exactly(_weights(checkpoint.to_tensors(kept.tensors)))
+                value = self.validation.score_exactly(checkpoint.to_tensors(kept.part("model.")))
             except Interrupted:
                 signal = self.stop() or 0
         value, signal = self.group.broadcast_floats(value, signal)
@@ -572,8 +521,8 @@ class Trainer:
             self._signal = int(signal)
             return
         p.exact_step, p.exact_nats = p.best_step, value
-        if kept is not None and value < math.inf:
-            checkpoint.write(path, replace(kept, meta={**kept.meta, "scores": self._scores()}))
+        if files is not None and kept is not None and value < math.inf:
+            files.rescore_best(kept, self._scores())
             self._log({"step": p.best_step, "validation_nats_per_char": value, "exact": True})
             self.report(Scored(p.best_step, value))
 
@@ -583,12 +532,8 @@ class Trainer:
         return {} if nats == math.inf else {"validation_nats_per_char": nats, "step": self.progress.best_step, "exact": exact}
 
     def _log(self, record: dict[str, Any]) -> None:
-        if not self.group.is_rank_zero:
-            return
-        assert self._metrics is not None
-        self._metrics.append(record)
-        self.progress.metrics_bytes = self._metrics.size
-        self._times.reached(self.progress.step)  # the exact score at the end is of an earlier step
+        if self._files is not None:
+            self._files.log(self.progress, record)
 
     def save(self) -> None:
         """Commit `last`: all that going on needs.
@@ -598,9 +543,9 @@ class Trainer:
         """
         whole = self._whole_state()
         refused = None
-        if self.group.is_rank_zero:
+        if self._files is not None:
             try:
-                self._write_last(whole)
+                self._write(self._files, whole)
             except Diverged as error:
                 refused = error
         if self.group.broadcast_floats(float(refused is not None))[0]:
@@ -609,25 +554,15 @@ class Trainer:
         if self._budget is not None:
             self._budget.saved()
 
-    def _write_last(self, whole: StackState | None) -> None:
-        assert self._metrics is not None
-        assert self._samples is not None
-        self._metrics.sync()  # the checkpoint says how long they are: they come first
-        self._samples.sync()
-        path = self.folder / "last.safetensors"
+    def _write(self, files: RunFiles, whole: StackState | None) -> None:
+        p = self.progress
         self.report(Busy("saving"))
         if self._keeps():
-            checkpoint.write(self.folder / f"step-{self.progress.step}.safetensors", self._snapshot())
-        checkpoint.write(path, self._checkpoint("last", whole))
-        self._times.reached(self.progress.step)
-        self.report(Saved(self.progress.step, path))
-
-    def _snapshot(self) -> Checkpoint:
-        """Return the model of this step, with its own score where it was validated."""
-        p, kept = self.progress, self._checkpoint("best", None)
-        scored = p.validated == p.step and p.final_nats < math.inf
-        scores = {"validation_nats_per_char": p.final_nats, "step": p.step, "exact": not self.estimates} if scored else {}
-        return replace(kept, meta={**kept.meta, "scores": scores})
+            scored = p.validated == p.step and p.final_nats < math.inf
+            scores = {"validation_nats_per_char": p.final_nats, "step": p.step, "exact": not self.estimates}
+            files.write_snapshot(p.step, scores if scored else {})
+        files.write_last(p, self._scores(), whole)
+        self.report(Saved(p.step, files.last))
 
     def _whole_state(self) -> StackState | None:
         """Return the carried state of all streams to rank 0; None to the others, and before the first step."""
@@ -639,34 +574,3 @@ class Trainer:
             for index in range(len(own[0]))
         ]
         return tuple(LSTMState(H, C) for H, C in whole if H is not None and C is not None) or None
-
-    def _checkpoint(self, kind: str, whole: StackState | None) -> Checkpoint:
-        p = self.progress
-        with self.members.averaged():
-            blobs = checkpoint.to_blobs({f"model.{k}": v for k, v in self.model.state_dict().items()})
-        known = self.identity
-        if kind == "best":
-            known = saved_model.with_few_names(known if self.config.data.paths else saved_model.without_places(known))
-        meta = {
-            **known,
-            "config": to_dict(self.config),
-            "tokenizer": self.corpus.tokenizer.to_dict(),
-            "counts": list(self.corpus.counts),
-            "step": p.step,
-            "parameters": self.model.parameter_count(),
-            "scores": self._scores(),
-            "training": {},
-        }
-        if kind == "last":
-            moments = {member.prefix: member.optimizer.state() for member in self.members.each}
-            tensors = {f"optimizer.{prefix}{name}": tensor for prefix, own in moments.items() for name, tensor in own.items()}
-            for index, state in enumerate(whole or ()):
-                tensors |= {f"state.{index}.hidden": state.hidden, f"state.{index}.cell": state.cell}
-            meta["training"] = p.to_meta()
-            blobs |= checkpoint.to_blobs(tensors)
-        return Checkpoint(kind, meta, blobs)
-
-
-def _weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights among a checkpoint's tensors."""
-    return {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}

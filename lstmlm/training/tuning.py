@@ -27,8 +27,7 @@ def weights_of(parent: Checkpoint, tokenizer: Tokenizer) -> dict[str, Tensor]:
     Raises:
         UsageError: There are new characters, and the parent's last layer is its readout.
     """
-    known = {k.removeprefix("model."): v for k, v in parent.tensors.items() if k.startswith("model.")}
-    found = checkpoint.to_tensors(known)
+    found = checkpoint.to_tensors(parent.part("model."))
     config, old = parts(parent.meta, [])
     if len(old) == len(tokenizer):
         return found

@@ -144,8 +144,8 @@ def tuned(run: Bench, parent: Bench) -> Trainer:
     """Return a trainer of a new run that starts from the best model of another, begun but not run."""
     identity: dict[str, Any] = {"corpus": {}, "versions": {}, "command": []}
     made = Trainer(run.config, run.corpus, run.kernel, run.folder, identity, run.records.append, Clock(0.0))
-    tensors = checkpoint.to_tensors(checkpoint.read(parent.folder / "best.safetensors").tensors)
-    made.start_from({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}, STEPS)
+    best = checkpoint.read(parent.folder / "best.safetensors")
+    made.start_from(checkpoint.to_tensors(best.part("model.")), STEPS)
     made.begin()
     return made
 
