@@ -136,14 +136,15 @@ class Kernel(Protocol):
         """
 
 
-def choose(requested: str = "auto", precision: str = "auto", device: str = "cpu", keep: str = "") -> tuple[Kernel, str]:
+def choose(requested: str = "auto", precision: str = "auto", device: str = "cpu", keep: str | None = None) -> tuple[Kernel, str]:
     """Return the fastest kernel that works here, and a line if it is not the fastest there is, or could not be kept.
 
     Args:
         requested: auto, eager, native or triton; `LSTMLM_KERNEL` in the environment stands in for auto.
         precision: auto, float32 or bfloat16: of the products inside the recurrence.
         device: cpu or cuda; native runs on the first alone, triton on the second.
-        keep: The name of the kernel that a run began with: where several of a precision run here, it goes on with that one.
+        keep: The name of the kernel that a run began with: where several run here, it goes on with that one. Empty for a run that
+            begins: it takes the quickest. None for what trains nothing: the sampler and the scores in C go with native.
 
     Raises:
         UsageError: The request names no kernel that can run here.
@@ -161,7 +162,10 @@ def choose(requested: str = "auto", precision: str = "auto", device: str = "cpu"
             "Check train.kernel and LSTMLM_KERNEL."
         )
     try:
-        return _load(best, precision, keep), build.notes()
+        kernel, said = _load(best, precision, keep or ""), build.notes()
+        if requested == "auto" and device == "cpu" and keep is not None:
+            return _quicker(kernel, keep, said)
+        return kernel, said
     except Unavailable as error:
         if requested == best:
             raise UsageError(f"kernel {best}: expected a machine that can build and run it, found: {error}.") from None
@@ -186,6 +190,23 @@ def _load(name: str, precision: str, keep: str) -> Kernel:
     from lstmlm.kernels import triton_kernel
 
     return triton_kernel.load(precision)
+
+
+def _quicker(kernel: Kernel, keep: str, said: str) -> tuple[Kernel, str]:
+    """Return the native kernel, or eager where a run began with it or begins and it is the quicker one; and what is to be said.
+
+    Scores are still the native kernel's, as those of `lstmlm eval`.
+    """
+    from lstmlm.kernels import native
+    from lstmlm.kernels.eager import EagerKernel
+
+    assert isinstance(kernel, native.NativeKernel)
+    eager = EagerKernel(strict=kernel.strict)
+    if keep == eager.name:
+        return eager, said
+    if kernel.name == keep or not native.is_slower(kernel, eager):
+        return kernel, said
+    return eager, " ".join(filter(None, (said, f"kernel {eager.name}: quicker here than {kernel.name}")))
 
 
 def at_sizes(kernel: Kernel, device: torch.device, T: int, B: int, S: int, V: int) -> tuple[Kernel, str]:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lstmlm.kernels import Activations, Rows
+from lstmlm.kernels import Activations, Kernel, Rows
 from lstmlm.kernels.pointwise import TorchPointwise, tf32
 
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input  # grad * y * (1 - y), into a given tensor
@@ -22,20 +22,22 @@ class EagerKernel:
     Args:
         fast: Whether the products of a CUDA device may round float32 factors to TF32; sums and all else stay float32. What is
             not a product of this kernel, such as the readout, never does.
+        strict: What reads for scores, where that is another kernel.
     """
 
     factors = None
     any_threads = False  # MKL's products
 
-    def __init__(self, *, fast: bool = False) -> None:
+    def __init__(self, *, fast: bool = False, strict: Kernel | None = None) -> None:
         self._fast = fast
+        self._strict = strict
         self.pointwise = TorchPointwise(fast=fast)
         self.name = "eager TF32" if fast else "eager"
 
     @property
-    def strict(self) -> "EagerKernel":
+    def strict(self) -> Kernel:
         """See `Kernel.strict`: its products are of the tensors' own type."""
-        return EagerKernel() if self._fast else self
+        return self._strict or (EagerKernel() if self._fast else self)
 
     def forward(
         self,

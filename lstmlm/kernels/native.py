@@ -9,11 +9,12 @@ import platform
 import threading
 import time
 from functools import cache
+from itertools import count
 
 import torch
 from torch import Tensor
 
-from lstmlm.kernels import Activations, Rows, arguments, build
+from lstmlm.kernels import Activations, Kernel, Rows, arguments, build
 from lstmlm.kernels.arguments import checked, pointers
 from lstmlm.kernels.build import Unavailable
 from lstmlm.kernels.eager import EagerKernel
@@ -31,6 +32,12 @@ VECTORS = {16: "AVX-512", 8: "AVX2", 4: "NEON" if platform.machine().lower() in 
 
 WITHIN = {FLOAT32: 1e-5, FLOAT16: 1e-2, TILES: 5e-2, PAIRS: 5e-2}
 """What the self-check allows each kind: float32 its promise; the others some ten times their rounding, 2^-11 and 2^-8."""
+
+MARGIN = 1.1
+"""How many times as quick a kernel has to be to be taken in place of one that is more exact, or has the same bits anywhere."""
+
+WARM, SECONDS = 2, 0.1
+"""How often native and eager are timed at least, as the first times find memory and caches cold; and for how long at most."""
 
 
 class NativeKernel:
@@ -198,7 +205,7 @@ def _fastest(library: ctypes.CDLL, kernels: list[NativeKernel]) -> NativeKernel:
             return kernel
     seconds = _seconds(kernels)
     more_exact = sorted(kernels, key=lambda kernel: WITHIN[kernel.kind])
-    best = next(kernel for kernel in more_exact if seconds[kernel] <= 1.1 * min(seconds.values()))
+    best = next(kernel for kernel in more_exact if seconds[kernel] <= MARGIN * min(seconds.values()))
     build.passed(library, f"fastest-{best.kind}", now=True)
     return best
 
@@ -214,6 +221,47 @@ def _seconds(kernels: list[NativeKernel], slices: int = 12) -> dict[NativeKernel
                 kernel.product(A, B, out)
                 found[kernel] = min(found[kernel], time.perf_counter() - began)
     return found
+
+
+def is_slower(kernel: NativeKernel, eager: EagerKernel) -> bool:
+    """Say whether eager is clearly quicker than a kernel, as it was found when first asked.
+
+    So it may be where torch's products have a matrix unit that C cannot reach (Apple's), or C no vectors. It has to be so on one
+    thread, which another process disturbs least, and on as many as there are now, as it may gain less by them.
+    """
+    found = f"{kernel.kind}-{arguments.threads()}-{torch.__version__}"
+    for answer in (False, True):
+        if build.passed(kernel.library, f"eager-{answer:d}-{found}"):
+            return answer
+    with one_thread():
+        own, other = _recurrence_seconds(kernel, eager)
+    if own > MARGIN * other and arguments.threads() > 1:
+        own, other = map(min, (own, other), _recurrence_seconds(kernel, eager))
+    slower = own > MARGIN * other
+    build.passed(kernel.library, f"eager-{slower:d}-{found}", now=True)
+    return slower
+
+
+def _recurrence_seconds(kernel: Kernel, other: Kernel) -> tuple[float, float]:
+    """Return the least time of each for a short recurrence: forward, back and the product for dW.
+
+    They take turns until the first one was not the slower, as a busy machine has it look slower for some turns, or time is up.
+    """
+    T, B, S = 4, 16, 256
+    a, dH, W = torch.zeros(T, B, 4 * S), torch.zeros(T, B, S), torch.full((S, 4 * S), 1e-3)
+    empty, dW = torch.zeros(B, S), torch.zeros(S, 4 * S)
+    found = {kernel: math.inf, other: math.inf}
+    end = time.perf_counter() + SECONDS
+    for turn in count():
+        for one in found:
+            began = time.perf_counter()
+            gates, C, H = one.forward(a, W, empty, empty)
+            da, _, _ = one.backward(dH, empty, gates, C, empty, W)
+            one.product(H.view(-1, S).t(), da.view(-1, 4 * S), dW)
+            found[one] = min(found[one], time.perf_counter() - began)
+        if turn >= WARM and (found[kernel] <= MARGIN * found[other] or time.perf_counter() > end):
+            break
+    return found[kernel], found[other]
 
 
 def disagreement(kernel: NativeKernel) -> float:

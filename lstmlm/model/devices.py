@@ -83,7 +83,7 @@ def with_kernel(
     report: Callable[[str], None] | None = None,
     place: int = 0,
     places: int = 1,
-    keep: str = "",
+    keep: str | None = None,
 ) -> "tuple[torch.device, Kernel, str]":
     """Return the device, the fastest kernel that works there, and one line where that is not the one to be expected.
 

@@ -7,6 +7,7 @@ import torch
 
 from lstmlm import kernels
 from lstmlm.errors import UsageError
+from lstmlm.kernels import native
 from lstmlm.kernels.build import Unavailable
 from lstmlm.kernels.eager import EagerKernel
 from tests.helpers import normal
@@ -33,6 +34,29 @@ def test_a_device_has_its_kernel(device: str, best: str, monkeypatch: pytest.Mon
     assert why == f"kernel {kernel.name}: {best} is not available (it is Sunday)"
     with pytest.raises(UsageError, match=f"kernel {best}: .* it is Sunday"):
         kernels.choose(best, device=device)
+
+
+@pytest.mark.parametrize("slower", [True, False])
+def test_a_run_begins_with_the_quicker_and_keeps_it(slower: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unrequested, a run that begins takes eager where native is slower, and says so; one that goes on keeps what it began with,
+    whatever is quicker now. Scores are native's in any case, and so is all that trains nothing.
+    """
+    try:
+        made = native.load("float32")
+    except Unavailable as error:
+        pytest.skip(str(error))
+    monkeypatch.setattr(native, "is_slower", lambda kernel, eager: slower)
+
+    kernel, why = kernels.choose("auto", "float32", keep="")
+    assert kernel.name == ("eager" if slower else made.name)
+    assert why == (f"kernel eager: quicker here than {made.name}" if slower else "")
+    for keep in ("eager", made.name):
+        kernel, why = kernels.choose("auto", "float32", keep=keep)
+        assert (kernel.name, why) == (keep, "")
+        assert kernel.strict.name == made.name
+    assert kernels.choose("auto", "float32")[0].name == made.name
+    assert kernels.choose("native", "float32", keep="")[0].name == made.name
+    assert kernels.choose("eager", "float32", keep=made.name)[0].name == "eager"
 
 
 @pytest.mark.parametrize(("requested", "device"), [("native", "cuda"), ("triton", "cpu"), ("fast", "cpu")])

@@ -422,6 +422,48 @@ def test_the_fastest_kind_is_taken_and_kept(
     assert (first.kind, again.kind) == (expected, expected)
 
 
+@pytest.mark.parametrize(
+    ("alone", "together", "expected"),
+    [
+        ((2.0, 1.0), (2.0, 1.0), True),  # no vectors
+        ((1.05, 1.0), (2.0, 1.0), False),
+        ((2.0, 1.0), (0.5, 1.0), False),  # threads help the one in C alone
+        ((1.0, 2.0), (2.0, 1.0), False),
+    ],
+)
+def test_eager_is_timed_once(
+    kernel: native.NativeKernel,
+    monkeypatch: pytest.MonkeyPatch,
+    alone: tuple[float, float],
+    together: tuple[float, float],
+    expected: bool,
+) -> None:
+    """Eager is quicker where it clearly is on one thread and on all, and what was found is asked for, not found again."""
+    said: set[str] = set()
+
+    def passed(_: object, name: str, *, now: bool = False) -> bool:
+        said.update([name] if now else [])
+        return name in said
+
+    monkeypatch.setattr(build, "passed", passed)
+    monkeypatch.setattr(arguments, "threads", lambda: 2)
+    monkeypatch.setattr(native, "_recurrence_seconds", lambda *_: alone if torch.get_num_threads() == 1 else together)
+    torch.set_num_threads(2)
+
+    first = native.is_slower(kernel, EagerKernel())
+    monkeypatch.setattr(native, "_recurrence_seconds", None)
+
+    assert first is expected
+    assert native.is_slower(kernel, EagerKernel()) is expected
+
+
+def test_the_seconds_of_a_recurrence(kernel: native.NativeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel and its rival are both timed, for a while at most where the rival is the quicker one."""
+    monkeypatch.setattr(native, "SECONDS", 0.01)
+    monkeypatch.setattr(native, "MARGIN", 0.0)
+    assert all(0 < seconds < 5 for seconds in native._recurrence_seconds(kernel, EagerKernel()))
+
+
 def test_amx_is_taken_untimed(kernel: native.NativeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is AMX nothing is timed, and nothing where AVX512-BF16 is missing."""
     monkeypatch.setattr(native, "_seconds", None)
