@@ -1,7 +1,7 @@
 """The Python interface: `load` and `train`, and the `LanguageModel` that they return.
 
 It joins checkpoint, tokenizer, network, scoring and sampler. The commands `sample`, `eval`, `fill` and `inspect` open their
-model here; `parts` and `check` validate what a checkpoint says, for `train` too.
+model here.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from lstmlm import kernels, machine
 from lstmlm.config import run_config
 from lstmlm.config.run_config import RunConfig
 from lstmlm.data import saved_model
-from lstmlm.data.saved_model import parts
+from lstmlm.data.saved_model import check, parts
 from lstmlm.data.tokenizer import OnUnknown, Tokenizer, describe, readable
 from lstmlm.errors import CheckpointError, LstmlmError, TextError, UsageError, not_finite, printable
 from lstmlm.evaluation.reading import TOGETHER
@@ -825,28 +825,6 @@ def _check_sampling(how: Sampling) -> None:
         raise UsageError(f"--top-p: expected a number from 0 to 1, found {how.top_p}.")
     if how.top_k < 0:
         raise UsageError(f"--top-k: expected a whole number from 0 on (0: all), found {how.top_k}.")
-
-
-def check(header: Header, *, resumes: bool = False) -> None:
-    """Compare the weights that a file says it has with those that its configuration asks for, before they are read.
-
-    Args:
-        header: Of the file.
-        resumes: Its training is to go on: every setting of it has to be known.
-
-    Raises:
-        CheckpointError: They differ, or the configuration is refused.
-    """
-    config, symbols = parts(header.meta, None if resumes else [])
-    if config.model.hidden is None or config.model.layers is None or config.model.dropout is None:
-        raise CheckpointError("checkpoint: its configuration leaves the size of the network open.")
-    expected = weights.shapes(config.model, len(symbols))
-    found = {k.removeprefix("model."): e.shape for k, e in header.entries.items() if k.startswith("model.")}
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            raise CheckpointError(
-                f"checkpoint: weight {printable(name)}: expected {expected.get(name, 'none')}, found {found.get(name, 'none')}."
-            )
 
 
 def _first(text: str, stop: Sequence[str]) -> tuple[int, str] | None:

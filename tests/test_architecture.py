@@ -37,7 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "analysis": {"evaluation", "model", "errors", "units"},
     "training": {"evaluation", "data", "model", "storage", "config", "kernels", "errors", "machine", "units"},
     "evaluation": {"data", "model", "kernels", "errors", "units"},
-    "data": {"storage", "config", "errors", "units"},
+    "data": {"model", "storage", "config", "errors", "units"},
     "model": {"config", "kernels", "errors"},
     "storage": {"errors", "machine"},
     "config": {"errors", "units"},
@@ -53,7 +53,7 @@ TORCH_FREE = (
     *("evaluation/cloze", "evaluation/per_line", "evaluation/reader", "evaluation/reading", "evaluation/sampler"),
     *("evaluation/sampling", "evaluation/scoring", "model/devices", "model/weights"),
     *("kernels/__init__", "kernels/buffers", "kernels/build", "kernels/generate", "kernels/pace"),
-    *("training/clock_log", "training/distributed", "training/events", "training/malloc"),
+    *("training/clock_log", "training/distributed", "training/events", "training/malloc", "training/run_setup"),
 )
 
 LOADER = "export/loader"  # travels with an exported model, for whoever has torch and safetensors: it is no part of this program

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -23,7 +22,6 @@ from lstmlm.display.console import Console
 from lstmlm.errors import Stopped, UsageError
 
 if TYPE_CHECKING:
-    from lstmlm.cli.run_setup import Start
     from lstmlm.config.run_config import RunConfig
     from lstmlm.display.progress_view import RunView
     from lstmlm.display.tensorboard import Board
@@ -141,7 +139,7 @@ def train(
 
     lstmlm train --resume runs/corpus --minutes 5
     """
-    from lstmlm.cli import run_setup, signals, train_report, train_worker
+    from lstmlm.cli import signals, train_report, train_run, train_worker
     from lstmlm.cli.corpora import known_texts, may_have_moved, open_named, seen_in_training
     from lstmlm.cli.text_reader import refuse_models
     from lstmlm.config import run_config
@@ -149,7 +147,7 @@ def train(
     from lstmlm.display import tensorboard
     from lstmlm.display.progress_view import RunView
     from lstmlm.model import devices
-    from lstmlm.training import distributed, malloc
+    from lstmlm.training import distributed, malloc, run_setup
 
     typed = list(corpus or [])
     corpus = [*typed, *(listed(files_from) if files_from is not None else [])]
@@ -161,19 +159,16 @@ def train(
         _refuse_flags({"--out": out, "--val": val, "--from": start}, resume, overwrite)
         if with_tensorboard:
             tensorboard.require()
-        layers = run_setup.layers_of(presets or [], assignments or [], flags)
+        layers = train_run.layers_of(presets or [], assignments or [], flags)
         run_config.resolve(layers)  # what is wrong with the settings is said before the folder is looked at
-        named, folder = run_setup.named(corpus, out, resume)
+        named, folder = train_run.named(corpus, out, resume)
         refuse_models("train", named, "--from")
         if not resume:  # else what the run says of itself comes first
             require([*named, *([val] if val else [])], run_config.resource_dir("data"))
         makes = not (dry_run or print_config)
-        began_here = makes and folder.exists()
-
-        def hold(asked_for: bool) -> None:
-            run_setup.hold(held, folder, asked_for, console)
-
-        begins = run_setup.start(folder, layers, parent=start, resume=resume, overwrite=overwrite, hold=hold if makes else None)
+        begins = run_setup.resolve_start(
+            folder, layers, held if makes else None, console.say, parent=start, resume=resume, overwrite=overwrite
+        )
         config, saved, requested = begins.config, begins.saved, begins.config.train.device
         if not makes:
             group.broadcast_bytes(b"null")
@@ -223,9 +218,7 @@ def train(
             return
         if device.type == "cpu":
             launch.refuse_too_large(config, text, group.local_size)
-        if not began_here:
-            hold(begins.resumes or begins.overwrites)
-            run_setup.refuse_existing(folder, begins.resumes or begins.overwrites)  # somebody may have trained here meanwhile
+        run_setup.lock(begins, held, console.say)
         caught = held.enter_context(signals.caught(console))
         identity = launch.identity(text, names, val, ready, __version__, ["lstmlm", *sys.argv[1:]])
         group.broadcast_bytes(
@@ -260,7 +253,7 @@ def train(
             trainer.restore(saved, begins.changed)
             train_report.say_differences(console, saved.meta["versions"], identity["versions"])
             train_report.say_changes(console, trainer, begins.changed, saved)
-        _begin(trainer, folder, begins, steps)
+        launch.begin(trainer, begins, steps)
         where = kernel.name if device.type == "cpu" else f"{kernel.name} on {devices.name(device)}"
         train_report.announce(console, text, trainer, where, folder, saved)
         try:
@@ -273,7 +266,7 @@ def train(
                     del trainer  # its memory
                     gc.collect()
                     view, trainer = made(smaller)
-                    _begin(trainer, folder, begins, steps)
+                    launch.begin(trainer, begins, steps)
                 trainer.run()
         except Stopped as stopped:
             command = train_report.going_on(texts, folder)
@@ -304,34 +297,3 @@ def _reports(view: "RunView", shown: "Board | None") -> "Callable[[Event], None]
         shown(record)
 
     return both
-
-
-def _begin(trainer: "Trainer", folder: Path, begins: "Start", steps: int) -> None:
-    """Write what a run starts with: its job, its configuration and its first checkpoint."""
-    from lstmlm.cli import run_setup
-    from lstmlm.config import run_config
-    from lstmlm.storage import atomic
-    from lstmlm.training import distributed, tuning
-
-    job = distributed.job()
-    text = run_config.to_yaml(trainer.config)
-    if begins.saved:
-        if job:
-            atomic.write_text(folder / run_setup.JOB, job)
-        trainer.begin()
-        # Killed between its first checkpoint and this, it has none; and what was changed is in the checkpoint first.
-        if begins.changed or not (folder / "config.yaml").exists():
-            atomic.write_text(folder / "config.yaml", text)
-        return
-    with atomic.set_aside(folder, run_setup.replaced(folder)):  # what --overwrite deletes is there until the new run is
-        if job:
-            atomic.write_text(folder / run_setup.JOB, job)
-        if begins.parent is None:
-            # First the configuration: a run killed between the two is resumed from it.
-            atomic.write_text(folder / "config.yaml", text)
-            trainer.begin()
-            return
-        trainer.start_from(tuning.weights_of(begins.parent, trainer.corpus.tokenizer), steps)
-        # First the checkpoint: a configuration alone would be resumed from random weights.
-        trainer.begin()
-        atomic.write_text(folder / "config.yaml", text)

@@ -1,6 +1,6 @@
 """What a checkpoint's description says of the model: its configuration and its tokenizer, of this version or an earlier one.
 
-The entry point is `parts`; `info` calls it, and whoever loads a model or goes on with a run. It needs no torch.
+The entry points are `check`, for whoever loads a model or goes on with a run, and `parts`, for `info` too. They need no torch.
 """
 
 import hashlib
@@ -12,6 +12,8 @@ from lstmlm.config.run_config import RunConfig, from_dict
 from lstmlm.data import tokenizer
 from lstmlm.data.tokenizer import Tokenizer
 from lstmlm.errors import CheckpointError, ConfigError, printable
+from lstmlm.model import weights
+from lstmlm.storage.header import Header
 
 LONGEST_NAMES, FEW_NAMES = 4096, 3  # characters of the names of its texts that a model keeps, and names where there are more
 
@@ -39,6 +41,28 @@ def parts(meta: dict[str, Any], ignored: list[str] | None = None) -> tuple[RunCo
     if len(counts) != len(symbols) or not whole:
         raise CheckpointError(f"checkpoint: counts: expected {len(symbols)} whole numbers, one for each symbol.")
     return config, symbols
+
+
+def check(header: Header, *, resumes: bool = False) -> None:
+    """Compare the weights that a file says it has with those that its configuration asks for, before they are read.
+
+    Args:
+        header: Of the file.
+        resumes: Its training is to go on: every setting of it has to be known.
+
+    Raises:
+        CheckpointError: They differ, or the configuration is refused.
+    """
+    config, symbols = parts(header.meta, None if resumes else [])
+    if config.model.hidden is None or config.model.layers is None or config.model.dropout is None:
+        raise CheckpointError("checkpoint: its configuration leaves the size of the network open.")
+    expected = weights.shapes(config.model, len(symbols))
+    found = {k.removeprefix("model."): e.shape for k, e in header.entries.items() if k.startswith("model.")}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise CheckpointError(
+                f"checkpoint: weight {printable(name)}: expected {expected.get(name, 'none')}, found {found.get(name, 'none')}."
+            )
 
 
 def with_few_names(identity: dict[str, Any]) -> dict[str, Any]:

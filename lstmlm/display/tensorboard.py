@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 
 from lstmlm.errors import UsageError, printable
 from lstmlm.training.events import Event, StepDone, SteppedBack, Validated
+from lstmlm.training.run_setup import TENSORBOARD
 from lstmlm.units import bits
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-FOLDER = "tensorboard"  # in the run's
-EVENTS = "events.out.tfevents.*"
 EVERY = 10  # steps whose mean is one point
 
 
@@ -34,11 +33,6 @@ def require() -> None:
         ) from None
 
 
-def events(run: Path) -> list[Path]:
-    """Return the event files of a run."""
-    return sorted((run / FOLDER).glob(EVENTS))
-
-
 class Board:
     """Write the records of one run as scalars: training and validation in bits/char, and the rate.
 
@@ -49,7 +43,7 @@ class Board:
     """
 
     def __init__(self, run: Path, step: int, warn: Callable[[str], None]) -> None:
-        self._folder = run / FOLDER
+        self._folder = run / TENSORBOARD
         self._purge = step + 1 if step else None
         self._warn = warn
         self._writer: SummaryWriter | None = None

@@ -11,16 +11,19 @@ from typing import Any
 import torch
 
 from lstmlm import kernels, machine
-from lstmlm.config import auto_tune
+from lstmlm.config import auto_tune, run_config
 from lstmlm.config.run_config import RunConfig
 from lstmlm.data.corpus import Corpus
 from lstmlm.errors import SystemProblem
 from lstmlm.kernels import Kernel
 from lstmlm.model import devices, weights
-from lstmlm.training import step_timing
+from lstmlm.storage import atomic
+from lstmlm.training import distributed, run_setup, step_timing, tuning
 from lstmlm.training.distributed import ProcessGroup
 from lstmlm.training.events import Clock
 from lstmlm.training.memory import memory_bytes
+from lstmlm.training.run_setup import Start
+from lstmlm.training.trainer import Trainer
 from lstmlm.units import size
 
 
@@ -140,6 +143,38 @@ def identity(text: Corpus, names: list[str], val: str | None, launch: Launch, ve
         },
         "command": command,
     }
+
+
+def begin(trainer: Trainer, start: Start, steps: int) -> None:
+    """Write what a run starts with: its job, its configuration and its first checkpoint.
+
+    Args:
+        trainer: Where it goes on, restored.
+        start: What it starts from.
+        steps: An estimate where the budget is in minutes.
+    """
+    folder, job = trainer.folder, distributed.job()
+    text = run_config.to_yaml(trainer.config)
+    if start.saved:
+        if job:
+            atomic.write_text(folder / run_setup.JOB, job)
+        trainer.begin()
+        # Killed between its first checkpoint and this, it has none; and what was changed is in the checkpoint first.
+        if start.changed or not (folder / "config.yaml").exists():
+            atomic.write_text(folder / "config.yaml", text)
+        return
+    with atomic.set_aside(folder, run_setup.replaced(folder)):  # what --overwrite deletes is there until the new run is
+        if job:
+            atomic.write_text(folder / run_setup.JOB, job)
+        if start.parent is None:
+            # First the configuration: a run killed between the two is resumed from it.
+            atomic.write_text(folder / "config.yaml", text)
+            trainer.begin()
+            return
+        trainer.start_from(tuning.weights_of(start.parent, trainer.corpus.tokenizer), steps)
+        # First the checkpoint: a configuration alone would be resumed from random weights.
+        trainer.begin()
+        atomic.write_text(folder / "config.yaml", text)
 
 
 def _lasting(name: str) -> str:

@@ -1,10 +1,9 @@
 """What a run comes from: settings from all sides, the run or model that it goes on from, and the folder that it may use.
 
-`train` calls these before anything is written.
+`resolve_start` is the entry point, for the command `train`; nothing of a run is written before `launch.begin`.
 """
 
 import contextlib
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -15,13 +14,10 @@ from typing import TYPE_CHECKING
 from lstmlm.config import run_config
 from lstmlm.config.run_config import Layer, RunConfig
 from lstmlm.config.schema import BUDGETS
-from lstmlm.config.setting import Located, Value
-from lstmlm.data.corpus import name_of
-from lstmlm.data.saved_model import parts
-from lstmlm.display import tensorboard
-from lstmlm.display.console import Console
+from lstmlm.config.setting import Value
+from lstmlm.data.saved_model import check, parts
 from lstmlm.errors import CheckpointError, TextError, UsageError, printable
-from lstmlm.storage import atomic, run_dir
+from lstmlm.storage import atomic, checkpoint, run_dir
 from lstmlm.storage.checkpoint import Checkpoint
 from lstmlm.training import distributed
 from lstmlm.training.events import TrainState
@@ -54,10 +50,9 @@ SHAPE = (
 JOB = ".job"
 """Which torchrun job a run is of: started again by its agent, the same command goes on with it."""
 
-SNAPSHOTS = "step-*.safetensors"
-"""Models that `train.keep` asks for."""
-
 OURS = (JOB, "config.yaml", "metrics.jsonl", "samples.txt", "best.safetensors", "last.safetensors", "clock.jsonl")
+TENSORBOARD = "tensorboard"
+SEVERAL = ("step-*.safetensors", f"{TENSORBOARD}/events.out.tfevents.*")
 """Files of a run, which a new one takes the place of with --overwrite; see `replaced`."""
 
 
@@ -65,6 +60,7 @@ OURS = (JOB, "config.yaml", "metrics.jsonl", "samples.txt", "best.safetensors", 
 class Start:
     """What a run starts from.
 
+    folder: Of the run.
     config: As far as it is decided.
     origins: Where each of its values came from.
     saved: The checkpoint that it goes on from.
@@ -72,8 +68,10 @@ class Start:
     resumes: It goes on, even where it was stopped before its first checkpoint.
     overwrites: It takes the place of the run in its folder.
     changed: What is otherwise from here on than in the run that goes on, by key: what it was and is.
+    locked: Whether the folder is: it was there.
     """
 
+    folder: Path
     config: RunConfig
     origins: dict[str, str]
     saved: Checkpoint | None = None
@@ -81,6 +79,7 @@ class Start:
     resumes: bool = False
     overwrites: bool = False
     changed: dict[str, list[Value]] = field(default_factory=dict)
+    locked: bool = False
 
     @property
     def first(self) -> Checkpoint | None:
@@ -93,40 +92,43 @@ class Start:
         return self.first.meta["tokenizer"].get("symbols") if self.first else None
 
 
-def start(
+def resolve_start(
     folder: Path,
     layers: list[Layer],
+    held: contextlib.ExitStack | None,
+    report: Callable[[str], None],
     *,
     parent: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
-    hold: Callable[[bool], None] | None = None,
 ) -> Start:
     """Find out what a run starts from: nothing, a model, or where it was stopped.
 
     Args:
         folder: Of the run.
         layers: Of its configuration.
+        held: Keeps the folder locked, where there is one; see `lock`. None: nothing will be written.
+        report: Called with a sentence where the folder cannot be locked.
         parent: What --from names.
         resume: The run in the folder is to go on.
         overwrite: It is to be replaced.
-        hold: Locks the folder, which exists; told whether files in it were to be expected. None: nothing will be written.
     """
 
     def as_asked() -> tuple[bool, Start]:
         again = started_again(folder)
         known = parent_of(parent, folder, overwrite) if parent and not again else None
         config, origins = resolved(layers, known)
-        return again, Start(config, origins, None, known, resume or again, overwrite and not again)
+        return again, Start(folder, config, origins, None, known, resume or again, overwrite and not again)
 
-    again, begins = as_asked()
-    if hold and folder.exists():
-        hold(resume or overwrite or again)
+    again, start = as_asked()
+    if held is not None and folder.exists():
+        _lock(folder, held, report, expected=resume or overwrite or again)
         if again != started_again(folder):  # what a killed command had set aside is back
-            again, begins = as_asked()
-        refuse_existing(folder, begins.resumes or begins.overwrites)
-    if not begins.resumes:
-        return begins
+            again, start = as_asked()
+        refuse_existing(folder, start.resumes or start.overwrites)
+        start = replace(start, locked=True)
+    if not start.resumes:
+        return start
     saved = saved_in(folder)
     if saved:
         ended = not again and TrainState.from_meta(saved.meta["training"]).ended
@@ -134,38 +136,24 @@ def start(
     else:
         name, begun = run_config.load_preset(str(folder / "config.yaml"))
         config, origins, changed = resumed(run_config.resolve([(name, begun)]).config, layers)
-    return replace(begins, config=config, origins=origins, saved=saved, changed=changed)
+    return replace(start, config=config, origins=origins, saved=saved, changed=changed)
 
 
-def named(corpus: list[str], out: str | None, resume: bool) -> tuple[list[str], Path]:
-    """Return the texts that the command line names, and the folder of the run that it means.
-
-    A run that goes on may be named in the place of its text, or not at all: then it is the newest one.
-
-    Raises:
-        UsageError: Nothing is named.
-        CheckpointError: There is no run.
-    """
-    if resume and out is None:
-        if not corpus:
-            return [], run_dir.find(None).parent
-        if len(corpus) == 1 and any((Path(corpus[0]) / name).is_file() for name in ("last.safetensors", "config.yaml")):
-            return [], Path(corpus[0])
-    if not corpus and not resume:
-        raise UsageError(
-            "train: expected a CORPUS to learn, found none. Name a file or a folder, - for standard input, or `stories`. "
-            "`lstmlm train --resume` goes on with the newest run."
-        )
-    return corpus, Path(out or f"runs/{name_of(corpus[0])}")
+def lock(start: Start, held: contextlib.ExitStack, report: Callable[[str], None]) -> None:
+    """Make and lock the folder of a run, where that was not done when it was resolved, and refuse what has come into it since."""
+    if not start.locked:
+        expected = start.resumes or start.overwrites
+        _lock(start.folder, held, report, expected=expected)
+        refuse_existing(start.folder, expected)
 
 
-def hold(held: contextlib.ExitStack, folder: Path, asked_for: bool, console: Console) -> None:
-    """Lock the run folder until the command ends, made where it is missing, and put right what a killed command left there."""
-    refuse_existing(folder, asked_for)  # where others' files lie, not even a lock is left
+def _lock(folder: Path, held: contextlib.ExitStack, report: Callable[[str], None], *, expected: bool) -> None:
+    """Lock the run folder, made where it is missing, and put right what a killed command left there."""
+    refuse_existing(folder, expected)  # where others' files lie, not even a lock is left
     atomic.make_folder(folder)
     weakened = held.enter_context(run_dir.lock(folder))
     if weakened:
-        console.say(weakened)
+        report(weakened)
     atomic.clean(folder)
     atomic.put_back(folder, replaced(folder))
 
@@ -181,25 +169,7 @@ def started_again(folder: Path) -> bool:
 
 def replaced(folder: Path) -> list[str]:
     """Return the names of the files in a run folder that --overwrite replaces: the run's, and TensorBoard's events of it."""
-    others = [*sorted(folder.glob(SNAPSHOTS)), *tensorboard.events(folder)]
-    return [*OURS, *(str(path.relative_to(folder)) for path in others)]
-
-
-def layers_of(presets: list[str], assignments: list[str], flags: dict[str, str | None]) -> list[Layer]:
-    """Return the layers of the configuration, the later over the earlier: files, environment, --set and flags.
-
-    Args:
-        presets: What --config names.
-        assignments: What --set says.
-        flags: The settings' own flags, by the setting's name; None where the flag was not given.
-    """
-    given = [(one, text) for one in run_config.keys().values() if one.group and (text := flags.get(one.name)) is not None]
-    set_, assigned = run_config.parse_assignments(assignments)
-    return [
-        *(run_config.load_preset(name) for name in presets),
-        run_config.parse_environment(os.environ),
-        (set_, {**assigned, **{one.key: Located(one.parse(text, one.flag), None, one.flag) for one, text in given}}),
-    ]
+    return [*OURS, *(str(path.relative_to(folder)) for names in SEVERAL for path in sorted(folder.glob(names)))]
 
 
 def resolved(layers: list[Layer], parent: Checkpoint | None) -> tuple[RunConfig, dict[str, str]]:
@@ -229,15 +199,13 @@ def _inherited(parent: Checkpoint) -> dict[str, Value]:
     return {k: v for k, v in values.items() if (k.startswith("model.") and k not in CHOSEN) or k in kept}
 
 
-def parent_of(start: str, folder: Path, overwrite: bool) -> Checkpoint:
+def parent_of(model: str, folder: Path, overwrite: bool) -> Checkpoint:
     """Return the model that --from names.
 
     Raises:
         UsageError: It is in the folder that is to be deleted.
     """
-    from lstmlm.api import check
-
-    path, saved = run_dir.load(start, check=check)
+    path, saved = run_dir.load(model, check=check)
     own = {(folder / place).resolve() for place in ("", atomic.ASIDE, atomic.MOVING)}  # set aside, it comes back and is replaced
     if overwrite and folder.is_dir() and path.parent.resolve() in own:
         raise UsageError(
@@ -273,8 +241,6 @@ def saved_in(folder: Path) -> Checkpoint | None:
             f"run {printable(str(folder))}: expected last.safetensors to resume from, found none. If it was stopped before its "
             f"first checkpoint, begin it again without --resume. {_others()}"
         )
-    from lstmlm.api import check
-    from lstmlm.storage import checkpoint
 
     def known(header: "Header") -> None:
         """Refuse what training could not go on from, before a text is read, and with the file's name."""
@@ -347,8 +313,6 @@ def refuse_existing(folder: Path, asked_for: bool) -> None:
 
 def _run_of(folder: Path) -> str:
     """Say of which text the run in a folder is, where that can be told."""
-    from lstmlm.storage import checkpoint
-
     for kind in ("last", "best"):
         with contextlib.suppress(CheckpointError):
             corpus = checkpoint.read_header(folder / f"{kind}.safetensors").meta["corpus"]
