@@ -29,6 +29,8 @@ PASSES = (
 TUNING = 0.5
 BATCHES = (16, 8, 4)  # the first that leaves time for enough steps
 FEWEST_STEPS = 200  # in which something can be learnt
+LONG_MEMORY = 400  # `model.forget_span` of a run of this many steps and more; in fewer, units with a long memory are not filled
+LONG_STEPS = 1500
 TRAINING = 0.93  # of a budget in minutes that is left for steps: the rest goes into validating and saving
 
 
@@ -87,7 +89,10 @@ def choose(
     dropout = model.dropout if model.dropout is not None else values
     weight_dropout = model.weight_dropout if model.weight_dropout is not None else weights
     lr = train.lr if train.lr is not None else rate * math.sqrt(256 / hidden) * (TUNING if tuned else 1.0)
-    chosen_model = replace(model, hidden=hidden, dropout=dropout, weight_dropout=weight_dropout)
+    span = model.forget_span
+    if span is None:  # H_t itself is a score where the readout is direct: it should follow each character
+        span = LONG_MEMORY if steps >= LONG_STEPS and model.readout != "direct" else 0.0
+    chosen_model = replace(model, hidden=hidden, dropout=dropout, weight_dropout=weight_dropout, forget_span=span)
     warmup = train.warmup if train.warmup is not None else min(100, steps // 10)
     weight_decay = train.weight_decay if train.weight_decay is not None else 0.01
     chosen_train = replace(train, batch=batch, lr=lr, warmup=warmup, weight_decay=weight_decay)

@@ -70,9 +70,9 @@ class ModelConfig(_Section):
     layer_norm: bool = setting(True, "layer norm on the output of each layer")
     residual: bool = setting(True, "add the input of a layer to its output, where both have the same width")
     forget_bias: float = setting(1.0, "start of the forget gate's bias b_f (unused without biases)", low=-20, high=20)
-    forget_span: float = setting(
-        0.0,
-        "start b_f spread over memories of 2 to so many characters, and b_i at -b_f; 0: not spread",
+    forget_span: float | None = setting(
+        None,
+        "start b_f of a quarter of the units spread over memories of 2 to so many characters, and b_i at -b_f; 0: not spread",
         low=0,
         high=10**6,
     )

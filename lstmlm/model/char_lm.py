@@ -62,7 +62,7 @@ class CharLM(nn.Module):
                 bias=config.bias,
                 ids=index == 0,
                 forget_bias=config.forget_bias,
-                forget_span=config.forget_span,
+                forget_span=config.forget_span or 0.0,
                 orthogonal=config.orthogonal,
                 start=start,
             )

@@ -18,6 +18,7 @@ from lstmlm.model.cell import GATES, LSTMState
 StackState = tuple[LSTMState, ...]
 """One state for each layer, the first layer first; their widths may differ."""
 
+SPREAD = 0.25  # of the units: those whose forget gate starts with a memory of its own, where that is asked for
 TORCH_ORDER = ("input", "forget", "new", "output")
 """The order of the four blocks in `torch.nn.LSTM`."""
 
@@ -151,9 +152,9 @@ class LSTMLayer(nn.Module):
         bias: False leaves b out, as the article does.
         ids: Whether the inputs are ids.
         forget_bias: Where the forget gate's bias starts. Without `bias` it is not used.
-        forget_span: If not 0, these biases start spread instead: the memory k of a unit, in steps, grows geometrically from
-            2 to this, and b_f = ln(k - 1), so that f = 1 - 1/k; b_i = -b_f, so that what is kept long is written little
-            by little. Source: Tallec and Ollivier 2018, who draw k evenly.
+        forget_span: If not 0, these biases of the first quarter of the units start spread instead: the memory k of a unit, in
+            steps, grows geometrically from 2 to this, and b_f = ln(k - 1), so that f = 1 - 1/k; b_i = -b_f, so that what is kept
+            long is written little by little. Source: Tallec and Ollivier 2018, who draw k evenly, for all units.
         orthogonal: How W starts.
         start: False leaves the weights as memory happens to be: others are about to be loaded, and an orthogonal W takes long.
     """
@@ -193,8 +194,10 @@ class LSTMLayer(nn.Module):
                 gates = dict(zip(GATES, self.b.split(width), strict=True))
                 gates["forget"].fill_(forget_bias)
                 if forget_span:
-                    gates["forget"].copy_((torch.logspace(1, math.log2(max(2.0, forget_span)), width, base=2) - 1).log())
-                    gates["input"].copy_(-gates["forget"])
+                    long = int(width * SPREAD)
+                    spread = (torch.logspace(1, math.log2(max(2.0, forget_span)), long, base=2) - 1).log()
+                    gates["forget"][:long] = spread
+                    gates["input"][:long] = -spread
 
     def initial_state(self, batch: int) -> LSTMState:
         """Return the empty state: zeros, (B, S) each."""

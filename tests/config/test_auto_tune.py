@@ -40,6 +40,7 @@ def test_nothing_stays_open(chars: int, train: TrainConfig) -> None:
 
     assert all(size is not None and size > 0 for size in sizes)
     assert None not in (chosen.model.dropout, chosen.model.weight_dropout, chosen.train.warmup, chosen.train.weight_decay)
+    assert chosen.model.forget_span is not None
     assert f"{chosen.model.layers} x {chosen.model.hidden} units" in line
     assert steps >= 1
     assert (chosen.train.warmup or 0) <= steps // 10
@@ -47,13 +48,24 @@ def test_nothing_stays_open(chars: int, train: TrainConfig) -> None:
 
 def test_what_is_set_stays() -> None:
     """A value that the user set is never changed, and where nothing was open nothing is said."""
-    model = ModelConfig(hidden=9, layers=3, dropout=0.0, weight_dropout=0.0)
+    model = ModelConfig(hidden=9, layers=3, dropout=0.0, weight_dropout=0.0, forget_span=7.0)
     train = TrainConfig(steps=5, batch=2, window=3, lr=0.5, warmup=0, weight_decay=0.0)
     given = RunConfig(model, train=train)
 
     assert choose(given, LONG) == (given, "", 5)
     timed = RunConfig(model, train=replace(train, steps=None, minutes=1.0))
     assert choose(timed, LONG)[:2] == (timed, "")
+
+
+def test_a_long_run_starts_with_long_memories() -> None:
+    """From LONG_STEPS steps on a quarter of the units start with a memory of their own, but not where H_t itself is read out."""
+    spans = [
+        choose(RunConfig(ModelConfig(readout=readout), train=TrainConfig(steps=steps)), LONG)[0].model.forget_span
+        for readout in ("linear", "direct")
+        for steps in (auto_tune.LONG_STEPS - 1, auto_tune.LONG_STEPS)
+    ]
+
+    assert spans == [0.0, auto_tune.LONG_MEMORY, 0.0, 0.0]
 
 
 def test_a_tuned_run_has_a_smaller_rate() -> None:

@@ -143,14 +143,16 @@ def test_biases_start_at_zero_but_for_the_forget_gate(forget_bias: float) -> Non
 
 
 def test_forget_biases_may_start_spread() -> None:
-    """With `forget_span` the units' memories 1 / (1 - f) grow geometrically from 2 steps to it, and b_i is -b_f."""
-    b = LSTMLayer(E, 5, EagerKernel(), forget_bias=3.0, forget_span=162.0).b
+    """With `forget_span` memories 1 / (1 - f) of a quarter of the units grow geometrically from 2 steps to it, b_i = -b_f."""
+    b = LSTMLayer(E, 20, EagerKernel(), forget_bias=3.0, forget_span=162.0).b
     assert b is not None
-    starts = dict(zip(GATES, b.detach().split(5), strict=True))
-    memories = 1 / (1 - starts["forget"].sigmoid())
+    starts = dict(zip(GATES, b.detach().split(20), strict=True))
+    memories = 1 / (1 - starts["forget"][:5].sigmoid())
 
     assert_close(memories, torch.tensor([2.0, 6.0, 18.0, 54.0, 162.0]), "memories", 0.01)
-    assert torch.equal(starts["input"], -starts["forget"])
+    assert torch.equal(starts["input"][:5], -starts["forget"][:5])
+    assert (starts["forget"][5:] == 3.0).all()
+    assert not starts["input"][5:].any()
     assert not starts["output"].any()
     assert not starts["new"].any()
 
