@@ -25,7 +25,7 @@ from lstmlm.config import run_config
 from lstmlm.config.run_config import RunConfig
 from lstmlm.data import saved_model
 from lstmlm.data.saved_model import check, parts
-from lstmlm.data.tokenizer import OnUnknown, Tokenizer, describe, readable
+from lstmlm.data.tokenizer import OnUnknown, Tokenizer, describe, readable, separator_ids
 from lstmlm.errors import CheckpointError, LstmlmError, TextError, UsageError, not_finite, printable
 from lstmlm.evaluation.reading import TOGETHER
 from lstmlm.evaluation.sampler import Sampling, generate_each, probabilities
@@ -208,6 +208,7 @@ class LanguageModel:
         opened = _Opened(os.path.abspath(found), digests[-1], threads if not whole_process else 0, device)
         ignored: list[str] = []
         config, symbols = parts(saved.meta, ignored)
+        separator = separator_ids(config.model.document_separator, symbols)
         if report and ignored:
             report(f"checkpoint {printable(str(found))}: {saved_model.note(saved.meta, ignored)}")
         blobs = saved.part("model.")
@@ -221,14 +222,15 @@ class LanguageModel:
             if threads and whole_process:
                 torch.set_num_threads(threads)
             where, kernel, _ = devices.with_kernel(requested if library is None else "cpu", precision="float32")
-            network = ensemble.build(config.model, len(symbols), kernel).to(where)
+            network = ensemble.build(config.model, len(symbols), kernel, separator).to(where)
             load_weights(network, checkpoint.to_tensors(blobs))
             return network
 
         if library is None or any(blob.dtype != "float32" for blob in blobs.values()):
             return cls(found, saved.meta, symbols, config, build(), None, opened)
         named = {name: floats_of_bytes(blob.data, blob.shape) for name, blob in blobs.items()}
-        network = weights.stored(library, config.model, named, min(threads or machine.cpus(), len(machine.processors())))
+        shared = min(threads or machine.cpus(), len(machine.processors()))
+        network = weights.stored(library, config.model, named, shared, separator)
         return cls(found, saved.meta, symbols, config, network, build, opened)
 
     def __repr__(self) -> str:

@@ -1,5 +1,6 @@
 """What several test files share: a text, comparing tensors, drawing weights, and the recurrence by the reference."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -111,13 +112,15 @@ def reference_gradients(inputs: tuple[Tensor, Tensor, Tensor, Tensor], dH: Tenso
     return da, dH_0, dC_0
 
 
-def small_model(vocabulary: int = 11, dtype: torch.dtype = torch.float64, **changes: Any) -> CharLM:
+def small_model(
+    vocabulary: int = 11, dtype: torch.dtype = torch.float64, separator: Sequence[int] = (), **changes: Any
+) -> CharLM:
     """Make an untrained model, all of its options on, in evaluation mode.
 
     Its weights are drawn larger than they start, so that what it predicts depends on what it read.
     """
     config = ModelConfig(**{"hidden": 7, "layers": 2, "dropout": 0.0, **changes})
-    model = CharLM(config, vocabulary, EagerKernel()).to(dtype)
+    model = CharLM(config, vocabulary, EagerKernel(), separator).to(dtype)
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn_like(p), alpha=0.5)

@@ -20,14 +20,13 @@ from lstmlm.evaluation.scoring import first_char
 from lstmlm.model.cell import GATES, LSTMState
 from lstmlm.model.char_lm import CharLM, nats, steps_at_once
 from lstmlm.model.ensemble import Network, members, read
-from lstmlm.model.lstm import LSTMLayer, StackState, input_product
+from lstmlm.model.lstm import ZERO_GATE, LSTMLayer, StackState, input_product
 from lstmlm.units import bits
 
 SIGNED = ("new", "cell", "hidden")
 """Quantities that may be negative; the others lie between 0 and 1."""
 
 WINDOW = 512  # steps of a long text kept at once
-ZERO_GATE = -1e4  # pre-activation at which a sigmoid is 0 in every floating type
 
 
 class Activity(NamedTuple):
@@ -69,9 +68,9 @@ def trace(model: CharLM, ids: Tensor, state: StackState | None = None, forgotten
     """
     layers: list[Activity] = []
 
-    def kept(layer: LSTMLayer, x: Tensor, before: LSTMState) -> tuple[Tensor, LSTMState]:
+    def kept(layer: LSTMLayer, x: Tensor, before: LSTMState, ends: Tensor | None) -> tuple[Tensor, LSTMState]:
         S = layer.width
-        a = input_product(layer.kernel, x, layer.U, layer.b)
+        a = input_product(layer.kernel, x, layer.U, layer.b, ends)
         if forgotten is not None:
             block = GATES.index("forget")
             a[..., block * S : (block + 1) * S].masked_fill_(forgotten[..., None], ZERO_GATE)

@@ -113,7 +113,7 @@ def forget_gates_at(model: CharLM, ids: Tensor, mark: int) -> list[ForgetGateShi
     Returns:
         One for each layer.
     """
-    sums = [torch.zeros(3, state.cell.shape[1], dtype=torch.float64) for state in model.initial_state(1)]
+    sums = [torch.zeros(3, layer.width, dtype=torch.float64) for layer in model.stack()]
     counts = [0, 0, 0]
     is_mark = ids == mark
     # One tensor for all marks: small ones kept from each piece would lie between the large ones, whose memory is then not
@@ -162,8 +162,12 @@ def states_after(model: CharLM, ids: Tensor, positions: Sequence[int]) -> StackS
     for start, found in windows(model, ids[: positions[-1] + 1]):
         inside = (places >= start) & (places < start + len(found.logits))
         here = places[inside] - start
-        for state, activity in zip(kept, found.layers, strict=True):
+        for state, activity in zip(kept, found.layers, strict=False):
             state.hidden[inside], state.cell[inside] = activity.hidden[here, 0], activity.cell[here, 0]
+    for seen in kept[len(model.layers) :]:  # of a separator of documents, which may go on
+        for row, place in enumerate(positions):
+            own = ids[max(0, place + 1 - seen.hidden.shape[1]) : place + 1] + 1
+            seen.hidden[row, -len(own) :] = seen.cell[row, -len(own) :] = own.to(seen.hidden.dtype)
     return kept
 
 
@@ -199,7 +203,8 @@ def ablate_memory(
         text = torch.stack([ids[positions[row] : positions[row] + length + 2] for row in rows.tolist()]).t()
         here = pick(state, rows)
         for name, (hidden, cell) in LEFT.items():
-            start = tuple(LSTMState(s.hidden * hidden, s.cell * cell) for s in here)
+            layers, seen = here[: len(model.layers)], here[len(model.layers) :]
+            start = (*(LSTMState(s.hidden * hidden, s.cell * cell) for s in layers), *seen)
             parts = []
             for x, y in zip(text[1:-1].split(step), text[2:].split(step), strict=True):
                 logits, start = model(x.contiguous(), start)

@@ -18,7 +18,7 @@ from lstmlm.errors import not_finite
 from lstmlm.evaluation.torch_reader import pick
 from lstmlm.model.cell import LSTMState, gates, update
 from lstmlm.model.char_lm import CharLM, nats
-from lstmlm.model.lstm import LSTMLayer
+from lstmlm.model.lstm import LSTMLayer, closed
 
 BACKWARD_ROWS = 16  # predictions whose gradients are computed at once: bounds memory
 HUNDREDTH = 0.01
@@ -82,7 +82,7 @@ def _gradients(model: CharLM, text: Tensor, entry: tuple[LSTMState, ...]) -> Ten
     hiddens: list[Tensor] = []
     leaves: list[Tensor] = []
 
-    def written_out(layer: LSTMLayer, x: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState]:
+    def written_out(layer: LSTMLayer, x: Tensor, state: LSTMState, ends: Tensor | None) -> tuple[Tensor, LSTMState]:
         U, W, own = layer.U.detach(), layer.W.detach(), []
         state = LSTMState(state.hidden.clone(), state.cell.clone())  # autograd takes none that inference mode made
         if not leaves:  # the first layer
@@ -90,9 +90,13 @@ def _gradients(model: CharLM, text: Tensor, entry: tuple[LSTMState, ...]) -> Ten
             products: Sequence[Tensor] = leaves
         else:
             products = (x @ U).unbind(0)
-        for product in products:
+        for step, product in enumerate(products):
             a = product + state.hidden @ W
-            state = update(gates(a if layer.b is None else a + layer.b.detach()), state)
+            if layer.b is not None:
+                a = a + layer.b.detach()
+            if ends is not None:
+                a = closed(a, ends[step])
+            state = update(gates(a), state)
             cells.append(state.cell)
             hiddens.append(state.hidden)
             own.append(state.hidden)

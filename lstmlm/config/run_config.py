@@ -6,7 +6,6 @@ back. The names of `schema` can be had from here.
     defaults  <  --config files in order  <  LSTMLM_<SECTION>_<KEY>  <  --set and flags
 """
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from lstmlm.config.schema import (
     unknown,
 )
 from lstmlm.config.setting import NONE_WORDS, Located, Setting, Value, at, closest, describe, shorten, write
-from lstmlm.errors import ConfigError, SystemProblem
+from lstmlm.errors import ConfigError, SystemProblem, printable
 
 __all__ = [
     "BUDGETS",
@@ -314,7 +313,7 @@ def from_dict(nested: object, source: str = "", ignored: list[str] | None = None
 def _as_yaml(value: Value) -> str:
     """Return a value as YAML, a text in quotes where it could be taken for something else."""
     plain = not isinstance(value, str) or (re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", value) and value not in NONE_WORDS)
-    return write(value) if plain else json.dumps(value, ensure_ascii=False)
+    return write(value) if plain else '"' + printable(str(value).replace("\\", "\\\\").replace('"', '\\"')) + '"'
 
 
 def to_yaml(config: RunConfig, sources: Mapping[str, str] | None = None) -> str:

@@ -77,6 +77,13 @@ class ModelConfig(_Section):
         high=10**6,
     )
     orthogonal: bool = setting(True, "start the recurrent matrices W orthogonal")
+    document_separator: str | None = setting(
+        None,
+        "text that parts documents: after it the state is empty, in training and wherever the model reads or writes",
+        none_word="null",
+        group="Corpus",
+        metavar="TEXT",
+    )
     members: int = setting(
         1,
         "networks trained side by side, of seeds s, s + 1, ..., and read as one",
@@ -315,6 +322,7 @@ ALIASES = {
     "train.beta2": "adam_beta2 b2",
     "model.hidden": "hidden_size rnn_size width n_hidden num_hidden units hidden_dim size dim n_embd d_model",
     "model.layers": "num_layers n_layers n_layer depth layer",
+    "model.document_separator": "eot end_of_text endoftext delimiter doc_separator separator document_delimiter",
     "model.members": "ensemble ensembles num_members n_members num_models n_models models replicas",
     "model.weight_dropout": "wdrop weight_drop dropconnect recurrent_dropout",
     "model.dropout": "drop drop_prob p_drop dropout_prob",

@@ -25,7 +25,7 @@ from lstmlm.data.decoding import Reading, Tally, documents, encoding_of, join, r
 from lstmlm.data.ids import Ids, Store
 from lstmlm.data.packing import Packer, SymbolSet
 from lstmlm.data.sources import CHUNK, PACKED, TAR, LeftOut, Selection, Source, changed, find_sources
-from lstmlm.data.tokenizer import ByteTokenizer, CharTokenizer, OnUnknown, Tokenizer, describe, from_dict
+from lstmlm.data.tokenizer import ByteTokenizer, CharTokenizer, OnUnknown, Tokenizer, describe, from_dict, separator_ids
 from lstmlm.errors import SystemProblem, TextError, UsageError, printable
 from lstmlm.units import counted
 
@@ -179,9 +179,13 @@ def open_configured(
     symbols: str | None = None,
     progress: ProgressCallback | None = None,
 ) -> Corpus:
-    """Open a corpus as a configuration says, with the corpora that come along; see `open_corpus`."""
-    data = config.data
-    return open_corpus(
+    """Open a corpus as a configuration says, with the corpora that come along; see `open_corpus`.
+
+    Raises:
+        UsageError: What is to part its documents stands nowhere in it.
+    """
+    data, text = config.data, config.model.document_separator
+    corpus = open_corpus(
         names,
         tokenizer=data.tokenizer,
         encoding=data.encoding,
@@ -200,6 +204,16 @@ def open_configured(
         progress=progress,
         bundled=resource_dir("data"),
     )
+    if separator := separator_ids(text, corpus.tokenizer):
+        found = [part.occurrences(separator) for part in (corpus.train, corpus.val)]
+        if symbols is None and not any(found):
+            raise UsageError(
+                f"--document-separator '{printable(str(text)[:40])}': expected a text that stands between documents, found it "
+                f"nowhere in {printable(corpus.name)}. Give what stands there, or leave it out."
+            )
+        note = "document separators: {:,} in the training text, {:,} in the validation text"
+        return replace(corpus, notes=[*corpus.notes, note.format(*found)])
+    return corpus
 
 
 def _patterns(given: str | None) -> list[str]:

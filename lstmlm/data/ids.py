@@ -5,7 +5,7 @@
 
 import mmap
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+PIECE = 1 << 20  # ids that are searched at a time
 RESIDENT_LIMIT = 64 << 20  # bytes of a mapped file that may stay resident after they were read
 
 
@@ -72,6 +73,22 @@ class Ids:
         part = bytes(self._buffer[self._start + start * self.width : self._start + stop * self.width])
         self.release_after(stop - start)
         return part
+
+    def occurrences(self, pattern: Sequence[int]) -> int:
+        """Count where some ids stand one after another; two places share none of them."""
+        wanted = b"".join(id_.to_bytes(self.width, sys.byteorder) for id_ in pattern)
+        count = start = 0
+        while start + len(pattern) <= self._count:
+            stop = min(self._count, start + PIECE + len(pattern))
+            part, at, done = self.stored(start, stop), 0, 0
+            while (at := part.find(wanted, at)) >= 0:
+                if at % self.width:  # the end of one id and the beginning of the next
+                    at += 1
+                    continue
+                at += len(wanted)
+                count, done = count + 1, at // self.width
+            start = stop if stop == self._count else max(start + done, stop - len(pattern) + 1)
+        return count
 
     def release_after(self, read: int) -> None:
         """Count `read` more ids as read, and give the mapped pages back to the system once they add up.

@@ -11,7 +11,7 @@ from typing import Any
 from lstmlm.config.run_config import RunConfig, from_dict
 from lstmlm.data import tokenizer
 from lstmlm.data.tokenizer import Tokenizer
-from lstmlm.errors import CheckpointError, ConfigError, printable
+from lstmlm.errors import CheckpointError, ConfigError, UsageError, printable
 from lstmlm.model import weights
 from lstmlm.storage.header import Header
 
@@ -36,6 +36,10 @@ def parts(meta: dict[str, Any], ignored: list[str] | None = None) -> tuple[RunCo
     if config.data.split == "auto":  # it was saved by a version that knew the end alone
         config = replace(config, data=replace(config.data, split="tail"))
     symbols = tokenizer.from_dict(meta["tokenizer"], config.data.normalize)
+    try:
+        tokenizer.separator_ids(config.model.document_separator, symbols)
+    except UsageError as error:
+        raise CheckpointError(f"checkpoint: {error}") from None
     counts = meta["counts"]
     whole = all(isinstance(count, int) and not isinstance(count, bool) and count >= 0 for count in counts)
     if len(counts) != len(symbols) or not whole:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import Literal
 
-from lstmlm.errors import CheckpointError, TextError, printable
+from lstmlm.errors import CheckpointError, TextError, UsageError, printable
 
 MAX_SYMBOLS = 0x110000  # every code point there is
 OnUnknown = Literal["error", "skip", "replace"]
@@ -260,6 +260,23 @@ def from_dict(data: object, form: str = "none") -> Tokenizer:
     if tokenizer.symbols != symbols:
         raise _damaged("sorted symbols, each once", "others")
     return tokenizer
+
+
+def separator_ids(separator: str | None, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Return the ids of a text that parts documents (`model.document_separator`); none where there is no such text.
+
+    Raises:
+        UsageError: The vocabulary has not all of its characters, so that it would never be found.
+    """
+    if separator is None:
+        return ()
+    if unknown := tokenizer.unknown(separator):
+        hint = "Did you mean a line end, --document-separator $'\\n'? " if "\\" in separator else ""
+        raise UsageError(
+            f"--document-separator '{printable(separator[:40])}': expected a text that the corpus has, found "
+            f"{describe(unknown[0][1])}, which it has not. {hint}Give what stands between its documents, or leave it out."
+        )
+    return tuple(tokenizer.encode(separator))
 
 
 def in_form(text: str, form: str) -> str:

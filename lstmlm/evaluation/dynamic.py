@@ -160,7 +160,7 @@ class _AdaptedNetwork:
 def _flat_copy(model: CharLM) -> tuple[CharLM, Tensor, Tensor]:
     """Return a copy of a model in evaluation mode, and the flat tensors that its weights and gradients are views of."""
     first = model.stack()[0]
-    copy = CharLM(model.config, len(first.U), first.kernel, start=False).to(first.U).eval()
+    copy = CharLM(model.config, len(first.U), first.kernel, model.separator, start=False).to(first.U).eval()
     weights = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
     gradient = torch.zeros_like(weights)
     start = 0

@@ -135,7 +135,8 @@ def native_generator(model: "Network | StoredNetwork", n: int, storage: str = "a
     if kept is not None and kept.key == key:
         return kept
     generator, *others = (
-        Generator(stored.library, network, n, threads=stored.threads, storage=storage) for network in stored.networks
+        Generator(stored.library, network, n, threads=stored.threads, storage=storage, separator=stored.separator)
+        for network in stored.networks
     )
     for other in others:
         generator.join(other)

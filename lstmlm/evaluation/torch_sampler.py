@@ -47,7 +47,7 @@ def native(model: Network) -> StoredNetwork | None:
         network_weights(one.config, {name: arguments.floats(weight.detach()) for name, weight in one.named_parameters()})
         for one in models
     )
-    return StoredNetwork(kernel.library, networks, arguments.threads())
+    return StoredNetwork(kernel.library, networks, arguments.threads(), models[0].separator)
 
 
 def distribution(logits: Tensor, how: Sampling) -> Tensor:

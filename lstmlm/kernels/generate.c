@@ -48,7 +48,8 @@ typedef struct Piece {
 typedef struct {
     Rows x; /* n rows of a layer's output, normed */
     float *logits;
-    long long *ids; /* chosen last */
+    long long *ids; /* chosen last; V where a document ends */
+    int *matched;   /* how much of a separator each has read */
 } Streams;
 
 typedef struct Generator {
@@ -57,6 +58,9 @@ typedef struct Generator {
     int in_bytes, residual, direct, threads, fresh;
     int turn; /* which H is the last */
     float eps;
+    int separators;             /* how many ids part documents; 0: none do */
+    const long long *separator; /* they ... */
+    const int *border;          /* ... and of the first so many of them, how many at the end are the first ones again, at most */
     Layer *layer;
     Panel *readout; /* of up to SIDE vectors of columns each */
     Panel *rest;    /* of the readout as bytes: what rounding left, or 0 */
@@ -81,6 +85,23 @@ static void *reserve(Generator *g, size bytes) {
     piece->next = g->pieces;
     g->pieces = piece;
     return (char *)piece + 64;
+}
+
+/* What a stream reads where the next id is `id`: that one, or V where a separator ends with it (Knuth, Morris and Pratt 1977). */
+INLINE long long marked(const Generator *g, int *matched, long long id) {
+    if (!g->separators) return id;
+    int m = *matched;
+    while (m && g->separator[m] != id) m = g->border[m];
+    m += g->separator[m] == id;
+    const int ends = m == g->separators;
+    *matched = ends ? g->border[m] : m;
+    return ends ? g->V : id;
+}
+
+/* The same for K ids of each of n streams, (K, n), in their place. */
+static void mark_all(Generator *g, size K, size n, long long *ids) {
+    for (size k = 0; k < K && g->separators; k++)
+        for (size r = 0; r < n; r++) ids[k * n + r] = marked(g, g->all.matched + r, ids[k * n + r]);
 }
 
 /* ---- packing ---- */
@@ -194,13 +215,15 @@ static void run_layer(const Generator *g, const Layer *layer, const Rows *x, con
             if (E) tiles[g->in_bytes][rows - 1][GATES - 1](E, x, row, of_x, from_x);
             tiles[g->in_bytes][rows - 1][GATES - 1](S, before, row, of_H, from_H);
             for (size r = row; r < row + rows; r++) {
-                const float *a = layer->table + (E ? 0 : ids[r] * GATES * S) + unit;
+                const int ends = ids[r] == g->V; /* a document: the state after it is empty, whatever is read */
+                const float *a = layer->table + (E || ends ? 0 : ids[r] * GATES * S) + unit;
                 vec gate[GATES];
                 UNROLL for (int v = 0; v < GATES; v++) {
                     gate[v] = load(a + v * S, lanes) + from_H[(r - row) * GATES + v];
                     if (E) gate[v] += from_x[(r - row) * GATES + v];
                 }
                 vec H = update(gate[0], gate[1], gate[2], gate[3], layer->C + r * S + unit, lanes);
+                if (ends) H = (vec){0}, store(layer->C + r * S + unit, H, lanes);
                 store(after->x + r * S + unit, H, lanes);
                 if (g->in_bytes) put_bytes(after->bytes + r * row_of(S) + unit, S, H, top_of(S), lanes);
             }
@@ -270,8 +293,10 @@ static Own own_of(const Generator *g, int rank, int threads) {
     own.at.x.bytes = (act *)scratch, scratch += g->few * row_of(g->widest) * sizeof(act);
     own.at.x.worth = (float *)scratch, scratch += blocks(g->few, 16) * 64;
     own.at.logits = (float *)scratch, scratch += blocks(g->few * g->V, 16) * 64;
-    own.at.ids = (long long *)scratch;
+    own.at.ids = (long long *)scratch, scratch += g->few * sizeof *own.at.ids;
+    own.at.matched = (int *)scratch;
     memcpy(own.at.ids, g->all.ids, g->n * sizeof *own.at.ids);
+    memcpy(own.at.matched, g->all.matched, g->n * sizeof *own.at.matched);
     return own;
 }
 
@@ -293,7 +318,8 @@ static void generate(void *argument, int rank, int threads) {
         for (size r = own->first; r < own->last; r++) {
             const float *row = networks > 1 ? average(logits, networks, r, V, own->p, own->mean) : logits[0] + r * V;
             float nats;
-            long long id = own->at.ids[r] = draw(&request->how, row, V, request->noise[k * n + r], own->p, own->heap, &nats);
+            const long long id = draw(&request->how, row, V, request->noise[k * n + r], own->p, own->heap, &nats);
+            own->at.ids[r] = marked(g, own->at.matched + r, id);
             if (own->wide || rank == 0) request->ids[k * n + r] = id, request->nats[k * n + r] = nats;
         }
         if (own->wide) meet(&g->barrier, threads);
@@ -305,7 +331,10 @@ static void generate(void *argument, int rank, int threads) {
             one->fresh = 0, one->turn = each[network].turn;
             if (logits[network] != one->all.logits) memcpy(one->all.logits, logits[network], n * V * 4);
         }
-        if (own->at.ids != g->all.ids) memcpy(g->all.ids, own->at.ids, n * sizeof *own->at.ids);
+        if (own->at.ids != g->all.ids) {
+            memcpy(g->all.ids, own->at.ids, n * sizeof *own->at.ids);
+            memcpy(g->all.matched, own->at.matched, n * sizeof *own->at.matched);
+        }
     }
 }
 
@@ -369,8 +398,10 @@ static int reserve_rows(Generator *g, Rows *rows, size K) {
 static int reserve_streams(Generator *g) {
     Streams *s = &g->all;
     s->logits = reserve(g, g->n * g->V * 4), s->ids = reserve(g, g->n * sizeof *s->ids);
-    if (!s->logits || !s->ids || !reserve_rows(g, &s->x, g->widest)) return 0;
+    s->matched = reserve(g, g->n * sizeof *s->matched);
+    if (!s->logits || !s->ids || !s->matched || !reserve_rows(g, &s->x, g->widest)) return 0;
     memset(s->ids, 0, g->n * sizeof *s->ids);
+    memset(s->matched, 0, g->n * sizeof *s->matched);
     return 1;
 }
 
@@ -401,7 +432,7 @@ EXPORT Generator *lstmlm_generator_new(int in_bytes, int threads, size n, size V
     }
     const size few = g->few = least(n, 2 * g->threads);
     g->scratch_size = blocks(V + VECTOR, 8) * 64 + 2 * blocks(V, 16) * 64 + blocks(few * g->widest, 16) * 64 +
-                      few * row_of(g->widest) * sizeof(act) + blocks(few, 16) * 64 + blocks(few * V, 16) * 64 + few * sizeof(long long);
+                      few * row_of(g->widest) * sizeof(act) + blocks(few, 16) * 64 + blocks(few * V, 16) * 64 + few * (sizeof(long long) + sizeof(int));
     g->scratch_size = blocks(g->scratch_size, 4096) * 4096;
     g->scratch = reserve(g, g->threads * g->scratch_size);
     if (whole && g->scratch && reserve_streams(g)) {
@@ -454,6 +485,27 @@ EXPORT int lstmlm_generator_readout(Generator *g, const float *R, const float *r
     return g->rest != 0;
 }
 
+/* Sets what parts documents: after these ids, at least one, a stream's state is empty. Returns whether there was memory. */
+EXPORT int lstmlm_generator_separator(Generator *g, size count, const long long *ids) {
+    long long *separator = reserve(g, count * sizeof *separator);
+    int *border = reserve(g, (count + 1) * sizeof *border);
+    if (!separator || !border) return 0;
+    memcpy(separator, ids, count * sizeof *separator);
+    border[0] = border[1] = 0;
+    for (size k = 1; k < count; k++) {
+        int m = border[k];
+        while (m && ids[m] != ids[k]) m = border[m];
+        border[k + 1] = m + (ids[m] == ids[k]);
+    }
+    g->separator = separator, g->border = border, g->separators = (int)count;
+    return 1;
+}
+
+/* Copies how much of a separator each of the first streams has read in (`out` 0) or out. */
+EXPORT void lstmlm_generator_matched(Generator *g, int out, size count, int *matched) {
+    memcpy(out ? matched : g->all.matched, out ? g->all.matched : matched, count * sizeof *matched);
+}
+
 /* Puts another generator, of as many streams and ids, behind the last one of a chain. Returns whether they are not too many. */
 EXPORT int lstmlm_generator_join(Generator *g, Generator *other) {
     int networks = 2;
@@ -501,10 +553,13 @@ static void repeat(void *rows, size each, size n) {
     for (size r = 1; r < n; r++) memcpy((char *)rows + r * each, rows, each);
 }
 
-/* All streams read K ids, from the empty state (`anew`) or after those that all of them have read: one reads them for all. */
-EXPORT void lstmlm_generator_read(Generator *g, int threads, size K, const long long *ids, int anew) {
+/* All streams read K ids, from the empty state (`anew`) or after those that all of them have read: one reads them for all. In the
+   ids it is marked where documents end. */
+EXPORT void lstmlm_generator_read(Generator *g, int threads, size K, long long *ids, int anew) {
     const size n = g->n;
     g->n = 1;
+    if (anew) g->all.matched[0] = 0;
+    mark_all(g, K, 1, ids);
     for (size l = 0; l < g->layers && anew; l++) {
         memset(g->layer[l].H[g->turn].x, 0, g->layer[l].S * 4);
         memset(g->layer[l].C, 0, g->layer[l].S * 4);
@@ -514,6 +569,7 @@ EXPORT void lstmlm_generator_read(Generator *g, int threads, size K, const long 
     run_team(read_ids, &reading, threads < g->threads ? threads : g->threads);
     g->n = n;
     repeat(g->all.logits, g->V * 4, n);
+    repeat(g->all.matched, sizeof *g->all.matched, n);
     for (size l = 0; l < g->layers; l++) {
         const Layer *layer = g->layer + l;
         repeat(layer->H[g->turn].x, layer->S * 4, n);

@@ -19,7 +19,7 @@ from lstmlm.kernels.pace import Pace
 Library: TypeAlias = ctypes.CDLL
 """The shared object that `build.library` gives."""
 
-_Stream: TypeAlias = "tuple[array[float], list[tuple[array[float], array[float]]]]"
+_Stream: TypeAlias = "tuple[array[float], list[tuple[array[float], array[float]]], int]"
 
 LARGEST = 1e30
 """A weight beyond this, or NaN, keeps all of them float32: what a diverged run draws shall not look sound."""
@@ -86,6 +86,7 @@ class Generator:
         eps: Of the normalisation.
         storage: float32; int8: each column of weights and each row of activations as integers up to 127 with one scale, summed
             exactly; or auto: int8 where the CPU has instructions for it.
+        separator: Ids of what parts documents: after them a stream's state is empty, wherever they are read or drawn; or none.
 
     Attributes:
         key: Whatever its owner knows it by.
@@ -102,6 +103,7 @@ class Generator:
         threads: int,
         eps: float = 1e-5,
         storage: str = "auto",
+        separator: Sequence[int] = (),
     ) -> None:
         layers, readout, residual = weights
         self._library = _declared(library)
@@ -133,6 +135,11 @@ class Generator:
             whole = whole and library.lstmlm_generator_layer(self._handle, index, *map(_address, layer))
         if readout is not None:
             whole = whole and library.lstmlm_generator_readout(self._handle, *map(_address, readout))
+        if separator:
+            if not all(0 <= id_ < self.V for id_ in separator):
+                raise ValueError(f"separator: expected ids from 0 to {self.V - 1}, found {list(separator)}.")
+            ids = array("q", separator)
+            whole = whole and library.lstmlm_generator_separator(self._handle, len(ids), _start(ids))
         if not whole:
             raise MemoryError
 
@@ -183,19 +190,24 @@ class Generator:
             return
         for number, one in enumerate(every):
             own = [after[tuple(ids)][number] for ids in prompts]
-            logits = array("f", itertools.chain.from_iterable(row for row, _ in own))
+            logits = array("f", itertools.chain.from_iterable(row for row, *_ in own))
             self._library.lstmlm_generator_logits(one._handle, False, _start(logits))
             for index in range(len(one._widths)):
-                H, C = (array("f", itertools.chain.from_iterable(states[index][part] for _, states in own)) for part in range(2))
+                H, C = (
+                    array("f", itertools.chain.from_iterable(states[index][part] for _, states, _ in own)) for part in range(2)
+                )
                 self._library.lstmlm_generator_state(one._handle, index, False, _start(H), _start(C))
+            matched = array("i", [there for *_, there in own])
+            self._library.lstmlm_generator_matched(one._handle, False, self.n, _start(matched))
 
     def _stream(self) -> "_Stream":
-        """Return the first stream's logits, and its H and C of each layer, after `read`."""
-        widths = zip(self.states(), self._widths, strict=True)
-        return self.logits()[: self.V], [(H[:S], C[:S]) for (H, C), S in widths]
+        """Return the first stream's logits, its H and C of each layer, and how much of a separator it has read, after `read`."""
+        widths, matched = zip(self.states(), self._widths, strict=True), array("i", [0])
+        self._library.lstmlm_generator_matched(self._handle, True, 1, _start(matched))
+        return self.logits()[: self.V], [(H[:S], C[:S]) for (H, C), S in widths], matched[0]
 
     def begin(self, logits: Floats, states: Sequence[tuple[Floats, Floats]]) -> None:
-        """Set from what the first draw is made, and the state before the step after it.
+        """Set from what the first draw is made, and the state before the step after it; nothing of a separator has been read.
 
         Args:
             logits: Of all networks together. (n, V)
@@ -206,6 +218,8 @@ class Generator:
             other.begin(logits, states[number * own : (number + 1) * own])
         states = states[:own]
         _check("logits", logits, self.n, self.V)
+        none = array("i", bytes(4 * self.n))
+        self._library.lstmlm_generator_matched(self._handle, False, self.n, _start(none))
         self._library.lstmlm_generator_logits(self._handle, False, logits.address)
         for index, (S, (H, C)) in enumerate(zip(self._widths, states, strict=True)):
             _check("H", H, self.n, S)
@@ -271,6 +285,7 @@ class Generator:
         if not all(ids.typecode == "q" and min(ids) >= 0 and max(ids) < self.V for ids in (inputs, targets)):
             raise ValueError(f"ids: expected int64 from 0 to {self.V - 1}.")
         nats, correct = array("d", bytes(8 * count)), bytearray(count)
+        inputs = array("q", inputs)  # the C code marks in it where documents end
         hits = (ctypes.c_ubyte * count).from_buffer(correct)
         done = 0
         while done < count:
@@ -286,7 +301,7 @@ class Generator:
 
     @property
     def state_bytes(self) -> int:
-        """How long the state of a stream is: H and C of each layer of each network, as float32."""
+        """How long the state of a stream is: H and C of each layer of each network, as float32, and its place in a separator."""
         return 4 * int(self._library.lstmlm_generator_state_size(self._handle))
 
     def put_states(self, states: bytes) -> None:
@@ -410,6 +425,8 @@ def _declare(library: ctypes.CDLL) -> None:
     library.lstmlm_generator_layer.argtypes = [pointer, size, *[pointer] * 5]
     library.lstmlm_generator_readout.argtypes = [pointer] * 3
     library.lstmlm_generator_state.argtypes = [pointer, size, number, pointer, pointer]
+    library.lstmlm_generator_separator.argtypes = [pointer, size, pointer]
+    library.lstmlm_generator_matched.argtypes = [pointer, number, size, pointer]
     library.lstmlm_generator_join.argtypes = [pointer, pointer]
     library.lstmlm_generator_logits.argtypes = [pointer, number, pointer]
     library.lstmlm_generator_run.argtypes = [pointer, number, size, pointer, real, size, real, number, pointer, pointer]

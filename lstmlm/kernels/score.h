@@ -50,10 +50,11 @@ static void score(void *argument, int rank, int threads) {
 }
 
 /* The first `active` streams read K ids each, and what comes after each of them is scored: inputs, targets, nats and correct are
-   (K, active). The other streams stay where they are. */
-EXPORT void lstmlm_generator_score(Generator *g, int threads, size active, size K, const long long *inputs, const long long *targets,
+   (K, active). The other streams stay where they are. In the inputs it is marked where documents end. */
+EXPORT void lstmlm_generator_score(Generator *g, int threads, size active, size K, long long *inputs, const long long *targets,
                                    double *nats, unsigned char *correct) {
     const size n = g->n;
+    mark_all(g, K, active, inputs);
     Scoring scoring = {g, K, inputs, targets, nats, correct};
     for (Generator *one = g; one; one = one->next) one->n = active;
     run_team(score, &scoring, threads < g->threads ? threads : g->threads);
@@ -67,9 +68,9 @@ EXPORT void lstmlm_generator_score(Generator *g, int threads, size active, size 
     }
 }
 
-/* How many floats the state of one stream is: H and C of each layer of each network. */
+/* How many floats the state of one stream is: H and C of each layer of each network, and how much of a separator it has read. */
 EXPORT size lstmlm_generator_state_size(const Generator *g) {
-    size count = 0;
+    size count = g->separators > 0;
     for (; g; g = g->next)
         for (size l = 0; l < g->layers; l++) count += 2 * g->layer[l].S;
     return count;
@@ -77,7 +78,7 @@ EXPORT size lstmlm_generator_state_size(const Generator *g) {
 
 /* Copies the states of the first `count` streams, one stream after another, in (`out` 0) or out. */
 EXPORT void lstmlm_generator_states(Generator *g, int out, size count, float *states) {
-    for (size r = 0; r < count; r++)
+    for (size r = 0; r < count; r++) {
         for (Generator *one = g; one; one = one->next)
             for (size l = 0; l < one->layers; l++) {
                 const Layer *layer = one->layer + l;
@@ -85,6 +86,11 @@ EXPORT void lstmlm_generator_states(Generator *g, int out, size count, float *st
                 float *ours[2] = {layer->H[one->turn].x + r * S, layer->C + r * S};
                 for (int part = 0; part < 2; part++, states += S) memcpy(out ? states : ours[part], out ? ours[part] : states, S * 4);
             }
+        if (!g->separators) continue;
+        if (out) *states = (float)g->all.matched[r];
+        else g->all.matched[r] = (int)*states;
+        states++;
+    }
 }
 
 /* By how many roundings, of 1 or of its own size, the number that differs most does so. */

@@ -3,7 +3,7 @@
 `CharLM` is the stack with its readout, read by autograd; training computes the same by hand in `training.backprop`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import torch
@@ -23,8 +23,9 @@ PIECE = 1 << 11  # characters in one call of a model that scores, and ...
 PIECE_SCORES = 1 << 20  # ... scores of next characters, 4 MiB: both bound memory, whatever text, window and vocabulary
 
 
-Recurrence: TypeAlias = Callable[[LSTMLayer, Tensor, LSTMState], tuple[Tensor, LSTMState]]
-"""Runs a layer in place of its kernel: layer, x (T, B, E) or ids (T, B), state before -> H (T, B, S), state after."""
+Recurrence: TypeAlias = Callable[[LSTMLayer, Tensor, LSTMState, Tensor | None], tuple[Tensor, LSTMState]]
+"""Runs a layer in place of its kernel: layer, x (T, B, E) or ids (T, B), state before, where documents end (T, B) or None ->
+H (T, B, S), state after."""
 
 
 class CharLM(nn.Module):
@@ -35,21 +36,34 @@ class CharLM(nn.Module):
         logits = X_L R + r                            readout: linear
         logits = H_t of the last layer, as wide as V  readout: direct, the article's Softmax(H_t)
 
+    After an id with which the separator of documents ends, all H and C are zero, the empty state: what comes next is predicted
+    from it, and so knows nothing of what was before. To see a separator that began in an earlier call, the state of a network
+    with one of k > 1 ids has another part behind those of the layers: as `hidden`, and as `cell` again, the last k - 1 ids, each
+    with one added, so that 0 is none. (B, k - 1)
+
     Args:
         config: Sizes and options; no size may be None any more.
         vocabulary: V.
         kernel: What runs the recurrence.
+        separator: Ids of what parts documents; none: nothing does.
         start: False leaves the layers' weights unset: `load_weights` comes next.
 
     Raises:
         ConfigError: A size is still open.
     """
 
-    def __init__(self, config: ModelConfig, vocabulary: int, kernel: Kernel, *, start: bool = True) -> None:
+    _separator: Tensor
+
+    def __init__(
+        self, config: ModelConfig, vocabulary: int, kernel: Kernel, separator: Sequence[int] = (), *, start: bool = True
+    ) -> None:
         super().__init__()
         if config.hidden is None or config.layers is None or config.dropout is None:
             raise ConfigError("model: expected hidden, layers and dropout as numbers, found auto. Choose them first.")
         self.config = config
+        self.separator = tuple(separator)
+        if separator:  # on the network's device, and not among its weights
+            self.register_buffer("_separator", torch.tensor(self.separator, dtype=torch.int64), persistent=False)
         direct = config.readout == "direct"
         widths = [config.hidden] * config.layers
         if direct:
@@ -74,7 +88,32 @@ class CharLM(nn.Module):
 
     def initial_state(self, batch: int) -> StackState:
         """Return the empty state of every layer."""
-        return tuple(layer.initial_state(batch) for layer in self.stack())
+        layers = [layer.initial_state(batch) for layer in self.stack()]
+        if len(self.separator) > 1:
+            none = self.stack()[0].W.new_zeros(batch, len(self.separator) - 1)
+            layers.append(LSTMState(none, none.clone()))
+        return tuple(layers)
+
+    def ends(self, ids: Tensor, state: StackState) -> tuple[Tensor | None, StackState]:
+        """Find out after which ids the state is empty.
+
+        Args:
+            ids: (T, B)
+            state: Before the first of them.
+
+        Returns:
+            ends: Where a separator ends, (T, B); None: nothing parts documents.
+            last: What the state after the ids has behind those of the layers: nothing, or one part.
+        """
+        k = len(self.separator)
+        if not k:
+            return None, ()
+        seen = ids if k == 1 else torch.cat([state[-1].hidden.t().to(torch.int64) - 1, ids])
+        ends = (seen.unfold(0, k, 1) == self._separator).all(-1)
+        if k == 1:
+            return ends, ()
+        last = (seen[1 - k :] + 1).t().to(state[-1].hidden.dtype, memory_format=torch.contiguous_format)
+        return ends, (LSTMState(last, last.clone()),)
 
     def forward(
         self,
@@ -100,23 +139,24 @@ class CharLM(nn.Module):
         """
         if state is None:
             state = self.initial_state(ids.shape[1])
+        ends, seen = self.ends(ids, state)
         last = []
         x = ids
         for index, layer in enumerate(self.stack()):
             W: Tensor = layer.W
             if drop is not None and drop.weights:
                 W = W * drop.of_weights().mask(index, W[:, None]).squeeze(1)
-            y, after = layer(x, state[index], W) if recurrence is None else recurrence(layer, x, state[index])
+            y, after = layer(x, state[index], W, ends) if recurrence is None else recurrence(layer, x, state[index], ends)
             last.append(after)
             if self.readout is None and index == len(self.layers) - 1:
-                return y, tuple(last)
+                return y, (*last, *seen)
             if self.norms is not None:
                 y = self.norms[index](y)
             if drop is not None and drop.rate:
                 y = y * drop.mask(index, y)
             x = x + y if self.config.residual and index else y
         assert self.readout is not None  # a stack has at least one layer
-        return self.readout(x), tuple(last)
+        return self.readout(x), (*last, *seen)
 
     @property
     def vocabulary(self) -> int:

@@ -71,9 +71,9 @@ def of(models: Sequence[CharLM]) -> Network:
     return models[0] if len(models) == 1 else Ensemble(models)
 
 
-def build(config: ModelConfig, vocabulary: int, kernel: Kernel) -> Network:
+def build(config: ModelConfig, vocabulary: int, kernel: Kernel, separator: Sequence[int] = ()) -> Network:
     """Return the networks of a configuration as one, in evaluation mode; their weights are unset: `load_weights` comes next."""
-    return of([CharLM(config, vocabulary, kernel, start=False) for _ in range(config.members)]).eval()
+    return of([CharLM(config, vocabulary, kernel, separator, start=False) for _ in range(config.members)]).eval()
 
 
 def members(network: Network) -> list[CharLM]:

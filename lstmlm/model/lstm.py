@@ -19,6 +19,8 @@ StackState = tuple[LSTMState, ...]
 """One state for each layer, the first layer first; their widths may differ."""
 
 SPREAD = 0.25  # of the units: those whose forget gate starts with a memory of its own, where that is asked for
+ZERO_GATE = -1e4  # pre-activation at which a sigmoid is 0 in every floating type
+
 TORCH_ORDER = ("input", "forget", "new", "output")
 """The order of the four blocks in `torch.nn.LSTM`."""
 
@@ -28,12 +30,20 @@ class _Recurrent(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, kernel: Kernel, x: Tensor, U: Tensor, W: Tensor, b: Tensor | None, H_0: Tensor, C_0: Tensor
+        ctx: Any,
+        kernel: Kernel,
+        x: Tensor,
+        U: Tensor,
+        W: Tensor,
+        b: Tensor | None,
+        H_0: Tensor,
+        C_0: Tensor,
+        ends: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Return H (T, B, S) and the last cell state (B, S)."""
         H_0, C_0 = H_0.contiguous(), C_0.contiguous()
-        gates, C, H = kernel.forward(input_part(kernel, x, U), W, H_0, C_0, bias=b)
-        ctx.kernel = kernel
+        gates, C, H = kernel.forward(input_part(kernel, x, U, ends=ends), W, H_0, C_0, bias=b)
+        ctx.kernel, ctx.ends = kernel, ends
         ctx.save_for_backward(x, U, W, b, H_0, C_0, H)
         ctx.kept = (gates, C)  # not among the saved tensors: backward writes over them
         return H, C[-1].clone()
@@ -45,7 +55,7 @@ class _Recurrent(torch.autograd.Function):
         x, U, W, b, H_0, C_0, H = ctx.saved_tensors
         dH, dC_T = grads
         if ctx.kept is None:  # a second backward pass over the same graph: the first one used the activations up
-            gates, C, _ = ctx.kernel.forward(input_part(ctx.kernel, x, U), W, H_0, C_0, bias=b)
+            gates, C, _ = ctx.kernel.forward(input_part(ctx.kernel, x, U, ends=ctx.ends), W, H_0, C_0, bias=b)
         else:
             gates, C = ctx.kept
             ctx.kept = None
@@ -64,7 +74,7 @@ class _Recurrent(torch.autograd.Function):
             dx = product(rows, U.t()).view_as(x) if ctx.needs_input_grad[1] else None
             dU = product(x.reshape(-1, len(U)).t(), rows)
             ctx.kernel.pointwise.scatter(None, rows, None, db)
-        return None, dx, dU, dW, db, dH_0, dC_0
+        return None, dx, dU, dW, db, dH_0, dC_0, None
 
 
 class _Affine(torch.autograd.Function):
@@ -107,22 +117,44 @@ class Readout(nn.Linear):
         return logits
 
 
-def input_part(kernel: Kernel, x: Tensor, U: Tensor, out: Tensor | None = None) -> Tensor | Rows:
+def input_part(kernel: Kernel, x: Tensor, U: Tensor, out: Tensor | None = None, ends: Tensor | None = None) -> Tensor | Rows:
     """Compute x_t U for all T steps at once; for ids there is nothing to compute.
+
+    Where a document ends, the gates f, i and o are closed: C_t = 0 C_{t-1} + 0 N_t and H_t = 0 tanh(C_t), the empty state, and
+    no gradient goes through.
 
     Args:
         kernel: What computes the product.
         x: Dense inputs (T, B, E), or ids (T, B).
-        U: (E, 4S), for ids (V, 4S)
+        U: (E, 4S), for ids (V, 4S), or what `with_end` makes of it.
         out: Where a product is written. (T, B, 4S)
+        ends: Where a document ends; None: nowhere. (T, B)
     """
     if x.dim() == 2:
-        return Rows(x.contiguous(), U)
+        if ends is None:
+            return Rows(x.contiguous(), U)
+        table = with_end(U)
+        return Rows(x.masked_fill(ends, len(table) - 1), table)
     rows = None if out is None else out.view(-1, U.shape[1])
-    return kernel.product(x.reshape(-1, len(U)), U, rows).view(*x.shape[:-1], -1)
+    part = kernel.product(x.reshape(-1, len(U)), U, rows).view(*x.shape[:-1], -1)
+    if ends is not None:
+        part[..., : part.shape[-1] * 3 // 4].masked_fill_(ends[..., None], ZERO_GATE)
+    return part
 
 
-def input_product(kernel: Kernel, x: Tensor, U: Tensor, b: Tensor | None) -> Tensor:
+def with_end(U: Tensor) -> Tensor:
+    """Return a table of rows with one more, behind all ids, that closes the gates. (V, 4S) -> (V + 1, 4S)"""
+    every = torch.ones(1, dtype=torch.bool, device=U.device)
+    return torch.cat([U, closed(torch.zeros_like(U[:1]), every)])
+
+
+def closed(a: Tensor, ends: Tensor) -> Tensor:
+    """Return pre-activations (..., 4S) with the gates f, i and o closed where `ends` (...) says so."""
+    f, i, o, N = a.chunk(len(GATES), dim=-1)
+    return torch.cat([*(gate.masked_fill(ends[..., None], ZERO_GATE) for gate in (f, i, o)), N], dim=-1)
+
+
+def input_product(kernel: Kernel, x: Tensor, U: Tensor, b: Tensor | None, ends: Tensor | None = None) -> Tensor:
     """Return x_t U + b as a tensor, for ids too: what `input_part` and the bias say, for whoever wants to change it.
 
     Args:
@@ -130,11 +162,12 @@ def input_product(kernel: Kernel, x: Tensor, U: Tensor, b: Tensor | None) -> Ten
         x: Likewise.
         U: Likewise.
         b: (4S)
+        ends: As for `input_part`.
 
     Returns:
         a: (T, B, 4S)
     """
-    part = input_part(kernel, x, U)
+    part = input_part(kernel, x, U, ends=ends)
     a = part.table[part.ids] if isinstance(part, Rows) else part
     return a if b is None else a.add_(b)
 
@@ -203,13 +236,16 @@ class LSTMLayer(nn.Module):
         """Return the empty state: zeros, (B, S) each."""
         return LSTMState(self.W.new_zeros(batch, self.width), self.W.new_zeros(batch, self.width))
 
-    def forward(self, x: Tensor, state: LSTMState, W: Tensor | None = None) -> tuple[Tensor, LSTMState]:
+    def forward(
+        self, x: Tensor, state: LSTMState, W: Tensor | None = None, ends: Tensor | None = None
+    ) -> tuple[Tensor, LSTMState]:
         """Run T steps.
 
         Args:
             x: Dense inputs (T, B, E), or ids (T, B).
             state: State before the first step. (B, S) each
             W: Recurrent weights in place of the layer's own. (S, 4S)
+            ends: Steps after which the state is empty; None: none. (T, B)
 
         Returns:
             H: Hidden state after every step. (T, B, S)
@@ -217,11 +253,11 @@ class LSTMLayer(nn.Module):
         """
         W = self.W if W is None else W
         if not torch.is_grad_enabled():
-            own, hidden, cell = input_part(self.kernel, x, self.U), state.hidden.contiguous(), state.cell.contiguous()
+            own, hidden, cell = input_part(self.kernel, x, self.U, ends=ends), state.hidden.contiguous(), state.cell.contiguous()
             _, C, H = self.kernel.forward(own, W, hidden, cell, bias=self.b)
             return H, LSTMState(*(steps[-1].clone() if len(steps) > 1 else steps[0] for steps in (H, C)))  # a view keeps them all
         run: Any = _Recurrent.apply  # torch does not annotate it
-        H, C_T = run(self.kernel, x, self.U, W, self.b, state.hidden, state.cell)
+        H, C_T = run(self.kernel, x, self.U, W, self.b, state.hidden, state.cell, ends)
         return H, LSTMState(H[-1], C_T)
 
 

@@ -19,11 +19,13 @@ class StoredNetwork:
     library: What runs them.
     networks: At least one.
     threads: How many may share the work.
+    separator: Ids of what parts documents; none: nothing does.
     """
 
     library: Library
     networks: tuple[NetworkWeights, ...]
     threads: int
+    separator: tuple[int, ...] = ()
 
     def weights(self) -> list[Floats]:
         """Return the weights of all networks."""
@@ -34,7 +36,9 @@ class StoredNetwork:
         return every
 
 
-def stored(library: Library, config: ModelConfig, weights: Mapping[str, Floats], threads: int) -> StoredNetwork:
+def stored(
+    library: Library, config: ModelConfig, weights: Mapping[str, Floats], threads: int, separator: tuple[int, ...] = ()
+) -> StoredNetwork:
     """Return the networks of a configuration.
 
     Args:
@@ -42,12 +46,13 @@ def stored(library: Library, config: ModelConfig, weights: Mapping[str, Floats],
         config: Of all of them.
         weights: By the names that `shapes` gives.
         threads: See `StoredNetwork`.
+        separator: Likewise.
     """
     networks = []
     for member in range(config.members):
         own = prefix(config, member)
         networks.append(network_weights(config, {k.removeprefix(own): w for k, w in weights.items() if k.startswith(own)}))
-    return StoredNetwork(library, tuple(networks), threads)
+    return StoredNetwork(library, tuple(networks), threads, separator)
 
 
 def network_weights(config: ModelConfig, weights: Mapping[str, Floats]) -> NetworkWeights:

@@ -17,7 +17,7 @@ from lstmlm.model import ensemble
 from lstmlm.model.cell import LSTMState
 from lstmlm.model.char_lm import CharLM
 from lstmlm.model.ensemble import Network
-from lstmlm.model.lstm import LSTMLayer, StackState, input_part
+from lstmlm.model.lstm import LSTMLayer, StackState, input_part, with_end
 
 CHUNKS = 8
 """Into which a device cuts a window: while a layer reads one, the layer below reads the next one."""
@@ -113,6 +113,8 @@ class Backprop:
         symbols = first.vocabulary
         self._rows = max(1, min(steps * batch, SCORES // symbols))  # of the readout at once
         self._logits = like.new_empty(self._rows, symbols)
+        self._ends: Tensor | None = None  # where documents end in the window
+        self._table = self._logits[:0]  # then the first layer's U with a row for that
         self._dx = like.new_empty(steps * batch * max(widths))
         self._dH = like.new_empty(len(widths) if self._chunk < steps else 1, self._chunk * batch * max(widths))
 
@@ -125,7 +127,8 @@ class Backprop:
         Args:
             ids: (T, B)
             targets: The id after each. (T, B)
-            state: Before the first step; no gradient goes further back. Of several networks, those of all of them.
+            state: Before the first step; no gradient goes further back, nor through the end of a document. Of several networks,
+                those of all of them.
             scale: One over the number of predictions of the whole batch, for their mean.
             drops: The step's dropout, of each network.
 
@@ -148,9 +151,12 @@ class Backprop:
     ) -> tuple[Number, StackState]:
         """Do so for one network."""
         self._drop_weights(drop)
-        before = [state]
+        self._ends, seen = self._model.ends(ids, state)
+        if self._ends is not None:
+            self._table = with_end(self._layers[0].U.data)
+        before = [state[: len(self._layers)]]
         for steps in self._segments[:-1]:
-            self._read(ids[steps], before[-1], _since(drop, steps))
+            self._read(ids, steps, before[-1], _since(drop, steps))
             before.append(self._state())
         nats: Number = 0.0
         last = state
@@ -159,13 +165,13 @@ class Backprop:
             layer.memory.dcell.zero_()
         for steps, start in zip(reversed(self._segments), reversed(before), strict=True):
             there = _since(drop, steps)
-            self._read(ids[steps], start, there)
+            self._read(ids, steps, start, there)
             if steps is self._segments[-1]:
                 last = self._state()
             nats = nats + self._loss(targets[steps].reshape(-1).contiguous(), scale)
             self._backward(ids[steps], there)
         self._accumulate_dropped_grad(drop)
-        return nats, last
+        return nats, (*last, *seen)
 
     def _drop_weights(self, drop: Dropout | None) -> None:
         """Drop recurrent weights, and round all of them where the kernel does."""
@@ -211,9 +217,14 @@ class Backprop:
                     with self._lanes(place):
                         yield place, chunks[wave - place]
 
-    def _read(self, ids: Tensor, state: StackState, drop: Dropout | None) -> None:
-        """Run a segment forward."""
+    def _read(self, window: Tensor, segment: slice, state: StackState, drop: Dropout | None) -> None:
+        """Run a segment of a window of ids forward."""
+        ids, ends = window[segment], None if self._ends is None else self._ends[segment]
         self._steps = len(ids)
+        table = self._layers[0].U.data
+        if ends is not None:
+            table = self._table
+            ids = ids.masked_fill(ends, len(table) - 1)
         for layer, before in zip(self._layers, state, strict=True):
             layer.memory.H[0], layer.memory.C[0] = before
         self._lanes.part()
@@ -223,7 +234,8 @@ class Backprop:
             U, W = layer.factors
             after = slice(steps.start + 1, steps.stop + 1)
             kept = Activations(memory.gates[steps], memory.C[after], memory.H[after])
-            part = input_part(self._kernel, below[steps], U if index else layer.U.data, kept.gates)
+            here = ends[steps] if index and ends is not None else None
+            part = input_part(self._kernel, below[steps], U if index else table, kept.gates, here)
             bias = None if layer.b is None else layer.b.data
             self._kernel.forward(part, W, memory.H[steps.start], memory.C[steps.start], bias=bias, into=kept)
             if layer.transformed:

@@ -5,7 +5,7 @@ A run has one of them or several (`model.members`), each as a run of its own see
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -31,17 +31,26 @@ class Member:
         kernel: What runs the recurrence.
         number: Counted from 0: it is added to the run's seed.
         device: Where it is trained; its weights are drawn on the CPU, the same for every device.
+        separator: Ids of what parts documents.
 
     Attributes:
         prefix: Before the names of its tensors in a checkpoint.
     """
 
-    def __init__(self, config: RunConfig, vocabulary: int, kernel: Kernel, number: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        vocabulary: int,
+        kernel: Kernel,
+        number: int,
+        device: torch.device,
+        separator: Sequence[int] = (),
+    ) -> None:
         self._config = config
         self._seed = (config.train.seed + number) % 2**63
         self.prefix = weights.prefix(config.model, number)
         torch.manual_seed(self._seed)
-        self.model = CharLM(config.model, vocabulary, kernel).to(device)
+        self.model = CharLM(config.model, vocabulary, kernel, separator).to(device)
         self.optimizer = Optimizer(self.model, config.train, kernel.pointwise)
 
     def dropout(self, step: int, streams: int, first: int) -> Dropout:
@@ -58,15 +67,18 @@ class Members:
         vocabulary: V.
         kernel: What runs the recurrence.
         device: Where they are trained.
+        separator: See `Member`.
 
     Attributes:
         each: One after another.
         network: All of them as one, which reads.
     """
 
-    def __init__(self, config: RunConfig, vocabulary: int, kernel: Kernel, device: torch.device) -> None:
+    def __init__(
+        self, config: RunConfig, vocabulary: int, kernel: Kernel, device: torch.device, separator: Sequence[int] = ()
+    ) -> None:
         self._config = config
-        self.each = [Member(config, vocabulary, kernel, number, device) for number in range(config.model.members)]
+        self.each = [Member(config, vocabulary, kernel, number, device, separator) for number in range(config.model.members)]
         self.network = ensemble.of([member.model for member in self.each])
         self._steps: dict[int, TrainStep] = {}
         self._whole: TrainStep | None = None

@@ -43,9 +43,9 @@ RECORDED = (
 
 SHAPE = (
     "model.hidden", "model.layers", "model.bias", "model.readout", "model.layer_norm", "model.residual", "model.members",
-    "data.tokenizer",
+    "model.document_separator", "data.tokenizer",
 )  # fmt: skip
-"""Keys that a fine-tuned model cannot change: its weights and vocabulary have them."""
+"""Keys that a fine-tuned model cannot change, once they have a value: its weights and vocabulary have them."""
 
 JOB = ".job"
 """Which torchrun job a run is of: started again by its agent, the same command goes on with it."""
@@ -181,7 +181,7 @@ def resolved(layers: list[Layer], parent: Checkpoint | None) -> tuple[RunConfig,
     resolved = run_config.resolve([*([("--from", _inherited(parent))] if parent else []), *layers])
     values = run_config.flat(resolved.config)
     for key, value in (_inherited(parent) if parent else {}).items():
-        if key in SHAPE and values[key] != value:
+        if key in SHAPE and value is not None and values[key] != value:
             raise UsageError(
                 f"{resolved.sources[key]}: {key} is {_shown(value)} in the model of --from, and {_shown(values[key])} was "
                 "asked for. A fine-tuned model keeps its shape and vocabulary: leave it out, or train without --from."

@@ -20,6 +20,7 @@ from lstmlm.config.run_config import RunConfig
 from lstmlm.config.schema import BUDGETS
 from lstmlm.data.batches import Streams
 from lstmlm.data.corpus import Corpus
+from lstmlm.data.tokenizer import separator_ids
 from lstmlm.errors import Diverged, Stopped, UsageError
 from lstmlm.kernels import Kernel
 from lstmlm.kernels.cuda_graph import read_back
@@ -101,7 +102,8 @@ class Trainer:
         self.stop = stop
         self.group = group or ProcessGroup()
         device = device or torch.device("cpu")
-        self.members = Members(config, len(corpus.tokenizer), kernel, device)
+        separator = separator_ids(config.model.document_separator, corpus.tokenizer)
+        self.members = Members(config, len(corpus.tokenizer), kernel, device, separator)
         self.model = self.members.network
         self.streams = Streams(corpus.train, train.batch, train.window)
         B, T = self.streams.batch_size, self.streams.window

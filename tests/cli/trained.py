@@ -5,7 +5,7 @@ from typing import Any
 
 from lstmlm import kernels
 from lstmlm.config.run_config import ModelConfig, RunConfig, to_dict
-from lstmlm.data.tokenizer import ByteTokenizer, CharTokenizer
+from lstmlm.data.tokenizer import ByteTokenizer, CharTokenizer, separator_ids
 from lstmlm.model import ensemble
 from lstmlm.model.char_lm import CharLM
 from lstmlm.storage import checkpoint
@@ -20,7 +20,8 @@ def make_run(folder: Path, text: str = TEXT, corpus: dict[str, Any] | None = Non
     tokenizer = ByteTokenizer() if byte else CharTokenizer(text)
     ids = tokenizer.encode(text)
     kernel, _ = kernels.choose(precision="float32")
-    network = ensemble.of([CharLM(sizes, len(tokenizer), kernel) for _ in range(sizes.members)])
+    separator = separator_ids(sizes.document_separator, tokenizer)
+    network = ensemble.of([CharLM(sizes, len(tokenizer), kernel, separator) for _ in range(sizes.members)])
     meta = {
         "config": to_dict(RunConfig(model=sizes)),
         "tokenizer": tokenizer.to_dict(),

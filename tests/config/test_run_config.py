@@ -84,6 +84,7 @@ ODD_TEXTS = [
 
 
 FREE_TEXTS = ["*.md,*.txt", "a: b # c", "text", "null", "auto", "é*", "#x", "- y", "true", "1", "a.b c"]
+FREE_TEXTS += ["\n\n\n", "\f", "<|endoftext|>", "\x1e\U0001f600 \\n \"'\x85\u2028\x7f"]
 
 
 def free(setting: Setting) -> bool:
@@ -96,7 +97,8 @@ def bad_yaml_values(setting: Setting) -> list[str]:
     if setting.type is bool:
         return ODD_BOOLEANS
     if free(setting):
-        return ["''", '""', "[a]", "!!str x", "x" * 300, '"\\e[31m"', '"\\0"']
+        controls = ['"\\e[31m"', '"\\0"'] if setting.accept else []
+        return ["''", '""', "[a]", "!!str x", "x" * 300, *controls]
     if setting.type is str:
         return ODD_TEXTS
     bad = list(ODD_NUMBERS)
