@@ -21,8 +21,8 @@ from lstmlm.config.run_config import Layer, RunConfig
 from lstmlm.config.schema import BUDGETS
 from lstmlm.config.setting import Located
 from lstmlm.data.corpus import Corpus, name_of
+from lstmlm.display import progress_view
 from lstmlm.display.console import Console
-from lstmlm.display.progress_view import RunView
 from lstmlm.display.tensorboard import Board
 from lstmlm.errors import Stopped, UsageError
 from lstmlm.model import devices
@@ -186,8 +186,10 @@ class Run:
         board = Board(start.folder, saved.meta["step"] if saved else 0, console.warn) if with_tensorboard else None
         began = time.monotonic() - plan.clock.seconds()
 
-        def made(config: RunConfig) -> tuple[RunView, Trainer]:
-            view = RunView(console, span=(began, began + 60 * (config.train.minutes or 0.0)) if self._timed else None)
+        def made(config: RunConfig) -> tuple[progress_view.RunView, Trainer]:
+            view = progress_view.RunView(
+                console, span=(began, began + 60 * (config.train.minutes or 0.0)) if self._timed else None
+            )
             reports, known = _reports(view, board), (self.text, plan.kernel, start.folder, identity)
             return view, Trainer(config, *known, reports, plan.clock, stop, self.group, plan.device)
 
@@ -247,7 +249,7 @@ class Run:
         send(self.group, message)
 
 
-def _reports(view: RunView, board: Board | None) -> Callable[[Event], None]:
+def _reports(view: progress_view.RunView, board: Board | None) -> Callable[[Event], None]:
     """Return what takes the trainer's records: the terminal alone, or TensorBoard too."""
     if board is None:
         return view
