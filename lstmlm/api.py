@@ -757,6 +757,7 @@ def _train(
     from lstmlm.training import launch
     from lstmlm.training.distributed import ProcessGroup
     from lstmlm.training.events import Clock
+    from lstmlm.training.run_setup import Start
     from lstmlm.training.trainer import Trainer
 
     _refuse_existing(folder)
@@ -766,11 +767,10 @@ def _train(
     with run_dir.lock(folder):
         _refuse_existing(folder)  # somebody may have trained here while the text was read
         try:
-            ready = launch.prepare(config, corpus, clock, ProcessGroup())
-            if ready.device.type == "cpu":
-                launch.refuse_too_large(ready.config, corpus)
-            about = launch.identity(corpus, names if lasting else ["-"], val, ready, version, ["lstmlm.train"])
-            trainer = Trainer(ready.config, corpus, ready.kernel, folder, about, report, clock, device=ready.device)
+            plan = launch.prepare(Start(folder, config, {}), corpus, clock, ProcessGroup())
+            launch.refuse_too_large(plan, corpus)
+            about = launch.identity(corpus, names if lasting else ["-"], val, plan, version, ["lstmlm.train"])
+            trainer = Trainer(plan.config, corpus, plan.kernel, folder, about, report, clock, device=plan.device)
             atomic.write_text(folder / "config.yaml", run_config.to_yaml(trainer.config))
             with contextlib.closing(trainer):
                 trainer.begin()

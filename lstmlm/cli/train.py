@@ -1,32 +1,18 @@
 """The command `lstmlm train`, for rank 0; `train_worker` is the same for every other process."""
 
 import contextlib
-import gc
 import inspect
-import json
-import sys
-import time
 from collections.abc import Callable
-from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from lstmlm import __version__
-from lstmlm.cli import STARTED
 from lstmlm.cli.options import MACHINE, OUTPUT, Json, Quiet, most_bits
 from lstmlm.cli.text_input import listed
 from lstmlm.config import schema
 from lstmlm.config.setting import Setting, write
 from lstmlm.display.console import Console
-from lstmlm.errors import Stopped, UsageError
-
-if TYPE_CHECKING:
-    from lstmlm.config.run_config import RunConfig
-    from lstmlm.display.progress_view import RunView
-    from lstmlm.display.tensorboard import Board
-    from lstmlm.training.events import Event
-    from lstmlm.training.trainer import Trainer
+from lstmlm.errors import UsageError
 
 GROUPS = {
     "Budget": "--minutes 20",
@@ -83,7 +69,7 @@ def train(
         bool,
         typer.Option("--resume", help="Go on with a run, to the same bits; with a larger budget further.", rich_help_panel="Run"),
     ] = False,
-    start: Annotated[
+    parent: Annotated[
         str | None,
         typer.Option("--from", metavar="MODEL", help="Start from a trained model, with its vocabulary.", rich_help_panel="Run"),
     ] = None,
@@ -140,141 +126,50 @@ def train(
     lstmlm train --resume runs/corpus --minutes 5
     """
     from lstmlm.cli import signals, train_report, train_run, train_worker
-    from lstmlm.cli.corpora import known_texts, may_have_moved, open_named, seen_in_training
     from lstmlm.cli.text_reader import refuse_models
     from lstmlm.config import run_config
     from lstmlm.data.sources import require
     from lstmlm.display import tensorboard
-    from lstmlm.display.progress_view import RunView
-    from lstmlm.model import devices
-    from lstmlm.training import distributed, malloc, run_setup
+    from lstmlm.training import distributed, run_setup
 
-    typed = list(corpus or [])
-    corpus = [*typed, *(listed(files_from) if files_from is not None else [])]
     with distributed.joined() as group, contextlib.ExitStack() as held:
         if not group.is_rank_zero:
             train_worker.run(group)
             return
         console = Console(quiet=quiet, verbose=verbose)
-        _refuse_flags({"--out": out, "--val": val, "--from": start}, resume, overwrite)
+        _refuse_flags({"--out": out, "--val": val, "--from": parent}, resume, overwrite)
         if with_tensorboard:
             tensorboard.require()
         layers = train_run.layers_of(presets or [], assignments or [], flags)
         run_config.resolve(layers)  # what is wrong with the settings is said before the folder is looked at
-        named, folder = train_run.named(corpus, out, resume)
+        listed_names = listed(files_from) if files_from is not None else []
+        named, folder = train_run.named([*(corpus or []), *listed_names], out, resume)
         refuse_models("train", named, "--from")
         if not resume:  # else what the run says of itself comes first
             require([*named, *([val] if val else [])], run_config.resource_dir("data"))
-        makes = not (dry_run or print_config)
-        begins = run_setup.resolve_start(
-            folder, layers, held if makes else None, console.say, parent=start, resume=resume, overwrite=overwrite
+        only_shows = dry_run or print_config
+        start = run_setup.resolve_start(
+            folder, layers, None if only_shows else held, console.say, parent=parent, resume=resume, overwrite=overwrite
         )
-        config, saved, requested = begins.config, begins.saved, begins.config.train.device
-        if not makes:
-            group.broadcast_bytes(b"null")
+        if only_shows:
+            train_worker.send(group, None)
             group = distributed.ProcessGroup()
         if print_config:
-            train_report.print_config(console, as_json, config, begins.origins)
+            train_report.print_config(console, as_json, start.config, start.origins)
             return
-        names, val = known_texts(saved.meta["corpus"] if saved else {}, named, val, folder)
-        if group.size > 1 and "-" in [*names, val, files_from]:
-            raise UsageError(
-                "corpus -: expected files, as each process reads the text, found standard input. Put it into a file."
-            )
-        if makes and requested == "cuda":  # what cannot be is said before a text is read
-            devices.choose(requested, None, group.local_rank, group.local_size)
-        told = {"config": run_config.to_dict(config), "symbols": begins.symbols, "names": names, "val": val}
-        group.broadcast_bytes(json.dumps(told).encode())
-        malloc.import_torch_meanwhile()
-        with group.local_rank_zero_first(), contextlib.nullcontext() if named else may_have_moved(folder):
-            text = open_named(names, config, val=val, symbols=begins.symbols, progress=train_report.Reading(console))
-        config = replace(config, data=replace(config.data, split=text.split))
-        listing = ["--files-from", files_from] if files_from else []
-        texts = [*(typed if listing else names), *listing, *(["--val", val] if val else [])]
-        if saved:
-            run_setup.refuse_other_text(text, saved, folder, texts)
-        for note in text.notes:
-            console.say(note)
-        if not begins.first:
-            train_report.say_unlike(console, text, config.data.field)
-        if val and "-" not in [*names, val] and (seen := seen_in_training(names, val)):
-            console.warn(f"--val: {seen} is trained on too: its score tells nothing of other texts.")
-
-        from lstmlm.training import launch
-        from lstmlm.training.events import Clock
-        from lstmlm.training.trainer import Trainer
-
-        malloc.tune_malloc()
-        clock = Clock(STARTED)
-        keep = str(saved.meta["versions"].get("kernel", "")) if saved else ""
-        ready = launch.prepare(config, text, clock, group, console.say, keep, tuned=begins.parent is not None)
-        asked, config, device, kernel, steps = config, ready.config, ready.device, ready.kernel, ready.steps
-        for line in ready.notes:
-            console.say(line)
-        if not saved:
-            train_report.warn_of_few(console, config, steps, ready.left(), clock)
+        texts = train_run.texts_of(start, named, val, corpus or [], files_from)
+        text = train_run.open_text(console, group, start, texts)
+        plan = train_run.prepare(console, group, start, text)
         if dry_run:
-            train_report.show_plan(console, as_json, config, text, kernel.name, steps)
+            train_report.show_plan(console, as_json, plan.config, text, plan.kernel.name, plan.steps)
             return
-        if device.type == "cpu":
-            launch.refuse_too_large(config, text, group.local_size)
-        run_setup.lock(begins, held, console.say)
+        from lstmlm.training import launch  # with torch
+
+        launch.refuse_too_large(plan, text, group.local_size)
+        run_setup.lock(start, held, console.say)
         caught = held.enter_context(signals.caught(console))
-        identity = launch.identity(text, names, val, ready, __version__, ["lstmlm", *sys.argv[1:]])
-        group.broadcast_bytes(
-            json.dumps(
-                {
-                    "config": run_config.to_dict(config),
-                    "corpus": text.fingerprint,
-                    "resumes": bool(saved),
-                    "starts": bool(begins.first),
-                    "changed": begins.changed,
-                    "steps": steps,
-                    "device": device.type,
-                    "kernel": kernel.name,
-                }
-            ).encode()
-        )
-        began = time.monotonic() - clock.seconds()
-        planned = saved and saved.meta["training"].get("steps") and not begins.changed.keys() & set(schema.BUDGETS)
-        timed = config.train.minutes is not None and not planned
-        board = tensorboard.Board(folder, saved.meta["step"] if saved else 0, console.warn) if with_tensorboard else None
-
-        def made(config: "RunConfig") -> "tuple[RunView, Trainer]":
-            view = RunView(console, span=(began, began + 60 * (config.train.minutes or 0.0)) if timed else None)
-            return view, Trainer(config, text, kernel, folder, identity, _reports(view, board), clock, caught, group, device)
-
-        view, trainer = made(config)
-        if timed and not begins.first and not board and device.type == "cpu" and asked.model.hidden is None:
-            trainer.expected = steps
-        if begins.first:
-            group.broadcast_checkpoint(begins.first)
-        if saved:
-            trainer.restore(saved, begins.changed)
-            train_report.say_differences(console, saved.meta["versions"], identity["versions"])
-            train_report.say_changes(console, trainer, begins.changed, saved)
-        launch.begin(trainer, begins, steps)
-        where = kernel.name if device.type == "cpu" else f"{kernel.name} on {devices.name(device)}"
-        train_report.announce(console, text, trainer, where, folder, saved)
-        try:
-            if not trainer.run():
-                smaller, chosen, _ = ready.choose()
-                if (smaller.model.hidden or 0) < (config.model.hidden or 0):
-                    console.say(f"the machine has become slower, and the run begins again with a smaller network\n{chosen}")
-                    view.close()
-                    trainer.close()
-                    del trainer  # its memory
-                    gc.collect()
-                    view, trainer = made(smaller)
-                    launch.begin(trainer, begins, steps)
-                trainer.run()
-        except Stopped as stopped:
-            command = train_report.going_on(texts, folder)
-            raise Stopped(f"{stopped} Go on with:\n  {command}", stopped.exit_code - 128) from None
-        finally:
-            view.close()
-            if board:
-                board.close()
+        run = train_run.Run(console, group, start, texts, text, plan)
+        trainer = run.train(caught, with_tensorboard=with_tensorboard)
         train_report.finish(console, as_json, trainer, folder, max_bpc)
 
 
@@ -285,15 +180,3 @@ def _refuse_flags(given: dict[str, str | None], resume: bool, overwrite: bool) -
             raise UsageError(f"{flag}: expected a name, found nothing. Give one, or do without {flag}.")
     if resume and (overwrite or given["--from"]):
         raise UsageError("--resume goes on with a run as it is; leave out --overwrite and --from.")
-
-
-def _reports(view: "RunView", shown: "Board | None") -> "Callable[[Event], None]":
-    """Return what takes the trainer's records: the terminal alone, or TensorBoard too."""
-    if shown is None:
-        return view
-
-    def both(record: "Event") -> None:
-        view(record)
-        shown(record)
-
-    return both

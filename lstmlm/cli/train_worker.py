@@ -6,14 +6,62 @@ shows itself.
 
 import json
 import socket
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from lstmlm.cli import STARTED, signals
 from lstmlm.cli.corpora import open_named
 from lstmlm.config import run_config
+from lstmlm.config.setting import Value
 from lstmlm.display.console import Console
 from lstmlm.errors import Diverged, Stopped, TextError, UsageError, printable
 from lstmlm.training.distributed import PeerLostError, ProcessGroup
+
+
+@dataclass(frozen=True)
+class TextMessage:
+    """What rank 0 broadcasts first: the text that each process opens for itself.
+
+    config: Of the run; sizes may be open.
+    names: Of the text.
+    val: Of the validation text.
+    symbols: The vocabulary, where it is given.
+    """
+
+    config: dict[str, Any]
+    names: list[str]
+    val: str | None
+    symbols: str | None
+
+
+@dataclass(frozen=True)
+class RunMessage:
+    """What rank 0 broadcasts then: the run that all train.
+
+    config: No size open.
+    fingerprint: Of the text.
+    resumes: It goes on from the checkpoint that is broadcast next.
+    tunes: It starts from the model that is broadcast next.
+    changed: See `run_setup.Start`.
+    steps: An estimate where the budget is in minutes.
+    device: Where rank 0 computes.
+    kernel: With which one.
+    """
+
+    config: dict[str, Any]
+    fingerprint: str
+    resumes: bool
+    tunes: bool
+    changed: dict[str, list[Value]]
+    steps: int
+    device: str
+    kernel: str
+
+
+def send(group: ProcessGroup, message: TextMessage | RunMessage | None) -> None:
+    """Broadcast a message of rank 0; None: there is nothing to train."""
+    group.broadcast_bytes(json.dumps(message and asdict(message)).encode())
 
 
 def run(group: ProcessGroup) -> None:
@@ -35,18 +83,18 @@ def run(group: ProcessGroup) -> None:
 
 
 def _run(group: ProcessGroup) -> None:
-    begun = json.loads(group.broadcast_bytes())
-    if begun is None:  # rank 0 only shows something
+    received = json.loads(group.broadcast_bytes())
+    if received is None:
         return
-    config = run_config.from_dict(begun["config"], "rank 0")
-    names, val = begun["names"], begun["val"]
+    texts = TextMessage(**received)
+    config = run_config.from_dict(texts.config, "rank 0")
     with group.local_rank_zero_first():
-        corpus = open_named(names, config, val=val, symbols=begun["symbols"])
-    told = json.loads(group.broadcast_bytes())
-    config = run_config.from_dict(told["config"], "rank 0")
-    if corpus.fingerprint != told["corpus"]:
+        corpus = open_named(texts.names, config, val=texts.val, symbols=texts.symbols)
+    asked = RunMessage(**json.loads(group.broadcast_bytes()))
+    config = run_config.from_dict(asked.config, "rank 0")
+    if corpus.fingerprint != asked.fingerprint:
         raise TextError(
-            f"corpus {printable(' '.join(names))}: expected the text that rank 0 reads ({told['corpus'][:12]}), found "
+            f"corpus {printable(' '.join(texts.names))}: expected the text that rank 0 reads ({asked.fingerprint[:12]}), found "
             f"another one ({corpus.fingerprint[:12]}). Copy it to this machine."
         )
 
@@ -62,21 +110,20 @@ def _run(group: ProcessGroup) -> None:
     malloc.tune_malloc()
     torch.set_num_threads(threads(config, group))
     device, kernel, _ = devices.with_kernel(
-        told["device"],
+        asked.device,
         config.train.kernel,
         config.train.precision,
         None,
         group.local_rank,
         group.local_size,
-        keep=told["kernel"],
+        keep=asked.kernel,
     )
     kernel, _ = kernels.at_sizes(kernel, device, *sizes(config, corpus))
     with signals.caught(Console(quiet=True)) as caught:
         trainer = Trainer(config, corpus, kernel, Path(), {}, lambda record: None, Clock(STARTED), caught, group, device)
-        first = group.broadcast_checkpoint(None) if told["starts"] else None
-        if first and told["resumes"]:
-            trainer.restore(first, told["changed"])
-        elif first:
-            trainer.start_from(tuning.weights_of(first, corpus.tokenizer), told["steps"])
+        if asked.resumes:
+            trainer.restore(group.broadcast_checkpoint(None), asked.changed)
+        elif asked.tunes:
+            trainer.start_from(tuning.weights_of(group.broadcast_checkpoint(None), corpus.tokenizer), asked.steps)
         trainer.begin()
         trainer.run()

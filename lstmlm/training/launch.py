@@ -5,7 +5,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,13 +28,14 @@ from lstmlm.units import size
 
 
 @dataclass(frozen=True)
-class Launch:
+class Plan:
     """A run whose trainer can be made.
 
     config: No size or rate open.
     device: Where to compute.
     kernel: What runs the recurrence there.
     steps: An estimate where the budget is in minutes.
+    clock: Of the budget.
     notes: What was chosen and what is not as expected, each in a line.
     left: Says how many seconds of a budget in minutes are left.
     choose: Chooses once more what was left open, by what steps take now on all threads; see `auto_tune.choose`.
@@ -44,36 +45,28 @@ class Launch:
     device: torch.device
     kernel: Kernel
     steps: int
+    clock: Clock
     notes: list[str]
     left: Callable[[], float]
     choose: Callable[[], tuple[RunConfig, str, int]]
 
 
-def prepare(
-    config: RunConfig,
-    text: Corpus,
-    clock: Clock,
-    group: ProcessGroup,
-    report: Callable[[str], None] | None = None,
-    keep: str = "",
-    *,
-    tuned: bool = False,
-) -> Launch:
+def prepare(start: Start, text: Corpus, clock: Clock, group: ProcessGroup, report: Callable[[str], None] | None = None) -> Plan:
     """Choose device and kernel, time them, and choose what is open; torch's number of threads becomes that of the run.
 
     Args:
-        config: As the user left it.
+        start: What the run starts from: sizes may be open, and a run that goes on keeps its kernel.
         text: What is to be learnt.
         clock: Of the budget.
         group: The processes that share the run.
         report: See `devices.choose`.
-        keep: See `kernels.choose`.
-        tuned: The run starts from a trained model.
 
     Raises:
         UsageError: See `devices.with_kernel`.
     """
+    config = replace(start.config, data=replace(start.config.data, split=text.split))
     torch.set_num_threads(threads(config, group))
+    keep = str(start.saved.meta["versions"].get("kernel", "")) if start.saved else ""
     requested = config.train.device
     if requested == "auto" and kernels.requested_kernel(config.train.kernel) == "native":
         requested = "cpu"
@@ -88,11 +81,11 @@ def prepare(
 
     def choose() -> tuple[RunConfig, str, int]:
         torch.set_num_threads(threads(config, group))  # a trainer on a busy machine may have left fewer
-        return auto_tune.choose(config, len(text.train), vocabulary, left, measure, tuned=tuned)
+        return auto_tune.choose(config, len(text.train), vocabulary, left, measure, tuned=start.parent is not None)
 
     whole, chosen, steps = choose()
     kernel, wrong = kernels.at_sizes(kernel, device, *sizes(whole, text))
-    return Launch(whole, device, kernel, steps, [*filter(None, (chosen, why, wrong))], left, choose)
+    return Plan(whole, device, kernel, steps, clock, [*filter(None, (chosen, why, wrong))], left, choose)
 
 
 def threads(config: RunConfig, group: ProcessGroup) -> int:
@@ -109,8 +102,11 @@ def sizes(config: RunConfig, corpus: Corpus) -> tuple[int, int, int, int]:
     return train.window, train.batch, hidden, len(corpus.tokenizer)
 
 
-def refuse_too_large(config: RunConfig, corpus: Corpus, processes: int = 1) -> None:
+def refuse_too_large(plan: Plan, corpus: Corpus, processes: int = 1) -> None:
     """Refuse what would use up the machine's memory: the system would end the run, or another program, without a word."""
+    if plan.device.type != "cpu":
+        return
+    config = plan.config
     parameters = weights.parameter_count(config.model, len(corpus.tokenizer))
     needs = memory_bytes(config, len(corpus.tokenizer), parameters, machine.memory_used()) * processes
     fewer = "fewer --members, " if config.model.members > 1 else ""
@@ -121,7 +117,7 @@ def refuse_too_large(config: RunConfig, corpus: Corpus, processes: int = 1) -> N
         )
 
 
-def identity(text: Corpus, names: list[str], val: str | None, launch: Launch, version: str, command: list[str]) -> dict[str, Any]:
+def identity(text: Corpus, names: list[str], val: str | None, plan: Plan, version: str, command: list[str]) -> dict[str, Any]:
     """Return what every checkpoint says about where it came from."""
     import platform
 
@@ -137,9 +133,9 @@ def identity(text: Corpus, names: list[str], val: str | None, launch: Launch, ve
             "lstmlm": version,
             "torch": str(torch.__version__),
             "python": platform.python_version(),
-            "kernel": launch.kernel.name,
+            "kernel": plan.kernel.name,
             "threads": str(torch.get_num_threads()),
-            "device": devices.name(launch.device),
+            "device": devices.name(plan.device),
         },
         "command": command,
     }

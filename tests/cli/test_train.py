@@ -842,7 +842,7 @@ def test_a_smaller_network_where_the_machine_becomes_slow(lstmlm: Lstmlm, text: 
         cost[0] = 3e-6
         return len(asked) == 5
 
-    monkeypatch.setattr("lstmlm.cli.train.STARTED", time.perf_counter())
+    monkeypatch.setattr("lstmlm.cli.train_run.STARTED", time.perf_counter())
     monkeypatch.setattr("lstmlm.training.step_timing.timer", lambda *_: lambda config: cost[0] * config.model.hidden**2)
     monkeypatch.setattr(Budget, "slower", slower)
     done = lstmlm("train", text, "--minutes", "0.04", "--set", "train.patience=0")

@@ -1,4 +1,5 @@
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from lstmlm.data.corpus import Corpus
 from lstmlm.training import launch
 from lstmlm.training.distributed import ProcessGroup
 from lstmlm.training.events import Clock
+from lstmlm.training.run_setup import Start
 
 
 def test_choosing_once_more_takes_all_threads(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,9 +23,9 @@ def test_choosing_once_more_takes_all_threads(corpus: Corpus, monkeypatch: pytes
     monkeypatch.setattr("lstmlm.machine.cpus", lambda: 2)
     monkeypatch.setattr("lstmlm.training.step_timing.timer", lambda *_: step_seconds)
     asked = RunConfig(ModelConfig(), train=TrainConfig(minutes=1.0, kernel="eager", device="cpu"))
-    ready = launch.prepare(asked, corpus, Clock(time.perf_counter()), ProcessGroup())
+    plan = launch.prepare(Start(Path(), asked, {}), corpus, Clock(time.perf_counter()), ProcessGroup())
     torch.set_num_threads(1)
-    ready.choose()
+    plan.choose()
 
     assert set(timed) == {2}
     assert torch.get_num_threads() == 2
