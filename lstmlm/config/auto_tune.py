@@ -28,6 +28,10 @@ PASSES = (
 # `scripts/experiments/tuning.py --hidden 64 --factors 1 0.5 0.25` had tried; with 1 and with 0.25 not in one case each.
 TUNING = 0.5
 BATCHES = (16, 8, 4)  # the first that leaves time for enough steps
+WINDOW = 64
+SHORT_WINDOW = 32  # in a run that reads fewer than SHORT_RUN characters, twice the steps of half the window are better
+SHORT_RUN = 1_200_000
+SHORT_PASSES = 2  # and reads its text less often than that: it was not tried with more
 FEWEST_STEPS = 200  # in which something can be learnt
 LONG_MEMORY = 400  # `model.forget_span` of a run of this many steps and more; in fewer, units with a long memory are not filled
 LONG_STEPS = 1500
@@ -72,7 +76,7 @@ def choose(
     model, train = config.model, config.train
     if train.minutes is None and train.steps is None and train.epochs is None:
         train = replace(train, minutes=DEFAULT_MINUTES)
-    window, layers = train.window or 64, model.layers or 1
+    window, layers = train.window or WINDOW, model.layers or 1
     if layers == 1 and model.readout == "direct":
         model = replace(model, hidden=vocabulary)
     model, train = replace(model, layers=layers), replace(train, window=window)
@@ -84,6 +88,14 @@ def choose(
         found = steps_of(replace(config, train=train), chars // math.prod(clamped(batch, window, chars)))
         assert found is not None
         steps = found
+    read = steps * math.prod(clamped(batch, window, chars))
+    if config.train.window is None and train.steps is None and read < min(SHORT_RUN, SHORT_PASSES * chars):
+        twice = steps * (window // SHORT_WINDOW)
+        if train.minutes is not None:
+            short = replace(train, window=SHORT_WINDOW, batch=batch)
+            _, _, twice = _by_time(replace(config, model=replace(model, hidden=hidden), train=short), chars, left, step_seconds)
+        if twice >= 1.6 * steps:  # where what each step costs besides its characters allows it
+            window, steps = SHORT_WINDOW, twice
     passes = steps * math.prod(clamped(batch, window, chars)) / chars
     rate, values, weights = next(row for most, *row in PASSES if passes < most)
     dropout = model.dropout if model.dropout is not None else values
@@ -95,7 +107,7 @@ def choose(
     chosen_model = replace(model, hidden=hidden, dropout=dropout, weight_dropout=weight_dropout, forget_span=span)
     warmup = train.warmup if train.warmup is not None else min(100, steps // 10)
     weight_decay = train.weight_decay if train.weight_decay is not None else 0.01
-    chosen_train = replace(train, batch=batch, lr=lr, warmup=warmup, weight_decay=weight_decay)
+    chosen_train = replace(train, batch=batch, window=window, lr=lr, warmup=warmup, weight_decay=weight_decay)
     chosen = replace(config, model=chosen_model, train=chosen_train)
     line = ""
     if _opened(config.model, config.train):

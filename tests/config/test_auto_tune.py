@@ -57,6 +57,18 @@ def test_what_is_set_stays() -> None:
     assert choose(timed, LONG)[:2] == (timed, "")
 
 
+def test_a_short_run_has_short_windows() -> None:
+    """Below SHORT_RUN characters a run of some time or passes takes twice the steps of half the window; what was set stays."""
+    few, many = (auto_tune.SHORT_RUN / LONG * part for part in (0.9, 1.1))
+    short, long = (choose(RunConfig(train=TrainConfig(epochs=epochs)), LONG) for epochs in (few, many))
+    given = choose(RunConfig(train=TrainConfig(epochs=few, window=auto_tune.WINDOW)), LONG)
+
+    assert (short[0].train.window, long[0].train.window) == (auto_tune.SHORT_WINDOW, auto_tune.WINDOW)
+    assert short[2] == 2 * given[2]
+    assert given[0].train.window == auto_tune.WINDOW
+    assert choose(RunConfig(train=TrainConfig(steps=7)), LONG)[0].train.window == auto_tune.WINDOW
+
+
 def test_a_long_run_starts_with_long_memories() -> None:
     """From LONG_STEPS steps on a quarter of the units start with a memory of their own, but not where H_t itself is read out."""
     spans = [
