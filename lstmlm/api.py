@@ -344,7 +344,7 @@ class LanguageModel:
             TextError: The text is empty.
             UsageError: There is no such protocol, or the window is not positive, or a cold text is to be read after another.
         """
-        from lstmlm.evaluation.scoring import CODE_POINTS, Scorer
+        from lstmlm.evaluation.scoring import Scorer, which_char
 
         with self._terms():
             if not text:
@@ -356,18 +356,22 @@ class LanguageModel:
                 raise UsageError(f"window and batch: expected at least 1, found {min(window, batch)}.")
             if after and protocol == "cold":
                 raise UsageError("after: expected none with cold windows, which start from nothing, found one.")
-            before, ids = (self.tokenizer.encode(part, on_unknown="skip") for part in (after, text))
-            unknown = self.tokenizer.unknown(text)
-            scorer = Scorer(self.readable, self.counts, protocol, window, batch, after=before)
+            before, ids = map(self.tokenizer.encode_scored, (after, text))
+            rare = self.tokenizer.rare
+            strange = {position for position, _ in self.tokenizer.unknown(text)}
+            scorer = Scorer(self.readable, self.counts, protocol, window, batch, after=before, rare=rare)
             scorer.costs = []
-            scorer.add(ids, len(ids) + len(unknown), len(text.encode("utf-8", "surrogatepass")))
+            left_out = len(strange) if rare is None else 0
+            scorer.add(ids, len(ids) + left_out, len(text.encode("utf-8", "surrogatepass")))
             score = scorer.finish()
-            strange = {position for position, _ in unknown}
             costs, each = iter(scorer.costs), []
             for position, char in enumerate(text):
-                symbols = 1 if self.tokenizer.kind == "char" else len(char.encode("utf-8", "surrogateescape"))
-                nats = math.log(CODE_POINTS) if position in strange else math.fsum(itertools.islice(costs, symbols))
-                each.append(bits(nats))
+                if position in strange:
+                    symbols = 0 if rare is None else 1
+                else:
+                    symbols = 1 if self.tokenizer.kind == "char" else len(char.encode("utf-8", "surrogateescape"))
+                nats = math.fsum(itertools.islice(costs, symbols))
+                each.append(bits(nats + which_char(position in strange)))
             return replace(score, costs=tuple(each))
 
     def fill(self, text: str, choices: Sequence[str], *, on_unknown: OnUnknown = "error") -> "list[Answer]":
@@ -389,7 +393,7 @@ class LanguageModel:
 
         with self._terms():
             encode = partial(self.tokenizer.encode, on_unknown=on_unknown)
-            filler = Filler(self.readable, encode, self.counts, next(iter(self.line_end), None))
+            filler = Filler(self.readable, encode, self.counts, next(iter(self.line_end), None), self.tokenizer.rare)
             return next(filler.rank([Question(text, tuple(choices))]))
 
     def gates(self, text: str, *, on_unknown: OnUnknown = "error") -> "Gates":

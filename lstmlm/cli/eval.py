@@ -37,10 +37,11 @@ GROUPS = {
 
 RULES = """\
 The first character is charged at its frequency in the training text (one added to each count). A character that the model
-does not know is charged log2(1,114,112) = 20.09 bits, and is not fed to the network. With --protocol cold the text is cut
-into windows of N inputs, each from an empty state, and the character after each input is scored. With --dynamic it is also
-scored by a copy of the network that learns from each 128 characters once it has been scored on them. The perplexity of a word
-is that of all characters, divided among what stands between white space.
+does not know is charged log2(1,114,112) = 20.09 bits, and is not fed to the network; a model of `train --min-count` has a
+symbol for such characters, which is fed, and charged beside. With --protocol cold the text is cut into windows of N inputs,
+each from an empty state, and the character after each input is scored. With --dynamic it is also scored by a copy of the
+network that learns from each 128 characters once it has been scored on them. The perplexity of a word is that of all
+characters, divided among what stands between white space.
 
 --lines scores every line with its line end, from an empty state after a line end, or with --state carried from where the line
 before it ended (then the lines sum to the score of the whole). Lines of a pipe are scored as they come. What the model does not
@@ -246,11 +247,12 @@ def _known(console: Console, model: "LanguageModel", given: str) -> list[int]:
         TextError: The model knows nothing in it.
     """
     unknown = model.tokenizer.unknown(given)
-    ids = model.tokenizer.encode(given, on_unknown="skip")
+    ids = model.tokenizer.encode_scored(given)
     if not ids:
         raise TextError("--after: expected a text that the model knows a character of, found none. Leave it out.")
     if unknown:
-        console.say(f"--after: {counted(len(unknown), 'character')} that the model does not know left out")
+        rare = "left out" if model.tokenizer.rare is None else "read as its symbol for such, U+FFFD"
+        console.say(f"--after: {counted(len(unknown), 'character')} that the model does not know {rare}")
     return ids
 
 
@@ -353,7 +355,7 @@ class _Scoring:
         models = list(self.models.values())
         corpus = _corpus(models[0], texts) if self.plain or not texts else None
         scorers = [
-            Scorer(model.readable, model.counts, self.protocol, self.window, self.batch, after=ids)
+            Scorer(model.readable, model.counts, self.protocol, self.window, self.batch, after=ids, rare=model.tokenizer.rare)
             for model, ids in zip(models, self.after or [[]] * len(models), strict=True)
         ]
         rates, chosen, learning = None, False, None
@@ -361,7 +363,9 @@ class _Scoring:
             from lstmlm.evaluation.dynamic import SEGMENT
 
             evaluator, rates, chosen = _evaluator(models[0], corpus)
-            learning = Scorer(models[0].readable, models[0].counts, window=SEGMENT, read=evaluator.read)
+            learning = Scorer(
+                models[0].readable, models[0].counts, window=SEGMENT, read=evaluator.read, rare=models[0].tokenizer.rare
+            )
         kept: list[int] = []
         most = 0
         if self.plain:
@@ -373,9 +377,9 @@ class _Scoring:
         for piece in text or [own]:
             size = len(piece.encode("utf-8", "surrogateescape"))
             for model, scorer in zip(models, scorers, strict=True):
-                ids = model.tokenizer.encode(piece, on_unknown="skip")
+                ids = model.tokenizer.encode_scored(piece)
                 chars = len(piece) if model.tokenizer.kind == "char" else len(ids)
-                if len(ids) < chars:
+                if len(ids) < chars or model.tokenizer.rare in ids:
                     missing.update(char for _, char in model.tokenizer.unknown(piece))
                     if text:
                         text.form = text.form or model.tokenizer.other_form(piece)

@@ -55,7 +55,7 @@ def plain_means(model: "LanguageModel", corpus: "Corpus", known: list[int], scor
 
     from lstmlm.data.tokenizer import ByteTokenizer
     from lstmlm.evaluation import baselines
-    from lstmlm.evaluation.scoring import CODE_POINTS, frequencies
+    from lstmlm.evaluation.scoring import frequencies, which_char
 
     symbols, ids = model.tokenizer, torch.tensor(known, dtype=torch.int64)
     train = corpus.train.tensor(max(0, len(corpus.train) - baselines.MOST), len(corpus.train))
@@ -70,8 +70,8 @@ def plain_means(model: "LanguageModel", corpus: "Corpus", known: list[int], scor
         "bzip2": baselines.by_bzip2(raw(train), raw(ids)),
         "xz": baselines.by_xz(raw(train), raw(ids)),
     }
-    times = (score.chars - score.unknown) / max(1, len(ids))  # times as long as what was looked at
-    charge = score.unknown * math.log2(CODE_POINTS)
+    times = (score.chars - score.unknown + score.rare) / max(1, len(ids))  # times as long as what was looked at
+    charge = bits(which_char(score.unknown))
     per_char = {name: (found * times + charge) / score.chars for name, found in of_ids.items()}
     return {"order0": score.order0_bits_per_char, **per_char}
 
@@ -133,7 +133,10 @@ def show(console: Console, scores: Scores, protocol: str, window: int) -> None:
     """Print the score, and below it what the same text takes by other means."""
     score, dynamic = scores.score, scores.dynamic
     how = "state carried through the text" if protocol == "warm" else f"windows of {window} from an empty state"
-    unknown = f", {score.unknown:,} of them unknown (without: {score.known_bits_per_char:.4f} bits/char)" if score.unknown else ""
+    without = "without saying which" if score.rare else "without"
+    unknown = (
+        f", {score.unknown:,} of them unknown ({without}: {score.known_bits_per_char:.4f} bits/char)" if score.unknown else ""
+    )
     console.headline(
         f"{score.bits_per_char:.4f} bits/char   {score.nats_per_char:.4f} nats/char   perplexity {score.perplexity:.2f}   "
         f"first guess right {score.accuracy:.1%}",

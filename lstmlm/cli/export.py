@@ -67,16 +67,16 @@ def export(
     own = opened.path.resolve()
     name = Path(out or f"{own.parent.name if own.stem in KINDS else own.stem}{suffix}")
     flag = "--out" if out else "export"
-    symbols = getattr(opened.tokenizer, "symbols", None)
+    symbols, rare = getattr(opened.tokenizer, "symbols", None), opened.tokenizer.rare
     if to == "onnx":
         safe_output.refuse_other(flag, str(name), to_onnx.MARK)
-        safe_output.write_bytes(flag, str(name), [to_onnx.graph(opened.network, symbols)], to_onnx.MARK)
+        safe_output.write_bytes(flag, str(name), [to_onnx.graph(opened.network, symbols, rare)], to_onnx.MARK)
         files = [name]
     else:
         loader = name.with_suffix(".py")
         safe_output.refuse_other(flag, str(name), to_torch.MARK)
         safe_output.refuse_other(flag, str(loader))
-        safe_output.write_bytes(flag, str(name), to_torch.weights(opened.network, symbols), to_torch.MARK)
+        safe_output.write_bytes(flag, str(name), to_torch.weights(opened.network, symbols, rare), to_torch.MARK)
         safe_output.write(flag, str(loader), to_torch.loader(), "# ")
         files = [name, loader]
     if json:

@@ -122,6 +122,7 @@ def fill(
         encode,
         opened.counts,
         next(iter(opened.line_end), None),
+        opened.tokenizer.rare,
     )
     if text is None:
         _answer_set(console, filler, asked, forget_at, json)

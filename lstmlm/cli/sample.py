@@ -12,7 +12,7 @@ import typer
 from lstmlm import machine
 from lstmlm.cli.options import MACHINE, MODEL, OUTPUT, Device, Json, Model, OnUnknown, Quiet, TextPlace, Threads
 from lstmlm.cli.text_input import open_file, read_text, unknown_rule
-from lstmlm.data.tokenizer import readable
+from lstmlm.data.tokenizer import RARE, readable
 from lstmlm.display.console import Console, is_terminal, unicode_allowed
 from lstmlm.errors import CheckFailed, TextError, UsageError, printable
 from lstmlm.training.malloc import freeze_gc
@@ -201,15 +201,28 @@ def sample(
         text = read_text("--prompt-file", prompt_file, opened.tokenizer.bad_bytes)
         if not keep_line_end and text.endswith("\n"):  # of `echo`, or an editor: nobody means it
             text = text[:-1].removesuffix("\r")
+    strange = [] if opened.tokenizer.rare is None or on_unknown != "error" else opened.tokenizer.unknown(text)
+    if strange:
+        console.say(f"prompt: {counted(len(strange), 'character')} read as the model's symbol for rare ones, U+FFFD")
     how = Sampling(temperature, top_k, top_p, greedy, exact)
     together, rule = DRAWN_TOGETHER[opened.device], unknown_rule(on_unknown)
     most = length if length is not None else DEFAULT_LENGTH * (lines or 1)
     own = _Own(opened, stop or [], bool(lines)) if new else None
 
+    rare = 0
+
     def drawn(text: str, first: int, n: int) -> "Iterator[tuple[int, str, Sample | None]]":
-        return opened.draw(
-            text, length=most, n=n, seed=first_seed + first, how=how, stop=stop or [], lines=lines or 0, on_unknown=rule
+        return watched(
+            opened.draw(
+                text, length=most, n=n, seed=first_seed + first, how=how, stop=stop or [], lines=lines or 0, on_unknown=rule
+            )
         )
+
+    def watched(pieces: "Iterator[tuple[int, str, Sample | None]]") -> "Iterator[tuple[int, str, Sample | None]]":
+        nonlocal rare
+        for piece in pieces:
+            rare += opened.tokenizer.rare is not None and piece[1].count(RARE)
+            yield piece
 
     def finished(text: str, pieces: "Iterator[tuple[int, str, Sample | None]]") -> "Iterator[tuple[str, Sample]]":
         """Give each sample with its text, batch after batch; the pieces are those of the first one."""
@@ -284,6 +297,8 @@ def sample(
             shown = f"{echo}{written}{mark if ends and end.stop == 'length' else ''}"
             console.result(_shown((between if number else "") + shown, live), end="", flush=True)
         console.result("")
+    if rare:
+        console.say(f"{counted(rare, 'character')} of it U+FFFD, the model's symbol for any rare one")
     if cut:
         console.say(f"{cut} of {counted(count, 'sample')} cut at {most} characters, marked {mark}: give a longer --length")
 

@@ -166,6 +166,14 @@ class DataConfig(_Section):
         choices=("error", "skip", "replace", "grow"),
         group="Corpus",
     )
+    min_count: int = setting(
+        1,
+        "characters that the training part has fewer times share one symbol, written U+FFFD; 1: none do",
+        low=1,
+        high=MANY,
+        group="Corpus",
+        metavar="N",
+    )
     paths: bool = setting(False, "say in the model too where its text lies, not only in the run's own files")
 
 

@@ -2,8 +2,9 @@
 
 `open_corpus` is the entry point, `open_configured` that of the commands and `api`. A first pass finds the characters, and counts
 the units of which some are drawn for validation; a second one writes the ids (bytes need no first pass where the end is held
-out). Both hold a few MiB, however long the text is. Ids of more than `cache.MEMORY_LIMIT` go to a file in the cache folder, which
-is found again as long as the text stays the same. torch is imported only while it counts.
+out). Where rare characters are to share a symbol, a pass between the two counts them. All hold a few MiB, however long the text
+is. Ids of more than `cache.MEMORY_LIMIT` go to a file in the cache folder, which is found again as long as the text stays the
+same. torch is imported only while it counts.
 """
 
 import contextlib
@@ -23,7 +24,7 @@ from lstmlm.config.run_config import RunConfig, resource_dir
 from lstmlm.data import cache, splits
 from lstmlm.data.decoding import Reading, Tally, documents, encoding_of, join, readable
 from lstmlm.data.ids import Ids, Store
-from lstmlm.data.packing import Packer, SymbolSet
+from lstmlm.data.packing import Counter, Packer, SymbolSet
 from lstmlm.data.sources import CHUNK, PACKED, TAR, LeftOut, Selection, Source, changed, find_sources
 from lstmlm.data.tokenizer import ByteTokenizer, CharTokenizer, OnUnknown, Tokenizer, describe, from_dict, separator_ids
 from lstmlm.errors import SystemProblem, TextError, UsageError, printable
@@ -35,6 +36,7 @@ ENDINGS = (
 )
 """Endings of files that are no part of what a corpus is called."""
 NAMED = 5  # characters or files that a note names
+_Drawn = Callable[[], Iterator[int]]  # gives the units that are held out, as often as they are asked for
 ProgressCallback = Callable[[str, int, int], None]  # what is being done, bytes done, bytes in all (0: unknown)
 
 
@@ -78,6 +80,7 @@ def open_corpus(
     val_fraction: float = 0.1,
     split: str = "tail",
     seed: int = 0,
+    min_count: int = 1,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     skip_bad: bool = False,
@@ -104,6 +107,8 @@ def open_corpus(
         split: What is held out: tail, lines, paragraphs or files; a record counts as a line or a file. auto: files where there
             are many, else the tail.
         seed: Draws what is held out, where it is not the tail.
+        min_count: Characters that occur fewer times in the training part have no symbol of their own, but one for all of them;
+            1: there is no such symbol.
         include: Patterns of the files in folders and archives that are read; none: all that are text.
         exclude: Patterns of those that are not.
         skip_bad: Leave out files that cannot be read or decoded, and say so, instead of refusing the corpus.
@@ -117,8 +122,11 @@ def open_corpus(
     Raises:
         TextError: If a source cannot be read or decoded, changes meanwhile, or has fewer than 2 characters.
         ConfigError: If there is no such encoding.
+        UsageError: If rare bytes are to share a symbol.
         SystemProblem: If the cache folder cannot be written to.
     """
+    if tokenizer == "byte" and min_count > 1:
+        raise UsageError(f"--min-count: expected none with bytes, which are 256 and all known, found {min_count}. Leave it out.")
     read_in = encoding_of(tokenizer, encoding, field, normalize)
     how = Reading(read_in, field, normalize, symbols is None and tokenizer == "char")
     names = [list(sources)] + ([[val]] if val is not None else [])
@@ -140,6 +148,7 @@ def open_corpus(
         val_fraction=0.0 if val is not None else val_fraction,
         split=split,
         seed=seed,
+        min_count=min_count,
         symbols=symbols,
         on_unknown=on_unknown,
         folder=cache_dir,
@@ -195,6 +204,7 @@ def open_configured(
         val_fraction=data.val_fraction,
         split=data.split,
         seed=config.train.seed,
+        min_count=data.min_count,
         include=_patterns(data.include),
         exclude=_patterns(data.exclude),
         skip_bad=data.on_bad_file == "skip",
@@ -230,6 +240,7 @@ class _Plan:
     val_fraction: float
     split: str
     seed: int
+    min_count: int
     symbols: str | None
     on_unknown: str
     folder: Path
@@ -257,6 +268,7 @@ class _Plan:
             "encoding": self.how.encoding,
             "field": self.how.field,
             "normalize": self.how.normalize,
+            "min_count": self.min_count,
             "symbols": self.symbols,
             "on_unknown": self.on_unknown if self.symbols is not None else "error",
             "val_fraction": self.val_fraction,
@@ -290,7 +302,7 @@ class _Plan:
         """Make the passes."""
         with contextlib.ExitStack() as stack:
             # Bytes and known vocabularies need one pass; two need what can be read only once to be kept.
-            given = CharTokenizer(self.symbols) if self.symbols and self.on_unknown != "grow" else None
+            given = self._tokenizer_of(self.symbols) if self.symbols and self.on_unknown != "grow" else None
             known: Tokenizer | None = ByteTokenizer() if self.byte else given
             once = known is not None and self.split == "tail"
             feeds = [
@@ -308,9 +320,27 @@ class _Plan:
                 if store is not None:
                     cache.restamp(self.folder / f"{key}.ids", self.stamp, self.place, self.started)
                     return store
+            if known is None and self.min_count > 1:
+                known = self._tokenizer_of(self._common(feeds[0], tally.chars, drawn) + (self.symbols or ""))
             return self._encode(feeds, known or CharTokenizer(found.symbols()), tally, drawn)
 
-    def _survey(self, feed: "_Feed") -> tuple[SymbolSet, Tally, Iterator[int] | None]:
+    def _tokenizer_of(self, symbols: str) -> CharTokenizer:
+        return CharTokenizer(symbols, rare=self.min_count > 1)
+
+    def _common(self, feed: "_Feed", chars: int, drawn: "_Drawn | None") -> str:
+        """Make a pass that counts the characters of the training part, and return those that are not rare."""
+        found, left = Counter(), chars if drawn else self._train_size(chars)
+        for held, text in self._parts(feed, "counting", Tally(), drawn):
+            if not held:
+                found.add(text[:left])
+                left -= len(text[:left])
+        return found.common(self.min_count)
+
+    def _train_size(self, size: int) -> int:
+        """Return how much of a text is the training part, where its end is held out."""
+        return size - max(0, min(int(size * self.val_fraction), size - 2))
+
+    def _survey(self, feed: "_Feed") -> "tuple[SymbolSet, Tally, _Drawn | None]":
         """Make the first pass: find the characters, and draw the units that are held out; None where the tail is."""
         found, tally, lengths, count = SymbolSet(), Tally(), array("q"), 0
         # Many records are too many for a number each; and one is not cut, so it is a line and a paragraph too.
@@ -329,10 +359,11 @@ class _Plan:
             return found, tally, None
         self.units = count
         if lengths:
-            return found, tally, self._counted(splits.draw_files(lengths, self.val_fraction, self.seed))
-        return found, tally, self._counted(splits.draw(count, self.val_fraction, self.seed))
+            return found, tally, lambda: self._counted(splits.draw_files(lengths, self.val_fraction, self.seed))
+        return found, tally, lambda: self._counted(splits.draw(count, self.val_fraction, self.seed))
 
     def _counted(self, drawn: Iterator[int]) -> Iterator[int]:
+        self.drawn = 0
         for unit in drawn:
             self.drawn += 1
             yield unit
@@ -342,26 +373,30 @@ class _Plan:
         pieces = feed.pieces(doing)
         return join(pieces, tally) if self.how.encoding == "bytes" else documents(pieces, self.how, tally)
 
-    def _encode(self, feeds: "list[_Feed]", tokenizer: Tokenizer, before: Tally | None, drawn: Iterator[int] | None) -> Store:
+    def _parts(self, feed: "_Feed", doing: str, tally: Tally, drawn: "_Drawn | None") -> Iterator[tuple[bool, Any]]:
+        """Give the text in pieces, and say of each whether it is drawn for validation."""
+        texts = self._texts(feed, doing, tally)
+        if drawn is None:
+            return ((False, text) for _, text in texts)
+        return splits.parted(
+            texts if self.split == "files" or self.how.field else splits.units(texts, self.split), drawn(), CHUNK
+        )
+
+    def _encode(self, feeds: "list[_Feed]", tokenizer: Tokenizer, before: Tally | None, drawn: "_Drawn | None") -> Store:
         """Write the ids of the training part and after them those of the validation part, and what is known of them."""
         tallies = [Tally() for _ in feeds]
         rule: OnUnknown = "skip" if self.on_unknown == "skip" else "replace" if self.on_unknown == "replace" else "error"
         named = [text[0].name + (f" and {len(text) - 1} more" if len(text) > 1 else "") for text in self.texts]
-        packers = [Packer(tokenizer, on_unknown="skip" if i else rule, name=name) for i, name in enumerate(named)]
+        of_val: OnUnknown = "skip" if tokenizer.rare is None else "error"
+        packers = [Packer(tokenizer, on_unknown=of_val if i else rule, name=name) for i, name in enumerate(named)]
         switches = hashlib.sha256()  # where the text goes from one part into the other
         with contextlib.ExitStack() as stack:
             writer = stack.enter_context(cache.Writer(self.folder))
             held = stack.enter_context(tempfile.SpooledTemporaryFile(cache.MEMORY_LIMIT, dir=str(self.folder)))
             held_out = Packer(tokenizer)
             for i, (feed, packer, tally) in enumerate(zip(feeds, packers, tallies, strict=True)):
-                texts = self._texts(feed, "encoding", tally)
-                if drawn is None or i:
-                    parts: Iterator[tuple[bool, Any]] = ((False, text) for _, text in texts)
-                else:
-                    numbered = texts if self.split == "files" or self.how.field else splits.units(texts, self.split)
-                    parts = splits.parted(numbered, drawn, CHUNK)
                 place = 0
-                for is_held, text in parts:
+                for is_held, text in self._parts(feed, "encoding", tally, None if i else drawn):
                     stored = packer.pack(text)
                     if is_held:
                         held_out.count(stored)
@@ -383,7 +418,7 @@ class _Plan:
                 writer.append(stored)
             ids, train = writer.ids(packers[0].width), int(packers[0].counts.sum())
             if drawn is None:
-                train -= max(0, min(int(train * self.val_fraction), train - 2))
+                train = self._train_size(train)
                 for start in range(train, len(ids) if len(packers) == 1 else train, CHUNK):
                     held_out.count(ids.stored(start, start + CHUNK))
             else:
@@ -418,6 +453,12 @@ class _Plan:
         if isinstance(tokenizer, CharTokenizer) and self.symbols is not None and len(tokenizer) > len(self.symbols):
             new = [describe(char) for char in tokenizer.symbols if char not in self.symbols]
             notes.append(f"{len(new)} characters are new to the model, and are learnt: {_named(new)}")
+        if tokenizer.rare is not None:
+            learnt, held = (part[tokenizer.rare] for part in counts)
+            notes.append(
+                f"rare characters, read as one symbol, U+FFFD: {learnt:,} of {sum(counts[0]):,} in the training part, "
+                f"{held:,} of {sum(counts[1]):,} in the validation part; in scores each costs 20.09 bits more"
+            )
         val_unknown = packers[1].skipped if len(packers) > 1 else 0
         if val_unknown:
             found = _named([describe(char) for char in packers[1].strange])

@@ -37,6 +37,24 @@ class SymbolSet:
         return "".join(map(chr, sorted(self._others.union(self._ascii))))
 
 
+class Counter:
+    """How often each character occurs."""
+
+    def __init__(self) -> None:
+        import torch
+
+        self._counts = torch.zeros(0x110000, dtype=torch.int64)
+
+    def add(self, text: str) -> None:
+        """Count the characters of `text`."""
+        found = _code_points(text).bincount()
+        self._counts[: len(found)] += found
+
+    def common(self, least: int) -> str:
+        """Return the characters that occur so many times or more."""
+        return "".join(map(chr, (self._counts >= least).nonzero().flatten().tolist()))
+
+
 class Packer:
     """Turns text into stored ids of `width` bytes each, in the machine's byte order, and counts ids.
 
@@ -58,7 +76,8 @@ class Packer:
         self.strange: list[str] = []
         self._bytes = not isinstance(tokenizer, CharTokenizer)
         if isinstance(tokenizer, CharTokenizer):
-            self._table = torch.full((0x110000,), -1, dtype=torch.int32)
+            other = tokenizer.rare if on_unknown == "error" and tokenizer.rare is not None else -1
+            self._table = torch.full((0x110000,), other, dtype=torch.int32)
             self._table[_code_points(tokenizer.symbols).long()] = torch.arange(self._size, dtype=torch.int32)
             ids = self._table[:128].tolist()
             self._ascii = bytes(max(0, i) for i in ids).ljust(256, b"\0") if self.width == 1 else None

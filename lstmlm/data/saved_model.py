@@ -36,6 +36,10 @@ def parts(meta: dict[str, Any], ignored: list[str] | None = None) -> tuple[RunCo
     if config.data.split == "auto":  # it was saved by a version that knew the end alone
         config = replace(config, data=replace(config.data, split="tail"))
     symbols = tokenizer.from_dict(meta["tokenizer"], config.data.normalize)
+    if (symbols.rare is not None) != (config.data.min_count > 1 and symbols.kind == "char"):
+        raise CheckpointError(
+            "checkpoint: expected a symbol of rare characters where data.min_count asks for one, found otherwise."
+        )
     try:
         tokenizer.separator_ids(config.model.document_separator, symbols)
     except UsageError as error:

@@ -14,6 +14,8 @@ from lstmlm.errors import CheckpointError, TextError, UsageError, printable
 
 MAX_SYMBOLS = 0x110000  # every code point there is
 OnUnknown = Literal["error", "skip", "replace"]
+RARE = "\ufffd"
+"""The symbol of all characters that have none of their own, in a vocabulary that has one for them; and how it is written."""
 FORMS: dict[str, Literal["NFC", "NFD"]] = {"nfc": "NFC", "nfd": "NFD"}
 """Unicode forms that a text may be brought into: an accented letter as one character, or as a letter and a mark."""
 
@@ -49,6 +51,11 @@ class CharTokenizer:
     Args:
         symbols: The vocabulary, in any order; duplicates count once. Surrogates are not characters.
         form: Unicode form that every text is brought into: nfc, nfd, or none for what it is.
+        rare: Whether U+FFFD is the symbol of every character that is not among the others. A U+FFFD of the text is one of these:
+            what is decoded can be encoded again, and nothing takes the symbol for a character of its own.
+
+    Attributes:
+        rare: The id of that symbol; None: the vocabulary has none.
 
     Raises:
         TextError: If there is no symbol, or one is a surrogate.
@@ -58,10 +65,11 @@ class CharTokenizer:
     bad_bytes = "strict"
     """What a file that it is to encode does with bytes that are no UTF-8: an error handler of `bytes.decode`."""
 
-    def __init__(self, symbols: Iterable[str], form: str = "none") -> None:
+    def __init__(self, symbols: Iterable[str], form: str = "none", *, rare: bool = False) -> None:
         self.form = form
         # Numbers sort ten times faster than strings, which matters for a million of them.
-        self.symbols = "".join(map(chr, sorted(set(map(ord, symbols)))))
+        self.symbols = "".join(map(chr, sorted({*map(ord, symbols), *map(ord, RARE if rare else "")})))
+        self.rare = self.symbols.index(RARE) if rare else None
         if not self.symbols:
             raise TextError("vocabulary: expected a character or more, found none. Train on a text that is not empty.")
         surrogate = _surrogate(self.symbols)
@@ -79,7 +87,7 @@ class CharTokenizer:
         return len(self.symbols)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, CharTokenizer) and self.symbols == other.symbols
+        return isinstance(other, CharTokenizer) and (self.symbols, self.rare) == (other.symbols, other.rare)
 
     def __hash__(self) -> int:
         return hash(self.symbols)
@@ -92,11 +100,11 @@ class CharTokenizer:
 
         Args:
             text: Any string.
-            on_unknown: `error` refuses a character outside the vocabulary; `skip` leaves it out; `replace` puts its
-                nearest known relative (see `substitute`), or nothing.
+            on_unknown: `error` refuses a character outside the vocabulary, or takes the symbol of rare ones for it, where there
+                is one; `skip` leaves it out; `replace` puts its nearest known relative (see `substitute`), or nothing.
 
         Raises:
-            TextError: If a character is unknown and `on_unknown` is `error`.
+            TextError: If a character is unknown, `on_unknown` is `error`, and there is no symbol of rare ones.
         """
         text = in_form(text, self.form)
         try:
@@ -107,7 +115,13 @@ class CharTokenizer:
             return [self._id[c] for c in text if c in self._id]
         if on_unknown == "replace":
             return [self._id[s] for c in text for s in (c if c in self._id else self.substitute(c))]
+        if self.rare is not None:
+            return [self._id.get(c, self.rare) for c in text]
         raise self._refusal(text)
+
+    def encode_scored(self, text: str) -> list[int]:
+        """Return the ids that are read where a text is scored: unknown characters as the symbol of rare ones, or left out."""
+        return self.encode(text, "skip" if self.rare is None else "error")
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of `ids`; a negative id is as wrong as one that is too large.
@@ -129,8 +143,9 @@ class CharTokenizer:
         return TextStream(self)
 
     def unknown(self, text: str) -> list[tuple[int, str]]:
-        """List the characters of `text` outside the vocabulary, each with its position (0 is the first)."""
-        return [(i, c) for i, c in enumerate(in_form(text, self.form)) if c not in self._id]
+        """List the characters of `text` without a symbol of their own, each with its position (0 is the first)."""
+        rare = RARE if self.rare is not None else ""
+        return [(i, c) for i, c in enumerate(in_form(text, self.form)) if c not in self._id or c == rare]
 
     def other_form(self, text: str) -> str | None:
         """Return the Unicode form in which more of `text` is known than as it is; None where there is none."""
@@ -141,18 +156,19 @@ class CharTokenizer:
         """Return the nearest known text for an unknown character, or nothing.
 
         In this order: its plain typographic twin, its base letters (NFKD without marks), its other case, the other
-        case of its base letters, a space. Marks, controls and format characters are left out instead of spaced.
+        case of its base letters, the symbol of rare ones, a space. Marks, controls and format characters are left out instead.
         """
         base = "".join(c for c in unicodedata.normalize("NFKD", char) if not unicodedata.combining(c))
         for candidate in (_PLAIN.get(char), base, char.swapcase(), base.swapcase()):
             if candidate is not None and all(c in self._id for c in candidate):
                 return candidate
         silent = unicodedata.category(char) in ("Cc", "Cf", "Cs", "Mn", "Me") and not char.isspace()
-        return " " if " " in self._id and not silent else ""
+        other = RARE if self.rare is not None else " "
+        return other if other in self._id and not silent else ""
 
     def to_dict(self) -> dict[str, object]:
         """Return what `from_dict` needs to make the same tokenizer."""
-        return {"kind": self.kind, "symbols": self.symbols}
+        return {"kind": self.kind, "symbols": self.symbols, **({} if self.rare is None else {"rare": True})}
 
     def _refusal(self, text: str) -> TextError:
         found = self.unknown(text)
@@ -171,6 +187,7 @@ class ByteTokenizer:
 
     kind = "byte"
     bad_bytes = "surrogateescape"
+    rare = None
 
     def __init__(self, form: str = "none") -> None:
         self.form = form
@@ -202,6 +219,10 @@ class ByteTokenizer:
                     f"{describe(text[error.start])}, which is half of one. Leave it out, or use `--on-unknown skip`."
                 ) from None
         return list(text.encode("utf-8", "replace" if on_unknown == "replace" else "ignore"))
+
+    def encode_scored(self, text: str) -> list[int]:
+        """Return the ids that are read where a text is scored."""
+        return self.encode(text, "skip")
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of `ids`, with U+FFFD in place of bytes that are not UTF-8."""
@@ -247,7 +268,7 @@ def from_dict(data: object, form: str = "none") -> Tokenizer:
     if not isinstance(data, dict) or data.get("kind") not in ("char", "byte"):
         raise _damaged("a kind, char or byte", data.get("kind") if isinstance(data, dict) else data)
     expected = {"kind"} if data["kind"] == "byte" else {"kind", "symbols"}
-    if set(data) != expected:
+    if set(data) - ({"rare"} if data.get("rare") is True and data["kind"] == "char" else set()) != expected:
         raise _damaged(f"the keys {', '.join(sorted(expected))}", ", ".join(sorted(map(str, data))))
     if data["kind"] == "byte":
         return ByteTokenizer(form)
@@ -256,7 +277,7 @@ def from_dict(data: object, form: str = "none") -> Tokenizer:
         raise _damaged(f"1 to {MAX_SYMBOLS} symbols", len(symbols) if isinstance(symbols, str) else symbols)
     if _surrogate(symbols) is not None:
         raise _damaged("characters", "a surrogate among them")
-    tokenizer = CharTokenizer(symbols, form)
+    tokenizer = CharTokenizer(symbols, form, rare="rare" in data)
     if tokenizer.symbols != symbols:
         raise _damaged("sorted symbols, each once", "others")
     return tokenizer

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from lstmlm.errors import TextError, UsageError, not_finite, printable
 from lstmlm.evaluation.reader import reading
 from lstmlm.evaluation.reading import TOGETHER, Reader
-from lstmlm.evaluation.scoring import Model, first_char
+from lstmlm.evaluation.scoring import Model, first_char, which_char
 from lstmlm.units import bits
 
 BLANK = "____"
@@ -133,13 +133,17 @@ class Filler:
         encode: Text to ids.
         counts: Occurrences of each symbol in the training text. (V)
         start: The id that is read first, or None.
+        rare: The id of the symbol that unknown characters are read as; None: there is none.
     """
 
-    def __init__(self, model: "Model | Reader", encode: Encode, counts: Sequence[int], start: int | None) -> None:
+    def __init__(
+        self, model: "Model | Reader", encode: Encode, counts: Sequence[int], start: int | None, rare: int | None = None
+    ) -> None:
         self._model = model
         self._encode = encode
         self._counts = counts
         self._start = start
+        self._rare = rare
 
     def rank(self, questions: Sequence[Question]) -> Iterator[list[Answer]]:
         """Answer questions, many read side by side.
@@ -167,6 +171,9 @@ class Filler:
             return contextlib.nullcontext(self._model)
         return reading(self._model)
 
+    def _which(self, ids: Sequence[int]) -> float:
+        return 0.0 if self._rare is None else which_char(ids.count(self._rare))
+
     def _rank(self, reader: Reader, questions: Sequence[Question]) -> list[list[Answer]]:
         # What stands before the first blank is read once, for all candidates.
         heads, tails, owners = [], [], []
@@ -177,7 +184,7 @@ class Filler:
                 tails.append(self._encode(question.filled(words)[len(head) :]))
                 owners.append(index)
         nats, _, state = reader.read(heads, reader.empty(len(heads)))
-        before = list(map(math.fsum, nats))
+        before = [math.fsum(costs) + self._which(head) for costs, head in zip(nats, heads, strict=True)]
         if self._start is None:
             before = [
                 cost + (first_char(self._counts, head[0]) if head else 0.0) for cost, head in zip(before, heads, strict=True)
@@ -185,7 +192,7 @@ class Filler:
         rows, first = [], []
         for owner, tail in zip(owners, tails, strict=True):
             opening = not heads[owner]  # nothing at all stands before this candidate
-            first.append(first_char(self._counts, tail[0]) if opening and tail else 0.0)
+            first.append(self._which(tail) + (first_char(self._counts, tail[0]) if opening and tail else 0.0))
             rows.append(tail if opening else heads[owner][-1:] + tail)
         after = [math.fsum(costs) for costs in reader.read(rows, reader.pick(state, owners)).nats]
         if not all(map(math.isfinite, [*before, *after])):

@@ -9,7 +9,7 @@ Rules, also in the help of `eval --lines`:
   none, the line's first character is charged at its frequency. carried: the state goes on from line to line, and only
   the first character of all is charged at its frequency, so that the lines sum to what `eval` says of the whole text.
 - After another text, every line (reset) or the first one (carried) starts where that text ends.
-- A character that the model does not know costs log2(1,114,112) bits and is not fed to the network.
+- A character without a symbol of its own costs log2(1,114,112) bits, and what the symbol for such costs, where there is one.
 """
 
 import math
@@ -31,7 +31,7 @@ class Line:
     number: From 1.
     text: With its line end, if it has one.
     costs: Bits of each symbol that counts, in order: of a character, or for a model of bytes of a byte.
-    unknown: How many of them are outside the vocabulary.
+    unknown: How many of them have no symbol of their own.
     """
 
     number: int
@@ -97,20 +97,25 @@ class LineScorer:
         Raises:
             CheckpointError: The model gives something that is no probability.
         """
-        ids = [self._tokenizer.encode(line, on_unknown="skip") for line in lines]
+        ends = [len(line.removesuffix("\n").removesuffix("\r")) for line in lines]
+        ids = [
+            self._tokenizer.encode_scored(line[:end]) + self._tokenizer.encode(line[end:], on_unknown="skip")
+            for line, end in zip(lines, ends, strict=True)
+        ]
         costs = self._in_a_row(ids) if self._carried else self._apart(ids)
         found = []
-        for line, own in zip(lines, costs, strict=True):
+        for line, end, own in zip(lines, ends, costs, strict=True):
             self._number += 1
-            ends = len(line.removesuffix("\n").removesuffix("\r"))
-            unknown = [position for position, _ in self._tokenizer.unknown(line) if position < ends]
+            unknown = [position for position, _ in self._tokenizer.unknown(line) if position < end]
             each = [bits(nats) for nats in own]
             if not math.isfinite(math.fsum(each)):
                 raise not_finite()
             if not self._line_ends:
-                each = each[: len(each) - len(self._tokenizer.encode(line[ends:], on_unknown="skip"))]
+                each = each[: len(each) - len(self._tokenizer.encode(line[end:], on_unknown="skip"))]
             for position in unknown:  # in rising order, so that each lands where it stands in the line
-                each.insert(position, math.log2(CODE_POINTS))
+                if self._tokenizer.rare is None:
+                    each.insert(position, 0.0)
+                each[position] += math.log2(CODE_POINTS)
             found.append(Line(self._number, line, each, len(unknown)))
         return found
 

@@ -9,8 +9,9 @@ Rules, also in the help of `eval`:
 - The first character of a text has nothing before it. It is charged at its frequency in the training text, one added to
   each count, and is not counted as correct.
 - A text that is scored after another one has that before it: its first character is charged by the network.
-- A character that is not in the vocabulary is charged log2(1,114,112) bits, as if drawn from all code points, and is
-  not fed to the network.
+- A character without a symbol of its own is charged log2(1,114,112) bits for saying which it is, as if drawn from all code
+  points. Where the model has a symbol for such characters (`data.min_count`), that is fed, and charged by the network beside;
+  else nothing is fed.
 """
 
 import itertools
@@ -48,11 +49,12 @@ class Score:
 
     chars: Characters of the text, known or not.
     bytes: Its length in UTF-8.
-    unknown: Characters outside the vocabulary.
+    unknown: Characters without a symbol of their own.
     nats: Minus the log probability of the whole text, every character included.
     correct: Characters that had the largest probability.
     order0: Nats that the text takes by the frequencies of the training text alone, under the same rules.
     costs: Where it was asked for (`LanguageModel.score`), the bits of each character.
+    rare: How many of the unknown characters were read as the symbol for them.
     """
 
     chars: int
@@ -62,6 +64,7 @@ class Score:
     correct: int
     order0: float
     costs: tuple[float, ...] = ()
+    rare: int = 0
 
     @property
     def nats_per_char(self) -> float:
@@ -75,8 +78,8 @@ class Score:
 
     @property
     def known_bits_per_char(self) -> float:
-        """Bits per character of those that the model knows, as if there were no others."""
-        return bits((self.nats - self.unknown * math.log(CODE_POINTS)) / max(1, self.chars - self.unknown))
+        """Bits per character of those that the network read, without what it takes to say which unknown one each is."""
+        return bits((self.nats - which_char(self.unknown)) / max(1, self.chars - self.unknown + self.rare))
 
     @property
     def order0_bits_per_char(self) -> float:
@@ -115,6 +118,11 @@ class Scored:
     nats: Sequence[float]
     correct: Sequence[int]
     state: Any
+
+
+def which_char(count: int) -> float:
+    """Return the nats that it takes to say which character each of some is, drawn from all code points."""
+    return count * math.log(CODE_POINTS)
 
 
 def first_char(counts: Sequence[int], symbol: int) -> float:
@@ -278,9 +286,10 @@ class Scorer:
         batch: Windows or streams side by side; only a matter of speed.
         read: Scores all ids but the first in place of the protocol, a multiple of `window` of them but for the last call.
         after: What stands before the text, warm: it is read, and not scored.
+        rare: The id of the symbol that unknown characters are read as; None: there is none.
 
     Attributes:
-        costs: The nats of each known character; None until somebody puts a list there, as a text may be of any length.
+        costs: The nats of each character that is read; None until somebody puts a list there, as a text may be of any length.
     """
 
     costs: list[float] | None = None
@@ -294,8 +303,10 @@ class Scorer:
         batch: int = 64,
         read: Callable[[Sequence[int]], Scored] | None = None,
         after: Sequence[int] = (),
+        rare: int | None = None,
     ) -> None:
         self._model = model
+        self._rare_id, self._rare = rare, 0
         self._frequencies = frequencies(counts)
         self._protocol = protocol
         self._window = window
@@ -314,7 +325,7 @@ class Scorer:
         """Take the next piece.
 
         Args:
-            ids: Its known characters. (n)
+            ids: Its characters that are read. (n)
             chars: All of its characters.
             size: Its length in UTF-8, in bytes.
 
@@ -327,6 +338,8 @@ class Scorer:
             self._take([self._frequencies[ids[0]]])
         self._order0 += math.fsum(self._frequencies[id_] for id_ in ids)
         self._known += len(ids)
+        if self._rare_id is not None:
+            self._rare += ids.count(self._rare_id)
         self._waiting.extend(ids)
         if len(self._waiting) > SEGMENT:
             self._score(final=False)
@@ -338,9 +351,9 @@ class Scorer:
             CheckpointError: As `add`.
         """
         self._score(final=True)
-        unknown = self._chars - self._known
-        charge = unknown * math.log(CODE_POINTS)
-        return Score(self._chars, self._bytes, unknown, self._nats + charge, self._correct, self._order0 + charge)
+        unknown = self._chars - self._known + self._rare
+        nats, order0 = (sum_ + which_char(unknown) for sum_ in (self._nats, self._order0))
+        return Score(self._chars, self._bytes, unknown, nats, self._correct, order0, rare=self._rare)
 
     def _score(self, *, final: bool) -> None:
         ids = self._waiting
@@ -378,6 +391,7 @@ def score_ids(
     window: int = 256,
     batch: int = 64,
     after: Sequence[int] = (),
+    rare: int | None = None,
 ) -> Score:
     """Score a whole text at once; the arguments are those of `Scorer`.
 
@@ -391,8 +405,9 @@ def score_ids(
         window: Inputs of a cold window.
         batch: Windows or streams side by side.
         after: Ids of a text that is read first and not scored. (m)
+        rare: The id of the symbol that unknown characters are read as; None: there is none.
     """
-    scorer = Scorer(model, counts, protocol, window, batch, after=after)
+    scorer = Scorer(model, counts, protocol, window, batch, after=after, rare=rare)
     scorer.add(ids, len(ids) + unknown, byte_length)
     return scorer.finish()
 

@@ -65,7 +65,8 @@ class Model(nn.Module):
         return mean, [after for _, after in read]
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a text. Of a model of bytes they are the bytes of its UTF-8; others know only their characters.
+        """Return the ids of a text. Of a model of bytes they are the bytes of its UTF-8; others know only their characters, or
+        have an id for all others.
 
         Raises:
             ValueError: A character is none of them.
@@ -73,9 +74,10 @@ class Model(nn.Module):
         if self.about["symbols"] is None:
             return list(text.encode())
         ids = {char: id_ for id_, char in enumerate(self.about["symbols"])}
-        if unknown := sorted(set(text) - set(ids)):
+        rare: Any = self.about.get("rare")
+        if (unknown := sorted(set(text) - set(ids))) and rare is None:
             raise ValueError(f"text: expected characters that the model knows, found {', '.join(map(ascii, unknown))}.")
-        return [ids[char] for char in text]
+        return [ids.get(char, rare) for char in text]
 
     def decode(self, ids: list[int]) -> str:
         """Return the text of ids."""

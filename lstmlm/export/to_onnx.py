@@ -47,12 +47,13 @@ def require() -> None:
         ) from None
 
 
-def graph(network: Network, symbols: str | None) -> bytes:
+def graph(network: Network, symbols: str | None, rare: int | None = None) -> bytes:
     """Return the file.
 
     Args:
         network: One or several.
         symbols: Its vocabulary, by id; None: its ids are bytes.
+        rare: The id that characters have which are none of the symbols; None: they have none.
 
     Raises:
         UsageError: It is too large for the format.
@@ -97,7 +98,7 @@ def graph(network: Network, symbols: str | None) -> bytes:
         build.constants,
     )
     made = helper.make_model(whole, producer_name=MARK.decode(), ir_version=IR, opset_imports=[helper.make_opsetid("", OPSET)])
-    helper.set_model_props(made, {"model": about(network, symbols, MARK), "state": str(width)})
+    helper.set_model_props(made, {"model": about(network, symbols, MARK, rare), "state": str(width)})
     onnx.checker.check_model(made)
     data: bytes = made.SerializeToString(deterministic=True)
     return data

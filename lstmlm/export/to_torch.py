@@ -18,13 +18,14 @@ MARK = b"lstmlm-torch-1"
 """Stands near the beginning of the file, and of no checkpoint."""
 
 
-def about(network: Network, symbols: str | None, mark: bytes) -> str:
+def about(network: Network, symbols: str | None, mark: bytes, rare: int | None = None) -> str:
     """Return what a reader has to know of a network, as JSON.
 
     Args:
         network: One or several.
         symbols: Its vocabulary, by id; None: its ids are bytes.
         mark: Of the file's kind: its first text.
+        rare: The id that characters have which are none of the symbols; None: they have none.
     """
     models = members(network)
     config = models[0].config
@@ -38,16 +39,18 @@ def about(network: Network, symbols: str | None, mark: bytes) -> str:
         "readout": config.readout,
         "members": len(models),
         "symbols": symbols,
+        **({} if rare is None else {"rare": rare}),
     }
     return json.dumps(found, ensure_ascii=False, separators=(",", ":"))
 
 
-def weights(network: Network, symbols: str | None) -> list[atomic.Bytes]:
+def weights(network: Network, symbols: str | None, rare: int | None = None) -> list[atomic.Bytes]:
     """Return the pieces of a safetensors file that `loader` reads; equal networks give equal bytes.
 
     Args:
         network: One or several.
         symbols: Its vocabulary, by id; None: its ids are bytes.
+        rare: See `about`.
     """
     tensors: dict[str, Tensor] = {}
     for number, model in enumerate(members(network)):
@@ -61,7 +64,7 @@ def weights(network: Network, symbols: str | None) -> list[atomic.Bytes]:
                 tensors[f"{at}.bias_hh_l0"] = tensors[f"{at}.bias_ih_l0"].new_zeros(len(layer.b))
         kept: dict[str, Any] = model.state_dict()
         tensors |= {f"{own}.{name}": kept[name] for name in kept if name.startswith(("norms.", "readout."))}
-    prefix, views = checkpoint.lay_out({"model": about(network, symbols, MARK)}, checkpoint.to_blobs(tensors))
+    prefix, views = checkpoint.lay_out({"model": about(network, symbols, MARK, rare)}, checkpoint.to_blobs(tensors))
     return [prefix, *views]
 
 

@@ -43,7 +43,7 @@ RECORDED = (
 
 SHAPE = (
     "model.hidden", "model.layers", "model.bias", "model.readout", "model.layer_norm", "model.residual", "model.members",
-    "model.document_separator", "data.tokenizer",
+    "model.document_separator", "data.tokenizer", "data.min_count",
 )  # fmt: skip
 """Keys that a fine-tuned model cannot change, once they have a value: its weights and vocabulary have them."""
 
@@ -195,7 +195,7 @@ def _inherited(parent: Checkpoint) -> dict[str, Value]:
     How much is dropped is for the new text to say.
     """
     values = run_config.flat(run_config.from_dict(parent.meta["config"], "--from", ignored=[]))
-    kept = ("data.tokenizer", "data.normalize")
+    kept = ("data.tokenizer", "data.normalize", "data.min_count")
     return {k: v for k, v in values.items() if (k.startswith("model.") and k not in CHOSEN) or k in kept}
 
 

@@ -22,6 +22,7 @@ from lstmlm.data.batches import Streams
 from lstmlm.data.corpus import Corpus
 from lstmlm.data.tokenizer import separator_ids
 from lstmlm.errors import Diverged, Stopped, UsageError
+from lstmlm.evaluation.scoring import which_char
 from lstmlm.kernels import Kernel
 from lstmlm.kernels.cuda_graph import read_back
 from lstmlm.kernels.pace import Pace
@@ -105,6 +106,9 @@ class Trainer:
         separator = separator_ids(config.model.document_separator, corpus.tokenizer)
         self.members = Members(config, len(corpus.tokenizer), kernel, device, separator)
         self.model = self.members.network
+        rare = corpus.tokenizer.rare
+        # Nats per character to say which rare one each is: nothing that is learnt, but part of every score.
+        self._which = 0.0 if rare is None else which_char(corpus.counts[rare]) / len(corpus.train)
         self.streams = Streams(corpus.train, train.batch, train.window)
         B, T = self.streams.batch_size, self.streams.window
         shards = shards_for(train.accumulate, self.group.size, B)
@@ -368,7 +372,7 @@ class Trainer:
             p.retries, p.rate_scale, p.diverged_at = p.retries - 1, p.rate_scale * 2, p.step
         p.recent_nats += value
         p.recent_steps += 1
-        return StepDone(p.step, p.steps, value, rate, p.step * self.batch_chars)
+        return StepDone(p.step, p.steps, value + self._which, rate, p.step * self.batch_chars)
 
     def _log_steps(self, rate: float) -> bool:
         """Write down the mean of the last steps when they are enough; False where it is one of a run that has diverged.
@@ -385,7 +389,7 @@ class Trainer:
             return False
         if not enough:
             return True
-        self._log({"step": p.step, "nats_per_char": mean, "rate": rate, "chars": p.step * self.batch_chars})
+        self._log({"step": p.step, "nats_per_char": mean + self._which, "rate": rate, "chars": p.step * self.batch_chars})
         p.recent_nats, p.recent_steps = 0.0, 0
         return True
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lstmlm.data.corpus import Corpus
 from lstmlm.evaluation.sampler import Sampling, generate
-from lstmlm.evaluation.scoring import CODE_POINTS, StreamsApartError, estimate, frequencies, side_by_side, streams_of
+from lstmlm.evaluation.scoring import StreamsApartError, estimate, frequencies, side_by_side, streams_of, which_char
 from lstmlm.model.char_lm import load_weights
 from lstmlm.training import budget
 from lstmlm.training.members import Members
@@ -34,6 +34,8 @@ class Validation:
     def __init__(self, corpus: Corpus, members: Members, stop: Callable[[], int | None]) -> None:
         self._corpus, self._members, self._stop = corpus, members, stop
         self._ids: list[int] = corpus.val.tensor(0, min(len(corpus.val), budget.MOST_CHARS)).tolist()
+        rare = 0 if corpus.tokenizer.rare is None else self._ids.count(corpus.tokenizer.rare)
+        self._which = which_char(rare) / max(1, len(self._ids))  # nats per character
 
     def __len__(self) -> int:
         """Return the number of ids that are scored; 0 where there is no validation part."""
@@ -92,9 +94,9 @@ class Validation:
             return self._corpus.tokenizer.decode([next(stream)[0][0] for _ in range(SAMPLE_LENGTH)])
 
     def _with_unknown(self, nats: float) -> float:
-        """Return a score of the known characters with those that are not in the vocabulary, charged as `lstmlm eval` does."""
+        """Return a score of what was read with the characters that have no symbol of their own, charged as `lstmlm eval` does."""
         known, unknown = len(self._corpus.val), self._corpus.val_unknown
-        return (nats * known + unknown * math.log(CODE_POINTS)) / (known + unknown)
+        return ((nats + self._which) * known + which_char(unknown)) / (known + unknown)
 
     def _leave(self) -> None:
         """Leave where a signal has come."""

@@ -75,3 +75,30 @@ def test_odd_names(lstmlm: Lstmlm, name: str) -> None:
     shown = lstmlm("info", "run")
     assert shown.code == 0
     assert not [c for c in result.err + shown.out if not c.isprintable() and c != "\n"]
+
+
+def test_rare_characters_all_the_way(lstmlm: Lstmlm) -> None:
+    """With --min-count a run goes on, is tuned, scores as its validation did, and reads prompts with characters that it lacks."""
+    Path("text").write_text("".join(f"the mill {chr(0x4E00 + i)}\n" for i in range(40)))
+    begun = lstmlm("train", "text", *FLAGS, "--steps", "3", "--min-count", "2", "--json")
+    more = Path("more")
+    more.write_text("the mill é\n" * 30)
+
+    assert begun.code == 0, begun.err
+    assert "rare characters, read as one symbol, U+FFFD: 36 of" in begun.err
+    assert lstmlm("train", "--resume", "--steps", "4").code == 0
+    assert lstmlm("train", "more", "--from", "runs/text", "--steps", "2", "--out", "tuned").code == 0
+    assert "1 characters are new" in lstmlm(
+        "train", "more", "--from", "runs/text", "--steps", "2", "--out", "grown", "--on-unknown", "grow"
+    ).err  # fmt: skip
+    assert "data.min_count is 2 in the model" in lstmlm("train", "more", "--from", "tuned", "--min-count", "3", "--out", "x").err
+    scored = lstmlm("eval", "-m", "runs/text", "--threads", "1", "--json", "--no-baselines").json
+    assert scored["unknown"] == 4
+    assert lstmlm("info", "runs/text", "--json").json["scores"]["validation_bits_per_char"] == pytest.approx(
+        scored["bits_per_char"], abs=1e-5
+    )
+    drawn = lstmlm("sample", "-m", "tuned", "--prompt", "the 水", "--length", "40", "--seed", "1", "--threads", "1")
+    assert drawn.code == 0
+    assert "prompt: 1 character read as the model's symbol for rare ones, U+FFFD" in drawn.err
+    filled = lstmlm("fill", "-m", "tuned", "the ____", "--choice", "mill", "--choice", "水", "--json").json
+    assert filled["answers"][0]["words"] == ["mill"]

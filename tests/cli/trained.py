@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from lstmlm import kernels
-from lstmlm.config.run_config import ModelConfig, RunConfig, to_dict
+from lstmlm.config.run_config import DataConfig, ModelConfig, RunConfig, to_dict
 from lstmlm.data.tokenizer import ByteTokenizer, CharTokenizer, separator_ids
 from lstmlm.model import ensemble
 from lstmlm.model.char_lm import CharLM
@@ -14,16 +14,23 @@ from lstmlm.storage.checkpoint import Checkpoint
 TEXT = "Bob is a baker. Dan ran home.\nDan is (not) a farmer. Bob ate bread.\n"
 
 
-def make_run(folder: Path, text: str = TEXT, corpus: dict[str, Any] | None = None, byte: bool = False, **model: Any) -> Path:
-    """Write `best.safetensors` of an untrained model with the vocabulary of a text; return the run folder."""
+def make_run(
+    folder: Path,
+    text: str = TEXT,
+    corpus: dict[str, Any] | None = None,
+    byte: bool = False,
+    rare: bool = False,
+    **model: Any,
+) -> Path:
+    """Write `best.safetensors` of an untrained model with the vocabulary of a text, and perhaps a symbol for all rare ones."""
     sizes = ModelConfig(**{"hidden": 6, "layers": 2, "dropout": 0.0, **model})
-    tokenizer = ByteTokenizer() if byte else CharTokenizer(text)
+    tokenizer = ByteTokenizer() if byte else CharTokenizer(text, rare=rare)
     ids = tokenizer.encode(text)
     kernel, _ = kernels.choose(precision="float32")
     separator = separator_ids(sizes.document_separator, tokenizer)
     network = ensemble.of([CharLM(sizes, len(tokenizer), kernel, separator) for _ in range(sizes.members)])
     meta = {
-        "config": to_dict(RunConfig(model=sizes)),
+        "config": to_dict(RunConfig(model=sizes, data=DataConfig(min_count=2 if rare else 1))),
         "tokenizer": tokenizer.to_dict(),
         "counts": [ids.count(symbol) for symbol in range(len(tokenizer))],
         "step": 1,

@@ -7,7 +7,7 @@ import torch
 
 from lstmlm.data import sources
 from lstmlm.data.corpus import name_of
-from lstmlm.errors import TextError
+from lstmlm.errors import TextError, UsageError
 from tests.corpora import ACCEPTED, REFUSED, Reader, text_of
 
 
@@ -144,3 +144,39 @@ NAMES |= {
 def test_a_corpus_is_called_after_its_first_source(source: str, name: str) -> None:
     """Only known endings are cut off: corpora that differ in the middle of their names have runs of their own."""
     assert name_of(source) == name
+
+
+@pytest.mark.parametrize("split", ["tail", "lines"])
+def test_rare_characters_share_a_symbol(read: Reader, split: str) -> None:
+    """Those that the training part has fewer times are one symbol in both parts; the others have their own."""
+    lines = [f"abc{chr(0x4E00 + i // 2)}d\n" for i in range(200)]  # each twice, side by side
+    found = read(read.file("".join(lines)), min_count=2, split=split, seed=5)
+    text = text_of(found)
+    train = text[: len(found.train)]
+    symbols, rare = found.tokenizer.symbols, found.tokenizer.rare  # type: ignore[union-attr]  # of characters
+    whole = read(read.file("".join(lines)), split=split, seed=5)
+    original = text_of(whole)[: len(whole.train)]
+
+    assert rare is not None
+    assert set(symbols) == {c for c in original if original.count(c) >= 2} | {"\ufffd"}
+    assert [a for a, b in zip(train, original, strict=True) if a != b] == ["\ufffd"] * train.count("\ufffd")
+    assert found.counts[rare] == train.count("\ufffd")
+    assert found.fingerprint == whole.fingerprint
+    assert any("rare characters, read as one symbol, U+FFFD" in note for note in found.notes)
+
+
+def test_a_known_vocabulary_keeps_its_rare_symbol(read: Reader) -> None:
+    """A run that goes on needs no count; one that grows takes in what is common now, and a --val file has no unknown ones."""
+    text, val = read.file("aab山山水\n" * 1 + "aab\n" * 30), read.file("aab木" * 9, "val.txt")
+    on = read(text, min_count=2, symbols="\nab\ufffd", val=val)
+    grown = read(text, min_count=2, symbols="\nab\ufffd", on_unknown="grow", val_fraction=0.0)
+
+    assert (on.tokenizer.rare, on.val_unknown) == (3, 0)
+    assert [on.counts[3], on.val.tensor(0, 99).tolist().count(3)] == [3, 9]
+    assert grown.tokenizer.symbols == "\nab山\ufffd"  # type: ignore[union-attr]  # of characters
+
+
+def test_bytes_are_never_rare(read: Reader) -> None:
+    """With the byte tokenizer a least count is refused: there is no vocabulary to cut."""
+    with pytest.raises(UsageError, match="--min-count: expected none with bytes"):
+        read(read.file("abc" * 9), tokenizer="byte", min_count=2)

@@ -167,3 +167,37 @@ def test_every_code_point_fits() -> None:
     text = "".join(chr(i) for i in range(0x110000) if not 0xD800 <= i <= 0xDFFF)
 
     assert tokenizer.from_dict(CharTokenizer(text).to_dict()) == CharTokenizer(text)
+
+
+class TestRare:
+    """One symbol, U+FFFD, for all characters that have none of their own."""
+
+    symbols = CharTokenizer("abc -", rare=True)
+
+    def test_every_text_is_known_and_comes_back(self) -> None:
+        """A character without a symbol is read as that of rare ones; what is decoded is encoded to the same ids."""
+        ids = self.symbols.encode("aß\ufffdb")
+
+        assert ids == [self.symbols.rare if c == "?" else self.symbols.encode(c)[0] for c in "a??b"]
+        assert self.symbols.decode(ids) == "a\ufffd\ufffdb"
+        assert self.symbols.encode(self.symbols.decode(ids)) == ids
+        assert self.symbols.encode_scored("aß") == ids[:2]
+
+    def test_none_of_them_passes_for_a_known_one(self) -> None:
+        """They are listed as unknown, and so is a U+FFFD of the text itself."""
+        assert self.symbols.unknown("aß\ufffd") == [(1, "ß"), (2, "\ufffd")]
+
+    def test_the_rule_that_was_asked_for_holds(self) -> None:
+        """Skip leaves them out; replace takes a like one where there is one, and else the symbol."""
+        assert self.symbols.decode(self.symbols.encode("aßé—山", "skip")) == "a"
+        assert self.symbols.decode(self.symbols.encode("a—山\u0301", "replace")) == "a-\ufffd"
+
+    def test_a_checkpoint_says_so(self) -> None:
+        """The description has it, is another one than without, and is refused where it cannot be."""
+        described = self.symbols.to_dict()
+
+        assert described == {"kind": "char", "symbols": " -abc\ufffd", "rare": True}
+        assert tokenizer.from_dict(described) == self.symbols != CharTokenizer(" -abc\ufffd")
+        for wrong in ({"rare": False}, {"rare": 1}, {"symbols": " -abc"}, {"kind": "byte"}):
+            with pytest.raises(CheckpointError, match="tokenizer of the model"):
+                tokenizer.from_dict({**described, **wrong})

@@ -1,5 +1,6 @@
 """The reader in C: the numbers of the reader in torch, to the last bit the same alone and in company."""
 
+import math
 from array import array
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 
 from lstmlm.api import LanguageModel
 from lstmlm.evaluation import scoring
+from lstmlm.evaluation.per_line import LineScorer
 from lstmlm.evaluation.reader import NativeReader, reading
 from lstmlm.evaluation.torch_reader import TorchReader
 from lstmlm.kernels import generate, native
@@ -186,3 +188,24 @@ def test_another_kernel_reads_with_torch() -> None:
     for dtype in (torch.float32, torch.float64):
         with reading(small_model(dtype=dtype)) as reader:
             assert isinstance(reader, TorchReader)
+
+
+def test_rare_characters_cost_the_same_in_c_and_torch(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rare or unknown character takes the nats of the symbol for such and 20.09 bits, by every reader, whole or by line."""
+    model, text = opened(rare=True, hidden=21), "Bob is 山.\nDan\ufffdis not.\n"
+    score, rare = model.score(text), model.tokenizer.rare
+    network = [math.log2(1_114_112) if id_ == rare else 0.0 for id_ in model.tokenizer.encode(text)]
+    lines = LineScorer(model.readable, model.tokenizer, model.counts, carried=True).score(text.splitlines(keepends=True))
+    monkeypatch.setenv("LSTMLM_KERNEL", "eager")
+    torch_ = LanguageModel.open(model.path, device="cpu")
+    in_torch = torch_.score(text)
+
+    assert (score.unknown, score.rare, score.chars) == (2, 2, len(text))
+    assert all(cost >= charge for cost, charge in zip(score.costs, network, strict=True))
+    assert math.fsum(score.costs) == pytest.approx(score.nats / math.log(2))
+    assert [cost for line in lines for cost in line.costs] == pytest.approx(score.costs, abs=1e-4)
+    assert [line.unknown for line in lines] == [1, 1]
+    assert not isinstance(torch_.readable, StoredNetwork)
+    assert in_torch.costs == pytest.approx(score.costs, abs=1e-4)
+    assert in_torch.unknown == 2
+    assert in_torch.known_bits_per_char == pytest.approx(score.known_bits_per_char, abs=1e-4)

@@ -106,3 +106,14 @@ def test_the_loader_writes_text(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("a bad")
     assert len(done.stdout) == len("a bad") + 500 + 1
+
+
+def test_rare_characters_have_an_id(tmp_path: Path) -> None:
+    """Of a model with a symbol for rare characters the loader reads any text, and writes them as U+FFFD."""
+    (tmp_path / "it.safetensors").write_bytes(b"".join(to_torch.weights(network(), "abcd\ufffd", 4)))
+    module = written(network(), None, tmp_path)
+    (tmp_path / "it.safetensors").write_bytes(b"".join(to_torch.weights(network(), "abcd\ufffd", 4)))
+    model = module.load(tmp_path / "it.safetensors")
+
+    assert model.encode("a山b\ufffd") == [0, 4, 1, 4]
+    assert model.decode([0, 4]) == "a\ufffd"

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from lstmlm.data.corpus import Corpus
+from lstmlm.data.ids import Ids
+from lstmlm.data.tokenizer import CharTokenizer
 from lstmlm.evaluation.scoring import CODE_POINTS, score_ids
 from lstmlm.kernels.eager import EagerKernel
 from lstmlm.training import budget
@@ -96,3 +98,19 @@ def test_a_sample_is_that_of_its_seed(corpus: Corpus, members: Members) -> None:
     assert len(text.sample(7)) == 5
     assert text.sample(7) == text.sample(7)
     assert len({text.sample(seed) for seed in range(8)}) > 1
+
+
+def test_rare_characters_are_charged(corpus: Corpus) -> None:
+    """The symbol of rare ones costs what the network gives it, and what it takes to say which character it is."""
+    symbols = CharTokenizer(corpus.tokenizer.symbols, rare=True)  # type: ignore[union-attr]  # of characters
+    rare = symbols.rare or 0
+    ids = [*corpus.val.tensor(0, len(corpus.val)).tolist(), rare, 1, rare]
+    one = replace(corpus, tokenizer=symbols, val=Ids.of(ids), counts=[*corpus.counts, 2])
+    members = Members(configured(), len(symbols), EagerKernel(), torch.device("cpu"))
+    text = Validation(one, members, silent)
+    expected = score_ids(members.network, ids, one.counts, byte_length=1, rare=rare)
+
+    assert expected.unknown == expected.rare == 2
+    assert text.score(1)[0] == pytest.approx(expected.nats_per_char, abs=1e-6)
+    assert text.score_exactly(members.network.state_dict()) == pytest.approx(expected.nats_per_char, abs=1e-6)
+    assert text.counting_nats == pytest.approx(expected.order0 / len(ids))
