@@ -32,6 +32,7 @@ def load(path: "str | os.PathLike[str] | None" = None, *, threads: int | None = 
 
     Raises:
         CheckpointError: It is missing, damaged or of another version.
+        TypeError: The path is neither a string nor a path.
         UsageError: There is no such device.
     """
     from lstmlm import api
@@ -45,6 +46,9 @@ def train(
     minutes: float | None = None,
     out: "str | os.PathLike[str] | None" = None,
     val: "str | os.PathLike[str] | None" = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    start_from: "str | os.PathLike[str] | None" = None,
     progress: "Callable[[Event], object] | None" = None,
     **settings: str | float | bool | None,
 ) -> "LanguageModel":
@@ -56,20 +60,35 @@ def train(
         minutes: How long; 3 where neither steps nor epochs are among the settings.
         out: The run folder, new or empty; None: `runs/<name of the text>`.
         val: A file to validate on; None: a tenth of the text, as `split` says.
+        resume: Go on with the run in the folder, which has learnt this text: to the same bits, or with a larger budget further.
+        overwrite: Replace the run in the folder once the new one is saved.
+        start_from: A trained model, a run folder or a checkpoint file, whose weights and vocabulary the new one starts with.
         progress: Called with every record of the run (`lstmlm.training.events`): steps, validations, samples, checkpoints. What
             it raises ends the run, whose last checkpoint stays.
         settings: Any setting of configs/README.md by its name: `hidden=256`, `steps=500`, `seed=7`.
 
     Raises:
         ConfigError: A setting does not exist, or has a value that it may not have.
-        TextError: The text cannot be read, or is too short.
+        CheckpointError: There is no run to go on with, or no model to start from, or it is damaged.
+        TextError: The text cannot be read, is too short, or is not that of the run that goes on.
+        TypeError: A name is neither a string nor a path.
         UsageError: There is something in the run folder.
         SystemProblem: The disk is full, or the memory too small.
         Diverged: Smaller rates did not help.
     """
-    from lstmlm import api
+    from lstmlm import api_train
 
-    return api.train(text, minutes=minutes, out=out, val=val, progress=progress, settings=settings, version=__version__)
+    return api_train.train(
+        text,
+        out=out,
+        val=val,
+        resume=resume,
+        overwrite=overwrite,
+        start_from=start_from,
+        progress=progress,
+        settings={"minutes": minutes, **settings},
+        version=__version__,
+    )
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The Python interface: `load` and `train`, and the `LanguageModel` that they return.
+"""The Python interface: `load`, and the `LanguageModel` that it and `lstmlm.train` (`api_train`) return.
 
 It joins checkpoint, tokenizer, network, scoring and sampler. The commands `sample`, `eval`, `fill` and `inspect` open their
 model here.
@@ -10,9 +10,7 @@ import itertools
 import math
 import os
 import re
-import tempfile
 import threading
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -43,15 +41,13 @@ if TYPE_CHECKING:
     from lstmlm.evaluation.scoring import Score
     from lstmlm.model.char_lm import CharLM
     from lstmlm.model.ensemble import Network
-    from lstmlm.training.events import Event
-
-
-LONGEST_NAME = 4096  # characters of a file's: Linux knows no longer one
 
 _ARGUMENTS = (
     (r"`--([a-z-]+) ([\w.-]+)`", lambda found: f'`{_argument(found[1])}="{found[2]}"`'),
     (r"--(device) (auto|cpu|cuda)\b", lambda found: f'{found[1]}="{found[2]}"'),
     (r"--set ", lambda found: ""),
+    (r"--(resume|overwrite)\b", lambda found: f"{found[1]}=True"),
+    (r"--from\b", lambda found: "start_from"),
     (r"--([a-z][a-z-]*)", lambda found: _argument(found[1])),
     (rf"\b(?:model|data|train)\.({'|'.join(one.name for one in run_config.keys().values())})\b", lambda found: found[1]),
     (r"lstmlm train stories", lambda found: 'lstmlm.train("stories")'),
@@ -653,10 +649,22 @@ def load(path: str | os.PathLike[str] | None = None, *, threads: int | None = No
         _require_whole(threads=threads or 0)
         if threads is not None and threads < 1:
             raise UsageError(f"threads: expected at least 1, or None, found {threads}.")
-        name = None if path is None else os.fspath(path)
+        name = None if path is None else file_name("path", path)
         model = LanguageModel.open(name, threads=threads or 0, device=device, whole_process=False)
     model._terms = in_python
     return model
+
+
+def file_name(argument: str, given: object) -> str:
+    """Return the name of a file or folder that an argument gives.
+
+    Raises:
+        TypeError: It is neither a string nor a path.
+    """
+    name = os.fspath(given) if isinstance(given, str | os.PathLike) else given
+    if not isinstance(name, str):
+        raise TypeError(f"{argument}: expected a string or a path, found {type(given).__name__}.")
+    return name
 
 
 def _reopened(opened: _Opened) -> LanguageModel:
@@ -672,131 +680,6 @@ def _reopened(opened: _Opened) -> LanguageModel:
             "Keep a copy of a file that is to be opened again."
         )
     return model.member(opened.member) if opened.member else model
-
-
-def train(
-    text: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-    *,
-    minutes: float | None = None,
-    out: str | os.PathLike[str] | None = None,
-    val: str | os.PathLike[str] | None = None,
-    progress: "Callable[[Event], object] | None" = None,
-    settings: "dict[str, str | float | bool | None]",
-    version: str,
-) -> LanguageModel:
-    """Learn a text; see `lstmlm.train`. The version is that of the package."""
-    from lstmlm.data.corpus import name_of
-
-    started = time.perf_counter()
-    with in_python(), tempfile.TemporaryDirectory(prefix="lstmlm-") as folder:
-        config = _configured({"minutes": minutes, **settings})
-        names, lasting = [], True
-        if isinstance(text, str) and "\n" in text:
-            written, lasting = Path(folder, "text.txt"), False
-            written.write_bytes(text.encode("utf-8", "surrogatepass"))
-            names = [str(written)]
-        else:
-            names = [os.fspath(name) for name in ([text] if isinstance(text, str | os.PathLike) else text)]
-        if not names:
-            raise UsageError("text: expected a text, or the name of a file, found nothing.")
-        place = Path(out if out is not None else f"runs/{name_of(names[0])}")
-        validation = None if val is None else os.fspath(val)
-        for argument, name in [*(("text", name) for name in names), *([("val", validation)] if validation else [])]:
-            _refuse_no_name(argument, name)
-        report = progress or (lambda event: None)
-        _train(names, validation, config, place, report, started, lasting=lasting, version=version)
-        model = load(place, device=config.train.device)
-    return model
-
-
-def _refuse_no_name(argument: str, name: str) -> None:
-    """Refuse a text where the name of one is expected, as a message would hold all of it; and a model in its place.
-
-    Raises:
-        UsageError: It is one.
-    """
-    if run_dir.is_model(name):
-        raise UsageError(f"{argument}: expected a text, found the model {printable(name)}. `lstmlm.load` opens it.")
-    if ("\n" in name or len(name) > LONGEST_NAME) and not os.path.exists(name):
-        raise UsageError(
-            f"{argument}: expected the name of a file or folder, found a text of {len(name):,} characters. Write it into a file; "
-            "only `text` alone, with a line end in it, may be the text itself."
-        )
-
-
-def _configured(settings: dict[str, Any]) -> RunConfig:
-    """Return the configuration that has some settings, named without their section."""
-    keys = {one.name: one.key for one in run_config.keys().values()}
-    given = {keys.get(name, name): value for name, value in settings.items() if value is not None}
-    return run_config.resolve([("", given)]).config
-
-
-def _train(
-    names: list[str],
-    val: str | None,
-    config: RunConfig,
-    folder: Path,
-    report: "Callable[[Event], object]",
-    started: float,
-    *,
-    lasting: bool,
-    version: str,
-) -> None:
-    """Train in a new folder, and leave torch's number of threads as it was.
-
-    Args:
-        names: Of the text.
-        val: Of the validation text.
-        config: Sizes may be open.
-        folder: New or empty.
-        report: Takes the records.
-        started: When the budget in minutes began, by `time.perf_counter`.
-        lasting: Whether the files are there later.
-        version: Of the package.
-    """
-    import torch
-
-    from lstmlm.data.corpus import open_configured
-    from lstmlm.storage import atomic
-    from lstmlm.training import launch
-    from lstmlm.training.distributed import ProcessGroup
-    from lstmlm.training.events import Clock
-    from lstmlm.training.run_setup import Start
-    from lstmlm.training.trainer import Trainer
-
-    _refuse_existing(folder)
-    corpus = open_configured(names, config, cache_dir=machine.ids_folder(), val=val)
-    atomic.make_folder(folder)
-    threads, clock = torch.get_num_threads(), Clock(started)
-    with run_dir.lock(folder):
-        _refuse_existing(folder)  # somebody may have trained here while the text was read
-        try:
-            plan = launch.prepare(Start(folder, config, {}), corpus, clock, ProcessGroup())
-            launch.refuse_too_large(plan, corpus)
-            about = launch.identity(corpus, names if lasting else ["-"], val, plan, version, ["lstmlm.train"])
-            trainer = Trainer(plan.config, corpus, plan.kernel, folder, about, report, clock, device=plan.device)
-            atomic.write_text(folder / "config.yaml", run_config.to_yaml(trainer.config))
-            with contextlib.closing(trainer):
-                trainer.begin()
-                trainer.run()
-        finally:
-            torch.set_num_threads(threads)
-
-
-def _refuse_existing(folder: Path) -> None:
-    """Refuse a run folder in which there is something.
-
-    Raises:
-        UsageError: There is, or it is a file.
-        SystemProblem: It may not be looked into.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"out {printable(str(folder))}: expected a folder or nothing, found a file. Choose another one.")
-    if theirs := run_dir.contents(folder):
-        raise UsageError(
-            f"out {printable(str(folder))}: expected an empty or new folder, found {printable(', '.join(theirs[:4]))}. "
-            "Choose another one."
-        )
 
 
 def _require_whole(**numbers: object) -> None:

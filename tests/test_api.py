@@ -426,10 +426,49 @@ def test_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert model.score("Bob").nats == other.score("Bob").nats
     assert model.config.model.hidden == 9
     assert "in validation" in repr(model)
-    with pytest.raises(UsageError, match=r"out runs/memory: expected an empty or new folder"):
+    with pytest.raises(UsageError, match=r"run runs/memory: expected an empty or new folder.* Use resume=True to go on with it"):
         lstmlm.train(TEXT, out="runs/memory")
     with pytest.raises(TextError, match="nowhere"):
         lstmlm.train("nowhere")
+
+
+@pytest.mark.slow
+def test_train_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run goes on to the bits of one that asked for as many steps at once, is replaced, and is what another starts from."""
+    monkeypatch.chdir(tmp_path)
+    text = TEXT * 30
+    more: dict[str, Any] = {"hidden": 9, "seed": 3, "lr": 0.01, "final_lr": 1, "warmup": 2, "batch": 4, "window": 16}
+    lstmlm.train(text, out="run", steps=6, **more)
+    further = lstmlm.train(text, out="run", steps=12, resume=True)
+    at_once = lstmlm.train(text, out="whole", steps=12, **more)
+    tuned = lstmlm.train(text + "é\n", out="tuned", steps=2, start_from="run", on_unknown="grow")
+    fresh = lstmlm.train(text, out="run", steps=2, hidden=7, overwrite=True)
+
+    assert further.score("Bob").nats == at_once.score("Bob").nats
+    assert (further.meta["scores"], further.config) == (at_once.meta["scores"], at_once.config)
+    assert (tuned.config.model.hidden, fresh.config.model.hidden) == (9, 7)
+    assert "é" in tuned.tokenizer.decode(range(len(tuned.tokenizer)))
+    with pytest.raises(TextError, match="start_from run out run-2"):
+        lstmlm.train(TEXT * 20, out="run", resume=True)
+    with pytest.raises(UsageError, match=r"resume=True goes on with a run as it is; leave out overwrite=True and start_from"):
+        lstmlm.train(text, out="run", resume=True, overwrite=True)
+    with pytest.raises(UsageError, match=r"hidden is 7 in this run, and 8 was asked for \(settings\)"):
+        lstmlm.train(text, out="run", resume=True, hidden=8)
+
+
+def test_odd_arguments() -> None:
+    """What is no name of a file is a TypeError that says for which argument, and what was found."""
+    anything: Any = lstmlm
+    with pytest.raises(TypeError, match=r"^text: expected a string or a path, found bytes\.$"):
+        anything.train(b"a text\n")
+    with pytest.raises(TypeError, match=r"^text: expected a string or a path, found int\.$"):
+        anything.train(["a.txt", 3])
+    with pytest.raises(TypeError, match=r"^text: expected a string or a path, found NoneType\.$"):
+        anything.train(None)
+    with pytest.raises(TypeError, match=r"^val: expected a string or a path, found int\.$"):
+        anything.train("a\nb\n", val=3)
+    with pytest.raises(TypeError, match=r"^path: expected a string or a path, found int\.$"):
+        anything.load(3)
 
 
 @pytest.mark.slow

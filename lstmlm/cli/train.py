@@ -137,7 +137,8 @@ def train(
             train_worker.run(group)
             return
         console = Console(quiet=quiet, verbose=verbose)
-        _refuse_flags({"--out": out, "--val": val, "--from": parent}, resume, overwrite)
+        _refuse_empty({"--out": out, "--val": val, "--from": parent})
+        run_setup.refuse_together(resume, overwrite, parent)
         if with_tensorboard:
             tensorboard.require()
         layers = train_run.layers_of(presets or [], assignments or [], flags)
@@ -173,10 +174,8 @@ def train(
         train_report.finish(console, as_json, trainer, folder, max_bpc)
 
 
-def _refuse_flags(given: dict[str, str | None], resume: bool, overwrite: bool) -> None:
-    """Refuse flags that say nothing, or that cannot hold together."""
+def _refuse_empty(given: dict[str, str | None]) -> None:
+    """Refuse flags that say nothing."""
     for flag, value in given.items():
         if value == "":  # of a variable that is not set: what stands for no flag at all may be another run
             raise UsageError(f"{flag}: expected a name, found nothing. Give one, or do without {flag}.")
-    if resume and (overwrite or given["--from"]):
-        raise UsageError("--resume goes on with a run as it is; leave out --overwrite and --from.")

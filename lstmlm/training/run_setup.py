@@ -1,6 +1,6 @@
 """What a run comes from: settings from all sides, the run or model that it goes on from, and the folder that it may use.
 
-`resolve_start` is the entry point, for the command `train`; nothing of a run is written before `launch.begin`.
+`resolve_start` is the entry point, for `train` here and in Python; nothing of a run is written before `launch.begin`.
 """
 
 import contextlib
@@ -139,6 +139,16 @@ def resolve_start(
     return replace(start, config=config, origins=origins, saved=saved, changed=changed)
 
 
+def refuse_together(resume: bool, overwrite: bool, parent: object) -> None:
+    """Refuse what cannot be asked for at once.
+
+    Raises:
+        UsageError: A run that goes on is to begin anew.
+    """
+    if resume and (overwrite or parent):
+        raise UsageError("--resume goes on with a run as it is; leave out --overwrite and --from.")
+
+
 def lock(start: Start, held: contextlib.ExitStack, report: Callable[[str], None]) -> None:
     """Make and lock the folder of a run, where that was not done when it was resolved, and refuse what has come into it since."""
     if not start.locked:
@@ -183,8 +193,8 @@ def resolved(layers: list[Layer], parent: Checkpoint | None) -> tuple[RunConfig,
     for key, value in (_inherited(parent) if parent else {}).items():
         if key in SHAPE and value is not None and values[key] != value:
             raise UsageError(
-                f"{resolved.sources[key]}: {key} is {_shown(value)} in the model of --from, and {_shown(values[key])} was "
-                "asked for. A fine-tuned model keeps its shape and vocabulary: leave it out, or train without --from."
+                f"{_origin(resolved.sources, key)}: {key} is {_shown(value)} in the model of --from, and {_shown(values[key])} "
+                "was asked for. A fine-tuned model keeps its shape and vocabulary: leave it out, or train without --from."
             )
     return resolved.config, resolved.sources
 
@@ -212,6 +222,11 @@ def parent_of(model: str, folder: Path, overwrite: bool) -> Checkpoint:
             f"--overwrite: {printable(str(folder))} holds the model that --from starts from. Choose another folder with --out."
         )
     return saved
+
+
+def _origin(sources: dict[str, str], key: str) -> str:
+    """Say where a key was set; in Python no place has a name."""
+    return sources[key] or "settings"
 
 
 def _shown(value: Value) -> str:
@@ -285,8 +300,8 @@ def resumed(
         if key not in (*MAY_CHANGE, *RECORDED) or (values[key] is None and key in CHOSEN):
             raise UsageError(
                 f"--resume: {key} is {_shown(was[key])} in this run, and {_shown(values[key])} was asked for "
-                f"({requested.sources[key]}). Leave it out to go on as it was, or train on with other settings in a new run: "
-                "--from RUN --out DIR."
+                f"({_origin(requested.sources, key)}). Leave it out to go on as it was, or train on with other settings in a new "
+                "run: --from RUN --out DIR."
             )
         changed[key] = values[key]
     resolved = run_config.resolve([("checkpoint", was), ("command line", changed)])
