@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from lstmlm.cli import safe_output
-from lstmlm.cli.options import MODEL, OUTPUT, Json, ModelAgain, ModelArgument, Quiet, one_model, words
+from lstmlm.cli.options import MODEL, OUTPUT, Json, ModelAgain, ModelArgument, Quiet, one_model, require_extra, words
 from lstmlm.display.console import Console
 from lstmlm.errors import UsageError, printable
 from lstmlm.storage.header import KINDS
@@ -54,11 +54,9 @@ def export(
         raise UsageError(f"--out {printable(out)}: expected a name that ends in {suffix}, as --to {to} writes, found another.")
 
     if to == "onnx":
-        from lstmlm.export import to_onnx
-
-        to_onnx.require()
+        require_extra("--to onnx", "onnx", "take --to torch")
     from lstmlm.api import LanguageModel
-    from lstmlm.export import to_torch
+    from lstmlm.export import to_onnx, to_torch
 
     console = Console(quiet=quiet)
     opened = LanguageModel.open(model, device="cpu", report=console.warn)

@@ -1,5 +1,6 @@
 """Options that several commands share, each declared once; and how a command declares its own."""
 
+import importlib
 import math
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -25,6 +26,22 @@ def one_model(command: str, argument: str | None, option: str | None) -> str | N
             f"{command}: expected one model, found two: {printable(argument)} and {printable(option)}. Leave one out."
         )
     return argument or option
+
+
+def require_extra(flag: str, module: str, instead: str) -> None:
+    """Make sure that a library is there that only `pip install 'lstmlm[...]'` brings.
+
+    Raises:
+        UsageError: It is not, or it does not work here; says what to do instead.
+    """
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        package = module.rpartition(".")[2]
+        raise UsageError(
+            f"{flag}: expected the package {package}, found none that works ({printable(str(error)[:120])}). "
+            f"Install it (pip install 'lstmlm[{package}]'), or {instead}."
+        ) from None
 
 
 def words(*known: str) -> Callable[[typer.CallbackParam, str | None], str | None]:

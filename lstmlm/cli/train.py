@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lstmlm.cli.options import MACHINE, OUTPUT, Json, Quiet, most_bits
+from lstmlm.cli.options import MACHINE, OUTPUT, Json, Quiet, most_bits, require_extra
 from lstmlm.cli.text_input import listed
 from lstmlm.config import schema
 from lstmlm.config.setting import Setting, write
@@ -129,7 +129,6 @@ def train(
     from lstmlm.cli.text_reader import refuse_models
     from lstmlm.config import run_config
     from lstmlm.data.sources import require
-    from lstmlm.display import tensorboard
     from lstmlm.training import distributed, run_setup
 
     with distributed.joined() as group, contextlib.ExitStack() as held:
@@ -140,7 +139,7 @@ def train(
         _refuse_empty({"--out": out, "--val": val, "--from": parent})
         run_setup.refuse_together(resume, overwrite, parent)
         if with_tensorboard:
-            tensorboard.require()
+            require_extra("--tensorboard", "torch.utils.tensorboard", "leave the flag out")
         layers = train_run.layers_of(presets or [], assignments or [], flags)
         run_config.resolve(layers)  # what is wrong with the settings is said before the folder is looked at
         listed_names = listed(files_from) if files_from is not None else []

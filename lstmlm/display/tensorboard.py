@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lstmlm.errors import UsageError, printable
 from lstmlm.training.events import Event, StepDone, SteppedBack, Validated
 from lstmlm.training.run_setup import TENSORBOARD
 from lstmlm.units import bits
@@ -16,21 +15,6 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 EVERY = 10  # steps whose mean is one point
-
-
-def require() -> None:
-    """Make sure that TensorBoard is there.
-
-    Raises:
-        UsageError: It is not, or it does not work here.
-    """
-    try:
-        import torch.utils.tensorboard  # noqa: F401  # what matters is that it can be
-    except ImportError as error:
-        raise UsageError(
-            f"--tensorboard: expected the package tensorboard, found none that works ({printable(str(error)[:120])}). "
-            "Install it (pip install 'lstmlm[tensorboard]'), or leave the flag out."
-        ) from None
 
 
 class Board:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lstmlm.errors import UsageError, printable
+from lstmlm.errors import UsageError
 from lstmlm.export.to_torch import about
 from lstmlm.model.char_lm import CharLM
 from lstmlm.model.ensemble import Network, members
@@ -30,21 +30,6 @@ ORDER = ("input", "output", "forget", "new")
 
 OPSET, IR = 18, 8  # of 2022: old enough for every runtime in use
 MOST = 2**31  # bytes of a protobuf message
-
-
-def require() -> None:
-    """Make sure that onnx is there.
-
-    Raises:
-        UsageError: It is not, or it does not work here.
-    """
-    try:
-        import onnx  # noqa: F401  # what matters is that it can be
-    except ImportError as error:
-        raise UsageError(
-            f"--to onnx: expected the package onnx, found none that works ({printable(str(error)[:120])}). "
-            "Install it (pip install 'lstmlm[onnx]'), or take --to torch."
-        ) from None
 
 
 def graph(network: Network, symbols: str | None, rare: int | None = None) -> bytes:

@@ -7,9 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from lstmlm.display import tensorboard
 from lstmlm.display.tensorboard import Board
-from lstmlm.errors import UsageError
 from lstmlm.training.events import Planned, StepDone, SteppedBack, Validated
 from lstmlm.units import bits
 from tests.cli.conftest import TINY, Lstmlm, lstmlm, text
@@ -116,11 +114,6 @@ def test_nothing_is_made_before_there_is_a_number(tmp_path: Path, installed: lis
     assert installed == []
 
 
-def test_require(installed: list[Writer]) -> None:
-    """Where the package is there, nothing is said."""
-    tensorboard.require()
-
-
 @pytest.mark.usefixtures("missing")
 def test_missing(lstmlm: Lstmlm, text: Path) -> None:
     """Where it is not, exit 2 before anything is made, in one message with the command that installs it."""
@@ -130,8 +123,6 @@ def test_missing(lstmlm: Lstmlm, text: Path) -> None:
     assert "pip install 'lstmlm[tensorboard]'" in result.err
     assert len(result.err.splitlines()) == 1
     assert not Path("runs").exists()
-    with pytest.raises(UsageError):
-        tensorboard.require()
 
 
 def test_train(lstmlm: Lstmlm, text: Path, installed: list[Writer]) -> None:
