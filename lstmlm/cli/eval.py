@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lstmlm.api import LanguageModel
     from lstmlm.data.corpus import Corpus
     from lstmlm.evaluation.dynamic import DynamicEvaluator, Rates
+    from lstmlm.evaluation.scoring import Scorer
 
 
 SHOWN = 5  # characters that the model does not know, by name
@@ -214,8 +215,8 @@ def eval(
     if lines or chars:
         from lstmlm.cli import eval_lines as by_line
 
-        how = by_line.How(state == "carried", not no_line_ends, bool(sort), json, before)
-        by_line.run(console, opened, texts, encoding, how, chars=chars)
+        options = by_line.LineOptions(state == "carried", not no_line_ends, bool(sort), json, before)
+        by_line.run(console, opened, texts, encoding, options, chars=chars)
         return
     plain = baselines if baselines is not None else not (texts or files_from)
     scoring = _Scoring(opened, encoding, protocol, window, batch, dynamic, plain, before)
@@ -358,44 +359,16 @@ class _Scoring:
             Scorer(model.readable, model.counts, self.protocol, self.window, self.batch, after=ids, rare=model.tokenizer.rare)
             for model, ids in zip(models, self.after or [[]] * len(models), strict=True)
         ]
-        rates, chosen, learning = None, False, None
-        if self.dynamic:
-            from lstmlm.evaluation.dynamic import SEGMENT
-
-            evaluator, rates, chosen = _evaluator(models[0], corpus)
-            learning = Scorer(
-                models[0].readable, models[0].counts, window=SEGMENT, read=evaluator.read, rare=models[0].tokenizer.rare
-            )
-        kept: list[int] = []
-        most = 0
-        if self.plain:
-            from lstmlm.evaluation import baselines
-
-            most = baselines.MOST
+        learning, rates, chosen = self._learning(corpus)
         text = text_reader.Text(texts, models, self.encoding, by_line=False) if texts else None
         own = "" if corpus is None or text else validation_text(models[0], corpus, None, "Name a text to score.")
-        for piece in text or [own]:
-            size = len(piece.encode("utf-8", "surrogateescape"))
-            for model, scorer in zip(models, scorers, strict=True):
-                ids = model.tokenizer.encode_scored(piece)
-                chars = len(piece) if model.tokenizer.kind == "char" else len(ids)
-                if len(ids) < chars or model.tokenizer.rare in ids:
-                    missing.update(char for _, char in model.tokenizer.unknown(piece))
-                    if text:
-                        text.form = text.form or model.tokenizer.other_form(piece)
-                scorer.add(ids, chars, size)
-            if learning:
-                learning.add(ids, chars, size)
-            if len(kept) < most:
-                kept.extend(ids)
+        kept = self._read(text or [own], scorers, learning, missing)
         found = [scorer.finish() for scorer in scorers]
         if not found[0].chars:
             what = printable(texts[0]) if len(texts) == 1 and texts != ["-"] else "text to score"
             raise TextError(f"{what}: expected at least one character, found none. Name a file that has some.")
         learnt = learning.finish() if learning else None
-        means = None
-        if self.plain and corpus:
-            means = eval_report.plain_means(models[0], corpus, kept[:most], found[0])
+        means = eval_report.plain_means(models[0], corpus, kept, found[0]) if self.plain and corpus else None
         return {
             name: Scores(
                 score,
@@ -409,6 +382,44 @@ class _Scoring:
             )
             for (name, model), score in zip(self.models.items(), found, strict=True)
         }
+
+    def _learning(self, corpus: "Corpus | None") -> "tuple[Scorer | None, Rates | None, bool]":
+        """Return what scores by the first model as it learns, its rates, and whether they were chosen; None: not asked for."""
+        if not self.dynamic:
+            return None, None, False
+        from lstmlm.evaluation.dynamic import SEGMENT
+        from lstmlm.evaluation.scoring import Scorer
+
+        model = next(iter(self.models.values()))
+        evaluator, rates, chosen = _evaluator(model, corpus)
+        scorer = Scorer(model.readable, model.counts, window=SEGMENT, read=evaluator.read, rare=model.tokenizer.rare)
+        return scorer, rates, chosen
+
+    def _read(
+        self, text: "text_reader.Text | list[str]", scorers: "list[Scorer]", learning: "Scorer | None", missing: Counter[str]
+    ) -> list[int]:
+        """Read a text once, by the scorer of each model and by what learns; return the ids that plainer means look at."""
+        kept: list[int] = []
+        most = 0
+        if self.plain:
+            from lstmlm.evaluation import baselines
+
+            most = baselines.MOST
+        for piece in text:
+            size = len(piece.encode("utf-8", "surrogateescape"))
+            for model, scorer in zip(self.models.values(), scorers, strict=True):
+                ids = model.tokenizer.encode_scored(piece)
+                chars = len(piece) if model.tokenizer.kind == "char" else len(ids)
+                if len(ids) < chars or model.tokenizer.rare in ids:
+                    missing.update(char for _, char in model.tokenizer.unknown(piece))
+                    if isinstance(text, text_reader.Text):
+                        text.form = text.form or model.tokenizer.other_form(piece)
+                scorer.add(ids, chars, size)
+            if learning:
+                learning.add(ids, chars, size)
+            if len(kept) < most:
+                kept.extend(ids)
+        return kept[:most]
 
     def as_dict(self, found: dict[str, Scores]) -> dict[str, object]:
         """Return what --json prints: one object, with a part for each model where there are several."""
