@@ -432,10 +432,10 @@ class Trainer:
             steps = self._budget.steps(p.step, looks, text)
             looks = self._budget.looks(steps, text, train.eval_every, p.look_chars)
             found = steps, looks.chars, looks.gap, looks.exact
-        told, chars, gap, exact = self.group.broadcast_floats(*found)
-        if not told:
+        planned, chars, gap, exact = self.group.broadcast_floats(*found)
+        if not planned:
             return
-        p.steps = int(told)
+        p.steps = int(planned)
         self._set_looks(Looks(int(chars), int(gap), bool(exact)))
         self._replan = p.step + max(1, (p.steps - p.step) // 16)
         self.report(Planned(p.step, p.steps))
