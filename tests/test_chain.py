@@ -190,7 +190,7 @@ def test_lines_and_blanks() -> None:
             assert one == other
         for forget in (False, True):
             readers = [TorchReader(m, run=Forgetting(m, 3) if forget else None) for m in models]
-            fillers = [Filler(reader, symbols.encode, [1] * 11, 0) for reader in readers]
+            fillers = [Filler(reader, symbols.encode, [1] * 11, [0]) for reader in readers]
             here, there = (list(filler.rank(questions)) for filler in fillers)
             assert here == there
 

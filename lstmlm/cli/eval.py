@@ -40,7 +40,8 @@ RULES = """\
 The first character is charged at its frequency in the training text (one added to each count). A character that the model
 does not know is charged log2(1,114,112) = 20.09 bits, and is not fed to the network; a model of `train --min-count` has a
 symbol for such characters, which is fed, and charged beside. With --protocol cold the text is cut into windows of N inputs,
-each from an empty state, and the character after each input is scored. With --dynamic it is also scored by a copy of the
+each from an empty state, and the character after each input is scored. A model trained with --document-separator begins
+behind each of them with an empty state, whatever the protocol. With --dynamic the text is also scored by a copy of the
 network that learns from each 128 characters once it has been scored on them. The perplexity of a word is that of all
 characters, divided among what stands between white space.
 

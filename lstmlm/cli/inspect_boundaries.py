@@ -170,7 +170,7 @@ def _swaps(
         if len(said) == 1 and position + 2 < len(text):
             fit.append((begin, position, said.pop()))
     step = max(1, -(-len(fit) // PAIRS))
-    start = model.line_end
+    start = model.opening
     for begin, position, name in fit[::step]:
         other = names[1] if name == names[0] else names[0]
         before = text[begin : position + 1]
