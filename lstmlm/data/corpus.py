@@ -135,6 +135,7 @@ def open_corpus(
     selection, left_out = Selection(tuple(include), tuple(exclude), how.encoding), LeftOut()
     bad: dict[str, TextError] = {}
     texts = [find_sources(group, bundled, selection, left_out, bad if skip_bad else None) for group in names]
+    how = replace(how, alone=sum(map(len, texts)) == 1 and not texts[0][0].archive)
     if sum(source.path is None for text in texts for source in text) > 1:
         raise UsageError("corpus -: expected standard input once, found it twice. It can be read only once.")
     if skip_bad:

@@ -55,11 +55,21 @@ def _of_json(name: str, lines: Iterator[str], field: str) -> Iterator[str]:
         try:
             yield "\n".join(_strings(record, field))
         except KeyError:
-            fields = ", ".join(map(printable, record)) if isinstance(record, dict) else f"no object: {printable(line[:40])}"
+            fields = printable(", ".join(_paths(record))) if isinstance(record, dict) else f"no object: {printable(line[:40])}"
             raise TextError(
                 f"corpus {name} at line {number}: expected the field {printable(repr(field))}, found {fields[:200]}. "
                 "Name another one with `--field`."
             ) from None
+
+
+def _paths(value: Any, before: str = "") -> Iterator[str]:
+    """Give the paths that lead to the texts in a record, each once."""
+    if isinstance(value, dict):
+        yield from dict.fromkeys(path for key, one in value.items() for path in _paths(one, f"{before}.{key}" if before else key))
+    elif isinstance(value, list) and any(isinstance(one, dict | list) for one in value):
+        yield from dict.fromkeys(path for one in value for path in _paths(one, before))
+    else:
+        yield before
 
 
 def _strings(value: Any, path: str) -> Iterator[str]:

@@ -503,7 +503,7 @@ def _missing(name: str, bundled: Path | None) -> TextError:
     offers: dict[str, str] = {}
     with contextlib.suppress(OSError, ValueError):
         offers = {entry: str(path.parent / entry) for entry in sorted(os.listdir(path.parent)) if entry[0] != "."}
-    own = sorted(file.stem for file in bundled.glob("*.txt")) if bundled else []
+    own = sorted(file.stem for file in bundled.glob("*.txt")) if bundled and os.sep not in name else []
     offers |= {stem: stem for stem in own if stem not in offers}
     # An ending alone makes no name like another: of short names it is half of both.
     alike = [entry for entry in offers if difflib.SequenceMatcher(None, Path(entry).stem, path.stem).ratio() >= 0.6]

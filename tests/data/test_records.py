@@ -59,6 +59,7 @@ def test_a_path_leads_into_a_record(read: Reader) -> None:
         ("d.jsonl", '{"text": "a"}\n{"text": \n', "text", "line 2: expected a JSON object"),
         ("d.jsonl", "[" * 100_000, "text", "line 1: expected a JSON object"),
         ("d.jsonl", '"text"\n', "text", "line 1: .*found no object"),
+        ("d.jsonl", '{"m": [{"c": "a"}, {"c": [{"t": "b"}]}]}', "m.c", "line 1: expected the field 'm.c', found m.c, m.c.t"),
         ("d.csv", TABLE, "txt", "line 1: expected the column 'txt', found id, text"),
         ("d.csv", "a,b\n1,2\n3\n", "b", "line 3: expected a row of a table, found: 1 columns of 2"),
         ("d.txt", "text", "text", "expected records with a field 'text', found no file"),
