@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from lstmlm.data.lines import whole_lines
 from lstmlm.data.sources import PACKED, Source
 from lstmlm.errors import TextError, printable
 
@@ -38,7 +39,7 @@ def texts(name: str, pieces: Iterable[str], between: str, field: str) -> Iterato
     Raises:
         TextError: A record is damaged, or has no such field.
     """
-    lines = _lines(pieces)
+    lines = itertools.chain.from_iterable(whole_lines(pieces))
     yield from _of_table(name, lines, between, field) if between else _of_json(name, lines, field)
 
 
@@ -118,16 +119,3 @@ def _of_table(name: str, lines: Iterator[str], between: str, field: str) -> Iter
         raise TextError(
             f"corpus {name} at line {rows.line_num}: expected a row of a table, found: {printable(str(error))}."
         ) from None
-
-
-def _lines(pieces: Iterable[str]) -> Iterator[str]:
-    """Give the lines of a text, each with its line end."""
-    begun: list[str] = []  # joined once, however many pieces a line has
-    for piece in pieces:
-        *whole, rest = piece.split("\n")
-        for line in whole:
-            yield "".join([*begun, line, "\n"])
-            begun = []
-        begun += [rest] if rest else []
-    if begun:
-        yield "".join(begun)
