@@ -103,14 +103,15 @@ def _of_table(name: str, lines: Iterator[str], between: str, field: str) -> Iter
     rows = csv.reader(itertools.chain([first], lines), delimiter=between)
     try:
         columns = next(rows, [])
-        if field not in columns:
+        numbered = field not in columns and field.isdecimal() and 1 <= int(field) <= len(columns)
+        if field not in columns and not numbered:
             found = ", ".join(map(printable, columns))[:200] or "none"
             raise TextError(
                 f"corpus {name} at line 1: expected the column {printable(repr(field))}, found {found}. "
-                "Name another one with `--field`."
+                "Name another one with `--field`, or give its number if the first line names none."
             )
-        place = columns.index(field)
-        for row in rows:
+        place = int(field) - 1 if numbered else columns.index(field)
+        for row in itertools.chain([columns] if numbered else [], rows):
             if row:
                 if place >= len(row):
                     raise csv.Error(f"{len(row)} columns of {len(columns)}")
