@@ -272,7 +272,7 @@ def _score_files(console: Console, scoring: "_Scoring", names: str, max_bpc: flo
     for name in listed(names):
         total += 1
         try:
-            found = scoring.score([name], Counter())
+            found = scoring.score([name], Counter(), alone=False)
         except TextError as error:
             failed += 1
             if json:
@@ -344,10 +344,10 @@ class _Scoring:
     plain: bool
     after: list[list[int]] | None
 
-    def score(self, texts: list[str], missing: Counter[str]) -> dict[str, Scores]:
+    def score(self, texts: list[str], missing: Counter[str], *, alone: bool = True) -> dict[str, Scores]:
         """Score texts as one by every model, or, where none is named, the run's validation part, in all the ways asked for.
 
-        What a model does not know is counted in `missing`.
+        What a model does not know is counted in `missing`. Of many texts that are scored alike none is `alone`.
 
         Raises:
             TextError: There is nothing to score.
@@ -361,7 +361,7 @@ class _Scoring:
             for model, ids in zip(models, self.after or [[]] * len(models), strict=True)
         ]
         learning, rates, chosen = self._learning(corpus)
-        text = text_reader.Text(texts, models, self.encoding, by_line=False) if texts else None
+        text = text_reader.Text(texts, models, self.encoding, by_line=False, alone=alone) if texts else None
         own = "" if corpus is None or text else validation_text(models[0], corpus, None, "Name a text to score.")
         kept = self._read(text or [own], scorers, learning, missing)
         found = [scorer.finish() for scorer in scorers]
@@ -380,6 +380,7 @@ class _Scoring:
                 chosen,
                 means,
                 text.notes(model) if text else (),
+                text is None or text.encoding in (None, "utf-8") or score.chars == score.bytes,
             )
             for (name, model), score in zip(self.models.items(), found, strict=True)
         }

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from lstmlm.cli.eval_report import likeliest
 from lstmlm.cli.text_input import statistics_text
 from lstmlm.cli.text_reader import Text
+from lstmlm.data.lines import whole_lines
 from lstmlm.data.tokenizer import readable
 from lstmlm.display.console import Console, colour_allowed, columns, unicode_allowed
 from lstmlm.errors import TextError, printable
@@ -66,7 +67,7 @@ def run(
     text = Text(texts, list(models.values()), encoding, by_line=True) if texts else None
     pieces = text or [statistics_text(model, None, advice="Name a text to score.")]
     scored: Iterator[tuple[Line, ...]] = (
-        found for group in _lines(pieces) for found in zip(*(one.score(group) for one in scorers), strict=True)
+        found for group in _groups(pieces) for found in zip(*(one.score(group) for one in scorers), strict=True)
     )
     if text and text.encoding:
         scored = _watched(console, scored, text.encoding)
@@ -163,21 +164,8 @@ def _coloured(console: Console, model: "LanguageModel", lines: "Iterable[Line]")
     console.result(view("", [Row("", [], scale)], 80, colour, unicode_allowed(out)).split("\n")[-1])
 
 
-def _lines(pieces: Iterable[str]) -> Iterator[list[str]]:
-    """Give the lines of a text, each with its line end, some at a time: a line is given as soon as its end is there.
-
-    A line ends at LF; at CR only in a text whose first piece has no other line end.
-    """
-    begun: list[str] = []  # of a line without an end so far: joined once, however many pieces it has
-    end = ""
-    for piece in pieces:
-        end = end or ("\r" if "\r" in piece[:-1] and "\n" not in piece else "\n")
-        *whole, rest = piece.split(end)
-        if whole:
-            whole[0] = "".join([*begun, whole[0]])
-            begun = []
-            for low in range(0, len(whole), AT_ONCE):
-                yield [line + end for line in whole[low : low + AT_ONCE]]
-        begun += [rest] if rest else []
-    if begun:
-        yield ["".join(begun)]
+def _groups(pieces: Iterable[str]) -> Iterator[list[str]]:
+    """Give the lines of a text some at a time, each as soon as its end is there; CR ends them where nothing else does."""
+    for lines in whole_lines(pieces, cr=True):
+        for low in range(0, len(lines), AT_ONCE):
+            yield lines[low : low + AT_ONCE]
