@@ -20,8 +20,8 @@ from lstmlm.units import bits, counted
 if TYPE_CHECKING:
     from lstmlm.api import LanguageModel
     from lstmlm.data.corpus import Corpus
-    from lstmlm.evaluation.dynamic import DynamicEvaluator, Rates
     from lstmlm.evaluation.scoring import Scorer
+    from lstmlm.training.dynamic import DynamicEvaluator, Rates
 
 
 SHOWN = 5  # characters that the model does not know, by name
@@ -389,7 +389,7 @@ class _Scoring:
         """Return what scores by the first model as it learns, its rates, and whether they were chosen; None: not asked for."""
         if not self.dynamic:
             return None, None, False
-        from lstmlm.evaluation.dynamic import SEGMENT
+        from lstmlm.training.dynamic import SEGMENT
         from lstmlm.evaluation.scoring import Scorer
 
         model = next(iter(self.models.values()))
@@ -437,7 +437,7 @@ def _evaluator(model: "LanguageModel", corpus: "Corpus | None") -> "tuple[Dynami
 
     They are the usual ones where that text is gone.
     """
-    from lstmlm.evaluation import dynamic
+    from lstmlm.training import dynamic
 
     rates, chosen = dynamic.Rates(), False
     evaluator = dynamic.DynamicEvaluator(model.network, model.start(), rates)

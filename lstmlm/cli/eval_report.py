@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from lstmlm.api import LanguageModel
     from lstmlm.data.corpus import Corpus
-    from lstmlm.evaluation.dynamic import Rates
     from lstmlm.evaluation.scoring import Score
+    from lstmlm.training.dynamic import Rates
 
 
 @dataclass(frozen=True)
