@@ -389,8 +389,8 @@ class _Scoring:
         """Return what scores by the first model as it learns, its rates, and whether they were chosen; None: not asked for."""
         if not self.dynamic:
             return None, None, False
-        from lstmlm.training.dynamic import SEGMENT
         from lstmlm.evaluation.scoring import Scorer
+        from lstmlm.training.dynamic import SEGMENT
 
         model = next(iter(self.models.values()))
         evaluator, rates, chosen = _evaluator(model, corpus)
