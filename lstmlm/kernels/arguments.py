@@ -12,7 +12,8 @@ from lstmlm.kernels.buffers import Floats
 
 def threads() -> int:
     """Return torch's number of threads, but not more than there are processors: the team spins at its barriers."""
-    return min(torch.get_num_threads(), len(machine.processors()))
+    count = torch.get_num_threads()
+    return count if count == 1 else min(count, len(machine.processors()))
 
 
 def checked(name: str, tensor: Tensor, *shape: int) -> Tensor:
@@ -22,7 +23,7 @@ def checked(name: str, tensor: Tensor, *shape: int) -> Tensor:
         TypeError: It is not float32 on the CPU.
         ValueError: It has another shape, is empty or not contiguous.
     """
-    if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+    if tensor.dtype is not torch.float32 or not tensor.is_cpu:
         raise TypeError(f"{name}: expected float32 on the cpu, found {tensor.dtype} on {tensor.device}.")
     if tensor.shape != shape or not tensor.is_contiguous() or 0 in shape:
         found = f"{tuple(tensor.shape)} with strides {tensor.stride()}"
@@ -37,7 +38,7 @@ def checked_ids(name: str, ids: Tensor, V: int, *shape: int) -> Tensor:
         TypeError: They are not int64 of this shape on the CPU.
         ValueError: One is out of the table.
     """
-    if ids.dtype != torch.int64 or ids.device.type != "cpu" or ids.shape != shape or not ids.is_contiguous():
+    if ids.dtype is not torch.int64 or not ids.is_cpu or ids.shape != shape or not ids.is_contiguous():
         raise TypeError(f"{name}: expected contiguous int64 {shape} on the cpu, found {tuple(ids.shape)} of {ids.dtype}.")
     low, high = torch.aminmax(ids)
     if int(low) < 0 or int(high) >= V:

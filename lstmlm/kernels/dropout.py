@@ -4,12 +4,15 @@
 """
 
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 _BITS = 0xFFFFFFFF
 STATE = 1 << 32  # in the place of a layer's number
+
+Position = TypeVar("Position", int, Tensor)
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,8 @@ class Dropout:
     def emptied(self, share: float, count: int) -> Tensor:
         """Return which of the `count` streams that are here begin the step with an empty state: a share of them, on average."""
         drop = replace(self, rate=share, seed=~self.seed, keys=None)
-        return drop.mask(STATE, torch.empty(1, count, 1)).flatten() == 0
+        key, threshold, first = drop.key(STATE), drop.threshold, int(self.first)
+        return torch.tensor([_mixed(stream & _BITS, key) < threshold for stream in range(first, first + count)])
 
     def mask(self, layer: int, like: Tensor) -> Tensor:
         """Return what the output of a layer is multiplied by: 0 or `scale`.
@@ -96,8 +100,14 @@ class Dropout:
         t, b, s = (torch.arange(size, device=like.device) for size in like.shape)
         rows = t[:, None] * self.streams + self.first + b
         x = (rows[..., None] * len(s) + s) & _BITS
-        x = (x * 0x9E3779B9 + (self.key(layer) if self.keys is None else self.keys[0][layer])) & _BITS
-        x = (x ^ x >> 16) * 0x7FEB352D & _BITS
-        x = (x ^ x >> 15) * 0x846CA68B & _BITS
-        x = x ^ x >> 16
+        x = _mixed(x, self.key(layer) if self.keys is None else self.keys[0][layer])
         return (x >= self.threshold).to(like) * self.scale
+
+
+def _mixed(x: Position, key: int | Tensor) -> Position:
+    """Return 32 bits for a position, or for each of a tensor of them (C. Wellons's lowbias32)."""
+    y: Any = (x * 0x9E3779B9 + key) & _BITS
+    y = (y ^ y >> 16) * 0x7FEB352D & _BITS
+    y = (y ^ y >> 15) * 0x846CA68B & _BITS
+    mixed: Position = y ^ y >> 16
+    return mixed

@@ -365,7 +365,7 @@ INLINE void pack_low(const int kind, const int back, Packing *p, int rank, int t
                     __m512 block[VECTOR];
                     for (size l = 0; l < VECTOR; l++) {
                         const float *weights = p->W + (row + l) * GATES * S + gate * S + from;
-                        if (back) __builtin_prefetch(weights + 4 * VECTOR);
+                        __builtin_prefetch(weights + (back ? 4 * VECTOR : 64 * GATES * S)); /* of the next square */
                         block[l] = row + l < S ? (__m512)load(weights, lanes) : _mm512_setzero_ps();
                     }
                     if (back) turn(block);

@@ -5,6 +5,7 @@ compares the two.
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,29 @@ SCORES = 1 << 24
 
 SHORTEST = 8
 """Steps of a chunk: in shorter ones what lies between the layers takes longer than the steps."""
+
+
+class _Part(NamedTuple):
+    """Views of some of the steps that are kept of a layer: t of them.
+
+    kept: Gates, C and H after each. (t, B, .)
+    H_0: Before the first of them. (B, S)
+    C_0: Likewise.
+    x: What the layer above reads. (t, B, S)
+    stats: Of the norm. (t, B, 2)
+    da: The gates, of which the gradient takes the place. (t B, 4S)
+    H_t: H before each, turned. (S, t B)
+    x_t: x, turned. (S, t B)
+    """
+
+    kept: Activations
+    H_0: Tensor
+    C_0: Tensor
+    x: Tensor
+    stats: Tensor
+    da: Tensor
+    H_t: Tensor
+    x_t: Tensor
 
 
 class _Memory:
@@ -53,6 +77,19 @@ class _Memory:
             like.new_empty(2, *layer.W.shape) if dropped_weights else None
         )  # W with its dropout, and that one's gradient
         self.rounded = None if factors is None else [like.new_empty(w.shape, dtype=factors) for w in (layer.U, layer.W)]
+        self._parts: dict[tuple[int, int], _Part] = {}
+
+    def part(self, steps: slice) -> _Part:
+        """Return views of some steps, made once: in a small network a step of training has time for few of them."""
+        found = self._parts.get((steps.start, steps.stop))
+        if found is None:
+            H, C = (whole[steps.start : steps.stop + 1] for whole in (self.H, self.C))
+            gates, x = self.gates[steps], self.x[steps]
+            rows = gates.view(-1, gates.shape[2])
+            turned = H[:-1].view(len(rows), -1).t(), x.view(len(rows), -1).t()
+            kept = Activations(gates, C[1:], H[1:])
+            found = self._parts[steps.start, steps.stop] = _Part(kept, H[0], C[0], x, self.stats[steps], rows, *turned)
+        return found
 
 
 class _Layer:
@@ -237,20 +274,18 @@ class Backprop:
             layer.memory.H[0], layer.memory.C[0] = before
         self._lanes.part()
         for index, steps in self._waves(self._chunks()):
-            layer, memory = self._layers[index], self._layers[index].memory
-            below = self._layers[index - 1].memory.x if index else ids
+            layer, here = self._layers[index], self._layers[index].memory.part(steps)
+            below = self._layers[index - 1].memory.part(steps).x if index else ids[steps]
             U, W = layer.factors
-            after = slice(steps.start + 1, steps.stop + 1)
-            kept = Activations(memory.gates[steps], memory.C[after], memory.H[after])
-            here = ends[steps] if index and ends is not None else None
-            part = input_part(self._kernel, below[steps], U if index else table, kept.gates, here)
+            ended = ends[steps] if index and ends is not None else None
+            part = input_part(self._kernel, below, U if index else table, here.kept.gates, ended)
             bias = None if layer.b is None else layer.b.data
-            self._kernel.forward(part, W, memory.H[steps.start], memory.C[steps.start], bias=bias, into=kept)
+            self._kernel.forward(part, W, here.H_0, here.C_0, bias=bias, into=here.kept)
             if layer.transformed:
-                residual = below[steps] if self._residual(index) else None
+                residual = below if self._residual(index) else None
                 drop_here = drop and drop.since(steps.start)
                 self._kernel.pointwise.norm_dropout_residual(
-                    kept.H, residual, layer.norm, drop_here, index, memory.x[steps], memory.stats[steps]
+                    here.kept.H, residual, layer.norm, drop_here, index, here.x, here.stats
                 )
         self._lanes.join()
 
@@ -262,7 +297,8 @@ class Backprop:
     def _loss(self, steps: slice, targets: Tensor, scale: float) -> Number:
         """Return the summed nats; leave the gradient of what the readout read."""
         last = self._layers[-1]
-        parts = last.memory.x[: self._steps].view(len(targets), -1), self._gradient(last.width).view(len(targets), -1), targets
+        x, gradient = last.memory.part(self._whole).x, self._gradient(last.width)
+        parts = x.view(len(targets), -1), gradient.view(len(targets), -1), targets
         nats: Number = 0.0
         start = steps.start * self._batch
         for rows, dx, here in zip(*(part.split(self._rows) for part in parts), strict=True):
@@ -295,24 +331,25 @@ class Backprop:
         for place, steps in self._waves(self._chunks()[::-1]):
             index = len(self._layers) - 1 - place
             layer, memory = self._layers[index], self._layers[index].memory
-            size = steps.stop - steps.start, self._batch, layer.width
+            here = memory.part(steps)
             dx = self._gradient(layer.width)[steps]
-            dH = self._dH[place % len(self._dH), : size[0] * size[1] * size[2]].view(size) if layer.transformed else dx
+            dH = self._dH[place % len(self._dH), : dx.numel()].view(dx.shape) if layer.transformed else dx
             if layer.norm is not None or (drop is not None and layer.transformed):
-                H, there = memory.H[steps.start + 1 : steps.stop + 1], drop and drop.since(steps.start)
-                self._kernel.pointwise.norm_dropout_residual_backward(dx, H, layer.norm, there, index, dH, memory.stats[steps])
+                there = drop and drop.since(steps.start)
+                self._kernel.pointwise.norm_dropout_residual_backward(dx, here.kept.H, layer.norm, there, index, dH, here.stats)
             elif layer.transformed:
                 dH.copy_(dx)
-            dH[-1] += memory.dhidden
+            dH[-1].add_(memory.dhidden)
             U, W = layer.factors
-            C = memory.C[steps.start : steps.stop + 1]
-            da, dhidden, dcell = self._kernel.backward(dH, memory.dcell, memory.gates[steps], C[1:], C[0], W)
+            gates, C, _ = here.kept
+            _, dhidden, dcell = self._kernel.backward(dH, memory.dcell, gates, C, here.C_0, W)
             memory.dhidden.copy_(dhidden)
             memory.dcell.copy_(dcell)
             if index:
-                rows, width = da.view(size[0] * size[1], -1), self._layers[index - 1].width
+                width = self._layers[index - 1].width
                 # Added to where it is read: nobody else needs a chunk's gradient any more.
-                self._kernel.product(rows, U.t(), self._gradient(width)[steps].view(len(rows), -1), add=self._residual(index))
+                to = self._gradient(width)[steps].view(len(here.da), -1)
+                self._kernel.product(here.da, U.t(), to, add=self._residual(index))
         for place in range(len(self._layers)):
             with self._lanes(place):
                 self._add(len(self._layers) - 1 - place, ids)
@@ -320,9 +357,8 @@ class Backprop:
 
     def _add(self, index: int, ids: Tensor) -> None:
         """Add to the gradients of a layer's weights, when all steps of a segment are done."""
-        layer, T = self._layers[index], self._steps
-        pointwise, product = self._kernel.pointwise, self._kernel.product
-        rows = layer.memory.gates[:T].view(T * self._batch, -1)
+        layer, here = self._layers[index], self._layers[index].memory.part(self._whole)
+        pointwise, product, rows = self._kernel.pointwise, self._kernel.product, here.da
         db = None if layer.b is None else _grad(layer.b)
         if index == 0:
             pointwise.scatter(ids.reshape(-1).contiguous(), rows, _grad(layer.U), db)
@@ -330,9 +366,14 @@ class Backprop:
             pointwise.scatter(None, rows, None, db)
         if self._kernel.factors is not None:
             rows = rows.to(self._kernel.factors)  # once for both
-        product(layer.memory.H[:T].view(len(rows), -1).t(), rows, layer.drecurrent, add=True)
+        product(here.H_t, rows, layer.drecurrent, add=True)
         if index:
-            product(self._layers[index - 1].memory.x[:T].view(len(rows), -1).t(), rows, _grad(layer.U), add=True)
+            product(self._layers[index - 1].memory.part(self._whole).x_t, rows, _grad(layer.U), add=True)
+
+    @property
+    def _whole(self) -> slice:
+        """Return the steps of the segment that was read last."""
+        return slice(0, self._steps)
 
     def _residual(self, index: int) -> bool:
         """Say whether a layer's input is added to its output."""

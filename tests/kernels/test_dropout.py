@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from lstmlm.kernels.dropout import Dropout
+from lstmlm.kernels.dropout import STATE, Dropout
 
 T, B, S = 30, 8, 50
 
@@ -77,3 +77,11 @@ def test_streams_begin_empty() -> None:
     assert float(emptied.double().mean()) == pytest.approx(0.2, abs=0.03)
     assert not torch.equal(emptied[0], emptied[1])
     assert torch.equal(part, emptied[0, 10:15])
+
+
+def test_a_stream_and_its_place_are_mixed_alike() -> None:
+    """Which streams begin empty, worked out a number at a time, is what a mask of one value a stream would drop."""
+    drop = Dropout(0.3, seed=5, step=7, streams=40, first=2**32 - 3)
+    one = replace(drop, rate=0.4, seed=~5).mask(STATE, torch.empty(1, 9, 1))
+
+    assert torch.equal(drop.emptied(0.4, 9), one.flatten() == 0)
