@@ -14,6 +14,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from lstmlm.machine import WINDOWS, cache_folder
@@ -204,23 +205,33 @@ def cpu() -> str:
 
 
 def _compile(compiler: list[str], folder: Path) -> Path:
-    """Compile into the folder and return the shared object's path."""
+    """Compile into the folder, all sources at once, and return the shared object's path."""
+    from concurrent.futures import ThreadPoolExecutor
+
     made = folder / f"native{SUFFIX}"
-    complaint = ""
+    sources, complaint = sorted(SOURCES.glob("*.c")), ""
+    objects = [str(folder / f"{source.stem}.o") for source in sources]
     # The compiler's own temporary files go where the result goes: /tmp may be full or missing.
     names = "TMPDIR", "ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR"
     environment = {**os.environ, **dict.fromkeys(names, str(folder))}
+    run = partial(subprocess.run, capture_output=True, timeout=SECONDS, text=True, errors="replace", env=environment)
     for machine in FOR_THIS_CPU:
-        command = [*compiler, *FLAGS, *machine, *map(str, sorted(SOURCES.glob("*.c"))), "-o", str(made), "-lm"]
-        command = [word for word in command if not (WINDOWS and word in NOT_ON_WINDOWS)]
+        flags, mathematics = (
+            [x for x in words if not (WINDOWS and x in NOT_ON_WINDOWS)] for words in ((*compiler, *FLAGS, *machine), ["-lm"])
+        )
+        each = [[*flags, "-c", str(source), "-o", to] for source, to in zip(sources, objects, strict=True)]
         try:
-            run = subprocess.run(command, capture_output=True, timeout=SECONDS, text=True, errors="replace", env=environment)
+            with ThreadPoolExecutor() as at_once:
+                runs = list(at_once.map(run, each))
+            if not any(one.returncode for one in runs):
+                runs = [run([*flags, *objects, "-o", str(made), *mathematics])]
         except subprocess.TimeoutExpired:
             raise Unavailable(f"{compiler[0]} took longer than {SECONDS} s") from None
-        if run.returncode == 0 and made.is_file():
+        status = max(abs(one.returncode) for one in runs)
+        if status == 0 and made.is_file():
             return made
-        errors = [line for line in run.stderr.splitlines() if "error" in line]
-        complaint = complaint or (errors or [f"exit status {run.returncode}"])[0]
+        errors = [line for one in runs for line in one.stderr.splitlines() if "error" in line]
+        complaint = complaint or (errors or [f"exit status {status}"])[0]
     raise Unavailable(f"{compiler[0]} could not compile the kernel: {complaint.strip()}")
 
 
