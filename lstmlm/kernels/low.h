@@ -5,13 +5,14 @@
    TILES  bfloat16 factors on AMX, summed in float32 by the hardware.
    PAIRS  bfloat16 factors on AVX512-BF16, whose instruction adds two products to each float32 sum: TILES' layout, of which a row of
           a panel's tile is an operand, and a pair of A 32 bits to broadcast.
+   INTS   integers of 16 bits, for CPUs that have none of these: see `ints.h`.
 
-   LSTMLM_EMULATE puts small functions in the place of the instructions of TILES, and of those of PAIRS on a machine that lacks them,
-   so that the logic around them can be tested there.
+   LSTMLM_EMULATE puts small functions in the place of the instructions of TILES, and of those of PAIRS and INTS on a machine that
+   lacks them, so that the logic around them can be tested there.
 
-   K is a multiple of 64. A and panel are in the kind's own layout, made by `low_store` and `low_pack`. */
+   K is a multiple of 64. A and panel are in the kind's own layout, made by `low_store` and `low_pack`, or as `ints.h` has it. */
 
-enum { FLOAT, HALF, TILES, PAIRS, KINDS };
+enum { FLOAT, HALF, TILES, PAIRS, INTS, KINDS };
 
 #define COLUMNS 64
 #define SPARE_ROWS 32 /* a tile always reads whole: A has this many rows more than are used */
@@ -35,7 +36,9 @@ enum { FLOAT, HALF, TILES, PAIRS, KINDS };
 #define HAVE_TILES 0
 #endif
 
-#define HAVE_LOW (HAVE_HALF || HAVE_PAIRS)
+#include "ints.h"
+
+#define HAVE_LOW (HAVE_HALF || HAVE_PAIRS || HAVE_INTS)
 
 #if HAVE_HALF
 #define HALF_ROWS 12 /* x 2 accumulators of 32 halves */
@@ -265,7 +268,7 @@ static void pairs_product(size rows, size K, const uint16_t *A, size lda, const 
 }
 #endif
 
-#if HAVE_LOW
+#if HAVE_HALF || HAVE_PAIRS
 INLINE __m256i low_bits(const int kind, vec x) {
 #if HAVE_HALF
     if (kind == HALF) return _mm256_castph_si256(_mm512_cvtxps_ph(x));
@@ -310,10 +313,13 @@ INLINE float low_scale(vec magnitudes) {
 }
 
 INLINE vec larger(vec magnitudes, vec x) { return _mm512_max_ps(magnitudes, _mm512_abs_ps(x)); }
+#endif
 
-INLINE void low_product(const int kind, size batch, size rows, size K, const void *A, size lda, const void *panel, const float *scale,
-                        size lds, const float *panel_scale, float *out) {
-    (void)batch, (void)scale, (void)lds, (void)panel_scale;
+#if HAVE_LOW
+/* `columns` are COLUMNS; of INTS any multiple of INTS_WIDTH. */
+INLINE void low_product(const int kind, size batch, size rows, size columns, size K, const void *A, size lda, const void *panel,
+                        const float *scale, size lds, const float *panel_scale, float *out) {
+    (void)batch, (void)columns, (void)scale, (void)lds, (void)panel_scale;
 #if HAVE_HALF
     if (kind == HALF) half_product(batch, rows, K, A, lda, panel, scale, lds, panel_scale, out);
 #endif
@@ -322,6 +328,9 @@ INLINE void low_product(const int kind, size batch, size rows, size K, const voi
 #endif
 #if HAVE_PAIRS
     if (kind == PAIRS) pairs_product(rows, K, A, lda, panel, out);
+#endif
+#if HAVE_INTS
+    if (kind == INTS) ints_product(rows, columns, K, A, lda, panel, scale, lds, out);
 #endif
 }
 #endif

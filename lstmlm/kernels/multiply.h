@@ -7,7 +7,7 @@
    where a matrix lies in memory. */
 
 #define K_PIECE 1024     /* of 16 bits; of floats half as many */
-#define PANEL_BYTES (K_PIECE * COLUMNS * 2 + K_PIECE / 64 * 64) /* of one strip, and its scales */
+#define PANEL_BYTES (K_PIECE * COLUMNS * 2 + K_PIECE / 64 * COLUMNS * 4) /* of one strip, and its scales */
 #define SHARE_BYTES ((CHUNK + SPARE_ROWS) * (K_PIECE + APART) * 4 + CHUNK * (K_PIECE / 64) * 4)
 
 typedef struct {
@@ -52,7 +52,13 @@ INLINE void pack_right(const int kind, float (*square)[COLUMNS], char *panel, si
                 memcpy((float *)panel + n * K + (at + k) * width, square[k] + n, sizeof(float) * width);
         return;
     }
-#if HAVE_LOW
+#if HAVE_INTS
+    if (kind == INTS) {
+        ints_pack((const float(*)[64])square, COLUMNS, panel, at, K);
+        return;
+    }
+#endif
+#if HAVE_HALF || HAVE_PAIRS
     if (kind == HALF) {
         vec magnitudes = {0};
         for (int i = 0; i < 64 * 64; i += VECTOR) magnitudes = larger(magnitudes, load(&square[0][0] + i, VECTOR));
@@ -70,8 +76,15 @@ INLINE float pack_left(const int kind, const float *from, char *row, size at) {
         memcpy((float *)row + at, from, sizeof(float) * 64);
         return 1.f;
     }
+#if HAVE_INTS
+    if (kind == INTS) {
+        vec x[64 / VECTOR];
+        UNROLL for (int v = 0; v < 64 / VECTOR; v++) x[v] = load(from + v * VECTOR, VECTOR);
+        return ints_store(x, (int16_t *)row + at);
+    }
+#endif
     float scale = 1.f;
-#if HAVE_LOW
+#if HAVE_HALF || HAVE_PAIRS
     vec magnitudes = {0};
     for (int v = 0; v < 4; v++) magnitudes = larger(magnitudes, load(from + v * VECTOR, VECTOR));
     if (kind == HALF) scale = low_scale(magnitudes);
@@ -112,7 +125,7 @@ INLINE void multiply(const int kind, Multiplication *job, int rank, int threads)
                         product(4, rows, K, (const float *)own, step, (const float *)panel + n * K, sums + n, COLUMNS);
 #if HAVE_LOW
                 else
-                    low_product(kind, 4, rows, K, own, step, panel, scales, K / 64, (const float *)(panel + K_PIECE * COLUMNS * 2), sums);
+                    low_product(kind, 4, rows, COLUMNS, K, own, step, panel, scales, K / 64, (const float *)(panel + K_PIECE * COLUMNS * 2), sums);
 #endif
                 for (size r = 0; r < rows; r++)
                     for (size n = 0; n < columns; n += VECTOR) {
@@ -146,4 +159,9 @@ MULTIPLY(PAIRS)
 #else
 #define multiply_PAIRS 0
 #endif
-static void (*const multipliers[KINDS])(void *, int, int) = {multiply_FLOAT, multiply_HALF, multiply_TILES, multiply_PAIRS};
+#if HAVE_INTS
+MULTIPLY(INTS)
+#else
+#define multiply_INTS 0
+#endif
+static void (*const multipliers[KINDS])(void *, int, int) = {multiply_FLOAT, multiply_HALF, multiply_TILES, multiply_PAIRS, multiply_INTS};

@@ -98,7 +98,7 @@ static void product(size batch, size rows, size K, const float *A, size lda, con
 #include "low.h"
 
 /* `low` holds, for reduced precision, the left factor of the next product and of the one under way: H or da, one row for each
-   row of the batch, `low_K` values each, `low_step` values apart; `scales` what HALF divided 64 of them by. */
+   row of the batch, `low_K` values each, `low_step` values apart; `scales` what HALF and INTS divided 64 of them by. */
 typedef struct {
     size T, B, S, low_K, low_step;
     const void *panels;
@@ -110,6 +110,13 @@ typedef struct {
 } Job;
 
 INLINE size low_bytes(const int kind, size count) { return count * (kind >= TILES ? 2 : 4); }
+
+/* k of a pass: units, or (back) gates of units. */
+INLINE size low_columns(int back, size S) { return back ? blocks(S, 16) * 64 : blocks(S, 64) * 64; }
+
+/* Columns of a strip of packed weights, and its bytes. */
+#define STRIP (GATES * VECTOR)
+INLINE size strip_bytes(const int kind, size K) { return K * STRIP * 2 + (kind == INTS ? K / 64 * STRIP * 4 : 0); }
 
 /* The row of `low` that belongs to step t. */
 INLINE char *low_row(const int kind, const Job *job, size t, size row) {
@@ -166,14 +173,42 @@ INLINE vec update(const float *sums, const float *input, const float *bias, floa
     return hidden;
 }
 
+#if HAVE_INTS
+/* H of a step's rows and of the units that are a thread's own, for the next product. */
+static void ints_state(const Job *job, size t, const float *H, const Share *share) {
+    const size S = job->S, end = least(S, (share->unit + share->units) * VECTOR);
+    for (size row = share->row; row < share->row + share->rows; row++)
+        for (size unit = share->unit * VECTOR; unit < end; unit += 64) {
+            vec x[64 / VECTOR];
+            for (int v = 0; v < 64 / VECTOR; v++) {
+                const size lanes = S - unit - v * VECTOR;
+                x[v] = lanes >= VECTOR ? load(H + row * S + unit + v * VECTOR, VECTOR)
+                       : lanes > 0     ? load(H + row * S + unit + v * VECTOR, (int)lanes)
+                                       : (vec){0};
+            }
+            scale_row(job, t, row)[unit / 64] = ints_store(x, (int16_t *)low_row(INTS, job, t, row) + unit);
+        }
+}
+#endif
+
 INLINE void forward(const int kind, Job *job, int rank, int threads) {
     const size S = job->S, B = job->B;
-    const Share share = divide(kind, job, VECTOR, rank, threads);
+    Share share = divide(kind, job, kind == INTS ? 64 : VECTOR, rank, threads);
     if (share.idle) return;
+    if (kind == INTS) { /* 64 units share a scale, so they are one thread's */
+        share.unit *= 64 / VECTOR;
+        share.units = least(share.units * (64 / VECTOR), blocks(S, VECTOR) - share.unit);
+    }
     _Alignas(64) float sums[CHUNK * GATES * VECTOR];
     const float *H_prev = job->H_0, *C_prev = job->C_0;
-#if HAVE_LOW
-    if (kind != FLOAT) {
+#if HAVE_INTS
+    if (kind == INTS) {
+        ints_state(job, 0, H_prev, &share);
+        meet(share.barrier, share.members);
+    }
+#endif
+#if HAVE_HALF || HAVE_PAIRS
+    if (kind != FLOAT && kind != INTS) {
         for (size row = share.row; row < share.row + share.rows; row++) {
             for (size block = share.unit; block < share.unit + share.units; block++)
                 low_store(kind, low_row(kind, job, 0, row), block * VECTOR,
@@ -199,8 +234,9 @@ INLINE void forward(const int kind, Job *job, int rank, int threads) {
                 }
 #if HAVE_LOW
                 else
-                    low_product(kind, B, rows, job->low_K, low_row(kind, job, t, row), job->low_step,
-                                (const uint16_t *)job->panels + block * job->low_K * COLUMNS, 0, 0, 0, sums);
+                    low_product(kind, B, rows, STRIP, job->low_K, low_row(kind, job, t, row), job->low_step,
+                                (const char *)job->panels + block * strip_bytes(kind, job->low_K),
+                                kind == INTS ? scale_row(job, t, row) : 0, job->low_K / 64, 0, sums);
 #endif
                 int lanes = (int)least(VECTOR, S - unit);
                 for (size r = row; r < row + rows; r++) {
@@ -212,11 +248,14 @@ INLINE void forward(const int kind, Job *job, int rank, int threads) {
                     vec hidden = lanes == VECTOR ? update(sum, input, bias, at, S, C_prev + state, C + state, H + state, VECTOR)
                                                  : update(sum, input, bias, at, S, C_prev + state, C + state, H + state, lanes);
                     (void)hidden;
-#if HAVE_LOW
-                    if (kind != FLOAT) low_store(kind, low_row(kind, job, t + 1, r), unit, hidden);
+#if HAVE_HALF || HAVE_PAIRS
+                    if (kind != FLOAT && kind != INTS) low_store(kind, low_row(kind, job, t + 1, r), unit, hidden);
 #endif
                 }
             }
+#if HAVE_INTS
+        if (kind == INTS) ints_state(job, t + 1, H, &share);
+#endif
         H_prev = H, C_prev = C;
         meet(share.barrier, share.members);
     }
@@ -236,8 +275,23 @@ INLINE void update_back(vec dh, float *gates, size S, const float *C_prev, const
     store(dC_state, dC * f, lanes);
 }
 
+#if HAVE_INTS
+/* da of a row and 16 units, for the next product. */
+INLINE void ints_gradient(const Job *job, size t, size row, size block) {
+    const size S = job->S;
+    vec x[64 / VECTOR];
+    for (int gate = 0; gate < GATES; gate++)
+        for (int v = 0; v < 16 / VECTOR; v++) {
+            const size unit = block * 16 + v * VECTOR;
+            const float *da = job->gates + ((t * job->B + row) * GATES + gate) * S + unit;
+            x[gate * (16 / VECTOR) + v] = S >= unit + VECTOR ? load(da, VECTOR) : S > unit ? load(da, (int)(S - unit)) : (vec){0};
+        }
+    scale_row(job, t, row)[block] = ints_store(x, (int16_t *)low_row(INTS, job, t, row) + block * 64);
+}
+#endif
+
 INLINE void backward(const int kind, Job *job, int rank, int threads) {
-    const int wide = kind == FLOAT ? WIDE : COLUMNS / VECTOR; /* vectors of a strip */
+    const int wide = kind == FLOAT ? WIDE : GATES; /* vectors of a strip */
     const size S = job->S, B = job->B, K = GATES * S;
     const Share share = divide(kind, job, wide * VECTOR, rank, threads);
     if (share.idle) return;
@@ -253,9 +307,9 @@ INLINE void backward(const int kind, Job *job, int rank, int threads) {
                             (const float *)job->panels + strip * K * WIDE * VECTOR, sums, WIDE * VECTOR);
 #if HAVE_LOW
                 else if (t < job->T - 1)
-                    low_product(kind, B, rows, job->low_K, low_row(kind, job, t + 1, row), job->low_step,
-                                (const uint16_t *)job->panels + strip * job->low_K * COLUMNS,
-                                kind == HALF ? scale_row(job, t + 1, row) : 0, job->low_K / 64, 0, sums);
+                    low_product(kind, B, rows, STRIP, job->low_K, low_row(kind, job, t + 1, row), job->low_step,
+                                (const char *)job->panels + strip * strip_bytes(kind, job->low_K),
+                                kind == HALF || kind == INTS ? scale_row(job, t + 1, row) : 0, job->low_K / 64, 0, sums);
 #endif
                 for (int v = 0; v < wide; v++) {
                     size unit = (strip * wide + v) * VECTOR;
@@ -274,8 +328,11 @@ INLINE void backward(const int kind, Job *job, int rank, int threads) {
                             update_back(sum, gates, S, C_prev + at, job->C_in + t * B * S + at, job->dC_0 + at, VECTOR, da);
                         else
                             update_back(sum, gates, S, C_prev + at, job->C_in + t * B * S + at, job->dC_0 + at, lanes, da);
-#if HAVE_LOW
-                        if (kind != FLOAT) {
+#if HAVE_INTS
+                        if (kind == INTS && ((unit + VECTOR) % 16 == 0 || unit + VECTOR >= S)) ints_gradient(job, t, r, unit / 16);
+#endif
+#if HAVE_HALF || HAVE_PAIRS
+                        if (kind != FLOAT && kind != INTS) {
                             float scale = kind == HALF ? low_scale(larger(larger(larger(larger((vec){0}, da[0]), da[1]), da[2]), da[3])) : 1.f;
                             for (int gate = 0; gate < GATES; gate++)
                                 low_store(kind, low_row(kind, job, t, r), unit * GATES + gate * VECTOR, scale * da[gate]);
@@ -311,8 +368,15 @@ BODY(forward, PAIRS) BODY(backward, PAIRS)
 #define forward_PAIRS 0
 #define backward_PAIRS 0
 #endif
-static void (*const bodies[2][KINDS])(void *, int, int) = {{forward_FLOAT, forward_HALF, forward_TILES, forward_PAIRS},
-                                                           {backward_FLOAT, backward_HALF, backward_TILES, backward_PAIRS}};
+#if HAVE_INTS
+BODY(forward, INTS) BODY(backward, INTS)
+#else
+#define forward_INTS 0
+#define backward_INTS 0
+#endif
+static void (*const bodies[2][KINDS])(void *, int, int) = {
+    {forward_FLOAT, forward_HALF, forward_TILES, forward_PAIRS, forward_INTS},
+    {backward_FLOAT, backward_HALF, backward_TILES, backward_PAIRS, backward_INTS}};
 
 typedef struct {
     size S;
@@ -349,14 +413,15 @@ static void pack_backward(void *argument, int rank, int threads) {
 }
 
 #if HAVE_LOW
-/* Both forms are strips of 64 columns: for each block of 16 units its four gates, or (back) 64 units, whose k then counts
-   blocks of units, gates and units of the block, in this order: 64 k share a scale. */
+/* Both forms are strips of STRIP columns: for each block of units its four gates, or (back) units, whose k then counts
+   blocks of 16 units, gates and units of the block, in this order: 64 k share a scale. */
 INLINE void pack_low(const int kind, const int back, Packing *p, int rank, int threads) {
-    const size S = p->S, count = blocks(S, back ? COLUMNS : VECTOR), K = back ? blocks(S, VECTOR) * 64 : blocks(S, 64) * 64;
+    const size S = p->S, count = blocks(S, back ? STRIP : VECTOR), K = low_columns(back, S);
     float square[64][COLUMNS];
     for (size strip = count * rank / threads; strip < count * (rank + 1) / threads; strip++)
         for (size k = 0; k < K; k += 64) {
             memset(square, 0, sizeof square);
+#if VECTOR == 16
             for (size j = 0; j < 64; j += VECTOR)
                 for (int gate = 0; gate < GATES; gate++) {
                     const size unit = back ? strip * COLUMNS + j : strip * VECTOR, from = back ? k / GATES : unit, row = back ? unit : k + j;
@@ -372,7 +437,24 @@ INLINE void pack_low(const int kind, const int back, Packing *p, int rank, int t
                     for (size l = 0; l < VECTOR; l++)
                         store(back ? square[gate * VECTOR + l] + j : square[j + l] + gate * VECTOR, (vec)block[l], VECTOR);
                 }
-            low_pack(kind, (const float(*)[COLUMNS])square, (uint16_t *)p->forward + (strip * K + k) * COLUMNS);
+#else
+            for (int gate = 0; gate < GATES; gate++) {
+                const size from = back ? k / GATES : strip * VECTOR, row = back ? strip * STRIP : k, width = back ? 16 : VECTOR;
+                for (size i = 0; i < least(back ? STRIP : 64, S - row); i++)
+                    for (size j = 0; j < least(width, S - from); j++) {
+                        const float weight = p->W[((row + i) * GATES + gate) * S + from + j];
+                        if (back) square[gate * width + j][i] = weight;
+                        else square[i][gate * width + j] = weight;
+                    }
+            }
+#endif
+            char *const panel = (char *)p->forward + strip * strip_bytes(kind, K);
+#if HAVE_INTS
+            if (kind == INTS) ints_pack((const float(*)[64])square, STRIP, panel, k, K);
+#endif
+#if HAVE_HALF || HAVE_PAIRS
+            if (kind != INTS) low_pack(kind, (const float(*)[COLUMNS])square, (uint16_t *)panel + k * COLUMNS);
+#endif
         }
 }
 #define PACK(kind)                                                                                                         \
@@ -391,9 +473,15 @@ PACK(PAIRS)
 #define pack_forward_PAIRS 0
 #define pack_backward_PAIRS 0
 #endif
+#if HAVE_INTS
+PACK(INTS)
+#else
+#define pack_forward_INTS 0
+#define pack_backward_INTS 0
+#endif
 static void (*const packers[2][KINDS])(void *, int, int) = { /* TILES reads what PAIRS reads */
-    {pack_forward, pack_forward_HALF, pack_forward_PAIRS, pack_forward_PAIRS},
-    {pack_backward, pack_backward_HALF, pack_backward_PAIRS, pack_backward_PAIRS}};
+    {pack_forward, pack_forward_HALF, pack_forward_PAIRS, pack_forward_PAIRS, pack_forward_INTS},
+    {pack_backward, pack_backward_HALF, pack_backward_PAIRS, pack_backward_PAIRS, pack_backward_INTS}};
 
 #include "multiply.h"
 #include "pointwise.h"
@@ -422,15 +510,13 @@ EXPORT int lstmlm_has(int kind) {
 #if HAVE_TILES
     if (kind == TILES) return tiles_allowed();
 #endif
-    return kind == FLOAT || (kind == HALF && HAVE_HALF) || (kind == PAIRS && HAVE_PAIRS);
+    return kind == FLOAT || (kind == HALF && HAVE_HALF) || (kind == PAIRS && HAVE_PAIRS) || (kind == INTS && HAVE_INTS);
 }
-
-static size low_columns(int back, size S) { return back ? blocks(S, VECTOR) * 64 : blocks(S, 64) * 64; }
 
 /* Bytes that a packed form of W needs. */
 EXPORT size lstmlm_packed_size(int kind, int back, size S) {
     if (kind == FLOAT) return blocks(S, WIDE * VECTOR) * WIDE * VECTOR * GATES * S * 4;
-    return blocks(S, back ? COLUMNS : VECTOR) * COLUMNS * low_columns(back, S) * 2;
+    return blocks(S, back ? STRIP : VECTOR) * strip_bytes(kind, low_columns(back, S));
 }
 
 /* Bytes of scratch that a pass needs. */

@@ -23,15 +23,15 @@ from lstmlm.kernels.threads import one_thread
 
 __all__ = ["NativeKernel", "Unavailable", "load"]
 
-FLOAT32, FLOAT16, TILES, PAIRS = range(4)
-"""The kinds of products in `low.h`: the last two have bfloat16 factors, by AMX and by AVX512-BF16."""
+FLOAT32, FLOAT16, TILES, PAIRS, INTS = range(5)
+"""The kinds of products in `low.h`: TILES and PAIRS have bfloat16 factors, by AMX and by AVX512-BF16."""
 
-NAMES = "float32", "float16", "bfloat16", "bfloat16"
+NAMES = "float32", "float16", "bfloat16", "bfloat16", "int16"
 
 VECTORS = {16: "AVX-512", 8: "AVX2", 4: "NEON" if platform.machine().lower() in ("aarch64", "arm64") else "plain C"}
 
-WITHIN = {FLOAT32: 1e-5, FLOAT16: 1e-2, TILES: 5e-2, PAIRS: 5e-2}
-"""What the self-check allows each kind: float32 its promise; the others some ten times their rounding, 2^-11 and 2^-8."""
+WITHIN = {FLOAT32: 1e-5, FLOAT16: 1e-2, TILES: 5e-2, PAIRS: 5e-2, INTS: 5e-3}
+"""What the self-check allows each kind: float32 its promise; the others some ten times their rounding, 2^-11, 2^-8 and 2^-12."""
 
 MARGIN = 1.1
 """How many times as quick a kernel has to be to be taken in place of one that is more exact, or has the same bits anywhere."""
@@ -56,7 +56,8 @@ class NativeKernel:
         self._strict = strict
         self.kind = kind
         self._scratch = threading.local()
-        unit = VECTORS[library.lstmlm_vector()], "AVX512-FP16", "AMX", "AVX512-BF16"
+        width = library.lstmlm_vector()
+        unit = VECTORS[width], "AVX512-FP16", "AMX", "AVX512-BF16", "AVX512-VNNI" if width == 16 else "AVX-VNNI"
         self.pointwise = NativePointwise(library)
         self.name = f"native {NAMES[kind]} ({unit[kind]})"
 
@@ -154,7 +155,7 @@ def load(precision: str = "float32", keep: str = "") -> NativeKernel:
 
     Args:
         precision: float32 is strict. bfloat16 allows products of that precision or better: by AMX, or else whichever of float16,
-            bfloat16 and float32 is fastest here; the kernel's name says which. auto is bfloat16.
+            bfloat16, int16 and float32 is fastest here; the kernel's name says which. auto is bfloat16.
         keep: The name of the kernel that a run began with: taken if it is one of these and runs here.
 
     Raises:
@@ -177,7 +178,7 @@ def load(precision: str = "float32", keep: str = "") -> NativeKernel:
 
 def every_kind(strict: NativeKernel) -> list[NativeKernel]:
     """Return a kernel of each kind of products that this CPU has, AMX's before all others, the strict one last."""
-    kinds = [kind for kind in (TILES, FLOAT16, PAIRS) if strict.library.lstmlm_has(kind)]
+    kinds = [kind for kind in (TILES, FLOAT16, PAIRS, INTS) if strict.library.lstmlm_has(kind)]
     return [*(NativeKernel(strict.library, kind, strict) for kind in kinds), strict]
 
 
@@ -196,15 +197,16 @@ def _fastest(library: ctypes.CDLL, kernels: list[NativeKernel]) -> NativeKernel:
     """Return the fastest of some kernels, as it was found when they were first asked for.
 
     AMX is many times as fast as all else. What AVX512-BF16 is worth no flag tells: twice float32 on AMD's cores, half of it on
-    Intel's. So it is timed, for some milliseconds on one thread; of what is as fast within a tenth the most exact is taken.
+    Intel's; nor what VNNI is. So all are timed, for some milliseconds on one thread; of what is as fast within a tenth the most
+    exact is taken, and INTS only where all others are slower than that.
     """
-    if kernels[0].kind == TILES or not any(kernel.kind == PAIRS for kernel in kernels):
+    if kernels[0].kind == TILES or not any(kernel.kind in (PAIRS, INTS) for kernel in kernels):
         return kernels[0]
     for kernel in kernels:
         if build.passed(library, f"fastest-{kernel.kind}"):
             return kernel
     seconds = _seconds(kernels)
-    more_exact = sorted(kernels, key=lambda kernel: WITHIN[kernel.kind])
+    more_exact = sorted(kernels, key=lambda kernel: (kernel.kind == INTS, WITHIN[kernel.kind]))
     best = next(kernel for kernel in more_exact if seconds[kernel] <= MARGIN * min(seconds.values()))
     build.passed(library, f"fastest-{best.kind}", now=True)
     return best

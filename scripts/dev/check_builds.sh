@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Build the C for every kind of CPU that can be run here, check it, and compare the text of one seed. Usage: check_builds.sh [OPTIMISATION]
-# The builds: x86-64 with AVX-512, with AVX2 and with neither, as far as this CPU has them; aarch64 with and without its dot product,
+# The builds: x86-64 with AVX-512, with AVX2 (and AVX-VNNI) and with neither, as far as this CPU has them; aarch64 with and without its dot product,
 # where Debian's cross compiler (gcc-aarch64-linux-gnu) and qemu-user-static are installed. All CPUs with FMA must write the same text to the last bit.
 # Windows' own team runs here, by tests/kernels/windows. For Windows and macOS the sources are compiled only, where zig is (pip install ziglang).
 set -euo pipefail
@@ -36,7 +36,10 @@ if [ "$(uname -m)" = x86_64 ]; then
   has() { grep -qw "$1" /proc/cpuinfo; }
   if has avx512f; then check avx512 "" $cc -march=native; fi
   if has avx512_vnni && has avx512bw; then check avx512-without-vnni "" $cc -march=native -mno-avx512vnni; fi
+  if has avx512_vnni && has avx512bw; then check avx512-without-bfloat16 "" $cc -march=native -mno-avx512bf16; fi
   if has avx2 && has fma; then check avx2 "" $cc -march=x86-64-v3; fi
+  if has avx2 && has fma; then check avx2-int16-emulated "" $cc -march=x86-64-v3 -DLSTMLM_EMULATE; fi
+  if has avx_vnni; then check avx-vnni "" $cc -march=x86-64-v3 -mavxvnni; fi
   if has fma; then check no-vectors "" $cc -march=x86-64 -mfma; fi
 else
   check "$(uname -m)" "" $cc

@@ -130,7 +130,7 @@ static void check_product(int kind) {
 }
 
 int main(void) {
-    for (int kind = 0; kind < 4; kind++)
+    for (int kind = 0; kind < 5; kind++)
         if (lstmlm_has(kind)) check_recurrence(kind), check_product(kind);
     for (int in_bytes = 0; in_bytes < 2; in_bytes++)
         for (int how = 0; how < 2; how++) {

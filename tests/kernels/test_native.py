@@ -1,4 +1,6 @@
 import os
+import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +17,8 @@ from lstmlm.kernels.eager import EagerKernel
 # T, B, S: tails of every vector width, tiles of every height, a batch of one, one step, more units than a panel's chunk
 SIZES = [(1, 1, 1), (7, 1, 37), (3, 2, 16), (4, 3, 33), (1, 5, 19), (3, 29, 47), (2, 97, 15), (3, 13, 80), (2, 6, 300)]
 
+ROUNDING = {native.FLOAT16: 2.0**-11, native.INTS: 2.0**-12}  # bfloat16's is 2^-8
+
 
 @pytest.fixture(name="kernel", scope="module")
 def _kernel() -> native.NativeKernel:
@@ -26,7 +30,10 @@ def _kernel() -> native.NativeKernel:
 
 
 @pytest.fixture(
-    name="rough", scope="module", params=[native.FLOAT16, native.TILES, native.PAIRS], ids=["float16", "AMX", "pairs"]
+    name="rough",
+    scope="module",
+    params=[native.FLOAT16, native.TILES, native.PAIRS, native.INTS],
+    ids=["float16", "AMX", "pairs", "int16"],
 )
 def _rough(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> native.NativeKernel:
     """Return a kernel of reduced precision, with the AMX instructions replaced by functions, so that they run anywhere."""
@@ -240,7 +247,7 @@ def relative(actual: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_reduced_precision_is_within_its_rounding(rough: native.NativeKernel, size: tuple[int, int, int]) -> None:
     """All results are within eight roundings of the factors' type (the factors, sums of 64) of float64, at all sizes."""
-    rounding = {native.FLOAT16: 2.0**-11}.get(rough.kind, 2.0**-8)
+    rounding = ROUNDING.get(rough.kind, 2.0**-8)
     inputs = problem(*size)
     exact = both_passes(EagerKernel(), inputs, torch.float64)
 
@@ -318,7 +325,7 @@ def test_product(rough: native.NativeKernel, M: int, N: int, K: int, monkeypatch
     too, with the same bits for any number of threads.
     """
     generator = torch.Generator().manual_seed(M + N + K)
-    rounding = {native.FLOAT16: 2.0**-11}.get(rough.kind, 2.0**-8)
+    rounding = ROUNDING.get(rough.kind, 2.0**-8)
     A = torch.randn(M, K, generator=generator) * 1e-20 * 10 ** torch.rand(M, 1, generator=generator)
     B = torch.randn(K, N, generator=generator) * 1e15
     exact = A.double() @ B.double()
@@ -335,6 +342,127 @@ def test_product(rough: native.NativeKernel, M: int, N: int, K: int, monkeypatch
 
     assert (plain - exact).abs().max() < allowed
     assert (added - 2 * exact).abs().max() < 2 * allowed
+
+
+@pytest.fixture(name="int16", scope="module")
+def _int16(tmp_path_factory: pytest.TempPathFactory) -> native.NativeKernel:
+    """Return the kernel of int16 products, emulated where the machine has none."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LSTMLM_CACHE", str(tmp_path_factory.getbasetemp() / "emulated"))
+        patch.setattr(build, "FLAGS", (*build.FLAGS, "-DLSTMLM_EMULATE"))
+        try:
+            return native.NativeKernel(build.library(), native.INTS)
+        except Unavailable as reason:
+            pytest.skip(str(reason))
+
+
+def slow_int16_product(A: Tensor, B: Tensor) -> Tensor:
+    """Compute A B as `ints.h` says, 64 of K at a time: rows of A and columns of B to integers, their exact product, its worth."""
+    K = -(-A.shape[1] // 64) * 64
+    A = torch.nn.functional.pad(A, (0, K - A.shape[1]))
+    B = torch.nn.functional.pad(B, (0, 0, 0, K - B.shape[0]))
+    total = torch.zeros(A.shape[0], B.shape[1], dtype=torch.float64)
+    for a, b in zip(A.split(64, 1), B.split(64, 0), strict=True):
+        magnitudes = sum(b.abs(), torch.zeros(B.shape[1]))  # in order, as the rounding of the sum is part of it
+        column = torch.maximum(magnitudes / 131000, b.abs().amax(0) / 32767)
+        row = a.abs().amax(1, keepdim=True) / 16383
+        left, right = (
+            (x.double() * torch.where(worth > 1.2e-38, 1 / worth, 0).double()).round() for x, worth in ((a, row), (b, column))
+        )
+        assert (left.abs() @ right.abs()).max() < 2**31
+        total += left @ right * row.double() * column.double()
+    return total
+
+
+def _factors(case: str, M: int, N: int, K: int) -> tuple[Tensor, Tensor]:
+    """Return two matrices of a kind that is hard for integers of one scale."""
+    generator = torch.Generator().manual_seed(K)
+    A, B = torch.randn(M, K, generator=generator), torch.randn(K, N, generator=generator)
+    if case == "outliers":
+        A[:, ::50] *= 1e4
+        B[::37, :] *= 1e4
+    elif case == "wide":
+        A *= 10 ** torch.empty(A.shape).uniform_(-12, 2, generator=generator)
+        B *= 10 ** torch.empty(B.shape).uniform_(-12, 2, generator=generator)
+    elif case == "equal":
+        A, B = torch.full_like(A, 0.3), torch.full_like(B, -7.0)
+    elif case == "sparse":
+        A *= torch.rand(A.shape, generator=generator) < 0.02
+        B *= torch.rand(B.shape, generator=generator) < 0.02
+    elif case == "tiny":
+        A[:, ::2] *= 1e-42  # less than any normal number
+        B *= 1e-25
+    return A, B
+
+
+@pytest.mark.parametrize("case", ["normal", "outliers", "wide", "equal", "sparse", "tiny"])
+def test_int16_products_are_more_exact_than_float16(int16: native.NativeKernel, case: str) -> None:
+    """Whatever the factors hold, an error is below 2^-11 of the two norms, half of what float16 factors may be wrong by; and the
+    product is the slow one to the rounding of float32 sums.
+    """
+    for M, N, K in PRODUCTS:
+        A, B = _factors(case, M, N, K)
+        norms = A.double().norm(dim=1)[:, None] * B.double().norm(dim=0)
+        found = int16.product(A, B).double()
+
+        assert ((found - A.double() @ B.double()).abs() <= 2.0**-11 * norms + 1e-37).all()
+        assert ((found - slow_int16_product(A, B)).abs() <= 1e-6 * norms + 1e-37).all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_int16_hides_no_nan(int16: native.NativeKernel, value: float) -> None:
+    """What is no number in a row or a column leaves no number there, and nowhere else."""
+    A, B = torch.randn(9, 100), torch.randn(100, 11)
+    A[3, 70] = B[5, 4] = value
+
+    finite = int16.product(A, B).isfinite()
+
+    assert not finite[3].any()
+    assert not finite[:, 4].any()
+    assert finite.sum() == 8 * 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("machine", ["-march=native", "-march=x86-64-v3", "-O1"])
+def test_int16_has_the_same_bits_in_every_width(
+    int16: native.NativeKernel, machine: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By whatever instructions and however wide, products of integers and the recurrence have the same bits, on CPUs with FMA."""
+    monkeypatch.setenv("LSTMLM_CACHE", str(tmp_path))
+    flags = ("-mno-avx512vnni", "-mno-avxvnni") if machine == "-march=native" else ("-mfma",)
+    monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, "-DLSTMLM_EMULATE"))
+    monkeypatch.setattr(build, "FOR_THIS_CPU", ((machine, *flags),))
+    if platform.machine() != "x86_64":
+        pytest.skip("options of x86-64")
+    try:
+        other = native.NativeKernel(build.library(), native.INTS)
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+
+    for M, N, K in PRODUCTS:
+        A, B = torch.randn(M, K), torch.randn(K, N)
+        assert torch.equal(other.product(A, B), int16.product(A, B))
+    for size in SIZES:
+        found, expected = both_passes(other, problem(*size)), both_passes(int16, problem(*size))
+        assert all(torch.equal(found[name], expected[name]) for name in expected), size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("machine", ["icelake-server", "alderlake"])
+def test_vnni_instructions_are_used(machine: str, tmp_path: Path) -> None:
+    """Compilers that know these CPUs use their instruction, and keep the sums of a tile in registers."""
+    try:
+        compiler = build.find_compiler()
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+    if subprocess.run([*compiler, f"-march={machine}", "-xc", "-E", "/dev/null"], capture_output=True).returncode:
+        pytest.skip("the compiler does not know this CPU")
+    flags = [*build.FLAGS, f"-march={machine}", "-S", "-o", str(tmp_path / "native.s")]
+    subprocess.run([*compiler, *flags, str(build.SOURCES / "native.c")], check=True)
+
+    tile = (tmp_path / "native.s").read_text().partition("\nints_6:")[2].partition("\n\tret")[0]
+    assert "vpdpwssd" in tile
+    assert not re.search(r"[yz]mm\d+, [-\w]*\(%[re][sb]p\)", tile)
 
 
 @pytest.mark.parametrize(("M", "N", "K"), PRODUCTS)
@@ -384,7 +512,7 @@ def test_amx_instructions_compile(tmp_path: Path) -> None:
 def test_lower_precision_falls_back_to_a_better_one(kernel: native.NativeKernel, precision: str) -> None:
     """Where there are neither bfloat16 nor float16 products, the one that runs is float32; its name says which it is."""
     chosen = native.load(precision)
-    there = [kind for kind in range(4) if kernel.library.lstmlm_has(kind)]
+    there = [kind for kind in range(len(native.NAMES)) if kernel.library.lstmlm_has(kind)]
 
     assert chosen.kind in there
     assert chosen.kind == native.TILES or native.TILES not in there
@@ -399,6 +527,10 @@ def test_lower_precision_falls_back_to_a_better_one(kernel: native.NativeKernel,
         ({native.FLOAT32: 2.0, native.PAIRS: 1.0}, native.PAIRS),  # Zen 4
         ({native.FLOAT32: 1.05, native.PAIRS: 1.0}, native.FLOAT32),
         ({native.FLOAT32: 2.0, native.FLOAT16: 1.05, native.PAIRS: 1.0}, native.FLOAT16),
+        ({native.FLOAT32: 2.0, native.INTS: 1.0}, native.INTS),  # Ice Lake, Alder Lake
+        ({native.FLOAT32: 1.05, native.INTS: 1.0}, native.FLOAT32),
+        ({native.FLOAT32: 2.0, native.PAIRS: 1.05, native.INTS: 1.0}, native.PAIRS),
+        ({native.FLOAT32: 2.0, native.PAIRS: 4.0, native.INTS: 1.0}, native.INTS),
     ],
 )
 def test_the_fastest_kind_is_taken_and_kept(
@@ -465,7 +597,7 @@ def test_the_seconds_of_a_recurrence(kernel: native.NativeKernel, monkeypatch: p
 
 
 def test_amx_is_taken_untimed(kernel: native.NativeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there is AMX nothing is timed, and nothing where AVX512-BF16 is missing."""
+    """Where there is AMX nothing is timed, and nothing where AVX512-BF16 and VNNI are missing."""
     monkeypatch.setattr(native, "_seconds", None)
     for kinds in (
         (native.TILES, native.FLOAT16, native.PAIRS, native.FLOAT32),
