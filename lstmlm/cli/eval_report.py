@@ -146,7 +146,7 @@ def show(console: Console, scores: Scores, protocol: str, window: int) -> None:
     size = f"{score.bits_per_byte:.4f} bits/byte{'' if scores.utf8 else ' in UTF-8'}"
     console.result(f"{counted(score.chars, 'character')}{unknown}, {size}, {protocol}: {how}")
     if scores.bits_per_word is not None and scores.perplexity_per_word is not None:
-        per_word = f"{scores.bits_per_word:.4f} bits/word, perplexity {scores.perplexity_per_word:,.2f} per word"
+        per_word = f"{scores.bits_per_word:.4f} bits/word, perplexity {_large(scores.perplexity_per_word)} per word"
         console.result(f"{counted(scores.words, 'word')}, {per_word}")
     if dynamic and not scores.chosen:
         console.say("the rate of --dynamic is the usual one: the training text, which it is chosen on, is not to be had")
@@ -168,3 +168,8 @@ def show(console: Console, scores: Scores, protocol: str, window: int) -> None:
         rows.append(("this network, dynamic", dynamic.bits_per_char, note))
     best = min(range(len(rows)), key=lambda row: rows[row][1])
     console.table(rows, ("the same text by", "bits/char", ""), best=best)
+
+
+def _large(number: float) -> str:
+    """Return a number as people read it: of a text without spaces a word is a line, and its perplexity has hundreds of digits."""
+    return f"{number:,.2f}" if number < 1e9 else f"{number:.1e}"

@@ -1,6 +1,7 @@
 import gzip
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -394,6 +395,13 @@ def test_words(lstmlm: Lstmlm, run: Path) -> None:
     assert told["perplexity_per_word"] == pytest.approx(2 ** (bits / 5))
     assert "5 words, " in lstmlm("eval", "few").out
     assert (blank["words"], blank["bits_per_word"]) == (0, None)
+
+
+def test_the_perplexity_of_a_word_that_is_a_line(lstmlm: Lstmlm, run: Path) -> None:
+    """Of a text without spaces it has hundreds of digits, and is shown by its exponent."""
+    shown = lstmlm("eval", "-", "-m", run, stdin=b"BobAnn" * 60).out
+
+    assert re.search(r"1 word, .* perplexity \d\.\de\+\d+ per word", shown)
 
 
 def test_trained_on(lstmlm: Lstmlm, run: Path, text: Path, held_out: Path) -> None:
