@@ -10,6 +10,7 @@ a character for each share. `experiment.py` compares at equal wall time; this ne
 import argparse
 import json
 import math
+import re
 import statistics
 import sys
 import tempfile
@@ -96,6 +97,7 @@ def trial(text: Path, steps: int, changes: dict[str, float]) -> dict[str, Any]:
                     mean.lerp_(w, min(1.0, 1 / (share * (step + 1))))
     found: dict[str, Any] = {
         "text": text.stem,
+        "machine": machine(),
         "steps": steps,
         **changes,
         "passes": round(steps * B * T / len(corpus.train), 2),
@@ -108,6 +110,15 @@ def trial(text: Path, steps: int, changes: dict[str, float]) -> dict[str, Any]:
                 w.copy_(mean)
         found[f"average {share}"] = scores(model, corpus.val.tensor(0, len(corpus.val)), corpus.counts)
     return found
+
+
+def machine() -> str:
+    """Return the name of this computer's processor, where the system says it."""
+    try:
+        named = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+    except OSError:
+        return ""
+    return named[1] if named else ""
 
 
 def scores(model: CharLM, ids: torch.Tensor, counts: Any) -> list[float]:
