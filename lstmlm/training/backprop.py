@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lstmlm.kernels import Activations
 from lstmlm.kernels.cuda_graph import Lanes
 from lstmlm.kernels.dropout import Dropout
-from lstmlm.kernels.pointwise import Norm, Number
+from lstmlm.kernels.pointwise import Norm, Number, Taught
 from lstmlm.model import ensemble
 from lstmlm.model.cell import LSTMState
 from lstmlm.model.char_lm import CharLM
@@ -120,7 +120,13 @@ class Backprop:
 
     @torch.no_grad()
     def __call__(
-        self, ids: Tensor, targets: Tensor, state: StackState, scale: float, *drops: Dropout | None
+        self,
+        ids: Tensor,
+        targets: Tensor,
+        state: StackState,
+        scale: float,
+        *drops: Dropout | None,
+        taught: Taught | None = None,
     ) -> tuple[Number, StackState]:
         """Read a window and add the gradient of scale x the summed nats to every parameter's.
 
@@ -131,6 +137,7 @@ class Backprop:
                 those of all of them.
             scale: One over the number of predictions of the whole batch, for their mean.
             drops: The step's dropout, of each network.
+            taught: What a teacher expects after each character; the gradient is then that of `Pointwise.loss`. (T, B, V)
 
         Returns:
             nats: Minus log probability, summed over the T x B targets and the networks.
@@ -141,13 +148,13 @@ class Backprop:
         states = ensemble.parted(state, len(self._models))
         for model, layers, own, drop in zip(self._models, self._networks, states, drops or [None] * len(states), strict=True):
             self._layers, self._model = layers, model
-            more, after = self._window(ids, targets, own, scale, drop)
+            more, after = self._window(ids, targets, own, scale, drop, taught)
             nats = nats + more
             last.append(after)
         return nats, ensemble.joined(last)
 
     def _window(
-        self, ids: Tensor, targets: Tensor, state: StackState, scale: float, drop: Dropout | None
+        self, ids: Tensor, targets: Tensor, state: StackState, scale: float, drop: Dropout | None, taught: Taught | None
     ) -> tuple[Number, StackState]:
         """Do so for one network."""
         self._drop_weights(drop)
@@ -168,7 +175,8 @@ class Backprop:
             self._read(ids, steps, start, there)
             if steps is self._segments[-1]:
                 last = self._state()
-            nats = nats + self._loss(targets[steps].reshape(-1).contiguous(), scale)
+            soft = taught and Taught(taught.probabilities[steps].flatten(0, 1), taught.weight)
+            nats = nats + self._loss(targets[steps].reshape(-1).contiguous(), scale, soft)
             self._backward(ids[steps], there)
         self._accumulate_dropped_grad(drop)
         return nats, (*last, *seen)
@@ -251,25 +259,27 @@ class Backprop:
         memories = [layer.memory for layer in self._layers]
         return tuple(LSTMState(memory.H[self._steps].clone(), memory.C[self._steps].clone()) for memory in memories)
 
-    def _loss(self, targets: Tensor, scale: float) -> Number:
+    def _loss(self, targets: Tensor, scale: float, taught: Taught | None) -> Number:
         """Return the summed nats; leave the gradient of what the readout read."""
         last = self._layers[-1]
         parts = last.memory.x[: self._steps].view(len(targets), -1), self._gradient(last.width).view(len(targets), -1), targets
         nats: Number = 0.0
-        for rows, dx, here in zip(*(part.split(self._rows) for part in parts), strict=True):
-            nats = nats + self._loss_of_rows(rows, dx, here, scale)
+        for start, (rows, dx, here) in enumerate(zip(*(part.split(self._rows) for part in parts), strict=True)):
+            first = start * self._rows
+            soft = taught and Taught(taught.probabilities[first : first + len(rows)], taught.weight)
+            nats = nats + self._loss_of_rows(rows, dx, here, scale, soft)
         return nats
 
-    def _loss_of_rows(self, rows: Tensor, dx: Tensor, targets: Tensor, scale: float) -> Number:
+    def _loss_of_rows(self, rows: Tensor, dx: Tensor, targets: Tensor, scale: float, taught: Taught | None) -> Number:
         readout, pointwise, logits = self._model.readout, self._kernel.pointwise, self._logits[: len(rows)]
         if readout is None:
             logits.copy_(rows)
-            nats = pointwise.loss(logits, None, targets, scale, None)
+            nats = pointwise.loss(logits, None, targets, scale, None, taught)
             dx.copy_(logits)
             return nats
         product, weight = self._kernel.strict.product, readout.weight.data
         product(rows, weight.t(), logits)
-        nats = pointwise.loss(logits, readout.bias.data, targets, scale, _grad(readout.bias))
+        nats = pointwise.loss(logits, readout.bias.data, targets, scale, _grad(readout.bias), taught)
         product(logits.t(), rows, _grad(readout.weight), add=True)
         product(logits, weight, dx)
         return nats
