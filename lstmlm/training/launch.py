@@ -89,7 +89,8 @@ def prepare(start: Start, text: Corpus, clock: Clock, group: ProcessGroup, repor
 
     def choose() -> tuple[RunConfig, str, int]:
         torch.set_num_threads(threads(config, group))  # a trainer on a busy machine may have left fewer
-        return auto_tune.choose(config, len(text.train), vocabulary, left, measure, tuned=start.parent is not None)
+        known = {"tuned": start.parent is not None, "taught": start.teacher is not None}
+        return auto_tune.choose(config, len(text.train), vocabulary, left, measure, **known)
 
     whole, chosen, steps = choose()
     kernel, wrong = kernels.at_sizes(kernel, device, *sizes(whole, text))
