@@ -389,11 +389,11 @@ class LanguageModel:
 
         with self._terms():
             encode = partial(self.tokenizer.encode, on_unknown=on_unknown)
-            filler = Filler(self.readable, encode, self.counts, next(iter(self.line_end), None), self.tokenizer.rare)
+            filler = Filler(self.readable, encode, self.counts, self.opening, self.tokenizer.rare)
             return next(filler.rank([Question(text, tuple(choices))]))
 
     def gates(self, text: str, *, on_unknown: OnUnknown = "error") -> "Gates":
-        """Return what every gate and unit does along a text, which is read after a line end, if the model knows one.
+        """Return what every gate and unit does along a text, which is read after what parts documents, or a line end.
 
         Of several networks it is asked by member: `model.member(1).gates(text)`.
 
@@ -407,7 +407,7 @@ class LanguageModel:
                 raise TextError("text: expected a character that the model knows, found none.")
             from lstmlm.analysis.activations import gates
 
-            return gates(self.alone, ids, self.line_end, self.counts, [self.tokenizer.decode([id_]) for id_ in ids])
+            return gates(self.alone, ids, self.opening, self.counts, [self.tokenizer.decode([id_]) for id_ in ids])
 
     def sample(
         self,
@@ -428,7 +428,7 @@ class LanguageModel:
         """Go on after a prompt, or after each of several, which are read and continued side by side.
 
         Args:
-            prompt: Empty: as after a line end, or after the commonest character where there is none.
+            prompt: Empty: as after what parts documents, or a line end, or after the commonest character where there is neither.
             length: Characters of each sample, at most; of a model of bytes characters too, never a part of one.
             n: Samples of each prompt, drawn side by side; the seeds are seed, seed + 1, ...
             seed: Of the first sample of each prompt; None: drawn, and kept in the samples.
@@ -631,15 +631,20 @@ class LanguageModel:
         return [(self.tokenizer.symbol(id_), found[id_]) for id_ in likeliest]
 
     def _prompt_ids(self, prompt: str, on_unknown: OnUnknown) -> list[int]:
-        return self.tokenizer.encode(prompt, on_unknown) or [self.start()]
+        return self.tokenizer.encode(prompt, on_unknown) or self.opening or [self.start()]
 
     @property
     def line_end(self) -> list[int]:
         """The id of the line end, alone; empty where the model knows none."""
         return self.tokenizer.encode("\n", on_unknown="skip")
 
+    @property
+    def opening(self) -> list[int]:
+        """The ids that stand before a text: what parts documents, else a line end; empty where the model knows neither."""
+        return list(separator_ids(self.config.model.document_separator, self.tokenizer)) or self.line_end
+
     def start(self) -> int:
-        """Return the id that stands before a text without a prompt: a line end, or the commonest symbol."""
+        """Return one id that a text may begin after: a line end, or the commonest symbol."""
         return self.line_end[0] if self.line_end else max(range(len(self.counts)), key=self.counts.__getitem__)
 
 

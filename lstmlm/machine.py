@@ -12,6 +12,8 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+WINDOWS = os.name == "nt"
+
 _NONE = 1 << 60  # bytes: what cgroups of version 1 say where there is no limit is more
 
 
@@ -97,12 +99,17 @@ def _text(path: Path) -> str:
 
 
 def cache_folder() -> Path | None:
-    """Return the folder for caches: $LSTMLM_CACHE, $XDG_CACHE_HOME/lstmlm or ~/.cache/lstmlm; None where there is no home."""
+    """Return the folder for caches: $LSTMLM_CACHE, $XDG_CACHE_HOME/lstmlm or ~/.cache/lstmlm; None where there is no home.
+
+    On Windows lstmlm in %LOCALAPPDATA% comes before the last of them.
+    """
     if given := os.environ.get("LSTMLM_CACHE"):
         return Path(given)
     base = os.environ.get("XDG_CACHE_HOME", "")
     if os.path.isabs(base):  # the standard says that a relative one is to be ignored
         return Path(base) / "lstmlm"
+    if WINDOWS and (local := os.environ.get("LOCALAPPDATA")):
+        return Path(local) / "lstmlm"
     try:
         return Path.home() / ".cache" / "lstmlm"
     except RuntimeError:

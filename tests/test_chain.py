@@ -14,7 +14,7 @@ from torch import Tensor
 import lstmlm.training.train_step
 from lstmlm.analysis.activations import Forgetting
 from lstmlm.data.tokenizer import CharTokenizer
-from lstmlm.evaluation import dynamic, torch_sampler
+from lstmlm.evaluation import torch_sampler
 from lstmlm.evaluation.cloze import Filler, Question
 from lstmlm.evaluation.per_line import LineScorer
 from lstmlm.evaluation.sampler import Sampling, generate
@@ -25,6 +25,7 @@ from lstmlm.kernels.dropout import Dropout
 from lstmlm.kernels.eager import EagerKernel
 from lstmlm.kernels.pointwise import TorchPointwise
 from lstmlm.model.ensemble import Network
+from lstmlm.training import dynamic
 from lstmlm.training.distributed import ProcessGroup, Shards
 from tests import pretend
 from tests.helpers import Scores, cold, scores, small_model, some_ids, warm
@@ -190,7 +191,7 @@ def test_lines_and_blanks() -> None:
             assert one == other
         for forget in (False, True):
             readers = [TorchReader(m, run=Forgetting(m, 3) if forget else None) for m in models]
-            fillers = [Filler(reader, symbols.encode, [1] * 11, 0) for reader in readers]
+            fillers = [Filler(reader, symbols.encode, [1] * 11, [0]) for reader in readers]
             here, there = (list(filler.rank(questions)) for filler in fillers)
             assert here == there
 

@@ -1,6 +1,7 @@
 """After the text that parts documents every state is empty, in all that reads, learns and writes, and nowhere else."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from torch import Tensor
 
 import lstmlm
 from lstmlm.api import LanguageModel
+from lstmlm.data.corpus import Corpus
+from lstmlm.data.ids import Ids
 from lstmlm.evaluation import sampler, scoring, torch_sampler
 from lstmlm.evaluation.reader import reading
 from lstmlm.evaluation.sampler import Sampling
@@ -23,6 +26,7 @@ from lstmlm.model.ensemble import Network
 from lstmlm.training.backprop import Backprop
 from tests.cli.trained import make_run
 from tests.helpers import assert_close, small_model
+from tests.training.test_trainer import Bench, configured
 
 V, T, B = 5, 40, 3
 SEPARATORS = [(2,), (1, 3), (2, 2, 2), (0, 1, 0, 0)]
@@ -106,6 +110,7 @@ def test_reading_equals_the_equations(separator: tuple[int, ...], shape: dict[st
             assert_close(one, other, f"gradient in calls of {step}", 1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("separator", SEPARATORS, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize(("segment", "chunks"), [(0, 1), (7, 1), (0, 3)])
@@ -245,3 +250,51 @@ def test_what_is_written_is_read(separator: tuple[int, ...], members: int, how: 
     if how.exact:
         others = torch_sampler.generate(network, prompts, [1, 2, 3, 4], how)
         assert [next(others)[0] for _ in range(200)] == [ids for ids, _ in found]
+
+
+def test_a_text_begins_as_a_document(opened: Callable[..., LanguageModel]) -> None:
+    """Without a prompt a sample goes on after the separator, and so does what is filled in and what is looked into."""
+    model = opened(SHOWN)
+
+    assert model.sample(length=40, seed=1)[0].text == model.sample("Dan ate" + SHOWN, length=40, seed=1)[0].text
+    assert model.next("", 3) == model.next(SHOWN, 3)
+    answers = model.fill("____ ate", ["Bob", "Dan"])
+    costs = {name: sum(model.score(f"{name} ate", after=SHOWN).costs) for name in ("Bob", "Dan")}
+    assert {one.words[0]: one.bits for one in answers} == pytest.approx(costs, abs=1e-4)
+    found = model.gates("Bob" + SHOWN + "Bob")
+    assert not found.layers[1]["hidden"][len("Bob" + SHOWN) - 1].any()
+    assert torch.equal(found.layers[1]["hidden"][-3:], found.layers[1]["hidden"][:3])
+    assert found.surprise[-3:] == found.surprise[:3]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{"accumulate": 3}, {"segment": 2}, {"state_dropout": 0.3, "average": 0.3}], ids=str)
+@pytest.mark.usefixtures("short_samples")
+def test_a_run_goes_on_to_the_same_bits(corpus: Corpus, tmp_path: Path, changes: dict[str, Any]) -> None:
+    """Stopped after any step, in the midst of a separator too, a run ends with the bits of one that was not."""
+
+    def bench(name: str) -> Bench:
+        config = configured(weight_dropout=0.2, save_every=1, **changes)
+        config = replace(config, model=replace(config.model, document_separator="là; Ann", members=2))
+        return Bench(corpus, tmp_path / name, config)
+
+    expected = bench("whole").run().end()
+    for step in (1, 2, 7, 12):
+        parted = bench(f"parted{step}").stop_at(step)
+        assert parted.run(resume=True).end() == expected
+    other = Bench(corpus, tmp_path / "other", configured(weight_dropout=0.2, save_every=1, **changes))
+    assert other.run().end() != expected
+
+
+def test_separators_are_counted() -> None:
+    """However ids are stored and wherever a piece ends, each separator counts once, and two share no id."""
+    for width, high in ((1, 4), (2, 4), (4, 4)):
+        generator = torch.Generator().manual_seed(width)
+        values = torch.randint(high, (5000,), generator=generator).tolist()
+        ids = Ids(bytearray(b"".join(value.to_bytes(width, "little") for value in values)), width, 0, len(values))
+        joined = "".join(map(str, values))
+        for pattern in ((0,), (1, 1), (2, 2, 2), (0, 1, 0), (3, 0, 0, 0)):
+            for piece in (1, 7, 1 << 20):
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr("lstmlm.data.ids.PIECE", piece)
+                    assert ids.occurrences(pattern) == joined.count("".join(map(str, pattern)))

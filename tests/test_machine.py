@@ -83,7 +83,10 @@ def test_a_container_has_less_memory(tmp_path: Path, limit: str, bounded: bool) 
 
 
 def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """LSTMLM_CACHE wins over XDG_CACHE_HOME, an absolute one of which wins over the home folder; no home, no cache."""
+    """LSTMLM_CACHE wins over XDG_CACHE_HOME, an absolute one of which wins over the home folder; no home, no cache.
+
+    On Windows %LOCALAPPDATA% stands for the home folder.
+    """
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.delenv("LSTMLM_CACHE", raising=False)
@@ -103,6 +106,11 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
     monkeypatch.setattr(Path, "home", homeless)
     assert machine.cache_folder() is None
+
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "local"))
+    assert machine.cache_folder() is None
+    monkeypatch.setattr(machine, "WINDOWS", True)
+    assert machine.cache_folder() == tmp_path / "local" / "lstmlm"
 
 
 def test_memory_of_this_process(tmp_path: Path) -> None:

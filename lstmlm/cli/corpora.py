@@ -183,7 +183,7 @@ def _sources(model: "LanguageModel", advice: str) -> tuple[list[str], str | None
     for name in [*sources, *([val] if val else [])]:
         _refuse_special(name, advice)
     if model.text_place is None:
-        advice = f"If it was moved, say with --corpus where it is. {advice}"
+        advice = f"If it was moved, say with --corpus where it is; else {advice[0].lower()}{advice[1:]}"
     return sources, val, advice
 
 

@@ -20,7 +20,8 @@ from lstmlm.units import bits, counted
 if TYPE_CHECKING:
     from lstmlm.api import LanguageModel
     from lstmlm.data.corpus import Corpus
-    from lstmlm.evaluation.dynamic import DynamicEvaluator, Rates
+    from lstmlm.evaluation.scoring import Scorer
+    from lstmlm.training.dynamic import DynamicEvaluator, Rates
 
 
 SHOWN = 5  # characters that the model does not know, by name
@@ -39,7 +40,8 @@ RULES = """\
 The first character is charged at its frequency in the training text (one added to each count). A character that the model
 does not know is charged log2(1,114,112) = 20.09 bits, and is not fed to the network; a model of `train --min-count` has a
 symbol for such characters, which is fed, and charged beside. With --protocol cold the text is cut into windows of N inputs,
-each from an empty state, and the character after each input is scored. With --dynamic it is also scored by a copy of the
+each from an empty state, and the character after each input is scored. A model trained with --document-separator begins
+behind each of them with an empty state, whatever the protocol. With --dynamic the text is also scored by a copy of the
 network that learns from each 128 characters once it has been scored on them. The perplexity of a word is that of all
 characters, divided among what stands between white space.
 
@@ -214,8 +216,8 @@ def eval(
     if lines or chars:
         from lstmlm.cli import eval_lines as by_line
 
-        how = by_line.How(state == "carried", not no_line_ends, bool(sort), json, before)
-        by_line.run(console, opened, texts, encoding, how, chars=chars)
+        options = by_line.LineOptions(state == "carried", not no_line_ends, bool(sort), json, before)
+        by_line.run(console, opened, texts, encoding, options, chars=chars)
         return
     plain = baselines if baselines is not None else not (texts or files_from)
     scoring = _Scoring(opened, encoding, protocol, window, batch, dynamic, plain, before)
@@ -270,7 +272,7 @@ def _score_files(console: Console, scoring: "_Scoring", names: str, max_bpc: flo
     for name in listed(names):
         total += 1
         try:
-            found = scoring.score([name], Counter())
+            found = scoring.score([name], Counter(), alone=False)
         except TextError as error:
             failed += 1
             if json:
@@ -342,10 +344,10 @@ class _Scoring:
     plain: bool
     after: list[list[int]] | None
 
-    def score(self, texts: list[str], missing: Counter[str]) -> dict[str, Scores]:
+    def score(self, texts: list[str], missing: Counter[str], *, alone: bool = True) -> dict[str, Scores]:
         """Score texts as one by every model, or, where none is named, the run's validation part, in all the ways asked for.
 
-        What a model does not know is counted in `missing`.
+        What a model does not know is counted in `missing`. Of many texts that are scored alike none is `alone`.
 
         Raises:
             TextError: There is nothing to score.
@@ -358,44 +360,16 @@ class _Scoring:
             Scorer(model.readable, model.counts, self.protocol, self.window, self.batch, after=ids, rare=model.tokenizer.rare)
             for model, ids in zip(models, self.after or [[]] * len(models), strict=True)
         ]
-        rates, chosen, learning = None, False, None
-        if self.dynamic:
-            from lstmlm.evaluation.dynamic import SEGMENT
-
-            evaluator, rates, chosen = _evaluator(models[0], corpus)
-            learning = Scorer(
-                models[0].readable, models[0].counts, window=SEGMENT, read=evaluator.read, rare=models[0].tokenizer.rare
-            )
-        kept: list[int] = []
-        most = 0
-        if self.plain:
-            from lstmlm.evaluation import baselines
-
-            most = baselines.MOST
-        text = text_reader.Text(texts, models, self.encoding, by_line=False) if texts else None
+        learning, rates, chosen = self._learning(corpus)
+        text = text_reader.Text(texts, models, self.encoding, by_line=False, alone=alone) if texts else None
         own = "" if corpus is None or text else validation_text(models[0], corpus, None, "Name a text to score.")
-        for piece in text or [own]:
-            size = len(piece.encode("utf-8", "surrogateescape"))
-            for model, scorer in zip(models, scorers, strict=True):
-                ids = model.tokenizer.encode_scored(piece)
-                chars = len(piece) if model.tokenizer.kind == "char" else len(ids)
-                if len(ids) < chars or model.tokenizer.rare in ids:
-                    missing.update(char for _, char in model.tokenizer.unknown(piece))
-                    if text:
-                        text.form = text.form or model.tokenizer.other_form(piece)
-                scorer.add(ids, chars, size)
-            if learning:
-                learning.add(ids, chars, size)
-            if len(kept) < most:
-                kept.extend(ids)
+        kept = self._read(text or [own], scorers, learning, missing)
         found = [scorer.finish() for scorer in scorers]
         if not found[0].chars:
             what = printable(texts[0]) if len(texts) == 1 and texts != ["-"] else "text to score"
             raise TextError(f"{what}: expected at least one character, found none. Name a file that has some.")
         learnt = learning.finish() if learning else None
-        means = None
-        if self.plain and corpus:
-            means = eval_report.plain_means(models[0], corpus, kept[:most], found[0])
+        means = eval_report.plain_means(models[0], corpus, kept, found[0]) if self.plain and corpus else None
         return {
             name: Scores(
                 score,
@@ -406,9 +380,48 @@ class _Scoring:
                 chosen,
                 means,
                 text.notes(model) if text else (),
+                text is None or text.encoding in (None, "utf-8") or score.chars == score.bytes,
             )
             for (name, model), score in zip(self.models.items(), found, strict=True)
         }
+
+    def _learning(self, corpus: "Corpus | None") -> "tuple[Scorer | None, Rates | None, bool]":
+        """Return what scores by the first model as it learns, its rates, and whether they were chosen; None: not asked for."""
+        if not self.dynamic:
+            return None, None, False
+        from lstmlm.evaluation.scoring import Scorer
+        from lstmlm.training.dynamic import SEGMENT
+
+        model = next(iter(self.models.values()))
+        evaluator, rates, chosen = _evaluator(model, corpus)
+        scorer = Scorer(model.readable, model.counts, window=SEGMENT, read=evaluator.read, rare=model.tokenizer.rare)
+        return scorer, rates, chosen
+
+    def _read(
+        self, text: "text_reader.Text | list[str]", scorers: "list[Scorer]", learning: "Scorer | None", missing: Counter[str]
+    ) -> list[int]:
+        """Read a text once, by the scorer of each model and by what learns; return the ids that plainer means look at."""
+        kept: list[int] = []
+        most = 0
+        if self.plain:
+            from lstmlm.evaluation import baselines
+
+            most = baselines.MOST
+        for piece in text:
+            size = len(piece.encode("utf-8", "surrogateescape"))
+            for model, scorer in zip(self.models.values(), scorers, strict=True):
+                ids = model.tokenizer.encode_scored(piece)
+                chars = len(piece) if model.tokenizer.kind == "char" else len(ids)
+                if len(ids) < chars or model.tokenizer.rare in ids:
+                    missing.update(char for _, char in model.tokenizer.unknown(piece))
+                    if isinstance(text, text_reader.Text):
+                        text.form = text.form or model.tokenizer.other_form(piece)
+                scorer.add(ids, chars, size)
+            if learning:
+                learning.add(ids, chars, size)
+            if len(kept) < most:
+                kept.extend(ids)
+        return kept[:most]
 
     def as_dict(self, found: dict[str, Scores]) -> dict[str, object]:
         """Return what --json prints: one object, with a part for each model where there are several."""
@@ -424,7 +437,7 @@ def _evaluator(model: "LanguageModel", corpus: "Corpus | None") -> "tuple[Dynami
 
     They are the usual ones where that text is gone.
     """
-    from lstmlm.evaluation import dynamic
+    from lstmlm.training import dynamic
 
     rates, chosen = dynamic.Rates(), False
     evaluator = dynamic.DynamicEvaluator(model.network, model.start(), rates)

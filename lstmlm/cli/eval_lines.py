@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from lstmlm.cli.eval_report import likeliest
 from lstmlm.cli.text_input import statistics_text
 from lstmlm.cli.text_reader import Text
+from lstmlm.data.lines import whole_lines
 from lstmlm.data.tokenizer import readable
 from lstmlm.display.console import Console, colour_allowed, columns, unicode_allowed
 from lstmlm.errors import TextError, printable
@@ -23,7 +24,7 @@ BAD_BYTE = re.compile("[\udc80-\udcff]")  # what stands for a byte that is no te
 
 
 @dataclass(frozen=True)
-class How:
+class LineOptions:
     """How lines are scored and shown.
 
     carried: The state goes on from line to line.
@@ -41,7 +42,13 @@ class How:
 
 
 def run(
-    console: Console, models: "dict[str, LanguageModel]", texts: list[str], encoding: str | None, how: How, *, chars: bool
+    console: Console,
+    models: "dict[str, LanguageModel]",
+    texts: list[str],
+    encoding: str | None,
+    options: LineOptions,
+    *,
+    chars: bool,
 ) -> None:
     """Print a score for every line as soon as it is there, or all of them sorted, or the text in colours.
 
@@ -51,21 +58,21 @@ def run(
     from lstmlm.evaluation.per_line import LineScorer
 
     scorers = [
-        LineScorer(model.readable, model.tokenizer, model.counts, how.carried, how.line_ends, after)
-        for model, after in zip(models.values(), how.after or [[]] * len(models), strict=True)
+        LineScorer(model.readable, model.tokenizer, model.counts, options.carried, options.line_ends, after)
+        for model, after in zip(models.values(), options.after or [[]] * len(models), strict=True)
     ]
     # A pipe may bring its next line tomorrow: what has come is shown.
-    live = texts == ["-"] and not how.sort and not chars
+    live = texts == ["-"] and not options.sort and not chars
     (model, *_) = models.values()
     text = Text(texts, list(models.values()), encoding, by_line=True) if texts else None
     pieces = text or [statistics_text(model, None, advice="Name a text to score.")]
     scored: Iterator[tuple[Line, ...]] = (
-        found for group in _lines(pieces) for found in zip(*(one.score(group) for one in scorers), strict=True)
+        found for group in _groups(pieces) for found in zip(*(one.score(group) for one in scorers), strict=True)
     )
     if text and text.encoding:
         scored = _watched(console, scored, text.encoding)
-    before = "the text before" if how.after else "an empty state, after a line end"
-    console.say("the state carried from line to line" if how.carried else f"every line from {before}")
+    before = "the text before" if options.after else "an empty state, after a line end"
+    console.say("the state carried from line to line" if options.carried else f"every line from {before}")
     first = next(scored, None)
     if first is None:
         raise TextError("text to score: expected at least one character, found none. Name a file that has some.")
@@ -73,18 +80,18 @@ def run(
     if chars:
         _coloured(console, model, (line for (line,) in every))
         return
-    if how.sort:
+    if options.sort:
         # An empty line is one character: were it ranked by that, those of a text with paragraphs would hide all others.
         every = iter(sorted(every, key=lambda found: (not found[0].text.strip(), -_rate(found), found[0].number)))
     names = list(map(printable, models))
-    if not how.json:
+    if not options.json:
         head = (
             ["line", "chars", "unknown", "bits", "bits_per_char"] if len(names) == 1 else ["line", "chars", *names, "likeliest"]
         )
         console.result("\t".join([*head, "text"]), flush=live)
     for found in every:
-        if how.json:
-            console.as_json(_as_dict(list(models), found, how), flush=live)
+        if options.json:
+            console.as_json(_as_dict(list(models), found, options), flush=live)
         else:
             shown = found[0].body.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
             console.result("\t".join([*_cells(names, found), printable(shown)]), flush=live)
@@ -107,7 +114,7 @@ def _cells(names: Sequence[str], found: "Sequence[Line]") -> list[str]:
     return [str(line.number), str(line.chars), *(f"{one.bits:.3f}" for one in found), _likeliest(names, found) or "-"]
 
 
-def _as_dict(names: Sequence[str], found: "Sequence[Line]", how: How) -> dict[str, object]:
+def _as_dict(names: Sequence[str], found: "Sequence[Line]", options: LineOptions) -> dict[str, object]:
     """Return a line's JSON object."""
     line = found[0]
     text = readable(line.body)
@@ -116,7 +123,7 @@ def _as_dict(names: Sequence[str], found: "Sequence[Line]", how: How) -> dict[st
     if len(each) > 1:
         models = [{"model": name, **facts} for name, facts in zip(names, each, strict=True)]
         scores = {"likeliest": _likeliest(names, found), "models": models}
-    state = "carried" if how.carried else "reset"
+    state = "carried" if options.carried else "reset"
     words = len(line.text.split())
     return {"schema": 1, "command": "eval", "line": line.number, "state": state, **scores, "words": words, "text": text}
 
@@ -157,21 +164,8 @@ def _coloured(console: Console, model: "LanguageModel", lines: "Iterable[Line]")
     console.result(view("", [Row("", [], scale)], 80, colour, unicode_allowed(out)).split("\n")[-1])
 
 
-def _lines(pieces: Iterable[str]) -> Iterator[list[str]]:
-    """Give the lines of a text, each with its line end, some at a time: a line is given as soon as its end is there.
-
-    A line ends at LF; at CR only in a text whose first piece has no other line end.
-    """
-    begun: list[str] = []  # of a line without an end so far: joined once, however many pieces it has
-    end = ""
-    for piece in pieces:
-        end = end or ("\r" if "\r" in piece[:-1] and "\n" not in piece else "\n")
-        *whole, rest = piece.split(end)
-        if whole:
-            whole[0] = "".join([*begun, whole[0]])
-            begun = []
-            for low in range(0, len(whole), AT_ONCE):
-                yield [line + end for line in whole[low : low + AT_ONCE]]
-        begun += [rest] if rest else []
-    if begun:
-        yield ["".join(begun)]
+def _groups(pieces: Iterable[str]) -> Iterator[list[str]]:
+    """Give the lines of a text some at a time, each as soon as its end is there; CR ends them where nothing else does."""
+    for lines in whole_lines(pieces, cr=True):
+        for low in range(0, len(lines), AT_ONCE):
+            yield lines[low : low + AT_ONCE]

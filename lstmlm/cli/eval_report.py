@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from lstmlm.api import LanguageModel
     from lstmlm.data.corpus import Corpus
-    from lstmlm.evaluation.dynamic import Rates
     from lstmlm.evaluation.scoring import Score
+    from lstmlm.training.dynamic import Rates
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Scores:
     dynamic: Of a network that learned as it went, at these rates, chosen on the training text or not.
     baselines: Bits per character by plainer means, by name.
     notes: In what it is unlike the training text, though both look alike.
+    utf8: Whether the text is in UTF-8, whose bytes count, as they do for one in another encoding.
     """
 
     score: "Score"
@@ -37,6 +38,7 @@ class Scores:
     chosen: bool = False
     baselines: "dict[str, float] | None" = None
     notes: "Sequence[str]" = ()
+    utf8: bool = True
 
     @property
     def bits_per_word(self) -> float | None:
@@ -141,7 +143,8 @@ def show(console: Console, scores: Scores, protocol: str, window: int) -> None:
         f"{score.bits_per_char:.4f} bits/char   {score.nats_per_char:.4f} nats/char   perplexity {score.perplexity:.2f}   "
         f"first guess right {score.accuracy:.1%}",
     )
-    console.result(f"{counted(score.chars, 'character')}{unknown}, {score.bits_per_byte:.4f} bits/byte, {protocol}: {how}")
+    size = f"{score.bits_per_byte:.4f} bits/byte{'' if scores.utf8 else ' in UTF-8'}"
+    console.result(f"{counted(score.chars, 'character')}{unknown}, {size}, {protocol}: {how}")
     if scores.bits_per_word is not None and scores.perplexity_per_word is not None:
         per_word = f"{scores.bits_per_word:.4f} bits/word, perplexity {scores.perplexity_per_word:,.2f} per word"
         console.result(f"{counted(scores.words, 'word')}, {per_word}")

@@ -20,6 +20,9 @@ a module of the same name that loads them, reads and writes text with them. It n
 --to onnx writes one graph: ids (T, B) and state (B, N) to logits (T, B, V) and state_after (B, N). The empty state is zeros; N,
 the vocabulary and the sizes stand in its metadata as "state" and "model".
 
+A model of --document-separator says in its description which ids part documents ("separator"): behind them whoever reads begins
+again with the empty state.
+
 Several networks that were trained side by side stay one model, the mean of their probabilities.
 """
 
@@ -62,6 +65,11 @@ def export(
     opened = LanguageModel.open(model, device="cpu", report=console.warn)
     if model is None:
         console.say(f"model {printable(str(opened.path))}")
+    if opened.config.model.document_separator is not None:
+        console.warn(
+            "the model begins with an empty state behind its document separator; what is written does not do so by itself: "
+            "begin each document with the empty state. Only its first character is predicted otherwise than here."
+        )
     own = opened.path.resolve()
     name = Path(out or f"{own.parent.name if own.stem in KINDS else own.stem}{suffix}")
     flag = "--out" if out else "export"

@@ -37,7 +37,8 @@ GROUPS = {
 }
 
 RULES = """\
-The state starts empty and a line end is read first, if the model knows one: in training a story follows a line end.
+The state starts empty and a line end is read first, if the model knows one: in training a story follows a line end. A model
+trained with --document-separator reads that first.
 With several blanks every combination of the candidates is compared. A set (--file) has the columns text, candidates (a|b),
 answer and, if wanted, kind and distance (characters back to what has to be remembered); one accuracy for each.
 """
@@ -117,13 +118,7 @@ def fill(
                 encode(one.question.filled(filling))
         except TextError as error:
             raise TextError(f"{one.place}: {error}") from None
-    filler = Filler(
-        reader,
-        encode,
-        opened.counts,
-        next(iter(opened.line_end), None),
-        opened.tokenizer.rare,
-    )
+    filler = Filler(reader, encode, opened.counts, opened.opening, opened.tokenizer.rare)
     if text is None:
         _answer_set(console, filler, asked, forget_at, json)
         return

@@ -166,12 +166,14 @@ def _rows(facts: dict[str, Any], values: "dict[str, Value]") -> list[tuple[str, 
             )
         )
     chars = f"{corpus['chars']:,}" if isinstance(corpus.get("chars"), int) else "?"
+    files = corpus.get("count") or len(corpus.get("sources") or "-")
+    more = f" and {files - 1:,} more" if isinstance(files, int) and files > 1 else ""
     vocabulary = f"{facts['vocabulary_size']} {'bytes' if facts['tokenizer'] == 'byte' else 'characters'}"
     if facts["vocabulary"]:
         vocabulary += f": {facts['vocabulary'][:100]}{'...' if len(facts['vocabulary']) > 100 else ''}"
     rows += [
         ("vocabulary", vocabulary),
-        ("corpus", f"{corpus.get('name')}, {chars} characters, fingerprint {str(corpus.get('fingerprint'))[:16]}"),
+        ("corpus", f"{corpus.get('name')}{more}, {chars} characters, fingerprint {str(corpus.get('fingerprint'))[:16]}"),
         ("versions", ", ".join(f"{k} {v}" for k, v in facts["versions"].items())),
         ("command", shlex.join(map(str, facts["command_line"]))),
     ]

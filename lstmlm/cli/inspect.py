@@ -279,10 +279,10 @@ def characters(model: "LanguageModel", ids: list[int]) -> list[str]:
 
 
 def steps(model: "LanguageModel", ids: list[int]) -> "Iterator[tuple[Trace, Tensor]]":
-    """Run a text after a line end, if the model knows one; see `activations.steps`."""
+    """Run a text after what stands before one, a line end for example; see `activations.steps`."""
     from lstmlm.analysis import activations
 
-    return activations.steps(model.alone, ids, model.line_end, model.counts)
+    return activations.steps(model.alone, ids, model.opening, model.counts)
 
 
 def collect(model: "LanguageModel", ids: list[int], quantities: list[str]) -> dict[str, Any]:

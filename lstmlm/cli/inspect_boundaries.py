@@ -106,7 +106,7 @@ def _show_shifts(console: Console, layers: "list[ForgetGateShift]", mark: str, t
     for number, layer in enumerate(layers, start=1):
         units = ", ".join(f"{number}:{unit} {was:.2f} -> {now:.2f}" for unit, now, was in layer.drops(top))
         lines.append(f"  {units}")
-    console.result("\n".join([*lines, ""]))
+    console.prose("\n".join([*lines, ""]))
 
 
 def _show_worth(console: Console, costs: "dict[str, MemoryAblation]", count: int) -> None:
@@ -143,7 +143,7 @@ def _show_swapped(console: Console, swapped: "Swapped", pair: tuple[str, str]) -
         f"does it still know who: {printable(pair[0])} swapped for {printable(pair[1])} before the mark; how far the predictions "
         "differ after it"
     )
-    console.result("(Jensen-Shannon divergence, 0 to 1 bit; until the text itself says either name)")
+    console.prose("(Jensen-Shannon divergence, 0 to 1 bit; until the text itself says either name)")
     console.table(rows, ("characters after", "bits", "another first guess", "places"))
     console.result("")
 
@@ -170,7 +170,7 @@ def _swaps(
         if len(said) == 1 and position + 2 < len(text):
             fit.append((begin, position, said.pop()))
     step = max(1, -(-len(fit) // PAIRS))
-    start = model.line_end
+    start = model.opening
     for begin, position, name in fit[::step]:
         other = names[1] if name == names[0] else names[0]
         before = text[begin : position + 1]

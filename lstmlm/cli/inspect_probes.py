@@ -114,9 +114,9 @@ def noted(model: "LanguageModel") -> "list[Noted]":
             true, meaning = feature(name, text)
         except TextError:
             continue
-        told = rank(values, true, 1)
-        best = told.carriers[0]
-        if best.area > max(told.chance, LEAST):
+        ranked = rank(values, true, 1)
+        best = ranked.carriers[0]
+        if best.area > max(ranked.chance, LEAST):
             layer, unit = _place(best.unit, widths)
             high = "high" if best.sign > 0 else "low"
             found.append((best.area, Noted(layer, unit, f"C is {high} {meaning}: right in {best.area:.0%} of pairs")))

@@ -207,7 +207,7 @@ def sample(
     how = Sampling(temperature, top_k, top_p, greedy, exact)
     together, rule = DRAWN_TOGETHER[opened.device], unknown_rule(on_unknown)
     most = length if length is not None else DEFAULT_LENGTH * (lines or 1)
-    own = _Own(opened, stop or [], bool(lines)) if new else None
+    training_text = _TrainingText(opened, stop or [], bool(lines)) if new else None
 
     rare = 0
 
@@ -227,7 +227,7 @@ def sample(
     def finished(text: str, pieces: "Iterator[tuple[int, str, Sample | None]]") -> "Iterator[tuple[str, Sample]]":
         """Give each sample with its text, batch after batch; the pieces are those of the first one."""
         first = given = 0
-        while given < count and first < (count if own is None else TRIES * count):
+        while given < count and first < (count if training_text is None else TRIES * count):
             n = min(together, count - given)
             texts: dict[int, list[str]] = {}
             ended = {}
@@ -238,7 +238,7 @@ def sample(
             first += n
             for index, end in sorted(ended.items()):
                 written = "".join(texts[index])
-                if own is None or not own.holds(text + written, end):
+                if training_text is None or not training_text.holds(text + written, end):
                     given += 1
                     yield written, end
         if given < count:
@@ -284,7 +284,7 @@ def sample(
     echo = "" if no_echo else text
     mark = "..." if not unicode_allowed(console.stdout) else "…"  # behind what would have gone on
     cut = 0
-    if count == 1 and own is None:
+    if count == 1 and training_text is None:
         console.result(_shown(echo, live), end="", flush=live)
         for _, piece, end in pieces:
             cut += ends and end is not None and end.stop == "length"
@@ -303,7 +303,7 @@ def sample(
         console.say(f"{cut} of {counted(count, 'sample')} cut at {most} characters, marked {mark}: give a longer --length")
 
 
-class _Own:
+class _TrainingText:
     """The text that a model was trained on, to look a sample up in: as a whole line where samples are lines, else anywhere.
 
     Args:

@@ -34,6 +34,7 @@ class Text:
         encoding: What it is written in; None: what the text of the first model of characters was. Its field of records and its
             Unicode form are that model's too.
         by_line: A pipe is read line by line, as it comes; and a byte that is no text is an unknown character.
+        alone: It is not one of many that are scored alike.
 
     Attributes:
         words: How many have been read: what stands between white space.
@@ -44,7 +45,15 @@ class Text:
         TextError: A name leads nowhere; while it is read, as `decode`.
     """
 
-    def __init__(self, names: Sequence[str], models: "Sequence[LanguageModel]", encoding: str | None, by_line: bool) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        models: "Sequence[LanguageModel]",
+        encoding: str | None,
+        by_line: bool,
+        *,
+        alone: bool = True,
+    ) -> None:
         lead = next((model for model in models if model.tokenizer.kind == "char"), models[0])
         data = lead.config.data
         read_in = encoding_of(lead.tokenizer.kind, encoding or data.encoding, data.field, data.normalize)
@@ -52,7 +61,7 @@ class Text:
         self.words = 0
         self.form: str | None = None
         errors = "surrogateescape" if by_line else "strict"
-        self._how = Reading(read_in, data.field, data.normalize, errors=errors)
+        self._how = Reading(read_in, data.field, data.normalize, errors=errors, alone=alone and len(names) == 1)
         self._sources = find_sources(names, run_config.resource_dir("data"), Selection(encoding=read_in))
         self._live = by_line and list(names) == ["-"]
         self._tally = Tally()

@@ -168,7 +168,15 @@ def finish(console: Console, json: bool, trainer: "Trainer", folder: Path, max_b
             )
         how = "" if exact else f", an estimate from {min(p.look_chars, len(trainer.validation)):,} characters of it"
         where = f"at step {p.best_step}" if p.best_step else "by the model of --from: it is kept, as no step made it better"
+        if not p.best_step and p.unsure_nats < math.inf:
+            where += " for sure"
         console.say(f"best {bits(nats):.4f} bits/char ({nats:.4f} nats) on the validation text, {where}{how}")
+        if not p.best_step and p.unsure_nats < math.inf:
+            console.say(
+                f"one step took {bits(p.unsure_nats):.4f} bits/char, which may be chance on "
+                f"{counted(len(trainer.validation), 'character')} of the text. Give more of it, or --val FILE; "
+                "--set data.val_fraction=0 keeps the last step unchecked."
+            )
         if nats > counting:
             console.warn(
                 f"the model has learnt nothing: counting single characters takes {bits(counting):.4f} bits/char. Give it more "

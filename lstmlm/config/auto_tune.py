@@ -33,9 +33,11 @@ WINDOW = 64
 SHORT_WINDOW = 32  # in a run that reads fewer than SHORT_RUN characters, twice the steps of half the window are better
 SHORT_RUN = 1_200_000
 SHORT_PASSES = 2  # and reads its text less often than that: it was not tried with more
+LONG_WINDOW = 128  # from WIDE_RUN characters on half the steps of twice the window are as good, quicker, and remember more
+WIDE_RUN = 6_000_000
 FEWEST_STEPS = 200  # in which something can be learnt
-LONG_MEMORY = 400  # `model.forget_span` of a run of this many steps and more; in fewer, units with a long memory are not filled
-LONG_STEPS = 1500
+LONG_MEMORY = 400  # `model.forget_span` of a run that reads so many characters; in fewer, units with a long memory are not filled
+LONG_RUN = 1_500_000
 TRAINING = 0.93  # of a budget in minutes that is left for steps: the rest goes into validating and saving
 
 
@@ -92,13 +94,14 @@ def choose(
         assert found is not None
         steps = found
     read = steps * math.prod(clamped(batch, window, chars))
-    if config.train.window is None and train.steps is None and read < min(SHORT_RUN, SHORT_PASSES * chars):
-        twice = steps * (window // SHORT_WINDOW)
+    other = SHORT_WINDOW if read < min(SHORT_RUN, SHORT_PASSES * chars) else LONG_WINDOW if read >= WIDE_RUN else window
+    if config.train.window is None and train.steps is None and other != window:
+        count = steps * window // other
         if train.minutes is not None:
-            short = replace(train, window=SHORT_WINDOW, batch=batch)
-            _, _, twice = _by_time(replace(config, model=replace(model, hidden=hidden), train=short), chars, left, step_seconds)
-        if twice >= 1.6 * steps:  # where what each step costs besides its characters allows it
-            window, steps = SHORT_WINDOW, twice
+            moved = replace(train, window=other, batch=batch)
+            _, _, count = _by_time(replace(config, model=replace(model, hidden=hidden), train=moved), chars, left, step_seconds)
+        if count * other >= 0.8 * steps * window:  # where what each step costs besides its characters allows it
+            window, steps = other, count
     passes = steps * math.prod(clamped(batch, window, chars)) / chars
     rate, values, weights = next(row for most, *row in PASSES if passes < most)
     if taught:
@@ -108,7 +111,7 @@ def choose(
     lr = train.lr if train.lr is not None else rate * math.sqrt(256 / hidden) * (TUNING if tuned else 1.0)
     span = model.forget_span
     if span is None:  # H_t itself is a score where the readout is direct: it should follow each character
-        span = LONG_MEMORY if steps >= LONG_STEPS and model.readout != "direct" else 0.0
+        span = LONG_MEMORY if read >= LONG_RUN and model.readout != "direct" else 0.0
     chosen_model = replace(model, hidden=hidden, dropout=dropout, weight_dropout=weight_dropout, forget_span=span)
     warmup = train.warmup if train.warmup is not None else min(100, steps // 10)
     weight_decay = train.weight_decay if train.weight_decay is not None else 0.01

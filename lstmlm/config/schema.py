@@ -81,6 +81,7 @@ class ModelConfig(_Section):
         None,
         "text that parts documents: after it the state is empty, in training and wherever the model reads or writes",
         none_word="null",
+        accept=lambda text: not {"\0", "\x1b"} & set(text),  # a setting is shown, and neither is text
         group="Corpus",
         metavar="TEXT",
     )

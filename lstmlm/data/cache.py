@@ -247,7 +247,9 @@ def kept(folder: Path) -> list[Kept]:
         with contextlib.suppress(OSError):
             status, header = path.stat(), _header(path)
             if header is not None:
-                found.append(Kept(path, printable(str(header.get("text", ""))), status.st_size, status.st_mtime))
+                found.append(
+                    Kept(path, printable(str(header.get("text") or "a text without a name")), status.st_size, status.st_mtime)
+                )
     return sorted(found, key=lambda one: (-one.used, one.path))
 
 

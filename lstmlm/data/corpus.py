@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shlex
 import sys
 import tempfile
 import time
@@ -135,6 +136,7 @@ def open_corpus(
     selection, left_out = Selection(tuple(include), tuple(exclude), how.encoding), LeftOut()
     bad: dict[str, TextError] = {}
     texts = [find_sources(group, bundled, selection, left_out, bad if skip_bad else None) for group in names]
+    how = replace(how, alone=sum(map(len, texts)) == 1 and not texts[0][0].archive)
     if sum(source.path is None for text in texts for source in text) > 1:
         raise UsageError("corpus -: expected standard input once, found it twice. It can be read only once.")
     if skip_bad:
@@ -444,7 +446,7 @@ class _Plan:
         if self.how.field and not any(tally.records for tally in tallies):
             raise TextError(
                 f"corpus {self.texts[0][0].name}: expected records with a field {printable(repr(self.how.field))}, found no file "
-                "that ends in .jsonl, .csv or .tsv. Leave out `--field`."
+                f"that ends in .jsonl, .csv or .tsv. {self._no_records()}"
             )
         if packers[0].skipped:
             what = "left out" if self.on_unknown == "skip" else "replaced by like ones, or left out,"
@@ -489,6 +491,14 @@ class _Plan:
             "fingerprint": fingerprint_of([tally.digest.hexdigest() for tally in tallies], train, *drawn),
             "notes": notes,
         }
+
+    def _no_records(self) -> str:
+        """Say what to do where a field was asked for of files without records."""
+        file = next((one.name for text in self.texts for one in text if one.name.lower().endswith(".json")), None)
+        if file is None:
+            return "Leave out `--field`."
+        lines = shlex.quote(f"{file}l")
+        return f"Of a list in a JSON file `jq -c '.[]' {shlex.quote(file)} > {lines}` makes lines."
 
     def _key(self, tallies: list[Tally]) -> str:
         return _digest([tally.digest.hexdigest() for tally in tallies], self._settings())

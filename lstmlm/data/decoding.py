@@ -50,6 +50,7 @@ class Reading:
         new: Whether it is for a new model, so that the user may choose to read bytes.
         errors: What becomes of a byte that is no text: `strict` refuses it, `surrogateescape` gives a character that stands for
             it alone and is in no vocabulary (UTF-16 and UTF-32 refuse it all the same: what follows would be out of step).
+        alone: Whether it is for one file, which another encoding would be for, or for many, of which most may be in this one.
     """
 
     encoding: str = "utf-8"
@@ -57,6 +58,7 @@ class Reading:
     normalize: str = "none"
     new: bool = False
     errors: str = "strict"
+    alone: bool = True
 
 
 @dataclass(slots=True)
@@ -337,6 +339,12 @@ def _undecodable(source: Source, how: Reading, near: bytes, offset: int, found: 
     if how.encoding == "utf-8" and recognition.mostly_utf8(near):
         skip = " (`--on-bad-file skip`)" if how.new else ""
         return TextError(f"{place}, though most of it is UTF-8. Mend it, or leave the file out{skip}{_or_bytes(how)}.")
+    if likely and not how.alone:
+        skip = ", leave it out (`--on-bad-file skip`)" if how.new else ""
+        return TextError(
+            f"{place}. It looks like {' or '.join(likely[:2])}: bring it into {how.encoding.upper()}{skip}, or use "
+            f"`--encoding {likely[0]}` if all of the files are in that."
+        )
     if likely:
         return TextError(f"{place}. It looks like {' or '.join(likely[:2])}: use `--encoding {likely[0]}`{_or_bytes(how)}.")
     return TextError(f"{place}. Name what it is written in with `--encoding NAME`{_or_bytes(how)}.")

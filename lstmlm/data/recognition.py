@@ -53,6 +53,7 @@ _SCRIPTS = (
 """Encodings, what is common in a text in them, and the share that it has of the characters beyond ASCII, at least."""
 _LATIN = ("latin-1", "cp1252", "cp1250", "cp1254")
 _MARKS = frozenset("‘’“”„‚…–—«»•€°§·¿¡ºª£©®")
+_SVG = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*(?:<!DOCTYPE\s+svg[^>]*>\s*)?<svg[\s>]", re.S)
 _CONTROLS = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 _LONE = re.compile(rb"(?<![\x80-\xff])[\x80-\xff](?![\x80-\xff])")
 """A byte beyond ASCII with none beside it, as accented letters mostly are."""
@@ -70,6 +71,11 @@ def binary(head: bytes, encoding: str) -> bool:
     if encoding.startswith(("utf-16", "utf-32")) or head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return False
     return b"\0" in head or kind(head) is not None
+
+
+def drawing(head: bytes) -> bool:
+    """Say whether a file that begins like this is a picture that is written as text."""
+    return _SVG.match(head) is not None
 
 
 def encodings_of(data: bytes) -> list[str]:

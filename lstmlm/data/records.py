@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from lstmlm.data.lines import whole_lines
 from lstmlm.data.sources import PACKED, Source
 from lstmlm.errors import TextError, printable
 
@@ -38,7 +39,7 @@ def texts(name: str, pieces: Iterable[str], between: str, field: str) -> Iterato
     Raises:
         TextError: A record is damaged, or has no such field.
     """
-    lines = _lines(pieces)
+    lines = itertools.chain.from_iterable(whole_lines(pieces))
     yield from _of_table(name, lines, between, field) if between else _of_json(name, lines, field)
 
 
@@ -55,11 +56,21 @@ def _of_json(name: str, lines: Iterator[str], field: str) -> Iterator[str]:
         try:
             yield "\n".join(_strings(record, field))
         except KeyError:
-            fields = ", ".join(map(printable, record)) if isinstance(record, dict) else f"no object: {printable(line[:40])}"
+            fields = printable(", ".join(_paths(record))) if isinstance(record, dict) else f"no object: {printable(line[:40])}"
             raise TextError(
                 f"corpus {name} at line {number}: expected the field {printable(repr(field))}, found {fields[:200]}. "
                 "Name another one with `--field`."
             ) from None
+
+
+def _paths(value: Any, before: str = "") -> Iterator[str]:
+    """Give the paths that lead to the texts in a record, each once."""
+    if isinstance(value, dict):
+        yield from dict.fromkeys(path for key, one in value.items() for path in _paths(one, f"{before}.{key}" if before else key))
+    elif isinstance(value, list) and any(isinstance(one, dict | list) for one in value):
+        yield from dict.fromkeys(path for one in value for path in _paths(one, before))
+    else:
+        yield before
 
 
 def _strings(value: Any, path: str) -> Iterator[str]:
@@ -92,14 +103,15 @@ def _of_table(name: str, lines: Iterator[str], between: str, field: str) -> Iter
     rows = csv.reader(itertools.chain([first], lines), delimiter=between)
     try:
         columns = next(rows, [])
-        if field not in columns:
+        numbered = field not in columns and field.isdecimal() and 1 <= int(field) <= len(columns)
+        if field not in columns and not numbered:
             found = ", ".join(map(printable, columns))[:200] or "none"
             raise TextError(
                 f"corpus {name} at line 1: expected the column {printable(repr(field))}, found {found}. "
-                "Name another one with `--field`."
+                "Name another one with `--field`, or give its number if the first line names none."
             )
-        place = columns.index(field)
-        for row in rows:
+        place = int(field) - 1 if numbered else columns.index(field)
+        for row in itertools.chain([columns] if numbered else [], rows):
             if row:
                 if place >= len(row):
                     raise csv.Error(f"{len(row)} columns of {len(columns)}")
@@ -108,16 +120,3 @@ def _of_table(name: str, lines: Iterator[str], between: str, field: str) -> Iter
         raise TextError(
             f"corpus {name} at line {rows.line_num}: expected a row of a table, found: {printable(str(error))}."
         ) from None
-
-
-def _lines(pieces: Iterable[str]) -> Iterator[str]:
-    """Give the lines of a text, each with its line end."""
-    begun: list[str] = []  # joined once, however many pieces a line has
-    for piece in pieces:
-        *whole, rest = piece.split("\n")
-        for line in whole:
-            yield "".join([*begun, line, "\n"])
-            begun = []
-        begun += [rest] if rest else []
-    if begun:
-        yield "".join(begun)

@@ -68,8 +68,10 @@ class Selection:
         return any(_matches(path, pattern) for pattern in self.exclude)
 
     def is_text(self, head: bytes) -> bool:
-        """Say whether a file that begins like this is text."""
-        return self.encoding == "bytes" or not recognition.binary(head, self.encoding)
+        """Say whether a file that begins like this is text; a picture written as text is where files are asked for by pattern."""
+        if self.encoding == "bytes":
+            return True
+        return not recognition.binary(head, self.encoding) and (bool(self.include) or not recognition.drawing(head))
 
 
 @dataclass(slots=True)
@@ -84,7 +86,7 @@ class LeftOut:
         parts = []
         if self.binary:
             more = f", and {len(self.binary) - 3} more" if len(self.binary) > 3 else ""
-            parts.append(f"{counted(len(self.binary), 'binary file')} ({', '.join(self.binary[:3])}{more})")
+            parts.append(f"{counted(len(self.binary), 'file')} without text ({', '.join(self.binary[:3])}{more})")
         if self.hidden:
             parts.append(f"{self.hidden} hidden or of version control")
         return [f"left out: {', '.join(parts)}"] if parts else []
@@ -339,7 +341,9 @@ def _sources(name: str, bundled: Path | None, selection: Selection, left_out: Le
             left_out.binary.append(source.name)
     if not some:
         wanted = f" that match {printable(' or '.join(selection.include))}" if selection.include else ""
-        passed = f"; {counted(len(left_out.binary) - before, 'binary file')} left out" if len(left_out.binary) > before else ""
+        passed = (
+            f"; {counted(len(left_out.binary) - before, 'file')} without text left out" if len(left_out.binary) > before else ""
+        )
         raise TextError(
             f"corpus {shown}: expected a folder with text files{wanted}, found none in it (hidden ones do not count{passed}). "
             "Name a file, or a folder that holds some."
@@ -503,7 +507,7 @@ def _missing(name: str, bundled: Path | None) -> TextError:
     offers: dict[str, str] = {}
     with contextlib.suppress(OSError, ValueError):
         offers = {entry: str(path.parent / entry) for entry in sorted(os.listdir(path.parent)) if entry[0] != "."}
-    own = sorted(file.stem for file in bundled.glob("*.txt")) if bundled else []
+    own = sorted(file.stem for file in bundled.glob("*.txt")) if bundled and os.sep not in name else []
     offers |= {stem: stem for stem in own if stem not in offers}
     # An ending alone makes no name like another: of short names it is half of both.
     alike = [entry for entry in offers if difflib.SequenceMatcher(None, Path(entry).stem, path.stem).ratio() >= 0.6]

@@ -293,9 +293,10 @@ def separator_ids(separator: str | None, tokenizer: Tokenizer) -> tuple[int, ...
         return ()
     if unknown := tokenizer.unknown(separator):
         hint = "Did you mean a line end, --document-separator $'\\n'? " if "\\" in separator else ""
+        why = "which it has not" if tokenizer.rare is None else "which it has not, or more rarely than --min-count"
         raise UsageError(
             f"--document-separator '{printable(separator[:40])}': expected a text that the corpus has, found "
-            f"{describe(unknown[0][1])}, which it has not. {hint}Give what stands between its documents, or leave it out."
+            f"{describe(unknown[0][1])}, {why}. {hint}Give what stands between its documents, or leave it out."
         )
     return tuple(tokenizer.encode(separator))
 

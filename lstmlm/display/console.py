@@ -195,9 +195,28 @@ class Console:
         except OSError as problem:
             raise _unwritable(problem) from None
 
+    def prose(self, text: str) -> None:
+        """Write a result in sentences: on a terminal its lines break between words. Raises as `result` does."""
+        self.result(self._wrapped(text))
+
     def headline(self, text: str) -> None:
         """Write the line of a result that matters most: bold where colours are welcome. Raises as `result` does."""
+        text = self._wrapped(text)
         self.result(styled(text, "bold") if colour_allowed(self.stdout, self.env) else text)
+
+    def _wrapped(self, text: str) -> str:
+        if not is_terminal(self.stdout):
+            return text
+        found, width = [], max(20, columns(self.stdout, self.env))
+        for line in text.split("\n"):
+            indent = " " * (len(line) - len(line.lstrip(" ")))
+            fitted = (
+                line
+                if len(line) <= width
+                else textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+            )
+            found.append(fitted)
+        return "\n".join(found)
 
     def table(self, rows: Sequence[Sequence[str | int | float]], headers: Sequence[str] = (), best: int | None = None) -> None:
         """Write rows as a result: on a terminal with colours drawn by rich, elsewhere as plain aligned text.

@@ -4,7 +4,8 @@
 
 Rules, also in the help of `fill`:
 - The state starts empty and a line end is read first, as there is one between two stories or paragraphs of the training
-  text. A model whose vocabulary has no line end reads nothing first, and a first character is charged at its frequency.
+  text; by a model that knows a text that parts documents, that one. A model whose vocabulary has no line end reads nothing
+  first, and a first character is charged at its frequency.
 - Candidates are ranked by the bits of the whole string. Nothing is divided by its length.
 - The probability of a candidate is its share among the candidates given, not among all texts.
 """
@@ -132,17 +133,17 @@ class Filler:
         model: In evaluation mode; or what reads, in its place.
         encode: Text to ids.
         counts: Occurrences of each symbol in the training text. (V)
-        start: The id that is read first, or None.
+        opening: The ids that are read first, or none.
         rare: The id of the symbol that unknown characters are read as; None: there is none.
     """
 
     def __init__(
-        self, model: "Model | Reader", encode: Encode, counts: Sequence[int], start: int | None, rare: int | None = None
+        self, model: "Model | Reader", encode: Encode, counts: Sequence[int], opening: Sequence[int], rare: int | None = None
     ) -> None:
         self._model = model
         self._encode = encode
         self._counts = counts
-        self._start = start
+        self._opening = list(opening)
         self._rare = rare
 
     def rank(self, questions: Sequence[Question]) -> Iterator[list[Answer]]:
@@ -179,13 +180,14 @@ class Filler:
         heads, tails, owners = [], [], []
         for index, question in enumerate(questions):
             head = question.text.split(BLANK, 1)[0]
-            heads.append(([] if self._start is None else [self._start]) + self._encode(head))
+            heads.append(self._opening + self._encode(head))
             for words in question.fillings():
                 tails.append(self._encode(question.filled(words)[len(head) :]))
                 owners.append(index)
         nats, _, state = reader.read(heads, reader.empty(len(heads)))
-        before = [math.fsum(costs) + self._which(head) for costs, head in zip(nats, heads, strict=True)]
-        if self._start is None:
+        unasked = max(0, len(self._opening) - 1)  # what is read first costs nothing
+        before = [math.fsum(costs[unasked:]) + self._which(head) for costs, head in zip(nats, heads, strict=True)]
+        if not self._opening:
             before = [
                 cost + (first_char(self._counts, head[0]) if head else 0.0) for cost, head in zip(before, heads, strict=True)
             ]

@@ -419,6 +419,7 @@ def side_by_side(
     *,
     one_pass: bool = True,
     ask: Callable[[], object] | None = None,
+    costs: list[float] | None = None,
 ) -> tuple[float, tuple[float, ...]]:
     """Score a text, warm, by several networks: nats per character of the mean of their probabilities, and of each alone.
 
@@ -430,6 +431,7 @@ def side_by_side(
         counts: Occurrences of each symbol in the training text. (V)
         one_pass: See `warm`.
         ask: See `reader.reading`.
+        costs: Takes the nats of each character after the first by all networks as one.
 
     Raises:
         StreamsApartError: See `warm`.
@@ -438,7 +440,10 @@ def side_by_side(
         return 0.0, (0.0,) * len(models)
     first = first_char(counts, ids[0])
     each = [warm(model, ids, one_pass=one_pass, ask=ask).nats for model in models]
-    together, *alone = [(first + math.fsum(costs)) / len(ids) for costs in _with_mean(each)]
+    every = _with_mean(each)
+    if costs is not None:
+        costs += every[0]
+    together, *alone = [(first + math.fsum(one)) / len(ids) for one in every]
     return together, tuple(alone)
 
 
@@ -453,6 +458,7 @@ def estimate(
     counts: Sequence[int],
     chars: int,
     ask: Callable[[], object] | None = None,
+    costs: list[float] | None = None,
 ) -> tuple[float, tuple[float, ...]]:
     """Score some characters of a text as `side_by_side` would, nearly: always at the cost of reading 1.3 times as many at most.
 
@@ -465,10 +471,11 @@ def estimate(
         counts: Occurrences of each symbol in the training text. (V)
         chars: How many characters are to count.
         ask: See `reader.reading`.
+        costs: Takes the nats of each of them by all networks as one.
     """
     streams = streams_of(len(ids), chars)
     if streams == 1:
-        return side_by_side(models, ids, counts, ask=ask)
+        return side_by_side(models, ids, counts, ask=ask, costs=costs)
     length = WARM_UP + min(chars, len(ids) - 1 - WARM_UP) // streams
     starts = [(len(ids) - 1 - length) * stream // (streams - 1) for stream in range(streams)]
     rows = [ids[start : start + length + 1] for start in starts]
@@ -477,7 +484,10 @@ def estimate(
         with reading(model, ask) as reader:
             found = reader.read(rows, reader.empty(len(rows)))
         each.append([cost for row in found.nats for cost in row[WARM_UP:]])
-    together, *alone = [math.fsum(costs) / len(costs) for costs in _with_mean(each)]
+    every = _with_mean(each)
+    if costs is not None:
+        costs += every[0]
+    together, *alone = [math.fsum(one) / len(one) for one in every]
     return together, tuple(alone)
 
 

@@ -5,7 +5,8 @@
     model = load("stories.safetensors")
     logits, state = model(torch.tensor(model.encode("Bob is"))[:, None])    # (T, 1) ids -> (T, 1, V) logits
 
-The weights lie in the .safetensors file of this file's name; what they are, and the vocabulary, is JSON in its header.
+The weights lie in the .safetensors file of this file's name; what they are, and the vocabulary, is JSON in its header. Where that
+says "separator", the ids that part documents, begin again behind them: call the model on the next document with no state.
 """
 
 import json
@@ -86,13 +87,16 @@ class Model(nn.Module):
 
     @torch.inference_mode()
     def write(self, prompt: str, length: int = 500, temperature: float = 1.0) -> str:
-        """Go on after a prompt, which is at least one character."""
-        ids: list[int] = []
-        logits, state = self(torch.tensor(self.encode(prompt))[:, None])
+        """Go on after a prompt, which is at least one character; behind what parts documents from no state."""
+        ids, parts = self.encode(prompt), self.about.get("separator")
+        begun = len(ids)
+        logits, state = self(torch.tensor(ids)[:, None])
         for _ in range(length):
+            if parts and ids[-len(parts) :] == parts:
+                state = None
             ids.append(int(torch.multinomial((logits[-1, 0] / temperature).softmax(-1), 1)))
-            logits, state = self(torch.tensor([[ids[-1]]]), state)
-        return self.decode(ids)
+            logits, state = self(torch.tensor([ids[-1:]]), state)
+        return self.decode(ids[begun:])
 
 
 def load(path: str | Path) -> Model:

@@ -19,7 +19,9 @@ MARK = b"lstmlm-torch-1"
 
 
 def about(network: Network, symbols: str | None, mark: bytes, rare: int | None = None) -> str:
-    """Return what a reader has to know of a network, as JSON.
+    """Return what a reader has to know of a network, as JSON: of one whose documents are parted the ids that do so, too.
+
+    Neither format empties the state behind them: whoever reads begins again from the empty one there.
 
     Args:
         network: One or several.
@@ -40,6 +42,7 @@ def about(network: Network, symbols: str | None, mark: bytes, rare: int | None =
         "members": len(models),
         "symbols": symbols,
         **({} if rare is None else {"rare": rare}),
+        **({"separator": models[0].separator} if models[0].separator else {}),
     }
     return json.dumps(found, ensure_ascii=False, separators=(",", ":"))
 

@@ -16,11 +16,17 @@ import sys
 import tempfile
 from pathlib import Path
 
-from lstmlm.machine import cache_folder
+from lstmlm.machine import WINDOWS, cache_folder
 
 SOURCES = Path(__file__).parent
-COMPILERS = ("cc", "gcc", "clang")
+COMPILERS: tuple[str, ...] = ("clang",) if WINDOWS else ("cc", "gcc", "clang")
+"""On Windows gcc aligns no stack for registers of 32 bytes (its bug 54412): what it compiles would crash."""
+
+SUFFIX = ".dll" if WINDOWS else ".so"
 FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=off", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden", "-w", "-Wno-psabi")
+NOT_ON_WINDOWS: tuple[str, ...] = ("-fPIC", "-pthread", "-lm")
+"""All code there can be moved, threads are the system's, and mathematics are no library of their own."""
+
 FOR_THIS_CPU = (("-march=native",), ("-mcpu=native",), ())
 """Tried in this order: what a compiler calls the machine it runs on differs, and the last always works."""
 
@@ -57,8 +63,10 @@ def library() -> ctypes.CDLL:
                 raise Unavailable(f"{kept} can be written by others")
             with tempfile.TemporaryDirectory(prefix=".native-", dir=kept) as folder:
                 made = _compile(compiler, Path(folder))
-                target = kept / f"native-{key}-{_content_digest(made)}.so"
-                os.replace(made, target)
+                target = kept / f"native-{key}-{_content_digest(made)}{SUFFIX}"
+                # Windows replaces nothing that another process has loaded; elsewhere what is there may be a FIFO.
+                if not WINDOWS or _content_digest(target) != _content_digest(made):
+                    os.replace(made, target)
                 opened = _open(target)
         except (OSError, Unavailable) as error:  # read-only, full, not executable: then elsewhere, and this is told
             reason = reason or (error.strerror if isinstance(error, OSError) else "") or str(error)
@@ -67,7 +75,7 @@ def library() -> ctypes.CDLL:
             _said.append(f"the compiled kernel is kept in {kept}: the cache folder does not take it ({reason})")
         return opened
     try:
-        with tempfile.TemporaryDirectory(prefix="lstmlm-") as folder:
+        with tempfile.TemporaryDirectory(prefix="lstmlm-", ignore_cleanup_errors=WINDOWS) as folder:  # it is loaded
             opened = _open(_compile(compiler, Path(folder)))
     except OSError as error:
         raise Unavailable(f"the compiled kernel cannot be written: {error.strerror or error}") from None
@@ -112,7 +120,7 @@ def _key() -> str:
 
 def _find(kept: Path, key: str) -> ctypes.CDLL | None:
     """Load the shared object of a key from the cache, if it is there and whole."""
-    for path in sorted(kept.glob(f"native-{key}-*.so")):
+    for path in sorted(kept.glob(f"native-{key}-*{SUFFIX}")):
         if _is_ours(path) and path.stem.rpartition("-")[2] == _content_digest(path):
             with contextlib.suppress(Unavailable):  # whole, and yet no kernel: made anew
                 return _open(path)
@@ -146,6 +154,7 @@ def ever_passed(shared: ctypes.CDLL, beginning: str) -> bool:
 def find_compiler() -> list[str]:
     """Return the command of the first compiler that answers: $CC before all others, that of the package `ziglang` after them.
 
+    On Windows the package comes before them, for it brings what a program is linked with.
     $CC may be several words, such as `ccache gcc`.
 
     Raises:
@@ -153,7 +162,8 @@ def find_compiler() -> list[str]:
     """
     wanted = os.environ.get("CC", "").split()
     zig = [sys.executable, "-m", "ziglang", "cc"] if importlib.util.find_spec("ziglang") else []
-    for words in (wanted, *([name] for name in COMPILERS), zig):
+    others = [[name] for name in COMPILERS]
+    for words in (wanted, *([zig, *others] if WINDOWS else [*others, zig])):
         path = shutil.which(words[0]) if words else None
         if path is None or (words is not zig and _opens_a_dialog(path)):
             continue
@@ -195,13 +205,14 @@ def cpu() -> str:
 
 def _compile(compiler: list[str], folder: Path) -> Path:
     """Compile into the folder and return the shared object's path."""
-    made = folder / "native.so"
+    made = folder / f"native{SUFFIX}"
     complaint = ""
     # The compiler's own temporary files go where the result goes: /tmp may be full or missing.
     names = "TMPDIR", "ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR"
     environment = {**os.environ, **dict.fromkeys(names, str(folder))}
     for machine in FOR_THIS_CPU:
         command = [*compiler, *FLAGS, *machine, *map(str, sorted(SOURCES.glob("*.c"))), "-o", str(made), "-lm"]
+        command = [word for word in command if not (WINDOWS and word in NOT_ON_WINDOWS)]
         try:
             run = subprocess.run(command, capture_output=True, timeout=SECONDS, text=True, errors="replace", env=environment)
         except subprocess.TimeoutExpired:
@@ -215,7 +226,7 @@ def _compile(compiler: list[str], folder: Path) -> Path:
 
 def _is_ours(path: Path) -> bool:
     """Whether a regular file or a folder is this user's or root's, and nobody else can change or replace it."""
-    if os.name != "posix":
+    if WINDOWS:
         return True  # there a user's cache folder is private, and modes say nothing
     try:
         status = os.lstat(path)

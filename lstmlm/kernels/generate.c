@@ -17,6 +17,14 @@
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
+#if defined(_WIN32)
+#include <malloc.h>
+#define aligned_memory(alignment, bytes) _aligned_malloc(bytes, alignment)
+#define free_aligned _aligned_free
+#else
+#define aligned_memory aligned_alloc
+#define free_aligned free
+#endif
 
 #define GATES 4
 #define NETWORKS_MAX 64
@@ -77,7 +85,7 @@ typedef struct Generator {
    translation. */
 static void *reserve(Generator *g, size bytes) {
     size whole = bytes >= 1 << 20 ? 1 << 21 : 64, rounded = blocks(bytes + 64 + AHEAD, whole) * whole;
-    Piece *piece = aligned_alloc(whole, rounded);
+    Piece *piece = aligned_memory(whole, rounded);
     if (!piece) return 0;
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
     if (whole > 64) madvise(piece, rounded, MADV_HUGEPAGE);
@@ -340,17 +348,15 @@ static void generate(void *argument, int rank, int threads) {
 
 /* ---- entry points ---- */
 
-#define EXPORT __attribute__((visibility("default")))
-
 /* Whether products of bytes are quick here. */
 EXPORT int lstmlm_generator_bytes(void) { return GROUP > 1; }
 
 EXPORT void lstmlm_generator_free(Generator *g) {
     for (Piece *piece = g->pieces, *next; piece; piece = next) {
         next = piece->next;
-        free(piece);
+        free_aligned(piece);
     }
-    free(g);
+    free_aligned(g);
 }
 
 static void H_to_bytes(const Generator *g, const Layer *layer) {
@@ -416,7 +422,7 @@ static int reserve_layer(Generator *g, Layer *layer) {
 /* Makes a generator that owns copies of nothing yet; 0 if there is no memory. */
 EXPORT Generator *lstmlm_generator_new(int in_bytes, int threads, size n, size V, size layers, const size *widths, int direct, int residual,
                                        float eps) {
-    Generator *g = aligned_alloc(64, blocks(sizeof *g, 64) * 64);
+    Generator *g = aligned_memory(64, blocks(sizeof *g, 64) * 64);
     if (!g) return 0;
     memset(g, 0, sizeof *g);
     g->n = n, g->V = V, g->layers = layers, g->in_bytes = in_bytes, g->direct = direct, g->residual = residual, g->eps = eps, g->fresh = 1;

@@ -29,7 +29,7 @@ enum { FLOAT, HALF, TILES, PAIRS, KINDS };
 #define HAVE_PAIRS 0
 #endif
 
-#if HAVE_PAIRS && (defined(__AMX_BF16__) || defined(LSTMLM_EMULATE))
+#if HAVE_PAIRS && ((defined(__AMX_BF16__) && defined(__linux__)) || defined(LSTMLM_EMULATE))
 #define HAVE_TILES 1
 #else
 #define HAVE_TILES 0

@@ -398,8 +398,6 @@ static void (*const packers[2][KINDS])(void *, int, int) = { /* TILES reads what
 #include "multiply.h"
 #include "pointwise.h"
 
-#define EXPORT __attribute__((visibility("default")))
-
 void (*lstmlm_team_run)(void (*)(void *), void *, unsigned, unsigned);
 int (*lstmlm_team_rank)(void), (*lstmlm_team_size)(void);
 

@@ -36,6 +36,11 @@ typedef float vec_any __attribute__((vector_size(VECTOR * 4), aligned(4), may_al
 typedef int32_t ivec __attribute__((vector_size(VECTOR * 4)));
 typedef uint32_t uvec __attribute__((vector_size(VECTOR * 4)));
 
+#if defined(_WIN32)
+#define EXPORT __declspec(dllexport)
+#else
+#define EXPORT __attribute__((visibility("default")))
+#endif
 #define INLINE static inline __attribute__((always_inline))
 #if defined(__clang__)
 #define UNROLL _Pragma("clang loop unroll(full)")

@@ -1,12 +1,19 @@
 /* A team of threads for one call, and a barrier.
 
    The team is torch's own OpenMP runtime, handed in as the addresses of three of its functions: nothing is linked, so there is
-   never a second runtime in the process. Without one, a call makes its threads and ends them, which takes some 30 us each.
+   never a second runtime in the process. Without one, a call makes its threads and ends them, which takes some 30 us each; on
+   Windows, where torch's runtime has no such functions, there is a team of our own that lasts (`windows.c`).
 
    Within a call numbers smaller than any normal one are zero: moments that have faded to that make a step of AdamW half as fast. */
 
+#if defined(_WIN32)
+extern void lstmlm_windows_team(void (*part)(const void *, int, int), const void *call, int threads), lstmlm_give_way(void);
+#define give_way lstmlm_give_way
+#else
 #include <pthread.h>
 #include <sched.h>
+#define give_way sched_yield
+#endif
 #include <stdatomic.h>
 
 #if defined(__x86_64__)
@@ -40,7 +47,7 @@ static void meet(Barrier *barrier, int members) {
     }
     for (unsigned spins = 0; atomic_load_explicit(&barrier->turn, memory_order_acquire) == turn; spins++) {
         if (spins >= 1000)
-            sched_yield();
+            give_way();
 #if defined(__x86_64__)
         else
             __builtin_ia32_pause();
@@ -75,6 +82,10 @@ static void enter(void *call) {
     flushed(call, lstmlm_team_rank(), lstmlm_team_size()); /* the runtime may have granted fewer threads than asked for */
 }
 
+#if defined(_WIN32)
+static void take_part(const void *call, int rank, int threads) { flushed(call, rank, threads); }
+static void run_own_team(const Call *call, int threads) { lstmlm_windows_team(take_part, call, threads); }
+#else
 typedef struct {
     const Call *call;
     int rank;
@@ -84,7 +95,7 @@ typedef struct {
 static void *take_part(void *member) {
     const Member *m = member;
     int members;
-    while (!(members = atomic_load_explicit(m->members, memory_order_acquire))) sched_yield();
+    while (!(members = atomic_load_explicit(m->members, memory_order_acquire))) give_way();
     flushed(m->call, m->rank, members);
     return 0;
 }
@@ -104,6 +115,7 @@ static void run_own_team(const Call *call, int threads) {
     take_part(each);
     while (--count) pthread_join(made[count], 0);
 }
+#endif
 
 static void run_team(void (*body)(void *, int, int), void *job, int threads) {
     Call call = {body, job};

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from lstmlm.errors import CheckpointError, SystemProblem, printable
+from lstmlm.machine import WINDOWS
 
 Bytes = bytes | bytearray | memoryview
 
@@ -132,13 +133,15 @@ class Draft:
     def commit(self, target: Path) -> None:
         """Sync, close, and take the place of `target`, in the same folder; the name is synced too."""
         _sync(self.fd)
-        held = os.dup(self.fd)  # the lock lasts until the draft has its name
+        # The lock lasts until the draft has its name. On Windows there is none, and a file that is open keeps its name.
+        held = -1 if WINDOWS else os.dup(self.fd)
         try:
             fd, self.fd = self.fd, -1
             calls.close(fd)  # where closing fails, so did writing (network drives say it here)
             calls.replace(self._path, target)
         finally:
-            os.close(held)
+            if held >= 0:
+                os.close(held)
         sync_folder(target.parent)
 
     def discard(self) -> None:
@@ -205,7 +208,7 @@ def make_folder(path: Path) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Wait until the names in a folder would survive a power loss, where the system can do that."""
-    if os.name == "nt":  # a folder cannot be opened there
+    if WINDOWS:  # a folder cannot be opened there
         return
     fd = calls.open(folder, os.O_RDONLY)
     try:
@@ -418,7 +421,7 @@ def _create(path: Path, mode: int) -> int:
     while True:
         fd = calls.open(path, flags, mode)
         _flock(fd, wait=True)  # `clean` may be looking at it
-        if os.fstat(fd).st_nlink or os.name == "nt":
+        if os.fstat(fd).st_nlink or WINDOWS:
             return fd
         calls.close(fd)  # and has taken it for an old one
 
@@ -445,7 +448,7 @@ def _remove_abandoned(path: Path) -> bool:
     """
     fd = -1
     try:
-        if os.name != "nt":  # there a file that is open cannot be removed
+        if not WINDOWS:  # there a file that is open cannot be removed
             fd = os.open(path, os.O_RDWR | _CAREFUL | _NO_LINK)
             free = _flock(fd, wait=False)
             if free is None:

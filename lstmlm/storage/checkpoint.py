@@ -1,7 +1,7 @@
 """One training state <-> one file, whole or not at all.
 
-`write` and `read` are the entry points, for the trainer and all that opens a model; torch is imported only in `to_tensors` and
-`to_blobs`. Numbers are little-endian, as on every machine that torch is built for.
+The entry points are `write`, for the trainer, and `read` and `read_header`, for all others, mostly through `run_dir.load`. Only
+`to_tensors` and `to_blobs` import torch.
 
 The file is in the safetensors format: 8 bytes with the length of a JSON header, the header, the data. The header's
 `__metadata__` holds four texts:
@@ -11,15 +11,13 @@ The file is in the safetensors format: 8 bytes with the length of a JSON header,
     kind     "best" (the model) or "last" (all that training needs to go on)
     meta     JSON: what is known about the run; see `header.META`
 
-so that one flipped bit anywhere, or any missing or added byte, is seen. Nothing in it is ever executed or unpickled.
+so that one flipped bit anywhere, or any missing or added byte, is seen. Nothing in it is ever executed or unpickled. Numbers are
+little-endian, as on every machine that torch is built for.
 
-The entry points are `write`, for the trainer, and `read` and `read_header`, for all others, mostly through `run_dir.load`.
 Tensors are read with the `safetensors` package; what it does not check is checked here: the digest, bounds before memory
 is taken, finite values. The file is laid out by hand (`pack`), because `safetensors.serialize` writes the texts of
 `__metadata__` in another order each time, so that equal states would make different files, and because it copies all
 tensors once more before the first byte is written.
-
-torch is imported in `to_tensors` and `to_blobs` alone.
 """
 
 import errno

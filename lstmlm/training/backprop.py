@@ -127,8 +127,9 @@ class Backprop:
         scale: float,
         *drops: Dropout | None,
         taught: Taught | None = None,
+        logits: Tensor | None = None,
     ) -> tuple[Number, StackState]:
-        """Read a window and add the gradient of scale x the summed nats to every parameter's.
+        """Read a window, or without segments a shorter one, and add the gradient of scale x the summed nats to every parameter's.
 
         Args:
             ids: (T, B)
@@ -138,6 +139,7 @@ class Backprop:
             scale: One over the number of predictions of the whole batch, for their mean.
             drops: The step's dropout, of each network.
             taught: What a teacher expects after each character; the gradient is then that of `Pointwise.loss`. (T, B, V)
+            logits: Where those of a single network are written. (T B, V)
 
         Returns:
             nats: Minus log probability, summed over the T x B targets and the networks.
@@ -145,16 +147,18 @@ class Backprop:
         """
         nats: Number = 0.0
         last = []
+        self._read_out = logits
+        self._taught = taught and Taught(taught.probabilities.flatten(0, 1), taught.weight)
         states = ensemble.parted(state, len(self._models))
         for model, layers, own, drop in zip(self._models, self._networks, states, drops or [None] * len(states), strict=True):
             self._layers, self._model = layers, model
-            more, after = self._window(ids, targets, own, scale, drop, taught)
+            more, after = self._window(ids, targets, own, scale, drop)
             nats = nats + more
             last.append(after)
         return nats, ensemble.joined(last)
 
     def _window(
-        self, ids: Tensor, targets: Tensor, state: StackState, scale: float, drop: Dropout | None, taught: Taught | None
+        self, ids: Tensor, targets: Tensor, state: StackState, scale: float, drop: Dropout | None
     ) -> tuple[Number, StackState]:
         """Do so for one network."""
         self._drop_weights(drop)
@@ -175,8 +179,7 @@ class Backprop:
             self._read(ids, steps, start, there)
             if steps is self._segments[-1]:
                 last = self._state()
-            soft = taught and Taught(taught.probabilities[steps].flatten(0, 1), taught.weight)
-            nats = nats + self._loss(targets[steps].reshape(-1).contiguous(), scale, soft)
+            nats = nats + self._loss(steps, targets[steps].reshape(-1).contiguous(), scale)
             self._backward(ids[steps], there)
         self._accumulate_dropped_grad(drop)
         return nats, (*last, *seen)
@@ -259,26 +262,32 @@ class Backprop:
         memories = [layer.memory for layer in self._layers]
         return tuple(LSTMState(memory.H[self._steps].clone(), memory.C[self._steps].clone()) for memory in memories)
 
-    def _loss(self, targets: Tensor, scale: float, taught: Taught | None) -> Number:
+    def _loss(self, steps: slice, targets: Tensor, scale: float) -> Number:
         """Return the summed nats; leave the gradient of what the readout read."""
         last = self._layers[-1]
         parts = last.memory.x[: self._steps].view(len(targets), -1), self._gradient(last.width).view(len(targets), -1), targets
         nats: Number = 0.0
-        for start, (rows, dx, here) in enumerate(zip(*(part.split(self._rows) for part in parts), strict=True)):
-            first = start * self._rows
-            soft = taught and Taught(taught.probabilities[first : first + len(rows)], taught.weight)
-            nats = nats + self._loss_of_rows(rows, dx, here, scale, soft)
+        start = steps.start * self._batch
+        for rows, dx, here in zip(*(part.split(self._rows) for part in parts), strict=True):
+            nats = nats + self._loss_of_rows(rows, dx, here, scale, slice(start, start + len(rows)))
+            start += len(rows)
         return nats
 
-    def _loss_of_rows(self, rows: Tensor, dx: Tensor, targets: Tensor, scale: float, taught: Taught | None) -> Number:
+    def _loss_of_rows(self, rows: Tensor, dx: Tensor, targets: Tensor, scale: float, place: slice) -> Number:
         readout, pointwise, logits = self._model.readout, self._kernel.pointwise, self._logits[: len(rows)]
+        out = None if self._read_out is None else self._read_out[place]
+        taught = self._taught and Taught(self._taught.probabilities[place], self._taught.weight)
         if readout is None:
             logits.copy_(rows)
+            if out is not None:
+                out.copy_(rows)
             nats = pointwise.loss(logits, None, targets, scale, None, taught)
             dx.copy_(logits)
             return nats
         product, weight = self._kernel.strict.product, readout.weight.data
         product(rows, weight.t(), logits)
+        if out is not None:
+            torch.add(logits, readout.bias.data, out=out)
         nats = pointwise.loss(logits, readout.bias.data, targets, scale, _grad(readout.bias), taught)
         product(logits.t(), rows, _grad(readout.weight), add=True)
         product(logits, weight, dx)

@@ -5,7 +5,7 @@ The trainer reports an `Event` to whoever watches (`display`) and keeps its `Tra
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,8 @@ class TrainState:
     model that a run starts from is still to be scored. `look` is `budget.Looks`. `exact` is the score of the best model as
     `lstmlm eval` gives it, and the model's step once the run has ended and that was tried. `retries` counts the times that
     the run was stepped back, less those that it has been calm since; `diverged_at` is the step that began the count of calm ones.
+    `parent` has the nats per character of stretches of the validation text by the model that the run starts from, and `unsure`
+    is the best score that was not enough to take that model's place.
     """
 
     step: int = 0
@@ -136,6 +138,8 @@ class TrainState:
     metrics_bytes: int = 0
     samples_bytes: int = 0
     diverged_at: int = 0
+    parent: list[float] = field(default_factory=list)
+    unsure_nats: float = math.inf
 
     @property
     def ended(self) -> bool:
@@ -163,11 +167,13 @@ class TrainState:
         if "step" not in meta:
             raise CheckpointError("checkpoint: training.step: expected the number of steps done, found none.")
         for key, value in meta.items():
-            if key in ("best_nats", "final_nats", "exact_nats") and value is None:
+            if key in ("best_nats", "final_nats", "exact_nats", "unsure_nats") and value is None:
                 continue
             kind = int if key == "steps" else type(getattr(plain, key))
             if type(value) is not kind and not (key == "steps" and value is None):
                 raise CheckpointError(f"checkpoint: training.{key}: expected {kind.__name__}, found {type(value).__name__}.")
+            if isinstance(value, list) and not all(type(one) is float for one in value):
+                raise CheckpointError(f"checkpoint: training.{key}: expected numbers, found something else among them.")
             setattr(plain, key, value)
         return plain
 

@@ -52,7 +52,7 @@ from lstmlm.training.members import Members
 from lstmlm.training.optim import learning_rate
 from lstmlm.training.run_files import RunFiles
 from lstmlm.training.teacher import Teacher
-from lstmlm.training.validation import Interrupted, Validation
+from lstmlm.training.validation import Interrupted, Validation, surely_less
 
 RETRIES = 3  # times in a row that a diverged run is stepped back, each with half the rate
 CALM = 1000  # steps without that after which one of them is forgotten: a long run may meet many, far from each other
@@ -435,10 +435,10 @@ class Trainer:
             steps = self._budget.steps(p.step, looks, text)
             looks = self._budget.looks(steps, text, train.eval_every, p.look_chars)
             found = steps, looks.chars, looks.gap, looks.exact
-        told, chars, gap, exact = self.group.broadcast_floats(*found)
-        if not told:
+        planned, chars, gap, exact = self.group.broadcast_floats(*found)
+        if not planned:
             return
-        p.steps = int(told)
+        p.steps = int(planned)
         self._set_looks(Looks(int(chars), int(gap), bool(exact)))
         self._replan = p.step + max(1, (p.steps - p.step) // 16)
         self.report(Planned(p.step, p.steps))
@@ -465,28 +465,45 @@ class Trainer:
         p = self.progress
         value, text, signal = math.inf, "", 0.0
         alone: tuple[float, ...] = ()
+        now: list[float] = []
         self.report(Busy("validating"))
         if self.group.is_rank_zero:
             try:
                 if len(self.validation):
-                    value, alone = self.validation.score(p.look_chars)
+                    value, alone, now = self.validation.score(p.look_chars)
                 text = self.validation.sample(p.step)
             except Interrupted:
                 signal = self.stop() or 0
-        value, signal = self.group.broadcast_floats(value, signal)
+        value, signal, sure = self.group.broadcast_floats(value, signal, float(self._surely_better(now)))
         if signal:
             self._signal = int(signal)
             return False
+        if p.validated < 0:
+            p.parent = now
         p.validated = p.step
-        best = value < p.best_nats or not len(self.validation)  # nothing to choose by: the newest is the best
+        better = value < p.best_nats or not len(self.validation)  # nothing to choose by: the newest is the best
+        best = better and bool(sure)
+        if better and not best:
+            p.unsure_nats = min(p.unsure_nats, value)
         if len(self.validation):
             p.final_nats = value
-            p.worse = 0 if best else p.worse + 1
+            p.worse = 0 if better else p.worse + 1
         if best:
             p.best_nats, p.best_step, p.exact_nats = value, p.step, math.inf
         if self._files is not None:
             self._keep(self._files, value, alone if len(alone) > 1 else (), text, best=best)
         return True
+
+    def _surely_better(self, now: list[float]) -> bool:
+        """Say whether a model that scores better may take the place of the one that the run started from.
+
+        It has to be better by more than chance, by stretches of the validation text (`now`), unless that one knows less of the
+        text than the frequencies of its characters do.
+        """
+        p = self.progress
+        if p.best_step or p.best_nats == math.inf:
+            return True
+        return p.best_nats > self.validation.counting_nats or surely_less(now, p.parent)
 
     def _keep(self, files: RunFiles, value: float, alone: tuple[float, ...], text: str, *, best: bool) -> None:
         """Write and report what a validation has found."""

@@ -4,7 +4,8 @@ The trainer decides when, keeps the best model and writes; here the networks onl
 """
 
 import math
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -16,10 +17,29 @@ from lstmlm.training import budget
 from lstmlm.training.members import Members
 
 SAMPLE_LENGTH = 240  # characters
+STRETCH, FEWEST, MOST = 100, 10, 100  # characters of a stretch at least, and how many stretches two models are compared by
+SURE = 2.0  # standard errors
 
 
 class Interrupted(Exception):  # no error: a signal came while a text was read
     """Validating was left before its end; nothing of it counts."""
+
+
+def stretches(costs: Sequence[float]) -> list[float]:
+    """Return the means of stretches of equal length, of some nats in the order of the text; none of a text that is too short."""
+    count = min(MOST, len(costs) // STRETCH)
+    if count < FEWEST:
+        return []
+    length = len(costs) // count
+    return [math.fsum(costs[at : at + length]) / length for at in range(0, count * length, length)]
+
+
+def surely_less(now: Sequence[float], before: Sequence[float]) -> bool:
+    """Say whether a text takes less now: the mean difference of its stretches, if they are enough, is above `SURE` errors."""
+    if len(now) < FEWEST or len(now) != len(before):
+        return False
+    less = [was - one for was, one in zip(before, now, strict=True)]
+    return statistics.fmean(less) > SURE * statistics.stdev(less) / math.sqrt(len(less))
 
 
 class Validation:
@@ -50,15 +70,16 @@ class Validation:
         """Say whether `score` estimates: a short text is always scored exactly, and of a long one the beginning alone."""
         return not self.whole or streams_of(len(self._ids), look_chars) > 1
 
-    def score(self, look_chars: int) -> tuple[float, tuple[float, ...]]:
-        """Return the nats per character of all networks as one, and of each alone, by so many characters of the text.
+    def score(self, look_chars: int) -> tuple[float, tuple[float, ...], list[float]]:
+        """Return the nats per character of all networks as one, of each alone, and of stretches, by so many of the characters.
 
         Raises:
             Interrupted: A signal came.
         """
+        costs: list[float] = []
         with self._members.strict() as models:
-            value, alone = estimate(models, self._ids, self._corpus.counts, look_chars, self._leave)
-        return self._with_unknown(value), tuple(map(self._with_unknown, alone))
+            value, alone = estimate(models, self._ids, self._corpus.counts, look_chars, self._leave, costs)
+        return self._with_unknown(value), tuple(map(self._with_unknown, alone)), stretches(costs)
 
     def score_exactly(self, weights: dict[str, Tensor]) -> float:
         """Return the exact score of other weights; infinity where reading from left to right would take too long.

@@ -91,10 +91,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model = LanguageModel.open(asked_for.run, threads=asked_for.threads)
     corpus = open_for(model, "Train it again.")
     blanks = parse_set(BLANKS.read_text(encoding="utf-8"), str(BLANKS))[:: asked_for.every]
-    start = model.tokenizer.encode("\n")[0]
+    opening = model.tokenizer.encode("\n")
     stop = model.tokenizer.encode(".")[0]
     rnn = trained_rnn(model, corpus, asked_for.rnn_hidden, asked_for.rnn_lr, asked_for.epochs)
-    filler = partial(Filler, encode=model.tokenizer.encode, counts=model.counts, start=start)
+    filler = partial(Filler, encode=model.tokenizer.encode, counts=model.counts, opening=opening)
     networks = {
         "LSTM": filler(model.network),
         "C zeroed at each '.'": filler(TorchReader(model.network, run=Forgetting(model.alone, stop))),

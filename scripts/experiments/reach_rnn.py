@@ -134,10 +134,10 @@ def answer(models: dict[str, CharLM | PlainRNN], corpus: Corpus, most: int) -> N
     asked = parse_set(BLANKS.read_text(encoding="utf-8"), str(BLANKS))
     asked = [one for one in asked if one.kind.startswith("name")]
     asked = asked[:: max(1, -(-len(asked) // most))]
-    start = corpus.tokenizer.encode("\n")[0]
+    opening = corpus.tokenizer.encode("\n")
     found: dict[str, list[Bucket]] = {}
     for name, model in models.items():
-        filler = Filler(TorchReader(cast(CharLM, model)), corpus.tokenizer.encode, corpus.counts, start)
+        filler = Filler(TorchReader(cast(CharLM, model)), corpus.tokenizer.encode, corpus.counts, opening)
         right = [
             answers[0].words == one.answer
             for one, answers in zip(asked, filler.rank([one.question for one in asked]), strict=True)

@@ -6,8 +6,8 @@ The parent learns a part of the topics of Python's help. The new text is more of
 (far), or those sources in letters of another alphabet (other, `--on-unknown grow`); of each a beginning of 3,000, 30,000 and
 200,000 characters. Each new text is learnt anew, and from the parent at several factors of the rate that a new model has. All are
 scored on the validation part of the new text, by which the program chooses, and on the 20,000 characters after the text (after).
-The last columns say which step was kept (0: the parent) and whether tuning was right on the validation part: better than both, or
-the parent kept. Numbers are bits per character.
+The last columns say which step was kept (0: the parent) and whether that was right: after the text the tuned model is better than
+the parent, or the parent was kept. Numbers are bits per character.
 """
 
 import argparse
@@ -70,7 +70,7 @@ def measure(folder: Path, pair: str, chars: int, asked: argparse.Namespace) -> l
         own = ["--on-unknown", "grow", "--lr", f"{factor * lr:.3g}", *asked.also]
         kept = train(text, "--out", folder / "tuned", "--from", parent, *run, *own)["best"]["step"]
         tuned = scores(folder / "tuned")
-        right = "parent kept" if not kept else "yes" if tuned[0] < min(before[0], fresh[0]) else "NO"
+        right = "parent kept" if not kept else "yes" if tuned[1] < before[1] else "NO"
         figures = [score for each in zip(before, fresh, tuned, strict=True) for score in each]
         rows.append([pair, chars, asked.hidden, f"{factor:g}", *figures, kept, right])
         print(table(rows[-1:]), file=sys.stderr)

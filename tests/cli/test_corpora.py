@@ -30,7 +30,7 @@ def test_advice(lstmlm: Lstmlm, way: str, tmp_path: Path) -> None:
 
         assert result.code == 3, result.err
         assert way in result.err or way == "no file"
-        assert result.err.rstrip().endswith(advice)
+        assert result.err.rstrip().lower().endswith(advice.lower())
         assert len(result.err.splitlines()) == 1
         assert not any(f"{name}:" in result.err for name in ("eval", "inspect", "fill"))
 
@@ -187,3 +187,16 @@ def test_a_text_that_was_moved(lstmlm: Lstmlm, tmp_path: Path) -> None:
 
     assert lstmlm("eval", "-m", lent, "--corpus", "moved", "-q").code == 0
     assert lstmlm("eval", "-m", lent, "-q").code == 3
+
+
+def test_advice_for_a_text_that_is_gone(lstmlm: Lstmlm, tmp_path: Path) -> None:
+    """What to do is one sentence, and names no corpora that have nothing to do with it."""
+    text = tmp_path / "text.txt"
+    text.write_text("Bob is here.\n" * 40)
+    assert lstmlm("train", text, *TINY, "-q").code == 0
+    text.unlink()
+    found = lstmlm("eval", "-m", "runs/text", "-q")
+
+    assert found.code == 3
+    assert "say with --corpus where it is; else name a text to score." in found.err
+    assert "come along" not in found.err

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from lstmlm.cli import sample as sample_command
-from lstmlm.evaluation import dynamic
 from lstmlm.model import devices
+from lstmlm.training import dynamic
 from tests import pretend
 from tests.cli.conftest import TINY, Lstmlm
 from tests.cli.test_train import digest

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from lstmlm import train
+from lstmlm.errors import UsageError
 from lstmlm.storage import checkpoint
 from tests.cli.conftest import TEXT, TINY, Lstmlm
 from tests.cli.test_train import digest
@@ -104,3 +106,13 @@ def test_planned(lstmlm: Lstmlm, text: Path, teacher: str) -> None:
     )
 
     assert alone < taught
+
+
+def test_in_python(text: Path, teacher: str) -> None:
+    """`distill` is the same in Python, and what is wrong with it is said of the argument."""
+    model = train(str(text), out="runs/taught", distill=teacher, steps=3, hidden=7, threads=1)
+
+    assert "teacher" in model.meta["corpus"]
+    assert Path("runs/taught/teacher.safetensors").is_file()
+    with pytest.raises(UsageError, match=r"^distill: expected a model with the vocabulary of this run"):
+        train(str(text), out="runs/no", distill=teacher, steps=3, tokenizer="byte")

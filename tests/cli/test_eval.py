@@ -172,7 +172,7 @@ def test_baselines_need_the_training_text(lstmlm: Lstmlm, at_home: Path, held_ou
     assert lstmlm("eval", held_out).code == 0
     refused = lstmlm("eval", held_out, "--baselines")
     assert refused.code == 3
-    assert "Leave out --baselines" in refused.err
+    assert "leave out --baselines" in refused.err
     assert refused.out == ""
 
 

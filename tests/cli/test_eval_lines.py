@@ -191,10 +191,10 @@ def test_a_pipe_is_read_in_its_encoding(run: Path, encoding: str) -> None:
 
 def test_a_line_of_many_pieces_is_joined_once(run: Path) -> None:
     """A text without line ends is one line, put together in a time that grows as the text does."""
-    from lstmlm.cli.eval_lines import _lines
+    from lstmlm.data.lines import whole_lines
 
     began = time.process_time()
-    (group,) = _lines("x" * 100 for _ in range(40_000))
+    (group,) = whole_lines("x" * 100 for _ in range(40_000))
     took = time.process_time() - began
 
     assert list(map(len, group)) == [4_000_000]

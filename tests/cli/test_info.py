@@ -192,3 +192,15 @@ def test_cache(lstmlm: Lstmlm, text: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert "1 file" in cleared.out
     assert lstmlm("info", "--cache", "--json").json["files"] == []
     assert lstmlm("info", "runs/text", "--cache").code == 2
+
+
+def test_many_files_are_counted(lstmlm: Lstmlm) -> None:
+    """A run on many files says how many: three thousand on a command line make no large model and no long line."""
+    Path("many").mkdir()
+    for number in range(300):
+        Path(f"many/{'a' * 20}{number:04}.txt").write_text("Bob is here.\n")
+    assert lstmlm("train", *sorted(Path("many").iterdir()), *TINY, "--out", "run", "-q").code == 0
+    shown = lstmlm("info", "run").out
+
+    assert "0000 and 299 more, 3,900 characters" in " ".join(shown.split())
+    assert Path("run/best.safetensors").stat().st_size < 20_000

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lstmlm.evaluation import dynamic
+from lstmlm.training import dynamic
 from tests.cli.conftest import TINY, Lstmlm
 
 MEMBERS = (*TINY, "--members", "3", "--lr", "0.05", "--seed", "5")

@@ -356,7 +356,7 @@ def test_new(lstmlm: Lstmlm, at_home: Path, text: Path) -> None:
 @pytest.mark.parametrize(("stop", "found"), [(["\n"], [True, False, True, False]), ([], [True, True, True, True])])
 def test_what_a_text_holds(at_home: Path, stop: list[str], found: list[bool]) -> None:
     """A sample that is a line is looked up as a whole one, one that was cut as the beginning of one, any other anywhere."""
-    own = sample_command._Own(LanguageModel.open(at_home), stop, lines=False)
+    own = sample_command._TrainingText(LanguageModel.open(at_home), stop, lines=False)
     asked = [("Ann is there, and Bob is not.", "stop"), ("is there", "stop"), ("Ann is", "length"), ("nn is", "length")]
 
     assert [own.holds(text, Sample("", 0, 0.0, reason)) for text, reason in asked] == found

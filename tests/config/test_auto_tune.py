@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -57,24 +58,28 @@ def test_what_is_set_stays() -> None:
     assert choose(timed, LONG)[:2] == (timed, "")
 
 
-def test_a_short_run_has_short_windows() -> None:
-    """Below SHORT_RUN characters a run of some time or passes takes twice the steps of half the window; what was set stays."""
-    few, many = (auto_tune.SHORT_RUN / LONG * part for part in (0.9, 1.1))
-    short, long = (choose(RunConfig(train=TrainConfig(epochs=epochs)), LONG) for epochs in (few, many))
-    given = choose(RunConfig(train=TrainConfig(epochs=few, window=auto_tune.WINDOW)), LONG)
+def test_the_window_grows_with_what_a_run_reads() -> None:
+    """A run of some time or passes has short windows and more steps below SHORT_RUN characters, long ones from WIDE_RUN on."""
+    short, usual, long = (
+        choose(RunConfig(train=TrainConfig(epochs=read / LONG)), LONG)
+        for read in (0.9 * auto_tune.SHORT_RUN, 1.1 * auto_tune.SHORT_RUN, 1.1 * auto_tune.WIDE_RUN)
+    )
+    windows = [found[0].train.window for found in (short, usual, long)]
+    given = choose(RunConfig(train=TrainConfig(epochs=0.9 * auto_tune.SHORT_RUN / LONG, window=auto_tune.WINDOW)), LONG)
 
-    assert (short[0].train.window, long[0].train.window) == (auto_tune.SHORT_WINDOW, auto_tune.WINDOW)
+    assert windows == [auto_tune.SHORT_WINDOW, auto_tune.WINDOW, auto_tune.LONG_WINDOW]
     assert short[2] == 2 * given[2]
     assert given[0].train.window == auto_tune.WINDOW
     assert choose(RunConfig(train=TrainConfig(steps=7)), LONG)[0].train.window == auto_tune.WINDOW
 
 
 def test_a_long_run_starts_with_long_memories() -> None:
-    """From LONG_STEPS steps on a quarter of the units start with a memory of their own, but not where H_t itself is read out."""
+    """From LONG_RUN characters on a quarter of the units start with memories of their own, but not where H_t is read out."""
+    steps = math.ceil(auto_tune.LONG_RUN / (auto_tune.BATCHES[0] * auto_tune.WINDOW))
     spans = [
-        choose(RunConfig(ModelConfig(readout=readout), train=TrainConfig(steps=steps)), LONG)[0].model.forget_span
+        choose(RunConfig(ModelConfig(readout=readout), train=TrainConfig(steps=count)), LONG)[0].model.forget_span
         for readout in ("linear", "direct")
-        for steps in (auto_tune.LONG_STEPS - 1, auto_tune.LONG_STEPS)
+        for count in (steps - 1, steps)
     ]
 
     assert spans == [0.0, auto_tune.LONG_MEMORY, 0.0, 0.0]
@@ -181,7 +186,7 @@ def test_few_sizes_are_measured() -> None:
 
 def test_steps_are_estimated() -> None:
     """The steps of a budget in minutes are what fits, validation and saving set apart."""
-    _, line, steps = choose(RunConfig(ModelConfig(hidden=256), train=TrainConfig(minutes=1.0)), LONG)
+    _, line, steps = choose(RunConfig(ModelConfig(hidden=256), train=TrainConfig(minutes=1.0, window=64)), LONG)
 
     assert steps == pytest.approx(0.93 * 60 * SPEED / (24 * 256**2 * 1024), rel=0.001)
     assert f"some {steps:,} steps, about {steps * 1024 / LONG:.2g} passes" in line

@@ -181,3 +181,13 @@ def test_control_characters_of_another_encoding_are_noted(read: Reader) -> None:
     got = read(read.file(b"It\x92s \x93green\x94.\n" * 9), encoding="latin-1")
 
     assert [n for n in got.notes if n.startswith("27 control characters") and "--encoding cp1252" in n]
+
+
+def test_one_file_of_many_is_not_all_of_them(read: Reader) -> None:
+    """An encoding is offered for all files only where they all are in it, as the others would be read wrongly."""
+    good, bad = read.file("Où est Bob?\n" * 20, "good.txt"), read.file("Où est Bob?\n".encode("latin-1") * 20, "bad.txt")
+
+    with pytest.raises(TextError, match=r"looks like latin-1: use `--encoding latin-1`"):
+        read(bad)
+    with pytest.raises(TextError, match=r"looks like latin-1: bring it into UTF-8, leave it out .* if all of the files"):
+        read(good, bad)

@@ -59,9 +59,12 @@ def test_a_path_leads_into_a_record(read: Reader) -> None:
         ("d.jsonl", '{"text": "a"}\n{"text": \n', "text", "line 2: expected a JSON object"),
         ("d.jsonl", "[" * 100_000, "text", "line 1: expected a JSON object"),
         ("d.jsonl", '"text"\n', "text", "line 1: .*found no object"),
+        ("d.jsonl", '{"m": [{"c": "a"}, {"c": [{"t": "b"}]}]}', "m.c", "line 1: expected the field 'm.c', found m.c, m.c.t"),
         ("d.csv", TABLE, "txt", "line 1: expected the column 'txt', found id, text"),
         ("d.csv", "a,b\n1,2\n3\n", "b", "line 3: expected a row of a table, found: 1 columns of 2"),
         ("d.txt", "text", "text", "expected records with a field 'text', found no file"),
+        ("d.json", '[{"text": "a"}]', "text", r"jq -c '\.\[\]' .*d\.json > .*d\.jsonl` makes lines"),
+        ("d.csv", "a,b\n1,2\n", "3", "line 1: expected the column '3', found a, b.*give its number if the first line names none"),
     ],
 )
 def test_a_record_that_is_not_as_expected_is_refused(read: Reader, name: str, data: str, field: str, found: str) -> None:
@@ -88,3 +91,9 @@ def test_records_are_held_out_whole(read: Reader) -> None:
         assert len(held) == 8
         assert all(a.split()[1] == b.split()[1] for a, b in zip(held[::2], held[1::2], strict=True))
         assert any("4 of 40 records" in note for note in got.notes)
+
+
+def test_a_table_without_names(read: Reader) -> None:
+    """A column may be given by its number, counted from 1, where the first line names none: it is a row then."""
+    assert text_of(read(read.file("1,old mill\n2,stone\n", "d.csv"), field="2")) == "old mill\nstone"
+    assert text_of(read(read.file("1,2\nx,stone\ny,mill\n", "n.csv"), field="2")) == "stone\nmill"  # it names a column so

@@ -364,7 +364,7 @@ def test_members_of_an_archive_are_files(read: Reader, name: str, chunk: int, mo
 
     assert text_of(got) == expected
     assert got.name == "t"
-    assert [note for note in got.notes if note.startswith("left out: 1 binary file (")]
+    assert [note for note in got.notes if note.startswith("left out: 1 file without text (")]
     assert [note for note in got.notes if "2 hidden" in note]
     assert text_of(read(path, include=["*.md"])) == "zwei €\n"
     assert text_of(read(path, exclude=["b", "c.*"])) == "one"
@@ -419,6 +419,7 @@ def test_what_is_no_text_is_left_out_of_a_folder(read: Reader) -> None:
     """Pictures, hidden files and folders of version control are passed over, and counted in one line; in bytes all counts."""
     read.file("1", "f/a.md")
     read.file(b"\x89PNG\r\n\x1a\n\0\0", "f/logo.png")
+    read.file('<?xml version="1.0"?>\n<!-- made by hand -->\n<svg xmlns="x"><path d="M0 0"/></svg>', "f/logo.svg")
     read.file(b"%PDF-1.4 text", "f/paper.pdf")
     read.file("!", "f/CVS/Entries")
     read.file("!", "f/.hidden")
@@ -427,8 +428,10 @@ def test_what_is_no_text_is_left_out_of_a_folder(read: Reader) -> None:
     got = read(folder)
 
     assert text_of(got) == "1\n23"
-    assert [n for n in got.notes if "2 binary files" in n and "logo.png" in n and "2 hidden" in n]
+    assert [n for n in got.notes if "3 files without text" in n and "logo.png" in n and "2 hidden" in n]
     assert b"PNG" in bytes(read(folder, tokenizer="byte").train.tensor(0, 99).tolist())
+    assert text_of(read(str(read.folder / "f/logo.svg"))).startswith("<?xml")
+    assert text_of(read(folder, include=["*.svg"])).startswith("<?xml")
     with pytest.raises(TextError, match="expected text, found a PDF"):
         read(str(read.folder / "f/paper.pdf"))
 

@@ -207,6 +207,21 @@ def test_a_table_without_colours_is_plain_text(env: dict[str, str]) -> None:
     )
 
 
+def test_sentences_break_between_words_on_a_terminal() -> None:
+    """A long line of prose is broken between words at the terminal's width, further lines as far in; a pipe gets it whole."""
+    text = "a headline\n\n  " + "word " * 30 + "end"
+    shown, piped = console(env={"COLUMNS": "40"}), console(terminal=False)
+    shown[0].prose(text)
+    piped[0].prose(text)
+    lines = shown[1].text.splitlines()
+
+    assert max(map(len, lines)) <= 40
+    assert lines[:2] == ["a headline", ""]
+    assert all(line.startswith("  word") for line in lines[2:])
+    assert " ".join(shown[1].text.split()) == " ".join(text.split())
+    assert piped[1].text == text + "\n"
+
+
 def test_a_table_in_colours_has_the_same_text() -> None:
     """On a terminal rich draws it: the heads and the best row stand out, and the text is that of the plain table."""
     plain, coloured = console(terminal=False), console()

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import pytest
 import torch
 
+from lstmlm.data.ids import Ids
+from lstmlm.data.tokenizer import CharTokenizer
 from lstmlm.evaluation import baselines
 from lstmlm.evaluation.scoring import frequencies
 from tests.helpers import some_ids
@@ -72,3 +74,17 @@ def test_compressors() -> None:
     assert baselines.by_bzip2(train, text) == 8 * (len(bz2.compress(train + text)) - len(bz2.compress(train)))
     assert baselines.by_xz(train, text) == 8 * (len(lzma.compress(train + text)) - len(lzma.compress(train)))
     assert baselines.by_xz(train, text) < 8 * len(lzma.compress(text))
+
+
+def test_a_text_that_moves_on_is_like_itself() -> None:
+    """A log's dates are new in its end, and in every end of it: it is not unlike; another language is."""
+    rows = [
+        f"2026-{i // 900 + 1:02}-{i // 30 % 30 + 1:02} {i % 24:02}:00:00 INFO GET /{'abc'[i * i % 3]} 200\n" for i in range(9000)
+    ]
+    for text, is_like in (("".join(rows), True), ("".join(rows[:8000]) + "the old mill stands by the river\n" * 900, False)):
+        symbols = CharTokenizer(text)
+        ids = symbols.encode(text)
+        train, val = ids[: len(ids) * 9 // 10], ids[len(ids) * 9 // 10 :]
+        held, own = baselines.unlike(Ids.of(train), Ids.of(val), [train.count(i) for i in range(len(symbols))])
+
+        assert (held < 1.4 * own) == is_like

@@ -24,7 +24,7 @@ def encode(text: str) -> list[int]:
 
 def filler(model: CharLM, start: int | None = NEWLINE) -> Filler:
     """Make a filler over the small vocabulary."""
-    return Filler(model, encode, COUNTS, start)
+    return Filler(model, encode, COUNTS, [] if start is None else [start])
 
 
 def whole(model: CharLM, text: str, start: int | None) -> float:

@@ -203,6 +203,38 @@ def test_the_compiler_of_a_package_comes_last(monkeypatch: pytest.MonkeyPatch, t
     assert build.find_compiler() == [str(tmp_path / "gcc")]
 
 
+def test_what_windows_compiles(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """There the package ziglang comes first and gcc never; flags of POSIX are left out, and what is loaded is not replaced."""
+    asked: list[list[str]] = []
+
+    def compile_as_windows(command: list[str], **how: object) -> "subprocess.CompletedProcess[str]":
+        asked.append(command)
+        if "-o" in command:
+            Path(command[command.index("-o") + 1]).write_bytes(b"whole")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    (tmp_path / "ziglang").mkdir()
+    (tmp_path / "ziglang" / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(build, "WINDOWS", True)
+    monkeypatch.setattr(build, "SUFFIX", ".dll")
+    monkeypatch.setattr(build, "COMPILERS", ("clang",))
+    monkeypatch.setattr(subprocess, "run", compile_as_windows)
+    monkeypatch.setattr(build, "_open", lambda path: path)
+    monkeypatch.setattr(build, "cached", lambda: None)
+
+    first = build.library()
+    monkeypatch.setattr("os.replace", lambda source, target: pytest.fail("another process may have loaded it"))
+
+    assert build.library() == first
+    assert str(first).endswith(".dll")
+    assert [path.name for path in kept(cache)] == [Path(str(first)).name]
+    compilation = asked[1]
+    assert compilation[:4] == [sys.executable, "-m", "ziglang", "cc"]
+    assert "-shared" in compilation
+    assert not {"-fPIC", "-pthread", "-lm"} & set(compilation)
+
+
 def test_full_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that fills up at the last moment costs a compilation, and the half-made file goes."""
 

@@ -263,7 +263,7 @@ READERS: dict[str, Callable[[CharLM], object]] = {
     "cold": lambda m: cold(m, some_ids(400).tolist(), window=70, batch=3),
     "an estimate": lambda m: estimate([m], some_ids(5000).tolist(), [1] * V, 4096),
     "lines": lambda m: LineScorer(m, SYMBOLS, [1] * V).score(["abcdefghij" * 9 + "\n", "abc\n"]),
-    "blanks": lambda m: list(Filler(m, SYMBOLS.encode, [1] * V, 0).rank([Question("ab____cd____" + "j" * 90, tuple(WORDS))])),
+    "blanks": lambda m: list(Filler(m, SYMBOLS.encode, [1] * V, [0]).rank([Question("ab____cd____" + "j" * 90, tuple(WORDS))])),
     "a prompt": lambda m: list(islice(generate(m, some_ids(300).tolist(), [1], Sampling()), 2)),
     "every gate": lambda m: list(windows(m, some_ids(300))),
     "memory taken away": lambda m: ablate_memory(m, some_ids(600), mark=1, length=50),

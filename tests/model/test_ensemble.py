@@ -11,7 +11,6 @@ from torch import Tensor
 from lstmlm.analysis.activations import Forgetting
 from lstmlm.config.run_config import ModelConfig
 from lstmlm.data.tokenizer import CharTokenizer
-from lstmlm.evaluation.dynamic import SEGMENT, DynamicEvaluator, Rates
 from lstmlm.evaluation.per_line import LineScorer
 from lstmlm.evaluation.sampler import Sampling, generate
 from lstmlm.evaluation.scoring import score_ids, side_by_side
@@ -19,6 +18,7 @@ from lstmlm.kernels.eager import EagerKernel
 from lstmlm.model import ensemble, weights
 from lstmlm.model.char_lm import CharLM
 from lstmlm.model.ensemble import Ensemble, average, joined, members, parted
+from lstmlm.training.dynamic import SEGMENT, DynamicEvaluator, Rates
 from tests.helpers import assert_close, cold, scores, small_model, some_ids, warm
 
 V, N = 11, 3

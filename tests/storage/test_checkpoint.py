@@ -20,21 +20,10 @@ from lstmlm.errors import CheckpointError, Diverged, SystemProblem, TextError
 from lstmlm.storage import atomic, checkpoint
 from lstmlm.storage.checkpoint import Blob, Checkpoint
 from lstmlm.storage.header import DTYPES, MAX_HEADER, Header
+from tests.storage.files import META, refusal
 
 ROOT = Path(lstmlm.__file__).parents[1]
 ZEROS = "0" * 64
-META: dict[str, Any] = {
-    "config": {"model": {"hidden": 7, "layers": None, "bias": True}, "train": {"lr": 3e-4}},
-    "tokenizer": {"kind": "char", "symbols": "\n abcé\U0001f600"},
-    "counts": [3, 14, 15, 9, 2, 6, 5],
-    "step": 20,
-    "scores": {"validation_nats_per_char": 1.5},
-    "corpus": {"name": "text", "fingerprint": "00ff", "chars": 54},
-    "versions": {"lstmlm": "0.1.0"},
-    "command": ["lstmlm", "train", "text\udc80"],
-    "parameters": 25,
-    "training": {"best": None},
-}
 
 
 def floats(*values: float) -> Blob:
@@ -57,23 +46,6 @@ SMALL = Checkpoint(
         "flags": Blob("bool", (3,), b"\1\0\1"),
     },
 )
-
-
-@pytest.fixture(name="path")
-def _path(tmp_path: Path) -> Path:
-    """Give a path for a checkpoint, in the current folder."""
-    return tmp_path / "best.safetensors"
-
-
-def refusal(path: Path) -> str:
-    """Read a file that has to be refused, and return the message, which has to be fit for a terminal."""
-    with pytest.raises(CheckpointError) as caught:
-        checkpoint.read(path)
-    text = str(caught.value)
-    assert text.count("\n") < 6
-    assert all(line.isprintable() for line in text.split("\n")), ascii(text)
-    assert len(text) < 1000
-    return text
 
 
 @pytest.mark.slow

@@ -22,24 +22,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lstmlm
-from lstmlm.errors import CheckpointError, LstmlmError
+from lstmlm.errors import LstmlmError
 from lstmlm.storage import checkpoint
 from lstmlm.storage.header import MAX_HEADER, parse_json
+from tests.storage.files import META, refusal
 
 ROOT = Path(lstmlm.__file__).parents[1]
 ZEROS = "0" * 64
-META: dict[str, Any] = {
-    "config": {"model": {"hidden": 7, "layers": None, "bias": True}, "train": {"lr": 3e-4}},
-    "tokenizer": {"kind": "char", "symbols": "\n abcé\U0001f600"},
-    "counts": [3, 14, 15, 9, 2, 6, 5],
-    "step": 20,
-    "scores": {"validation_nats_per_char": 1.5},
-    "corpus": {"name": "text", "fingerprint": "00ff", "chars": 54},
-    "versions": {"lstmlm": "0.1.0"},
-    "command": ["lstmlm", "train", "text\udc80"],
-    "parameters": 25,
-    "training": {"best": None},
-}
 
 
 def forge(header: Any, data: bytes = b"", *, sign: bool = True) -> bytes:
@@ -253,23 +242,6 @@ HOSTILE: dict[str, bytes] = {
     },
     "a bool of 2": forge(header({"a": tensor("BOOL", [8])}), b"\0\1\0\1\2\0\0\0"),
 }
-
-
-@pytest.fixture(name="path")
-def _path(tmp_path: Path) -> Path:
-    """Give a path for a checkpoint, in the current folder."""
-    return tmp_path / "best.safetensors"
-
-
-def refusal(path: Path) -> str:
-    """Read a file that has to be refused, and return the message, which has to be fit for a terminal."""
-    with pytest.raises(CheckpointError) as caught:
-        checkpoint.read(path)
-    text = str(caught.value)
-    assert text.count("\n") < 6
-    assert all(line.isprintable() for line in text.split("\n")), ascii(text)
-    assert len(text) < 1000
-    return text
 
 
 def test_a_forged_file_without_a_fault_is_read(path: Path) -> None:

@@ -130,6 +130,30 @@ def test_a_teacher_equals_autograd(monkeypatch: pytest.MonkeyPatch, scores: int,
         assert_close(q.grad, p.grad, name, 1e-9)
 
 
+@pytest.mark.parametrize("readout", ["linear", "direct"])
+@pytest.mark.parametrize("segment", [0, 4])
+def test_logits_and_a_shorter_window(readout: str, segment: int) -> None:
+    """Where they are asked for the logits are written, of windows of any length up to T, whose gradient is autograd's."""
+    model = small_model(readout=readout)
+    by_hand = prepared(model, EagerKernel(), torch.float64)
+    backprop = Backprop(by_hand, B, T, segment)
+    before = some_state(model)
+    for steps in (T, T - 3, 1) if not segment else (T,):
+        ids, targets = (x[:steps] for x in window())
+        expected, _ = model(ids, before)
+        found = torch.empty(steps * B, V, dtype=torch.float64)
+        for p in by_hand.parameters():
+            assert p.grad is not None
+            p.grad.zero_()
+        backprop(ids, targets, before, SCALE, logits=found)
+        gradient = torch.autograd.grad(SCALE * nats(expected, targets).sum(), list(model.parameters()))
+
+        assert_close(found.view(expected.shape), expected.detach(), "logits", 1e-9)
+        for p, g in zip(by_hand.parameters(), gradient, strict=True):
+            assert p.grad is not None
+            assert_close(p.grad, g, "gradient", 1e-9)
+
+
 # By what a product rounds to: how near the loss is, and the cosine between two gradients of the first of three narrow layers.
 AGREES = {"float32": (3e-5, 1 - 1e-9), "float16": (3e-2, 0.999), "bfloat16": (3e-2, 0.97)}
 

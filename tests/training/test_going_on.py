@@ -171,6 +171,26 @@ def test_the_parent_is_kept_where_nothing_is_better(bench: Callable[..., Bench],
     assert made.progress.ended
 
 
+def test_a_gain_that_may_be_chance(bench: Callable[..., Bench]) -> None:
+    """On a validation part of some characters a better score is not enough: the parent is kept, and the score known."""
+    parent = bench(steps=8).run()
+    run = bench(steps=60, lr=0.02)
+    made = tuned(run, parent)
+    made.run()
+
+    assert made.progress.best_step == 0
+    assert made.progress.unsure_nats < made.progress.best_nats
+    assert best(run) == best(parent)
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a text of some characters be enough to compare a model with its parent."""
+    monkeypatch.setattr("lstmlm.training.validation.STRETCH", 2)
+    monkeypatch.setattr("lstmlm.training.validation.FEWEST", 2)
+
+
+@pytest.mark.usefixtures("short")
 def test_a_tuned_run_that_is_better(bench: Callable[..., Bench]) -> None:
     """Where training makes it better, the best model is another than the parent, and has the better score."""
     parent = bench(steps=8).run()

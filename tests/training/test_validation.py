@@ -16,7 +16,7 @@ from lstmlm.evaluation.scoring import CODE_POINTS, score_ids
 from lstmlm.kernels.eager import EagerKernel
 from lstmlm.training import budget
 from lstmlm.training.members import Members
-from lstmlm.training.validation import Interrupted, Validation
+from lstmlm.training.validation import Interrupted, Validation, stretches, surely_less
 from tests.training.test_trainer import configured
 
 pytestmark = pytest.mark.usefixtures("short_samples")
@@ -114,3 +114,22 @@ def test_rare_characters_are_charged(corpus: Corpus) -> None:
     assert text.score(1)[0] == pytest.approx(expected.nats_per_char, abs=1e-6)
     assert text.score_exactly(members.network.state_dict()) == pytest.approx(expected.nats_per_char, abs=1e-6)
     assert text.counting_nats == pytest.approx(expected.order0 / len(ids))
+
+
+def test_what_is_surely_less() -> None:
+    """A text takes less for sure where the mean of its stretches' differences is above two standard errors of it."""
+    before = [2.0] * 40
+    little = [2.0 - 0.01 * (i % 2 or -0.9) for i in range(40)]  # now less, now more
+
+    assert surely_less([1.9 + 0.01 * (i % 3) for i in range(40)], before)
+    assert not surely_less(little, before)
+    assert not surely_less(before, before)
+    assert not surely_less([1.0] * 9, [2.0] * 9)
+    assert not surely_less([1.0] * 40, [])
+
+
+def test_stretches_are_long_enough() -> None:
+    """They are a hundred at most, of a hundred characters at least; a text of fewer than a thousand has none."""
+    assert stretches([1.0] * 999) == []
+    assert stretches([1.0] * 500 + [3.0] * 500) == [1.0] * 5 + [3.0] * 5
+    assert len(stretches([1.0] * 262_144)) == 100

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from lstmlm.evaluation import dynamic
-from lstmlm.evaluation.dynamic import SEGMENT, DynamicEvaluator, Rates
 from lstmlm.evaluation.sampler import Sampling, generate
 from lstmlm.evaluation.scoring import Scorer
+from lstmlm.kernels import native
 from lstmlm.model.char_lm import CharLM, nats
+from lstmlm.training import dynamic
+from lstmlm.training.dynamic import SEGMENT, DynamicEvaluator, Rates
 from tests.helpers import Scores, assert_close, scores, small_model, some_ids, warm
 
 V = 11
@@ -142,6 +143,27 @@ def test_same_bits(options: dict[str, Any]) -> None:
 
     assert torch.get_num_threads() == 2
     assert torch.equal(torch.cat([scores(piece).nats for piece in pieces]), expected.nats)
+
+
+@pytest.mark.parametrize("layer_norm", [True, False])
+def test_same_bits_by_the_native_kernel(layer_norm: bool) -> None:
+    """On the native kernel several threads compute, and any number of them gives the same bits."""
+    try:
+        kernel = native.load("float32")
+    except native.Unavailable as error:
+        pytest.skip(str(error))
+    plain = small_model(dtype=torch.float32, hidden=64, layer_norm=layer_norm)
+    model = CharLM(plain.config, V, kernel, start=False).eval()
+    model.load_state_dict(plain.state_dict())
+    ids = some_ids(3 * SEGMENT + 9)
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        found.append(read(model, ids).nats)
+
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+    assert_close(found[0][:SEGMENT], read(plain, ids).nats[:SEGMENT], "nats", 1e-2)
 
 
 @pytest.mark.slow

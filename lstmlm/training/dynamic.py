@@ -15,6 +15,7 @@ Source: Krause, Kahembwe, Murray and Renals 2018, "Dynamic Evaluation of Neural 
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,10 +23,12 @@ from torch import Tensor
 
 from lstmlm.evaluation.sampler import Sampling, generate
 from lstmlm.evaluation.scoring import Scored
+from lstmlm.kernels.pointwise import Pointwise
 from lstmlm.kernels.threads import one_thread
 from lstmlm.model.char_lm import CharLM, nats
 from lstmlm.model.ensemble import Network, average, joined, members
 from lstmlm.model.lstm import StackState
+from lstmlm.training.backprop import Backprop
 
 SEGMENT = 128  # characters that are scored before the network learns from them
 LARGEST = 3.0  # times the usual size: what a text that is like no other may ask for in one step
@@ -52,7 +55,7 @@ class DynamicEvaluator:
     """A copy of a network that reads a text, is scored on it, and learns from it as it goes.
 
     Of several networks in one each learns by its own mistakes, as it would alone; what is scored is the mean of their
-    probabilities. Everything runs on one thread, so that the bits do not depend on their number.
+    probabilities. The bits do not depend on the number of threads.
 
     Args:
         model: The trained network; it is left as it is.
@@ -65,7 +68,7 @@ class DynamicEvaluator:
 
     def __init__(self, model: Network, start: int, rates: Rates, own_chars: int = OWN_CHARS) -> None:
         self._rates = rates
-        with one_thread():
+        with _threads(model):
             self._networks = [_AdaptedNetwork(one, start, rates, own_chars) for one in members(model)]
 
     def restart(self, rates: Rates) -> None:
@@ -99,7 +102,7 @@ class DynamicEvaluator:
         empty = self._networks[0].weights[:0]
         scores, hits = [empty], [empty.bool()]
         text = torch.tensor(ids, dtype=torch.int64, device=empty.device)
-        with one_thread():
+        with _threads(self._networks[0].model):
             for start in range(0, len(text) - 1, SEGMENT):
                 segment = text[start : start + SEGMENT + 1]
                 logits = average(network.read(segment) for network in self._networks)
@@ -114,9 +117,11 @@ class _AdaptedNetwork:
     """A copy of one network, its weights and their gradient flat, and where it stands in the text."""
 
     def __init__(self, model: CharLM, start: int, rates: Rates, own_chars: int) -> None:
-        self._model, self.weights, self._gradient = _flat_copy(model)
+        self.model, self.weights, self._gradient = _flat_copy(model)
+        self._backprop = Backprop(self.model, 1, SEGMENT)
+        self._pointwise = self.model.stack()[0].kernel.pointwise
         usual = self._usual(start, own_chars)
-        overall = usual.square().mean().sqrt()
+        overall = _root_mean_square(usual, self._pointwise)
         # A network without any gradient learns nothing, and divides by no zero either.
         self._scale = 1 / (usual + rates.floor * overall).clamp_min(torch.finfo(usual.dtype).tiny)
         self._home = self.weights.clone()
@@ -125,36 +130,44 @@ class _AdaptedNetwork:
     def restart(self) -> None:
         """Forget what was read and learnt."""
         self.weights.copy_(self._home)
-        self.state: StackState = self._model.initial_state(1)
+        self.state: StackState = self.model.initial_state(1)
 
     def read(self, ids: Tensor) -> Tensor:
         """Read all ids but the last; return the logits after each, (n - 1, 1, V), and leave the gradient."""
         self._gradient.zero_()
-        with torch.enable_grad():
-            logits, state = self._model(ids[:-1, None], self.state)
-            nats(logits, ids[1:, None]).mean().backward()
-        self.state = tuple(layer.detach() for layer in state)
-        found: Tensor = logits.detach()
-        return found
+        n = len(ids) - 1
+        logits = self.weights.new_empty(n, self.model.vocabulary)
+        _, self.state = self._backprop(ids[:-1, None], ids[1:, None], self.state, 1 / n, logits=logits)
+        return logits[:, None]
 
     def learn(self, rates: Rates) -> None:
         """Take the step that the last segment's gradient asks for."""
         n = self._gradient.mul_(self._scale)
-        size = float(torch.linalg.vector_norm(n)) * len(n) ** -0.5
+        size = _root_mean_square(n, self._pointwise)
         self.weights.lerp_(self._home, rates.decay)
         self.weights.add_(n, alpha=-rates.rate * min(1.0, LARGEST / max(size, 1e-30)))
 
     def _usual(self, start: int, chars: int) -> Tensor:
         """Return the root mean square of each weight's gradient on a text that the network writes."""
-        stream = generate(self._model, [start], [0], Sampling())
+        stream = generate(self.model, [start], [0], Sampling())
         ids = torch.tensor([start, *(next(stream)[0][0] for _ in range(chars))], device=self.weights.device)
         squares, count = torch.zeros_like(self.weights), 0
-        self.state = self._model.initial_state(1)
+        self.state = self.model.initial_state(1)
         for first in range(0, chars, SEGMENT):
             self.read(ids[first : first + SEGMENT + 1])
             squares.addcmul_(self._gradient, self._gradient)
             count += 1
         return squares.div_(max(1, count)).sqrt_()
+
+
+def _threads(model: Network) -> AbstractContextManager[None]:
+    """Let torch compute on one thread meanwhile, unless the kernel has the same bits on any number of them."""
+    return nullcontext() if model.stack()[0].kernel.any_threads else one_thread()
+
+
+def _root_mean_square(x: Tensor, pointwise: Pointwise) -> float:
+    """Return the root mean square of a flat tensor, of the same bits on any number of threads."""
+    return math.sqrt(float(pointwise.squared(x)) / len(x))
 
 
 def _flat_copy(model: CharLM) -> tuple[CharLM, Tensor, Tensor]:
