@@ -49,6 +49,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     start_from: "str | os.PathLike[str] | None" = None,
+    distill: "str | os.PathLike[str] | None" = None,
     progress: "Callable[[Event], object] | None" = None,
     **settings: str | float | bool | None,
 ) -> "LanguageModel":
@@ -63,6 +64,7 @@ def train(
         resume: Go on with the run in the folder, which has learnt this text: to the same bits, or with a larger budget further.
         overwrite: Replace the run in the folder once the new one is saved.
         start_from: A trained model, a run folder or a checkpoint file, whose weights and vocabulary the new one starts with.
+        distill: A trained model; what it expects after each character is learnt beside the text. It has the text's vocabulary.
         progress: Called with every record of the run (`lstmlm.training.events`): steps, validations, samples, checkpoints. What
             it raises ends the run, whose last checkpoint stays.
         settings: Any setting of configs/README.md by its name: `hidden=256`, `steps=500`, `seed=7`.
@@ -85,6 +87,7 @@ def train(
         resume=resume,
         overwrite=overwrite,
         start_from=start_from,
+        distill=distill,
         progress=progress,
         settings={"minutes": minutes, **settings},
         version=__version__,

@@ -31,6 +31,7 @@ def train(
     resume: bool,
     overwrite: bool,
     start_from: str | os.PathLike[str] | None,
+    distill: str | os.PathLike[str] | None,
     progress: "Callable[[Event], object] | None",
     settings: dict[str, Any],
     version: str,
@@ -48,14 +49,15 @@ def train(
         validation = None if val is None else file_name("val", val)
         for argument, name in [*(("text", name) for name in names), *([("val", validation)] if validation else [])]:
             _refuse_no_name(argument, name)
-        run_setup.refuse_together(resume, overwrite, start_from)
+        run_setup.refuse_together(resume, overwrite, start_from, distill)
         keys = {one.name: one.key for one in run_config.keys().values()}
         layers: list[Layer] = [("", {keys.get(name, name): value for name, value in settings.items() if value is not None})]
         run_config.resolve(layers)  # what is wrong with the settings is said before the folder is looked at
         folder = Path(f"runs/{name_of(names[0])}" if out is None else file_name("out", out))
         parent = None if start_from is None else file_name("start_from", start_from)
+        teacher = None if distill is None else file_name("distill", distill)
         start = run_setup.resolve_start(
-            folder, layers, held, lambda sentence: None, parent=parent, resume=resume, overwrite=overwrite
+            folder, layers, held, lambda sentence: None, parent=parent, teacher=teacher, resume=resume, overwrite=overwrite
         )
         _run(start, names, validation, progress or (lambda event: None), held, started, lasting=lasting, version=version)
     return load(folder, device=start.config.train.device)
@@ -129,9 +131,8 @@ def _run(
     launch.refuse_too_large(plan, corpus)
     run_setup.lock(start, held, lambda sentence: None)
     about = launch.identity(corpus, names if lasting else ["-"], val, plan, version, ["lstmlm.train"])
-    with contextlib.closing(
-        Trainer(plan.config, corpus, plan.kernel, start.folder, about, report, plan.clock, device=plan.device)
-    ) as trainer:
+    known = plan.config, corpus, plan.kernel, start.folder, about, report, plan.clock
+    with contextlib.closing(Trainer(*known, device=plan.device, teacher=plan.teacher)) as trainer:
         if start.saved:
             trainer.restore(start.saved, start.changed)
         launch.begin(trainer, start, plan.steps)

@@ -73,6 +73,10 @@ def train(
         str | None,
         typer.Option("--from", metavar="MODEL", help="Start from a trained model, with its vocabulary.", rich_help_panel="Run"),
     ] = None,
+    distill: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Learn what a trained model expects too, beside the text.", rich_help_panel="Run"),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the run in DIR once the new one is saved.", rich_help_panel="Run")
     ] = False,
@@ -136,8 +140,8 @@ def train(
             train_worker.run(group)
             return
         console = Console(quiet=quiet, verbose=verbose)
-        _refuse_empty({"--out": out, "--val": val, "--from": parent})
-        run_setup.refuse_together(resume, overwrite, parent)
+        _refuse_empty({"--out": out, "--val": val, "--from": parent, "--distill": distill})
+        run_setup.refuse_together(resume, overwrite, parent, distill)
         if with_tensorboard:
             require_extra("--tensorboard", "torch.utils.tensorboard", "leave the flag out")
         layers = train_run.layers_of(presets or [], assignments or [], flags)
@@ -149,7 +153,14 @@ def train(
             require([*named, *([val] if val else [])], run_config.resource_dir("data"))
         only_shows = dry_run or print_config
         start = run_setup.resolve_start(
-            folder, layers, None if only_shows else held, console.say, parent=parent, resume=resume, overwrite=overwrite
+            folder,
+            layers,
+            None if only_shows else held,
+            console.say,
+            parent=parent,
+            teacher=distill,
+            resume=resume,
+            overwrite=overwrite,
         )
         if only_shows:
             train_worker.send(group, None)
@@ -161,7 +172,7 @@ def train(
         text = train_run.open_text(console, group, start, texts)
         plan = train_run.prepare(console, group, start, text)
         if dry_run:
-            train_report.show_plan(console, as_json, plan.config, text, plan.kernel.name, plan.steps)
+            train_report.show_plan(console, as_json, plan.config, text, plan.kernel.name, plan.steps, plan.teacher)
             return
         from lstmlm.training import launch  # with torch
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lstmlm.config.setting import Value
     from lstmlm.data.corpus import Corpus
     from lstmlm.training.events import Clock
+    from lstmlm.training.teacher import Teacher
     from lstmlm.training.trainer import Trainer
 
 LEAST_COMPARED, UNLIKE = 1000, 1.4  # characters of either part, and how many times as much the one takes that is unlike
@@ -79,10 +80,16 @@ def announce(console: Console, corpus: "Corpus", trainer: "Trainer", kernel: str
     budget = counted(steps, "step") if steps is not None else counted(trainer.config.train.minutes or 0, "minute")
     console.say(
         f"{printable(where)}: {_parameters(trainer)}, {len(corpus.train):,} characters, vocabulary {len(corpus.tokenizer)}, "
-        f"{budget}, kernel {kernel}" + (f", {trainer.group.size} processes" if trainer.group.size > 1 else "")
+        f"{budget}, kernel {kernel}{_taught(trainer)}" + (f", {trainer.group.size} processes" if trainer.group.size > 1 else "")
     )
     if saved and steps is not None and steps <= saved.meta["step"]:
         console.say("it has taken all of its steps; to go further: a larger --steps, or --minutes M more")
+
+
+def _taught(trainer: "Trainer") -> str:
+    """Return what the run learns from beside its text, in words."""
+    teacher = trainer.members.teacher
+    return f", taught by a model of {teacher.network.parameter_count():,} parameters" if teacher else ""
 
 
 def _parameters(trainer: "Trainer") -> str:
@@ -249,14 +256,22 @@ def going_on(texts: list[str], folder: Path) -> str:
     return printable(shlex.join(["lstmlm", "train", *texts, "--out", str(folder), "--resume"]))
 
 
-def show_plan(console: Console, json: bool, config: RunConfig, corpus: "Corpus", kernel: str, steps: int) -> None:
+def show_plan(
+    console: Console,
+    json: bool,
+    config: RunConfig,
+    corpus: "Corpus",
+    kernel: str,
+    steps: int,
+    teacher: "Teacher | None" = None,
+) -> None:
     """Show sizes, parameters, memory and steps of a run that is not made."""
     from lstmlm.model import weights
     from lstmlm.training.memory import memory_bytes
 
     parameters = weights.parameter_count(config.model, len(corpus.tokenizer))
     vocabulary = len(corpus.tokenizer)
-    memory = memory_bytes(config, vocabulary, parameters, machine.memory_used())
+    memory = memory_bytes(config, vocabulary, parameters, machine.memory_used(), teacher.config if teacher else None)
     plan = auto_tune.plan(config, len(corpus.train), vocabulary, parameters, steps, memory)
     if json:
         console.as_json({"schema": 1, "command": "train", "dry_run": True, "kernel": kernel, **plan})

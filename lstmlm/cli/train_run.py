@@ -191,9 +191,11 @@ class Run:
                 console, span=(began, began + 60 * (config.train.minutes or 0.0)) if self._timed else None
             )
             reports, known = _reports(view, board), (self.text, plan.kernel, start.folder, identity)
-            return view, Trainer(config, *known, reports, plan.clock, stop, self.group, plan.device)
+            return view, Trainer(config, *known, reports, plan.clock, stop, self.group, plan.device, plan.teacher)
 
         self._send()
+        if start.teacher:
+            self.group.broadcast_checkpoint(start.teacher)
         view, trainer = made(plan.config)
         if self._timed and not start.first and not board and plan.device.type == "cpu" and start.config.model.hidden is None:
             trainer.expected = plan.steps
@@ -241,6 +243,7 @@ class Run:
             fingerprint=self.text.fingerprint,
             resumes=bool(start.saved),
             tunes=bool(start.parent),
+            teaches=bool(start.teacher),
             changed=start.changed,
             steps=plan.steps,
             device=plan.device.type,

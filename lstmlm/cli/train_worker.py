@@ -43,6 +43,7 @@ class RunMessage:
     fingerprint: Of the text.
     resumes: It goes on from the checkpoint that is broadcast next.
     tunes: It starts from the model that is broadcast next.
+    teaches: The teacher that it learns from is broadcast before that.
     changed: See `run_setup.Start`.
     steps: An estimate where the budget is in minutes.
     device: Where rank 0 computes.
@@ -53,6 +54,7 @@ class RunMessage:
     fingerprint: str
     resumes: bool
     tunes: bool
+    teaches: bool
     changed: dict[str, list[Value]]
     steps: int
     device: str
@@ -102,7 +104,7 @@ def _run(group: ProcessGroup) -> None:
 
     from lstmlm import kernels
     from lstmlm.model import devices
-    from lstmlm.training import malloc, tuning
+    from lstmlm.training import malloc, teacher, tuning
     from lstmlm.training.events import Clock
     from lstmlm.training.launch import sizes, threads
     from lstmlm.training.trainer import Trainer
@@ -119,8 +121,13 @@ def _run(group: ProcessGroup) -> None:
         keep=asked.kernel,
     )
     kernel, _ = kernels.at_sizes(kernel, device, *sizes(config, corpus))
+    taught = None
+    if asked.teaches:
+        weight = config.train.distill_weight
+        taught = teacher.of(group.broadcast_checkpoint(None), corpus.tokenizer, kernel, device, weight)
     with signals.caught(Console(quiet=True)) as caught:
-        trainer = Trainer(config, corpus, kernel, Path(), {}, lambda record: None, Clock(STARTED), caught, group, device)
+        clock = Clock(STARTED)
+        trainer = Trainer(config, corpus, kernel, Path(), {}, lambda record: None, clock, caught, group, device, taught)
         if asked.resumes:
             trainer.restore(group.broadcast_checkpoint(None), asked.changed)
         elif asked.tunes:

@@ -228,6 +228,9 @@ class TrainConfig(_Section):
         0.15, "share of the steps so far over which the weights are averaged; 0: the last ones count", low=0, high=1
     )
     clip: float = setting(1.0, "largest norm of the gradient; 0: no limit", low=0, high=10**6)
+    distill_weight: float = setting(
+        0.45, "with --distill, how much of the loss is what the teacher expects, and not the text", low=0, high=1
+    )
     seed: int = setting(0, "seed of everything random", low=0, high=2**63 - 1, group="Learning", metavar="N")
     threads: int = setting(
         0, "CPU threads; 0: one for each core that the process may use", low=0, high=4096, group="Machine", metavar="N"

@@ -583,11 +583,11 @@ EXPORT void lstmlm_norm_dropout_residual_backward(int threads, size T, size B, s
     run_team(norm_dropout_residual_backward, &job, threads);
 }
 
-/* Returns the summed nats; `scratch` holds PARTS x V floats. */
+/* Returns the summed nats; `scratch` holds PARTS x V floats; `soft` may be 0. */
 EXPORT double lstmlm_loss(int threads, size rows, size V, float scale, float *logits, const float *bias, const int64_t *targets,
-                          float *dbias, float *scratch) {
+                          float *dbias, float *scratch, const float *soft, float weight) {
     Loss job = {.rows = rows, .V = V, .scale = scale, .logits = logits, .bias = bias, .targets = targets, .dbias = dbias,
-                .scratch = scratch};
+                .scratch = scratch, .soft = soft, .weight = weight};
     run_team(loss, &job, threads);
     double nats = 0;
     for (int p = 0; p < PARTS; p++) nats += job.nats[p];

@@ -12,7 +12,7 @@ from torch import Tensor
 from lstmlm.kernels import arguments
 from lstmlm.kernels.arguments import checked, checked_ids, pointers
 from lstmlm.kernels.dropout import Dropout
-from lstmlm.kernels.pointwise import Adam, Norm
+from lstmlm.kernels.pointwise import Adam, Norm, Taught
 
 PARTS = 16
 """In how many parts sums run, see `pointwise.h`."""
@@ -65,7 +65,15 @@ class NativePointwise:
             arguments.threads(), T, B, S, *_drop(drop, layer, B), *pointers(dx, y, gamma, stats, dy, dgamma, dbeta, scratch)
         )
 
-    def loss(self, logits: Tensor, bias: Tensor | None, targets: Tensor, scale: float, dbias: Tensor | None) -> float:
+    def loss(
+        self,
+        logits: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        scale: float,
+        dbias: Tensor | None,
+        taught: Taught | None = None,
+    ) -> float:
         """See `Pointwise.loss`."""
         N, V = checked("logits", logits, *logits.shape).shape
         checked_ids("targets", targets, V, N)
@@ -73,9 +81,12 @@ class NativePointwise:
             assert dbias is not None
             checked("bias", bias, V)
             checked("dbias", dbias, V)
+        soft, weight = taught or (None, 0.0)
+        if soft is not None:
+            checked("probabilities", soft, N, V)
         scratch = logits.new_empty(PARTS * V)
-        given = pointers(logits, bias, targets, dbias, scratch)
-        return float(self._library.lstmlm_loss(arguments.threads(), N, V, scale, *given))
+        given = pointers(logits, bias, targets, dbias, scratch, soft)
+        return float(self._library.lstmlm_loss(arguments.threads(), N, V, scale, *given, weight))
 
     def scatter(self, ids: Tensor | None, da: Tensor, dU: Tensor | None, db: Tensor | None) -> None:
         """See `Pointwise.scatter`."""
@@ -134,7 +145,8 @@ def _declare(library: ctypes.CDLL) -> None:
     dropped: list[Any] = [size, size, word, word, real]
     library.lstmlm_norm_dropout_residual.argtypes = [number, size, size, size, *dropped, *[pointer] * 6]
     library.lstmlm_norm_dropout_residual_backward.argtypes = [number, size, size, size, *dropped, *[pointer] * 8]
-    library.lstmlm_loss.argtypes, library.lstmlm_loss.restype = [number, size, size, real, *[pointer] * 5], ctypes.c_double
+    library.lstmlm_loss.argtypes = [number, size, size, real, *[pointer] * 6, real]
+    library.lstmlm_loss.restype = ctypes.c_double
     library.lstmlm_scatter.argtypes = [number, size, size, size, *[pointer] * 4]
     library.lstmlm_square.argtypes, library.lstmlm_square.restype = [number, size, pointer], ctypes.c_double
     library.lstmlm_adam.argtypes, library.lstmlm_adam.restype = [number, size, *[real] * 8, *[pointer] * 5], number

@@ -134,14 +134,15 @@ static void norm_dropout_residual_backward(void *argument, int rank, int threads
 typedef struct {
     size rows, V;
     float *logits, *dbias, *scratch;
-    const float *bias;
+    const float *bias, *soft;
     const int64_t *targets;
-    float scale;
+    float scale, weight;
     double nats[PARTS];
     Barrier barrier;
 } Loss;
 
-/* The logits, to which `bias` is added first, become the gradient of scale x the summed nats; dbias is added to. */
+/* The logits, to which `bias` is added first, become the gradient of scale x the summed nats; dbias is added to. With `soft`, a
+   teacher's probabilities, `weight` of each target's probability is spread as they are. */
 static void loss(void *argument, int rank, int threads) {
     Loss *job = argument;
     const size V = job->V;
@@ -167,7 +168,11 @@ static void loss(void *argument, int rank, int threads) {
             const float whole = total(sum), share = job->scale / whole;
             nats += log(whole) - wanted;
             EACH(v, V) store(at + v, load(at + v, lanes) * share, lanes);
-            at[target] -= job->scale;
+            if (job->soft) {
+                const float *q = job->soft + row * V, taught = job->scale * job->weight;
+                EACH(v, V) store(at + v, load(at + v, lanes) - load(q + v, lanes) * taught, lanes);
+            }
+            at[target] -= job->soft ? job->scale * (1 - job->weight) : job->scale;
             if (job->bias) EACH(v, V) store(sums + v, load(sums + v, lanes) + load(at + v, lanes), lanes);
         }
         job->nats[p] = nats;

@@ -49,6 +49,17 @@ class Norm(NamedTuple):
     dbeta: Tensor
 
 
+class Taught(NamedTuple):
+    """What a teacher expects, and how much of the loss that is (Hinton et al. 2015, at temperature 1).
+
+    probabilities: Of each next character. (N, V)
+    weight: From 0 to 1; the rest is for the character that came.
+    """
+
+    probabilities: Tensor
+    weight: float
+
+
 class Adam(NamedTuple):
     """Numbers of one AdamW step (Loshchilov and Hutter 2019).
 
@@ -110,8 +121,20 @@ class Pointwise(Protocol):
             stats: As `norm_dropout_residual` wrote it.
         """
 
-    def loss(self, logits: Tensor, bias: Tensor | None, targets: Tensor, scale: float, dbias: Tensor | None) -> Number:
+    def loss(
+        self,
+        logits: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        scale: float,
+        dbias: Tensor | None,
+        taught: Taught | None = None,
+    ) -> Number:
         """Return the sum of minus the log probabilities of the targets, in nats.
+
+        With a teacher that expects q, the gradient is that of (1 - weight) x this sum + weight x KL(q || p), summed:
+
+            dlogits = scale (p - (1 - weight) onehot(target) - weight q)
 
         Args:
             logits: Without `bias`. They become the gradient of scale x the sum. (N, V)
@@ -119,6 +142,7 @@ class Pointwise(Protocol):
             targets: int64. (N)
             scale: Of the gradient.
             dbias: Added to. (V)
+            taught: What a teacher expects; None: there is none.
         """
 
     def scatter(self, ids: Tensor | None, da: Tensor, dU: Tensor | None, db: Tensor | None) -> None:
@@ -186,15 +210,27 @@ class TorchPointwise:
         norm.dgamma.add_(dgamma)
         norm.dbeta.add_(dbeta)
 
-    def loss(self, logits: Tensor, bias: Tensor | None, targets: Tensor, scale: float, dbias: Tensor | None) -> Tensor:
+    def loss(
+        self,
+        logits: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        scale: float,
+        dbias: Tensor | None,
+        taught: Taught | None = None,
+    ) -> Tensor:
         """See `Pointwise.loss`."""
         if bias is not None:
             logits.add_(bias)
         log_p = functional.log_softmax(logits, dim=1)
         nats: Tensor = -log_p.gather(1, targets[:, None]).sum(dtype=torch.float64)
         torch.exp(log_p, out=logits)
+        share = 1.0
+        if taught is not None:
+            logits.sub_(taught.probabilities, alpha=taught.weight)
+            share -= taught.weight
         # Each row adds to one place of its own: there is no order that could differ.
-        logits.scatter_add_(1, targets[:, None], torch.full_like(logits[:, :1], -1.0)).mul_(scale)
+        logits.scatter_add_(1, targets[:, None], torch.full_like(logits[:, :1], -share)).mul_(scale)
         if dbias is not None:
             dbias.add_(logits.sum(0))
         return nats

@@ -132,6 +132,12 @@ def pack(checkpoint: Checkpoint) -> list[atomic.Bytes]:
     return [prefix.replace(_ZEROS.encode(), digest.hexdigest().encode(), 1), *views]
 
 
+def digest(checkpoint: Checkpoint) -> str:
+    """Return the SHA-256 in the file that holds a checkpoint."""
+    prefix, *views = pack(checkpoint)
+    return parse(bytes(prefix[8:]), sum(map(len, views)))[3]
+
+
 def lay_out(texts: dict[str, str], tensors: dict[str, Blob]) -> tuple[bytes, list[memoryview]]:
     """Return a safetensors file of some texts and tensors: the length of its header and the header, and what follows."""
     header: dict[str, Any] = {"__metadata__": texts}

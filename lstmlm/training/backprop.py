@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lstmlm.kernels import Activations
 from lstmlm.kernels.cuda_graph import Lanes
 from lstmlm.kernels.dropout import Dropout
-from lstmlm.kernels.pointwise import Norm, Number
+from lstmlm.kernels.pointwise import Norm, Number, Taught
 from lstmlm.model import ensemble
 from lstmlm.model.cell import LSTMState
 from lstmlm.model.char_lm import CharLM
@@ -163,6 +163,7 @@ class Backprop:
         state: StackState,
         scale: float,
         *drops: Dropout | None,
+        taught: Taught | None = None,
         logits: Tensor | None = None,
     ) -> tuple[Number, StackState]:
         """Read a window, or without segments a shorter one, and add the gradient of scale x the summed nats to every parameter's.
@@ -174,6 +175,7 @@ class Backprop:
                 those of all of them.
             scale: One over the number of predictions of the whole batch, for their mean.
             drops: The step's dropout, of each network.
+            taught: What a teacher expects after each character; the gradient is then that of `Pointwise.loss`. (T, B, V)
             logits: Where those of a single network are written. (T B, V)
 
         Returns:
@@ -183,6 +185,7 @@ class Backprop:
         nats: Number = 0.0
         last = []
         self._read_out = logits
+        self._taught = taught and Taught(taught.probabilities.flatten(0, 1), taught.weight)
         states = ensemble.parted(state, len(self._models))
         for model, layers, own, drop in zip(self._models, self._networks, states, drops or [None] * len(states), strict=True):
             self._layers, self._model = layers, model
@@ -302,25 +305,26 @@ class Backprop:
         nats: Number = 0.0
         start = steps.start * self._batch
         for rows, dx, here in zip(*(part.split(self._rows) for part in parts), strict=True):
-            out = None if self._read_out is None else self._read_out[start : start + len(rows)]
-            nats = nats + self._loss_of_rows(rows, dx, here, scale, out)
+            nats = nats + self._loss_of_rows(rows, dx, here, scale, slice(start, start + len(rows)))
             start += len(rows)
         return nats
 
-    def _loss_of_rows(self, rows: Tensor, dx: Tensor, targets: Tensor, scale: float, out: Tensor | None) -> Number:
+    def _loss_of_rows(self, rows: Tensor, dx: Tensor, targets: Tensor, scale: float, place: slice) -> Number:
         readout, pointwise, logits = self._model.readout, self._kernel.pointwise, self._logits[: len(rows)]
+        out = None if self._read_out is None else self._read_out[place]
+        taught = self._taught and Taught(self._taught.probabilities[place], self._taught.weight)
         if readout is None:
             logits.copy_(rows)
             if out is not None:
                 out.copy_(rows)
-            nats = pointwise.loss(logits, None, targets, scale, None)
+            nats = pointwise.loss(logits, None, targets, scale, None, taught)
             dx.copy_(logits)
             return nats
         product, weight = self._kernel.strict.product, readout.weight.data
         product(rows, weight.t(), logits)
         if out is not None:
             torch.add(logits, readout.bias.data, out=out)
-        nats = pointwise.loss(logits, readout.bias.data, targets, scale, _grad(readout.bias))
+        nats = pointwise.loss(logits, readout.bias.data, targets, scale, _grad(readout.bias), taught)
         product(logits.t(), rows, _grad(readout.weight), add=True)
         product(logits, weight, dx)
         return nats

@@ -17,12 +17,14 @@ from lstmlm.data.corpus import Corpus
 from lstmlm.errors import SystemProblem
 from lstmlm.kernels import Kernel
 from lstmlm.model import devices, weights
-from lstmlm.storage import atomic
+from lstmlm.storage import atomic, checkpoint
 from lstmlm.training import distributed, run_setup, step_timing, tuning
+from lstmlm.training import teacher as teachers
 from lstmlm.training.distributed import ProcessGroup
 from lstmlm.training.events import Clock
 from lstmlm.training.memory import memory_bytes
 from lstmlm.training.run_setup import Start
+from lstmlm.training.teacher import Teacher
 from lstmlm.training.trainer import Trainer
 from lstmlm.units import size
 
@@ -39,6 +41,7 @@ class Plan:
     notes: What was chosen and what is not as expected, each in a line.
     left: Says how many seconds of a budget in minutes are left.
     choose: Chooses once more what was left open, by what steps take now on all threads; see `auto_tune.choose`.
+    teacher: From which the run learns too.
     """
 
     config: RunConfig
@@ -49,6 +52,7 @@ class Plan:
     notes: list[str]
     left: Callable[[], float]
     choose: Callable[[], tuple[RunConfig, str, int]]
+    teacher: Teacher | None = None
 
 
 def prepare(start: Start, text: Corpus, clock: Clock, group: ProcessGroup, report: Callable[[str], None] | None = None) -> Plan:
@@ -62,7 +66,7 @@ def prepare(start: Start, text: Corpus, clock: Clock, group: ProcessGroup, repor
         report: See `devices.choose`.
 
     Raises:
-        UsageError: See `devices.with_kernel`.
+        UsageError: See `devices.with_kernel` and `teacher.of`.
     """
     config = replace(start.config, data=replace(start.config.data, split=text.split))
     torch.set_num_threads(threads(config, group))
@@ -74,18 +78,23 @@ def prepare(start: Start, text: Corpus, clock: Clock, group: ProcessGroup, repor
         requested, config.train.kernel, config.train.precision, report, group.local_rank, group.local_size, keep
     )
     vocabulary = len(text.tokenizer)
-    measure = step_timing.timer(vocabulary, kernel, device, config.model.members, group.size)
+
+    def taught(by: Kernel) -> Teacher | None:
+        return teachers.of(start.teacher, text.tokenizer, by, device, config.train.distill_weight) if start.teacher else None
+
+    measure = step_timing.timer(vocabulary, kernel, device, config.model.members, group.size, taught(kernel))
 
     def left() -> float:
         return max(0.0, 60 * (config.train.minutes or 0.0) - clock.seconds())
 
     def choose() -> tuple[RunConfig, str, int]:
         torch.set_num_threads(threads(config, group))  # a trainer on a busy machine may have left fewer
-        return auto_tune.choose(config, len(text.train), vocabulary, left, measure, tuned=start.parent is not None)
+        known = {"tuned": start.parent is not None, "taught": start.teacher is not None}
+        return auto_tune.choose(config, len(text.train), vocabulary, left, measure, **known)
 
     whole, chosen, steps = choose()
     kernel, wrong = kernels.at_sizes(kernel, device, *sizes(whole, text))
-    return Plan(whole, device, kernel, steps, clock, [*filter(None, (chosen, why, wrong))], left, choose)
+    return Plan(whole, device, kernel, steps, clock, [*filter(None, (chosen, why, wrong))], left, choose, taught(kernel))
 
 
 def threads(config: RunConfig, group: ProcessGroup) -> int:
@@ -108,7 +117,8 @@ def refuse_too_large(plan: Plan, corpus: Corpus, processes: int = 1) -> None:
         return
     config = plan.config
     parameters = weights.parameter_count(config.model, len(corpus.tokenizer))
-    needs = memory_bytes(config, len(corpus.tokenizer), parameters, machine.memory_used()) * processes
+    taught_by = plan.teacher.config if plan.teacher else None
+    needs = memory_bytes(config, len(corpus.tokenizer), parameters, machine.memory_used(), taught_by) * processes
     fewer = "fewer --members, " if config.model.members > 1 else ""
     if (has := machine.memory()) is not None and needs > has:
         raise SystemProblem(
@@ -128,6 +138,7 @@ def identity(text: Corpus, names: list[str], val: str | None, plan: Plan, versio
             "val": _lasting(val) if val else None,
             "fingerprint": text.fingerprint,
             "chars": text.chars,
+            **({"teacher": plan.teacher.digest} if plan.teacher else {}),
         },
         "versions": {
             "lstmlm": version,
@@ -162,13 +173,16 @@ def begin(trainer: Trainer, start: Start, steps: int) -> None:
     with atomic.set_aside(folder, run_setup.replaced(folder)):  # what --overwrite deletes is there until the new run is
         if job:
             atomic.write_text(folder / run_setup.JOB, job)
-        if start.parent is None:
+        if start.teacher:
+            checkpoint.write(folder / run_setup.TEACHER, start.teacher)
+        if start.parent is None and start.teacher is None:
             # First the configuration: a run killed between the two is resumed from it.
             atomic.write_text(folder / "config.yaml", text)
             trainer.begin()
             return
-        trainer.start_from(tuning.weights_of(start.parent, trainer.corpus.tokenizer), steps)
-        # First the checkpoint: a configuration alone would be resumed from random weights.
+        if start.parent:
+            trainer.start_from(tuning.weights_of(start.parent, trainer.corpus.tokenizer), steps)
+        # First the checkpoint: a configuration alone would be resumed from random weights, or without its teacher.
         trainer.begin()
         atomic.write_text(folder / "config.yaml", text)
 

@@ -13,12 +13,13 @@ from torch import Tensor
 from lstmlm.config.run_config import RunConfig
 from lstmlm.kernels import Kernel
 from lstmlm.kernels.dropout import Dropout
-from lstmlm.kernels.pointwise import Number
+from lstmlm.kernels.pointwise import Number, Taught
 from lstmlm.model import ensemble, weights
 from lstmlm.model.char_lm import CharLM
 from lstmlm.model.lstm import StackState
 from lstmlm.training.backprop import Backprop
 from lstmlm.training.optim import Optimizer
+from lstmlm.training.teacher import Teacher
 from lstmlm.training.train_step import TrainStep
 
 
@@ -68,16 +69,25 @@ class Members:
         kernel: What runs the recurrence.
         device: Where they are trained.
         separator: See `Member`.
+        teacher: From which they learn too; None: from the text alone.
 
     Attributes:
         each: One after another.
         network: All of them as one, which reads.
+        teacher: See above.
     """
 
     def __init__(
-        self, config: RunConfig, vocabulary: int, kernel: Kernel, device: torch.device, separator: Sequence[int] = ()
+        self,
+        config: RunConfig,
+        vocabulary: int,
+        kernel: Kernel,
+        device: torch.device,
+        separator: Sequence[int] = (),
+        teacher: Teacher | None = None,
     ) -> None:
         self._config = config
+        self.teacher = teacher
         self.each = [Member(config, vocabulary, kernel, number, device, separator) for number in range(config.model.members)]
         self.network = ensemble.of([member.model for member in self.each])
         self._steps: dict[int, TrainStep] = {}
@@ -87,6 +97,11 @@ class Members:
     def gradients(self) -> list[Tensor]:
         """Return the flat gradients of all."""
         return [gradient for member in self.each for gradient in member.optimizer.gradients]
+
+    def initial_state(self, batch: int) -> StackState:
+        """Return the empty state of all networks, and of the teacher after them."""
+        taught = self.teacher.network.initial_state(batch) if self.teacher else ()
+        return (*self.network.initial_state(batch), *taught)
 
     def prepare(self, counts: Iterable[int], window: int, streams: int) -> None:
         """Take the memory for windows of so many streams each, of so many in the whole batch."""
@@ -132,7 +147,7 @@ class Members:
         Args:
             ids: (T, B)
             targets: The id after each. (T, B)
-            state: Of all networks before the window; None: the empty one.
+            state: Of all networks, and of the teacher, before the window; None: the empty one.
             step: Of the run, counted from 0.
             streams: Of the global batch.
             first: The first of them that is here.
@@ -141,9 +156,17 @@ class Members:
             Their part of the mean over the networks, and their state after the window.
         """
         count, share = ids.shape[1], self._config.train.state_dropout
+        taught: Taught | None = None
+        theirs: StackState = ()
+        if self.teacher is not None:
+            layers = len(self.network.stack())
+            before = state or self.initial_state(count)
+            state = before[:layers] if state else None
+            taught, theirs = self.teacher(ids, before[layers:])
         drops = [member.dropout(step, streams, first) for member in self.each]
         emptied = torch.stack([drop.emptied(share, count) for drop in drops]) if state is not None and share else None
-        return self._steps[count](ids, targets, state, drops, emptied)
+        nats, after = self._steps[count](ids, targets, state, drops, emptied, taught)
+        return nats, (*after, *theirs)
 
     def finish(self, loss: Number) -> list[tuple[Number, Number]]:
         """Take the optimizers' step by the gradient that all streams have left, unless it or the loss is not finite.

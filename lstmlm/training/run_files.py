@@ -162,7 +162,7 @@ def restore(saved: Checkpoint, members: Members, streams: int) -> tuple[TrainSta
             moments = checkpoint.to_tensors(saved.part(f"optimizer.{member.prefix}"))
             member.optimizer.restore(moments, progress.step)
         carried = checkpoint.to_tensors(saved.part("state."))
-        return progress, _stack_state(carried, members.network.initial_state(streams)) if progress.step else None
+        return progress, _stack_state(carried, members.initial_state(streams)) if progress.step else None
     except torch.OutOfMemoryError:  # of the device, and no fault of the checkpoint
         raise
     except (KeyError, RuntimeError) as error:

@@ -50,7 +50,10 @@ SHAPE = (
 JOB = ".job"
 """Which torchrun job a run is of: started again by its agent, the same command goes on with it."""
 
-OURS = (JOB, "config.yaml", "metrics.jsonl", "samples.txt", "best.safetensors", "last.safetensors", "clock.jsonl")
+TEACHER = "teacher.safetensors"
+"""The model that --distill names, as it was when the run began: the run goes on with it, whatever becomes of the other one."""
+
+OURS = (JOB, TEACHER, "config.yaml", "metrics.jsonl", "samples.txt", "best.safetensors", "last.safetensors", "clock.jsonl")
 TENSORBOARD = "tensorboard"
 SEVERAL = ("step-*.safetensors", f"{TENSORBOARD}/events.out.tfevents.*")
 """Files of a run, which a new one takes the place of with --overwrite; see `replaced`."""
@@ -65,6 +68,7 @@ class Start:
     origins: Where each of its values came from.
     saved: The checkpoint that it goes on from.
     parent: The model that it is fine-tuned from.
+    teacher: The model that it learns from too.
     resumes: It goes on, even where it was stopped before its first checkpoint.
     overwrites: It takes the place of the run in its folder.
     changed: What is otherwise from here on than in the run that goes on, by key: what it was and is.
@@ -76,6 +80,7 @@ class Start:
     origins: dict[str, str]
     saved: Checkpoint | None = None
     parent: Checkpoint | None = None
+    teacher: Checkpoint | None = None
     resumes: bool = False
     overwrites: bool = False
     changed: dict[str, list[Value]] = field(default_factory=dict)
@@ -89,7 +94,8 @@ class Start:
     @property
     def symbols(self) -> str | None:
         """The vocabulary that is given."""
-        return self.first.meta["tokenizer"].get("symbols") if self.first else None
+        known = self.first or self.teacher
+        return known.meta["tokenizer"].get("symbols") if known else None
 
 
 def resolve_start(
@@ -99,6 +105,7 @@ def resolve_start(
     report: Callable[[str], None],
     *,
     parent: str | None = None,
+    teacher: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
 ) -> Start:
@@ -110,15 +117,20 @@ def resolve_start(
         held: Keeps the folder locked, where there is one; see `lock`. None: nothing will be written.
         report: Called with a sentence where the folder cannot be locked.
         parent: What --from names.
+        teacher: What --distill names.
         resume: The run in the folder is to go on.
         overwrite: It is to be replaced.
     """
 
     def as_asked() -> tuple[bool, Start]:
         again = started_again(folder)
-        known = parent_of(parent, folder, overwrite) if parent and not again else None
-        config, origins = resolved(layers, known)
-        return again, Start(folder, config, origins, None, known, resume or again, overwrite and not again)
+        known, taught_by = (
+            model_of(flag, name, folder, overwrite) if name and not again else None
+            for flag, name in (("--from", parent), ("--distill", teacher))
+        )
+        config, origins = resolved(layers, known, taught_by)
+        taught_by = taught_by and _weights_alone(taught_by)
+        return again, Start(folder, config, origins, None, known, taught_by, resume or again, overwrite and not again)
 
     again, start = as_asked()
     if held is not None and folder.exists():
@@ -136,17 +148,18 @@ def resolve_start(
     else:
         name, begun = run_config.load_preset(str(folder / "config.yaml"))
         config, origins, changed = resumed(run_config.resolve([(name, begun)]).config, layers)
-    return replace(start, config=config, origins=origins, saved=saved, changed=changed)
+    taught_by = teacher_in(folder, saved) if saved else None
+    return replace(start, config=config, origins=origins, saved=saved, teacher=taught_by, changed=changed)
 
 
-def refuse_together(resume: bool, overwrite: bool, parent: object) -> None:
+def refuse_together(resume: bool, overwrite: bool, parent: object, teacher: object = None) -> None:
     """Refuse what cannot be asked for at once.
 
     Raises:
         UsageError: A run that goes on is to begin anew.
     """
-    if resume and (overwrite or parent):
-        raise UsageError("--resume goes on with a run as it is; leave out --overwrite and --from.")
+    if resume and (overwrite or parent or teacher):
+        raise UsageError("--resume goes on with a run as it is; leave out --overwrite, --from and --distill.")
 
 
 def lock(start: Start, held: contextlib.ExitStack, report: Callable[[str], None]) -> None:
@@ -182,13 +195,16 @@ def replaced(folder: Path) -> list[str]:
     return [*OURS, *(str(path.relative_to(folder)) for names in SEVERAL for path in sorted(folder.glob(names)))]
 
 
-def resolved(layers: list[Layer], parent: Checkpoint | None) -> tuple[RunConfig, dict[str, str]]:
+def resolved(
+    layers: list[Layer], parent: Checkpoint | None, teacher: Checkpoint | None = None
+) -> tuple[RunConfig, dict[str, str]]:
     """Return the configuration of a new run and where each value came from.
 
     Raises:
         UsageError: A fine-tuned model was asked to have another shape than the one it starts from.
     """
-    resolved = run_config.resolve([*([("--from", _inherited(parent))] if parent else []), *layers])
+    text = [("--distill", _text_settings(teacher))] if teacher else []
+    resolved = run_config.resolve([*text, *([("--from", _inherited(parent))] if parent else []), *layers])
     values = run_config.flat(resolved.config)
     for key, value in (_inherited(parent) if parent else {}).items():
         if key in SHAPE and value is not None and values[key] != value:
@@ -205,28 +221,57 @@ def _inherited(parent: Checkpoint) -> dict[str, Value]:
     How much is dropped is for the new text to say.
     """
     values = run_config.flat(run_config.from_dict(parent.meta["config"], "--from", ignored=[]))
-    kept = ("data.tokenizer", "data.normalize", "data.min_count")
-    return {k: v for k, v in values.items() if (k.startswith("model.") and k not in CHOSEN) or k in kept}
+    sizes = {k: v for k, v in values.items() if k.startswith("model.") and k not in CHOSEN}
+    return {**sizes, **_text_settings(parent)}
 
 
-def parent_of(model: str, folder: Path, overwrite: bool) -> Checkpoint:
-    """Return the model that --from names.
+def _text_settings(model: Checkpoint) -> dict[str, Value]:
+    """Return the settings by which a model's text became ids."""
+    values = run_config.flat(run_config.from_dict(model.meta["config"], "model", ignored=[]))
+    return {key: values[key] for key in ("data.tokenizer", "data.normalize", "data.min_count")}
+
+
+def model_of(flag: str, name: str, folder: Path, overwrite: bool) -> Checkpoint:
+    """Return the model that --from or --distill names.
 
     Raises:
         UsageError: It is in the folder that is to be deleted.
     """
-    path, saved = run_dir.load(model, check=check)
+    path, saved = run_dir.load(name, check=check)
     own = {(folder / place).resolve() for place in ("", atomic.ASIDE, atomic.MOVING)}  # set aside, it comes back and is replaced
     if overwrite and folder.is_dir() and path.parent.resolve() in own:
-        raise UsageError(
-            f"--overwrite: {printable(str(folder))} holds the model that --from starts from. Choose another folder with --out."
-        )
+        raise UsageError(f"--overwrite: {printable(str(folder))} holds the model of {flag}. Choose another folder with --out.")
     return saved
 
 
 def _origin(sources: dict[str, str], key: str) -> str:
     """Say where a key was set; in Python no place has a name."""
     return sources[key] or "settings"
+
+
+def _weights_alone(saved: Checkpoint) -> Checkpoint:
+    """Return a model without what going on with its training would need."""
+    tensors = {name: blob for name, blob in saved.tensors.items() if name.startswith("model.")}
+    return Checkpoint("best", {**saved.meta, "training": {}}, tensors)
+
+
+def teacher_in(folder: Path, saved: Checkpoint) -> Checkpoint | None:
+    """Return the teacher that a run goes on with; None: it learns from its text alone.
+
+    Raises:
+        CheckpointError: It is missing, damaged, or another model.
+    """
+    if "teacher" not in saved.meta["corpus"]:
+        return None
+    path = folder / TEACHER
+    found = checkpoint.read(path, check) if path.exists() else None
+    if found is None or checkpoint.digest(found) != saved.meta["corpus"]["teacher"]:
+        raise CheckpointError(
+            f"checkpoint {printable(str(path))}: expected the model that this run has learnt from so far, found "
+            f"{'another one' if found else 'none'}. Put it back from a copy, or train on from the run's weights in a new run: "
+            "--from RUN --out DIR."
+        )
+    return found
 
 
 def _shown(value: Value) -> str:

@@ -13,12 +13,13 @@ from itertools import chain
 
 import torch
 
-from lstmlm.config.run_config import RunConfig
+from lstmlm.config.run_config import ModelConfig, RunConfig
 from lstmlm.kernels import Kernel
 from lstmlm.kernels.cuda_graph import read_back, speed_of
 from lstmlm.model.lstm import StackState
 from lstmlm.training import malloc
 from lstmlm.training.members import Members
+from lstmlm.training.teacher import Teacher
 
 MOST = 100  # steps that are timed
 SHARE = 0.004  # of a budget in minutes, for each size that is measured ...
@@ -26,7 +27,9 @@ LEAST = 0.05  # ... but so many seconds
 SHARE_OF_SPEED = 0.95  # of a recurrence's speed that a whole training step reaches: scripts/bench/bench.py train
 
 
-def timer(vocabulary: int, kernel: Kernel, device: torch.device, members: int, processes: int) -> Callable[[RunConfig], float]:
+def timer(
+    vocabulary: int, kernel: Kernel, device: torch.device, members: int, processes: int, teacher: Teacher | None = None
+) -> Callable[[RunConfig], float]:
     """Return what says how many seconds a step of a configuration takes.
 
     Args:
@@ -35,6 +38,7 @@ def timer(vocabulary: int, kernel: Kernel, device: torch.device, members: int, p
         device: Where.
         members: How many networks learn side by side.
         processes: That share the batch.
+        teacher: From which they learn too.
     """
     if device.type == "cpu":
 
@@ -42,7 +46,7 @@ def timer(vocabulary: int, kernel: Kernel, device: torch.device, members: int, p
             rows = max(1, (config.train.batch or 1) // processes)
             gc.freeze()  # what has been imported is not looked through below
             seconds = max(LEAST, SHARE * 60 * (config.train.minutes or 0.0))
-            found = step_seconds(config, vocabulary, kernel, device, rows, seconds)
+            found = step_seconds(config, vocabulary, kernel, device, rows, seconds, teacher)
             gc.collect()  # a recorded step refers to itself
             malloc.give_back()
             return found
@@ -51,14 +55,28 @@ def timer(vocabulary: int, kernel: Kernel, device: torch.device, members: int, p
     speed = SHARE_OF_SPEED * speed_of(kernel, device) * processes
 
     def estimated(config: RunConfig) -> float:
-        hidden, layers = config.model.hidden or 0, config.model.layers or 0
+        weights = members * _weights(config.model) + (teacher.config.members * _weights(teacher.config) / 3 if teacher else 0)
         chars = (config.train.batch or 0) * (config.train.window or 0)
-        return 24 * hidden * hidden * (2 * layers - 1) * chars * members / speed  # 6 for each recurrent and input weight
+        return 6 * weights * chars / speed  # a third of it forwards
 
     return estimated
 
 
-def step_seconds(config: RunConfig, vocabulary: int, kernel: Kernel, device: torch.device, rows: int, seconds: float) -> float:
+def _weights(model: ModelConfig) -> int:
+    """Count the recurrent and input weights of one network."""
+    hidden, layers = model.hidden or 0, model.layers or 0
+    return 4 * hidden * hidden * (2 * layers - 1)
+
+
+def step_seconds(
+    config: RunConfig,
+    vocabulary: int,
+    kernel: Kernel,
+    device: torch.device,
+    rows: int,
+    seconds: float,
+    teacher: Teacher | None = None,
+) -> float:
     """Measure a step of all members.
 
     Args:
@@ -68,6 +86,7 @@ def step_seconds(config: RunConfig, vocabulary: int, kernel: Kernel, device: tor
         device: Where.
         rows: Streams of this process.
         seconds: How long to measure, if that is enough for two steps after the first.
+        teacher: From which they learn too.
 
     Returns:
         Seconds: the mean of the quicker half, as it is the machine that is asked for and not what else runs on it at times; on
@@ -75,7 +94,7 @@ def step_seconds(config: RunConfig, vocabulary: int, kernel: Kernel, device: tor
     """
     window = config.train.window
     assert window is not None
-    members = Members(replace(config, model=replace(config.model, orthogonal=False)), vocabulary, kernel, device)
+    members = Members(replace(config, model=replace(config.model, orthogonal=False)), vocabulary, kernel, device, teacher=teacher)
     members.prepare({rows}, window, rows)
     ids = torch.randint(vocabulary, (window + 1, rows), generator=torch.Generator().manual_seed(0))
     state: StackState | None = None

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lstmlm.kernels.cuda_graph import Graph, Recorder
 from lstmlm.kernels.dropout import Dropout
+from lstmlm.kernels.pointwise import Taught
 from lstmlm.model import ensemble
 from lstmlm.model.cell import LSTMState
 from lstmlm.model.ensemble import Network
@@ -55,12 +56,19 @@ class TrainStep:
         self._kept = like.new_ones(len(models), batch, 1)
         self._state = network.initial_state(batch)
         self._drops = [Dropout(0.0, 0, 0, batch) for _ in models]
+        self._taught: Taught | None = None
         self._words = torch.zeros(len(models), 1 + 2 * self._layers, dtype=torch.int64, device=like.device)
         self._found = torch.zeros(1 + 2 * len(models), dtype=torch.float64, device=like.device)
         self._graph = Graph(self._run, like.device, record)
 
     def __call__(
-        self, ids: Tensor, targets: Tensor, state: StackState | None, drops: Sequence[Dropout], emptied: Tensor | None = None
+        self,
+        ids: Tensor,
+        targets: Tensor,
+        state: StackState | None,
+        drops: Sequence[Dropout],
+        emptied: Tensor | None = None,
+        taught: Taught | None = None,
     ) -> tuple[Tensor, StackState]:
         """Take the step.
 
@@ -70,6 +78,7 @@ class TrainStep:
             state: Before the window, likewise; None: the empty one. Of several networks, those of all of them.
             drops: The step's dropout of each network; its shares and the number of streams are the same in each call.
             emptied: Which of the rows of each network begin with an empty state all the same. (M, B), bool
+            taught: What a teacher expects, of the same weight in each call; None in all of them: there is none. (T, B, V)
 
         Returns:
             Their part of the mean nats, and the state after the window. With an optimizer both are memory that the next call
@@ -85,6 +94,9 @@ class TrainStep:
             self._kept.fill_(1.0)
         else:
             self._kept.copy_(~emptied[..., None])
+        if taught is not None:
+            self._taught = self._taught or Taught(torch.empty_like(taught.probabilities), taught.weight)
+            self._taught.probabilities.copy_(taught.probabilities)
         for index, layer in enumerate(self._state):
             for own, given in zip(layer, state[index] if state is not None else (None, None), strict=True):
                 if given is None:
@@ -108,7 +120,7 @@ class TrainStep:
             tuple(LSTMState(layer.hidden * kept, layer.cell * kept) for layer in own)
             for own, kept in zip(states, self._kept, strict=True)
         )
-        nats, after = self._backprop(self._ids, self._targets, before, self._scale, *self._drops)
+        nats, after = self._backprop(self._ids, self._targets, before, self._scale, *self._drops, taught=self._taught)
         loss = nats * (self._scale / len(states))
         self._found[0] = loss
         for optimizer, found in zip(self._optimizers, self._found[1:].view(-1, 2), strict=False):  # none, or one for each

@@ -51,6 +51,7 @@ from lstmlm.training.events import (
 from lstmlm.training.members import Members
 from lstmlm.training.optim import learning_rate
 from lstmlm.training.run_files import RunFiles
+from lstmlm.training.teacher import Teacher
 from lstmlm.training.validation import Interrupted, Validation, surely_less
 
 RETRIES = 3  # times in a row that a diverged run is stepped back, each with half the rate
@@ -77,6 +78,7 @@ class Trainer:
         stop: Asked after every step; a signal number ends the run with a committed checkpoint.
         group: The processes that share the run; None: this one alone.
         device: Where to compute; None: on the CPU.
+        teacher: A trained model that is learnt from too; None: the text alone.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class Trainer:
         stop: Callable[[], int | None] = lambda: None,
         group: ProcessGroup | None = None,
         device: torch.device | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         train = config.train
         assert train.batch is not None
@@ -104,7 +107,7 @@ class Trainer:
         self.group = group or ProcessGroup()
         device = device or torch.device("cpu")
         separator = separator_ids(config.model.document_separator, corpus.tokenizer)
-        self.members = Members(config, len(corpus.tokenizer), kernel, device, separator)
+        self.members = Members(config, len(corpus.tokenizer), kernel, device, separator, teacher)
         self.model = self.members.network
         rare = corpus.tokenizer.rare
         # Nats per character to say which rare one each is: nothing that is learnt, but part of every score.

@@ -5,11 +5,16 @@
 Only the first nine tenths of the text are used: trained on nine tenths of them and scored on the rest, warm and cold256, so that
 no reported figure is made of what is chosen on. Results are appended to results/trials.jsonl here: [warm, cold256] in nats
 a character for each share. `experiment.py` compares at equal wall time; this needs no quiet machine.
+
+With rotate=1 each pass begins at another character of the text, so that no window is read twice. With grow=1 the last third of
+the characters is read by twice as many streams at half as many steps, with beta2 over as many characters as before.
 """
 
 import argparse
 import json
 import math
+import random
+import re
 import statistics
 import sys
 import tempfile
@@ -37,6 +42,7 @@ SHARES = (0.02, 0.04, 0.08, 0.15, 0.25)
 DEFAULTS: dict[str, float] = {
     "hidden": 256, "layers": 1, "batch": 16, "window": 64, "lr": 8e-3, "final": 1.0, "warmup": 100, "seed": 0, "decay": 0.01,
     "dropout": 0.0, "weight_dropout": 0.0, "state_dropout": 0.0, "beta1": 0.9, "beta2": 0.99, "clip": 1.0,
+    "rotate": 0.0, "grow": 0.0,
 }  # fmt: skip
 
 
@@ -69,15 +75,24 @@ def trial(text: Path, steps: int, changes: dict[str, float]) -> dict[str, Any]:
     )
     model = CharLM(sizes, len(corpus.tokenizer), kernel)
     optimizer = Optimizer(model, rates, kernel.pointwise)
-    streams = Streams(corpus.train, int(asked["batch"]), int(asked["window"]))
+    kind = Rotated if asked["rotate"] else Streams
+    streams = kind(corpus.train, int(asked["batch"]), int(asked["window"]))
     B, T = streams.batch_size, streams.window
     backprop, state = Backprop(model, B, T), model.initial_state(B)
+    grows_at, whole_steps, seen, first = (steps * 2 // 3 if asked["grow"] else steps), steps, 0, 0
+    steps = grows_at + (steps - grows_at) // 2
     weights = list(model.parameters())
     averages = {share: [w.detach().clone() for w in weights] for share in SHARES}
     seconds = []
     for step in range(steps):
         began = time.perf_counter()
-        ids, targets, fresh = streams.batch(step)
+        if step == grows_at:
+            streams = kind(corpus.train, 2 * B, T)
+            B, first = streams.batch_size, step
+            backprop, state = Backprop(model, B, T), model.initial_state(B)
+            optimizer.config = replace(rates, beta2=rates.beta2**2)
+        ids, targets, fresh = streams.batch(step - first)
+        seen += B * T
         drop = Dropout(asked["dropout"], int(asked["seed"]), step, B, 0, asked["weight_dropout"])
         if fresh:
             state = model.initial_state(B)
@@ -93,12 +108,14 @@ def trial(text: Path, steps: int, changes: dict[str, float]) -> dict[str, Any]:
         with torch.no_grad():
             for share, average in averages.items():
                 for mean, w in zip(average, weights, strict=True):
-                    mean.lerp_(w, min(1.0, 1 / (share * (step + 1))))
+                    mean.lerp_(w, min(1.0, B * T / (share * seen)))
     found: dict[str, Any] = {
         "text": text.stem,
-        "steps": steps,
+        "machine": machine(),
+        "steps": whole_steps,
         **changes,
-        "passes": round(steps * B * T / len(corpus.train), 2),
+        "passes": round(seen / len(corpus.train), 2),
+        "seconds": round(sum(seconds), 1),
         "ms_per_step": round(statistics.median(seconds) * 1e3, 2),
         "last": scores(model, corpus.val.tensor(0, len(corpus.val)), corpus.counts),
     }
@@ -108,6 +125,27 @@ def trial(text: Path, steps: int, changes: dict[str, float]) -> dict[str, Any]:
                 w.copy_(mean)
         found[f"average {share}"] = scores(model, corpus.val.tensor(0, len(corpus.val)), corpus.counts)
     return found
+
+
+class Rotated(Streams):
+    """The text as a ring, which each pass begins to read at a place of its own."""
+
+    def batch(self, step: int, first: int = 0, count: int | None = None) -> tuple[torch.Tensor, torch.Tensor, bool]:
+        """See `Streams.batch`."""
+        starts, fresh = self.starts(step, first, count)
+        turned = random.Random(f"rotate {step // self.steps_per_epoch}").randrange(len(self._ids))
+        places = torch.arange(self.window + 1)[:, None] + torch.tensor(starts) + turned
+        block = self._view[places % len(self._ids)].to(torch.int64)
+        return block[:-1], block[1:], fresh
+
+
+def machine() -> str:
+    """Return the name of this computer's processor, where the system says it."""
+    try:
+        named = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+    except OSError:
+        return ""
+    return named[1] if named else ""
 
 
 def scores(model: CharLM, ids: torch.Tensor, counts: Any) -> list[float]:

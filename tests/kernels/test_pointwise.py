@@ -10,7 +10,7 @@ from torch import Tensor
 from lstmlm.kernels import arguments, native
 from lstmlm.kernels.dropout import Dropout
 from lstmlm.kernels.native_pointwise import NativePointwise
-from lstmlm.kernels.pointwise import Adam, Norm, Pointwise, TorchPointwise
+from lstmlm.kernels.pointwise import Adam, Norm, Pointwise, Taught, TorchPointwise
 from tests.helpers import assert_close
 
 SIZES = [(1, 1, 1), (3, 2, 5), (4, 5, 16), (7, 3, 37), (6, 8, 70)]
@@ -66,14 +66,16 @@ def test_norm_dropout_residual_and_back(
 @pytest.mark.parametrize(("N", "V"), [(1, 1), (1, 2), (5, 3), (40, 16), (33, 65), (17, 300)])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("size", [1.0, 30.0])
-def test_loss(ours: NativePointwise, N: int, V: int, bias: bool, size: float) -> None:
-    """Nats, gradient of the logits and of the bias."""
+@pytest.mark.parametrize("weight", [None, 0.3, 1.0])
+def test_loss(ours: NativePointwise, N: int, V: int, bias: bool, size: float, weight: float | None) -> None:
+    """Nats, gradient of the logits and of the bias, with a teacher and without."""
     targets = torch.randint(V, (N,), generator=torch.Generator().manual_seed(0))
 
     def run(pointwise: Pointwise, dtype: torch.dtype) -> list[Tensor]:
         logits, b = (size * normal(1, N, V)).to(dtype), normal(2, V).to(dtype) if bias else None
         db = torch.ones(V, dtype=dtype) if bias else None
-        nats = pointwise.loss(logits, b, targets, 0.01, db)
+        taught = None if weight is None else Taught(normal(3, N, V).softmax(-1).to(dtype), weight)
+        nats = pointwise.loss(logits, b, targets, 0.01, db, taught)
         return [torch.tensor([float(nats)]), logits, *([db] if db is not None else [])]
 
     agree(*both(ours, run))

@@ -12,6 +12,7 @@ import lstmlm.training.backprop
 from lstmlm.kernels import Kernel, native
 from lstmlm.kernels.dropout import Dropout
 from lstmlm.kernels.eager import EagerKernel
+from lstmlm.kernels.pointwise import Taught
 from lstmlm.model.cell import LSTMState
 from lstmlm.model.char_lm import CharLM, StackState, nats
 from lstmlm.training.backprop import Backprop
@@ -103,6 +104,30 @@ def test_equals_autograd(shape: dict[str, Any]) -> None:
     for one, other in zip(after, last, strict=True):
         assert_close(one.hidden, other.hidden, "hidden", 1e-9)
         assert_close(one.cell, other.cell, "cell", 1e-9)
+
+
+@pytest.mark.parametrize("segment", [0, 4])
+@pytest.mark.parametrize("readout", ["linear", "direct"])
+@pytest.mark.parametrize("scores", [7 * V, T * B * V])
+def test_a_teacher_equals_autograd(monkeypatch: pytest.MonkeyPatch, scores: int, readout: str, segment: int) -> None:
+    """With a teacher the gradient is that of (1 - a) x the nats + a KL(teacher || network), and what is reported the nats."""
+    monkeypatch.setattr(lstmlm.training.backprop, "SCORES", scores)
+    model, weight = small_model(readout=readout), 0.3
+    (ids, targets), before = window(), some_state(model)
+    expects = torch.randn(T, B, V, generator=torch.Generator().manual_seed(4), dtype=torch.float64).softmax(-1)
+    logits, _ = model(ids, before)
+    plain = nats(logits, targets).sum()
+    apart = functional.kl_div(logits.log_softmax(-1), expects, reduction="sum")
+    (SCALE * ((1 - weight) * plain + weight * apart)).backward()
+
+    by_hand = prepared(model, EagerKernel(), torch.float64)
+    found, _ = Backprop(by_hand, B, T, segment)(ids, targets, before, SCALE, None, taught=Taught(expects, weight))
+
+    assert found == pytest.approx(float(plain.detach()), rel=1e-12)
+    for (name, p), q in zip(model.named_parameters(), by_hand.parameters(), strict=True):
+        assert p.grad is not None
+        assert q.grad is not None
+        assert_close(q.grad, p.grad, name, 1e-9)
 
 
 @pytest.mark.parametrize("readout", ["linear", "direct"])

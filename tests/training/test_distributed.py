@@ -68,6 +68,23 @@ def test_two_are_one(whole: dict[str, str]) -> None:
     assert Path("err.txt").read_text().count("saved two/best.safetensors") == 1  # one of them speaks
 
 
+@pytest.mark.slow
+def test_two_with_a_teacher_are_one() -> None:
+    """Two processes that learn from a teacher too leave the bits that one leaves with as many shards, and go on to them."""
+    assert ended(processes.train(*BITS, "--out", "teacher", "--members", "2", "--seed", "3")) == 0
+    taught = (*BITS, "--distill", "teacher", "--set", "train.accumulate=2")
+    assert ended(processes.train(*taught, "--out", "whole")) == 0, Path("err.txt").read_text()
+    expected = digest(Path("whole"))
+
+    assert together(2, *taught, "--out", "two") == [0, 0], Path("err.txt").read_text()
+    assert digest(Path("two")) == expected
+
+    further = (*BITS[2:], "--resume", "--steps", "30")
+    assert ended(processes.train(*further, "--out", "whole")) == 0, Path("err.txt").read_text()
+    assert together(2, *further, "--out", "two") == [0, 0], Path("err.txt").read_text()
+    assert digest(Path("two")) == digest(Path("whole")) != expected
+
+
 def test_who_waits_alone_is_not_left_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the others never come, as when torchrun is killed while it starts them, joining ends in minutes and not in hours."""
     assert timedelta(minutes=1) <= distributed.JOINING <= timedelta(minutes=10)

@@ -43,6 +43,14 @@ def test_members_have_their_own() -> None:
     assert needed(three, 3000) - needed(CONFIG) == (4 + 3) * 2000
 
 
+def test_a_teacher_reads_a_window() -> None:
+    """A teacher takes what a layer of it needs for a whole window, however little of it is kept, and what it expects there."""
+    pieces = replace(CONFIG, train=replace(CONFIG.train, segment=4))
+    more = training_bytes(pieces, V, 0, replace(NETWORK, hidden=32)) - training_bytes(pieces, V, 0)
+
+    assert more == pytest.approx(4 * memory.BETWEEN * 3000 * (9 * 32 + 4 * V), rel=1e-6)
+
+
 def test_a_large_vocabulary_is_bounded() -> None:
     """Scores of next characters are there some at a time: so many in training, and a step of each stream in reading."""
     less, more = needed(CONFIG, 0), round((training_bytes(CONFIG, 100_000, 0) - OTHER) / 4 / memory.BETWEEN)

@@ -3,13 +3,18 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from lstmlm.config.run_config import ModelConfig, RunConfig, TrainConfig
 from lstmlm.kernels import Kernel
 from lstmlm.kernels.eager import EagerKernel
+from lstmlm.kernels.pointwise import Taught
+from lstmlm.model import ensemble
 from lstmlm.model.ensemble import Network
+from lstmlm.model.lstm import StackState
 from lstmlm.training import step_timing
 from lstmlm.training.members import Members
+from lstmlm.training.teacher import Teacher
 
 
 def configured(**model: int) -> RunConfig:
@@ -74,8 +79,8 @@ def test_what_was_timed_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[weakref.ref[Network]] = []
     init = Members.__init__
 
-    def watched(self: Members, *args: Any) -> None:
-        init(self, *args)
+    def watched(self: Members, *args: Any, **more: Any) -> None:
+        init(self, *args, **more)
         made.append(weakref.ref(self.network))
 
     monkeypatch.setattr(Members, "__init__", watched)
@@ -98,3 +103,24 @@ def test_a_gpu_is_not_asked_for_each_size(monkeypatch: pytest.MonkeyPatch) -> No
     assert seconds(configured(hidden=20, members=3)) == pytest.approx(4 * seconds(configured(hidden=10, members=3)))
     assert seconds(configured(hidden=20, members=3)) == pytest.approx(24 * 400 * 30 * 3 / (0.95e9 * 2))
     assert asked == [torch.device("meta")]
+
+
+def test_a_teacher_takes_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU a teacher is taken to cost a third of what training it would, and on a CPU a step is timed with it."""
+    config = configured(hidden=20).model
+    taught_by = Teacher(ensemble.build(config, 7, EagerKernel()), config, 0.4)
+    monkeypatch.setattr("lstmlm.training.step_timing.speed_of", lambda *_: 1e9)
+    meta, cpu, kernel = torch.device("meta"), torch.device("cpu"), EagerKernel()
+    alone, taught = (step_timing.timer(7, kernel, meta, 1, 1, by)(configured()) for by in (None, taught_by))
+    assert taught - alone == pytest.approx(24 * 400 * 30 / 3 / 0.95e9)
+
+    asked: list[Tensor] = []
+    call = Teacher.__call__
+
+    def watched(teacher: Teacher, ids: Tensor, state: StackState) -> tuple[Taught, StackState]:
+        asked.append(ids)
+        return call(teacher, ids, state)
+
+    monkeypatch.setattr(Teacher, "__call__", watched)
+    step_timing.timer(7, kernel, cpu, 1, 1, taught_by)(configured())
+    assert len(asked) > 1

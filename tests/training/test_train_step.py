@@ -11,7 +11,7 @@ from torch import Tensor
 from lstmlm.config.run_config import TrainConfig
 from lstmlm.kernels.cuda_graph import Recorder, read_back
 from lstmlm.kernels.dropout import Dropout
-from lstmlm.kernels.pointwise import TorchPointwise
+from lstmlm.kernels.pointwise import Taught, TorchPointwise
 from lstmlm.model.cell import LSTMState
 from lstmlm.model.char_lm import CharLM, StackState
 from lstmlm.training.backprop import Backprop
@@ -25,7 +25,7 @@ SHAPES: list[dict[str, Any]] = [
     {"dropout": 0.3, "weight_dropout": 0.2},
     {"layers": 1, "layer_norm": False, "dropout": 0.3},
     {"readout": "direct", "residual": False, "bias": False},
-    {"layers": 3, "segment": 4, "dropout": 0.2, "weight_dropout": 0.3},
+    {"layers": 3, "segment": 4, "dropout": 0.2, "weight_dropout": 0.3, "taught": 0.4},
 ]
 each_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "-".join(map(str, shape.values())))
 Take = Callable[[int], tuple[float, float, float]]
@@ -35,7 +35,8 @@ class Run:
     """A network and its optimizer, the same for all runs of a test."""
 
     def __init__(self, shape: dict[str, Any], average: float = 0.3) -> None:
-        self.shape = {k: v for k, v in shape.items() if k != "segment"}
+        self.shape = {k: v for k, v in shape.items() if k not in ("segment", "taught")}
+        self.weight: float | None = shape.get("taught")
         torch.manual_seed(1)
         self.model: CharLM = small_model(dtype=torch.float32, **self.shape)
         self.config = TrainConfig(lr=0.05, warmup=5, weight_decay=0.1, clip=0.1, average=average, final_lr=0.1)
@@ -49,6 +50,11 @@ class Run:
         drop = Dropout(self.shape.get("dropout", 0.0), 3, step, B, 0, self.shape.get("weight_dropout", 0.0))
         return block[:-1], block[1:], drop, drop.emptied(0.3, B)
 
+    def taught(self, step: int) -> Taught | None:
+        """Return what a teacher expects in a step."""
+        drawn = torch.randn(T, B, V, generator=torch.Generator().manual_seed(step))
+        return None if self.weight is None else Taught(drawn.softmax(-1), self.weight)
+
     def apart(self) -> Take:
         """Return a function that takes a step in separate calls, as a trainer without graphs does."""
 
@@ -57,7 +63,7 @@ class Run:
             kept = ~emptied[:, None]
             state = self.state or self.model.initial_state(B)
             before = tuple(LSTMState(layer.hidden * kept, layer.cell * kept) for layer in state)
-            nats, self.state = self.backprop(ids, targets, before, 1 / (T * B), drop)
+            nats, self.state = self.backprop(ids, targets, before, 1 / (T * B), drop, taught=self.taught(step))
             self.optimizer.prepare(learning_rate(self.config, step, STEPS))
             norm, finite = self.optimizer.step()
             loss, norm, finite = read_back(nats / (T * B), norm, finite)
@@ -72,7 +78,7 @@ class Run:
         def take(step: int) -> tuple[float, float, float]:
             ids, targets, drop, emptied = self.given(step)
             self.optimizer.prepare(learning_rate(self.config, step, STEPS))
-            loss, self.state = whole(ids, targets, self.state, [drop], emptied[None])
+            loss, self.state = whole(ids, targets, self.state, [drop], emptied[None], self.taught(step))
             loss_, norm, finite = read_back(loss, *whole.found[0])
             return loss_, norm, finite
 

@@ -26,6 +26,7 @@ from lstmlm.storage.checkpoint import Checkpoint
 from lstmlm.training import budget, trainer, validation
 from lstmlm.training.backprop import Backprop
 from lstmlm.training.events import Clock, Event, Planned, Scored, StepDone, SteppedBack, TrainState, Validated
+from lstmlm.training.teacher import Teacher
 from lstmlm.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("short_samples")
@@ -49,6 +50,7 @@ class Bench:
         self.corpus, self.folder, self.config = corpus, folder, config
         self.device: torch.device | None = None
         self.kernel: Kernel = EagerKernel()
+        self.teacher: Teacher | None = None
         self.records: list[Event] = []
         folder.mkdir(exist_ok=True)
 
@@ -61,7 +63,7 @@ class Bench:
             "command": ["lstmlm"],
         }
         known = (self.config, self.corpus, self.kernel, self.folder, identity, self.records.append, Clock(0.0))
-        made = Trainer(*known, stop, device=self.device)
+        made = Trainer(*known, stop, device=self.device, teacher=self.teacher)
         if resume:
             made.restore(self.last())
         made.begin()
@@ -195,9 +197,9 @@ def test_carried_state(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPa
     ended: list[Any] = []
     call = Backprop.__call__
 
-    def watched(*args: Any) -> tuple[Number, StackState]:
+    def watched(*args: Any, **more: Any) -> tuple[Number, StackState]:
         began.append([[part.clone() for part in layer] for layer in args[3]])
-        nats, state = call(*args)
+        nats, state = call(*args, **more)
         ended.append(state)
         return nats, state
 
@@ -217,11 +219,11 @@ def test_state_dropout(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPa
     call = Backprop.__call__
     seen: list[list[bool]] = []
 
-    def watched(*args: Any) -> tuple[Number, StackState]:
+    def watched(*args: Any, **more: Any) -> tuple[Number, StackState]:
         rows = [[bool(part[row].any()) for layer in args[3] for part in layer] for row in range(len(args[3][0].hidden))]
         assert all(len(set(row)) == 1 for row in rows)
         seen.append([row[0] for row in rows])
-        return call(*args)
+        return call(*args, **more)
 
     monkeypatch.setattr(Backprop, "__call__", watched)
     made.run()
@@ -323,8 +325,8 @@ def spoil_once(made: Trainer, monkeypatch: pytest.MonkeyPatch, what: str, at: in
     if what in ("loss", "gradient"):
         call = Backprop.__call__
 
-        def spoiled_gradient(backprop: Backprop, *args: Any) -> tuple[Number, StackState]:
-            nats, state = call(backprop, *args)
+        def spoiled_gradient(backprop: Backprop, *args: Any, **more: Any) -> tuple[Number, StackState]:
+            nats, state = call(backprop, *args, **more)
             if due():
                 if what == "loss":
                     return nats * value, state
