@@ -28,7 +28,7 @@ FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=off", "-fPIC", "-shared", "-pthread
 NOT_ON_WINDOWS: tuple[str, ...] = ("-fPIC", "-pthread", "-lm")
 """All code there can be moved, threads are the system's, and mathematics are no library of their own."""
 
-FOR_THIS_CPU = (("-march=native",), ("-mcpu=native",), ())
+FOR_THIS_CPU: tuple[tuple[str, ...], ...] = (("-march=native",), ("-mcpu=native",), ())
 """Tried in this order: what a compiler calls the machine it runs on differs, and the last always works."""
 
 ENTRIES = ("lstmlm_forward", "lstmlm_generator_new")

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from lstmlm import kernels
 from lstmlm.config.run_config import ModelConfig, TrainConfig
-from lstmlm.kernels import native
+from lstmlm.kernels import build, native
 from lstmlm.model.char_lm import CharLM, StackState, nats
 from lstmlm.model.lstm import LSTMLayer, load_torch
 from lstmlm.training.backprop import Backprop
@@ -35,6 +35,8 @@ VOCABULARY = 65
 # L, S, B, T; the second is the shape of short runs with default settings
 SHAPES = [(1, 128, 50, 50), (1, 384, 16, 64), (1, 256, 32, 128), (2, 256, 64, 64), (2, 512, 64, 128), (3, 1024, 64, 64)]
 SAMPLED = [(1, 256), (2, 512), (3, 1024)]
+AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+"""What holds each of torch's libraries to AVX2; they read it when they are loaded."""
 Row = dict[str, Any]
 
 
@@ -158,7 +160,8 @@ def train(rounds: int, reduced: bool) -> list[Row]:
             adam.step()
 
         sides["nn.LSTM float32"] = lambda: theirs(False)
-        sides["nn.LSTM bfloat16"] = lambda: theirs(True)
+        if reduced:
+            sides["nn.LSTM bfloat16"] = lambda: theirs(True)
         for name, loss in losses.items():
             bound = 1e-5 if name != "auto" else 5e-3
             if not math.isclose(loss, losses["nn.LSTM"], rel_tol=bound):
@@ -330,6 +333,26 @@ def start(rounds: int) -> list[Row]:
     return rows
 
 
+def beside(rounds: int) -> list[Row]:
+    """Time whole trainings beside two busy loops: with as many threads as `train` takes by itself, and with one."""
+    with tempfile.TemporaryDirectory() as folder:
+        text = Path(folder, "text.txt")
+        text.write_text("Bob is a sailor. He lives in Dover.\n" * 2000)
+        run = [sys.executable, "-m", "lstmlm", "train", str(text), "--hidden", "512", "--steps", "100", "--seed", "1", "-q"]
+
+        def training(threads: int) -> None:
+            subprocess.run([*run, "--threads", str(threads), "--out", f"{folder}/run", "--overwrite"], check=True)
+
+        loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+        try:
+            median = alternate({"threads auto": partial(training, 0), "one thread": partial(training, 1)}, rounds)
+        finally:
+            for loop in loops:
+                loop.kill()
+    ratio = median["one thread"] / median["threads auto"]
+    return [{"beside": "2 busy loops"} | {f"{name}, s": seconds for name, seconds in median.items()} | {"one : auto": ratio}]
+
+
 def memory(rounds: int) -> list[Row]:
     """Compare the memory that a training step needs for activations and their gradients at 2x512, B 64, T 128, and its time."""
     layers, width, B, T = 2, 512, 64, 128
@@ -399,15 +422,22 @@ def show(rows: list[Row]) -> None:
 def main() -> None:
     """Measure what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["train", "sample", "start", "memory", "gpu", "all"])
+    parser.add_argument("what", choices=["train", "sample", "start", "beside", "memory", "gpu", "all"])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--strict", action="store_true", help="leave reduced precision out")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--isa", choices=["avx2"], help="compute with no more than AVX2, torch too, in float32")
     asked = parser.parse_args()
+    if asked.isa:
+        if not AVX2.items() <= os.environ.items():
+            os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **AVX2})
+        build.FOR_THIS_CPU = (("-march=x86-64-v3",),)
+        asked.strict = True
     every: dict[str, Callable[[], list[Row]]] = {
         "train": lambda: train(asked.rounds, not asked.strict),
         "sample": lambda: sample(asked.rounds),
         "start": lambda: start(asked.rounds),
+        "beside": lambda: beside(asked.rounds),
         "memory": lambda: memory(asked.rounds),
     }
     tables: Iterator[tuple[str, list[Row]]]
