@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lstmlm import machine
 from lstmlm.cli import eval_report, text_reader
 from lstmlm.cli.eval_report import Scores
 from lstmlm.cli.options import MACHINE, MODEL, OUTPUT, Device, Encoding, Json, Models, Quiet, TextPlace, Threads, most_bits, words
-from lstmlm.cli.text_input import listed, validation_text
+from lstmlm.cli.text_input import listed, open_model, validation_text
 from lstmlm.display.console import Console
 from lstmlm.errors import CheckFailed, TextError, UsageError, printable
 from lstmlm.units import bits, counted
@@ -195,21 +194,13 @@ def eval(
         )
     text_reader.refuse_models("eval", texts)
 
-    from lstmlm.api import LanguageModel
     from lstmlm.training import malloc
 
     malloc.tune_malloc()
     console = Console(quiet=quiet)
     asked: Sequence[str | None] = models or [None]
-    opened = {
-        name or "": LanguageModel.open(name, threads=threads or machine.cpus(), device=device, report=console.warn)
-        for name in asked
-    }
-    for one in opened.values():
-        one.text_place = corpus
-    if not models:
-        opened = {str(one.path): one for one in opened.values()}
-        console.say(f"model {printable(next(iter(opened)))}")
+    each = [open_model(console, name, threads, device, corpus) for name in asked]
+    opened = {name or str(one.path): one for name, one in zip(asked, each, strict=True)}
     if after_file is not None:
         after = "".join(text_reader.Text([after_file], list(opened.values()), encoding, by_line=True))
     before = None if after is None else [_known(console, model, after) for model in opened.values()]

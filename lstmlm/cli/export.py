@@ -7,6 +7,7 @@ import typer
 
 from lstmlm.cli import safe_output
 from lstmlm.cli.options import MODEL, OUTPUT, Json, ModelAgain, ModelArgument, Quiet, one_model, require_extra, words
+from lstmlm.cli.text_input import open_model
 from lstmlm.display.console import Console
 from lstmlm.errors import UsageError, printable
 from lstmlm.storage.header import KINDS
@@ -58,13 +59,10 @@ def export(
 
     if to == "onnx":
         require_extra("--to onnx", "onnx", "take --to torch")
-    from lstmlm.api import LanguageModel
     from lstmlm.export import to_onnx, to_torch
 
     console = Console(quiet=quiet)
-    opened = LanguageModel.open(model, device="cpu", report=console.warn)
-    if model is None:
-        console.say(f"model {printable(str(opened.path))}")
+    opened = open_model(console, model, device="cpu")
     if opened.config.model.document_separator is not None:
         console.warn(
             "the model begins with an empty state behind its document separator; what is written does not do so by itself: "

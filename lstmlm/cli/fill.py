@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lstmlm import machine
 from lstmlm.cli.options import MACHINE, MODEL, OUTPUT, Device, Json, Model, OnUnknown, Quiet, TextPlace, Threads
-from lstmlm.cli.text_input import one_symbol, one_text, read_text, unknown_rule
+from lstmlm.cli.text_input import one_symbol, one_text, open_model, read_text, unknown_rule
 from lstmlm.config import run_config
 from lstmlm.display.console import Console
 from lstmlm.errors import TextError, UsageError, printable
@@ -92,7 +91,6 @@ def fill(
             "fill: expected candidates for the blank, found none. Give --choice twice or more, or --choices, or --words."
         )
 
-    from lstmlm.api import LanguageModel
     from lstmlm.evaluation.cloze import BLANK, Filler, Question, parse_set
 
     if text is not None and BLANK not in text:
@@ -100,10 +98,7 @@ def fill(
     asked = [] if file is None else parse_set(read_text("--file", _found(file)), f"--file {printable(file)}")
     candidates = [*(choice or []), *(read_text("--choices", choices).split() if choices else [])]
     console = Console(quiet=quiet)
-    opened = LanguageModel.open(model, threads=threads or machine.cpus(), device=device, report=console.warn)
-    opened.text_place = corpus
-    if model is None:
-        console.say(f"model {printable(str(opened.path))}")
+    opened = open_model(console, model, threads, device, corpus)
     reader: Read | Reader = opened.readable
     if forget_at is not None:
         from lstmlm.analysis.activations import Forgetting

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lstmlm import machine
 from lstmlm.cli.options import MACHINE, MODEL, OUTPUT, Device, Json, Model, OnUnknown, Quiet, TextPlace, Threads
-from lstmlm.cli.text_input import open_file, read_text, unknown_rule
+from lstmlm.cli.text_input import open_file, open_model, read_text, unknown_rule
 from lstmlm.data.tokenizer import RARE, readable
 from lstmlm.display.console import Console, is_terminal, unicode_allowed
 from lstmlm.errors import CheckFailed, TextError, UsageError, printable
@@ -187,15 +186,12 @@ def sample(
         )
 
     with freeze_gc():
-        from lstmlm.api import LanguageModel, drawn_seed
+        from lstmlm.api import drawn_seed
         from lstmlm.evaluation.sampler import Sampling
 
     console = Console(quiet=quiet)
-    opened = LanguageModel.open(model, threads=threads or machine.cpus(), device=device, report=console.warn)
-    opened.text_place = corpus
+    opened = open_model(console, model, threads, device, corpus)
     first_seed = drawn_seed(seed)
-    if model is None:
-        console.say(f"model {printable(str(opened.path))}")
     text = prompt or ""
     if prompt_file is not None:
         text = read_text("--prompt-file", prompt_file, opened.tokenizer.bad_bytes)

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, BinaryIO
 
+from lstmlm import machine
+from lstmlm.display.console import Console
 from lstmlm.errors import TextError, UsageError, printable
 from lstmlm.units import counted
 
@@ -16,6 +18,27 @@ if TYPE_CHECKING:
     from lstmlm.api import LanguageModel
     from lstmlm.data.corpus import Corpus
     from lstmlm.data.tokenizer import OnUnknown
+
+
+def open_model(
+    console: Console, name: str | None, threads: int = 0, device: str = "auto", corpus: str | None = None
+) -> "LanguageModel":
+    """Open the model of a command, and say which one it is where none was named.
+
+    Args:
+        console: Takes also what is said of a damaged checkpoint.
+        name: See `LanguageModel.open`; so is `device`.
+        threads: 0: all cores.
+        device: Where to compute.
+        corpus: Where the text that it was trained on is now, if it was moved.
+    """
+    from lstmlm.api import LanguageModel
+
+    opened = LanguageModel.open(name, threads=threads or machine.cpus(), device=device, report=console.warn)
+    opened.text_place = corpus
+    if name is None:
+        console.say(f"model {printable(str(opened.path))}")
+    return opened
 
 
 def standard_input(what: str) -> BinaryIO:
