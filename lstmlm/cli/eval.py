@@ -41,7 +41,7 @@ does not know is charged log2(1,114,112) = 20.09 bits, and is not fed to the net
 symbol for such characters, which is fed, and charged beside. With --protocol cold the text is cut into windows of N inputs,
 each from an empty state, and the character after each input is scored. A model trained with --document-separator begins
 behind each of them with an empty state, whatever the protocol. With --dynamic the text is also scored by a copy of the
-network that learns from each 128 characters once it has been scored on them. The perplexity of a word is that of all
+network that learns from each 32 characters once it has been scored on them. The perplexity of a word is that of all
 characters, divided among what stands between white space.
 
 --lines scores every line with its line end, from an empty state after a line end, or with --state carried from where the line

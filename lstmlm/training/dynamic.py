@@ -30,9 +30,9 @@ from lstmlm.model.ensemble import Network, average, joined, members
 from lstmlm.model.lstm import StackState
 from lstmlm.training.backprop import Backprop
 
-SEGMENT = 128  # characters that are scored before the network learns from them
+SEGMENT = 32  # characters that are scored before the network learns from them
 LARGEST = 3.0  # times the usual size: what a text that is like no other may ask for in one step
-CHOICES = (1.5e-3, 5e-4, 1.5e-4)  # rates: most texts want the first, those without anything new the last
+CHOICES = (1e-3, 3.5e-4, 1e-4)  # rates: most texts want the first, those without anything new the last
 CHOICE_CHARS = 6_144  # of the training text, its end, by which one of them is chosen
 OWN_CHARS = 8_192  # length of the text that the network writes to see how large its gradients are
 
@@ -46,8 +46,8 @@ class Rates:
     floor: What is added to the usual size of a gradient, as a share of that of all of them: no weight runs away.
     """
 
-    rate: float = 1.5e-3
-    decay: float = 2e-3
+    rate: float = 1e-3
+    decay: float = 1e-3
     floor: float = 0.05
 
 
