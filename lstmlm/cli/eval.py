@@ -19,7 +19,8 @@ from lstmlm.units import bits, counted
 if TYPE_CHECKING:
     from lstmlm.api import LanguageModel
     from lstmlm.data.corpus import Corpus
-    from lstmlm.evaluation.scoring import Scorer
+    from lstmlm.evaluation.scoring import Score, Scorer
+    from lstmlm.kernels.contexts import Mixer
     from lstmlm.training.dynamic import DynamicEvaluator, Rates
 
 
@@ -41,8 +42,9 @@ does not know is charged log2(1,114,112) = 20.09 bits, and is not fed to the net
 symbol for such characters, which is fed, and charged beside. With --protocol cold the text is cut into windows of N inputs,
 each from an empty state, and the character after each input is scored. A model trained with --document-separator begins
 behind each of them with an empty state, whatever the protocol. With --dynamic the text is also scored by a copy of the
-network that learns from each 32 characters once it has been scored on them. The perplexity of a word is that of all
-characters, divided among what stands between white space.
+network that learns from each 32 characters once it has been scored on them; with --mix by that network too, mixed with counts
+of what followed the same contexts before, in the training text where that is at hand and in what has been scored. --max-bpc is
+of the plain score. The perplexity of a word is that of all characters, divided among what stands between white space.
 
 --lines scores every line with its line end, from an empty state after a line end, or with --state carried from where the line
 before it ended (then the lines sum to the score of the whole). Lines of a pipe are scored as they come. What the model does not
@@ -88,6 +90,14 @@ def eval(
         typer.Option(
             "--dynamic",
             help="Also score a network that learns from the text, each piece once it is scored.",
+            rich_help_panel="Ways of scoring",
+        ),
+    ] = False,
+    mix: Annotated[
+        bool,
+        typer.Option(
+            "--mix",
+            help="--dynamic, and that network mixed with counts of contexts.",
             rich_help_panel="Ways of scoring",
         ),
     ] = False,
@@ -164,6 +174,7 @@ def eval(
     tail -f log | lstmlm eval --lines -
     """
     texts = text or []
+    dynamic = dynamic or mix
     beside = dynamic or bool(baselines)
     if lines and chars:
         raise UsageError("eval: expected --lines or --chars, found both.")
@@ -211,7 +222,7 @@ def eval(
         by_line.run(console, opened, texts, encoding, options, chars=chars)
         return
     plain = baselines if baselines is not None else not (texts or files_from)
-    scoring = _Scoring(opened, encoding, protocol, window, batch, dynamic, plain, before)
+    scoring = _Scoring(opened, encoding, protocol, window, batch, dynamic, mix, plain, before)
     if files_from:
         _score_files(console, scoring, files_from, max_bpc, json)
         return
@@ -322,6 +333,7 @@ class _Scoring:
     encoding: Of the texts; None: that of the model's own.
     protocol: warm or cold, in windows of `window`, `batch` side by side.
     dynamic: By a network that learns as it goes too.
+    mix: By that network mixed with counts of contexts too.
     plain: By plainer means too.
     after: For each model the ids of a text that is read first.
     """
@@ -332,6 +344,7 @@ class _Scoring:
     window: int
     batch: int
     dynamic: bool
+    mix: bool
     plain: bool
     after: list[list[int]] | None
 
@@ -353,43 +366,53 @@ class _Scoring:
         ]
         learning, rates, chosen = self._learning(corpus)
         text = text_reader.Text(texts, models, self.encoding, by_line=False, alone=alone) if texts else None
+        learnt: list[Score | None] = [None, None]
         own = "" if corpus is None or text else validation_text(models[0], corpus, None, "Name a text to score.")
         kept = self._read(text or [own], scorers, learning, missing)
         found = [scorer.finish() for scorer in scorers]
         if not found[0].chars:
             what = printable(texts[0]) if len(texts) == 1 and texts != ["-"] else "text to score"
             raise TextError(f"{what}: expected at least one character, found none. Name a file that has some.")
-        learnt = learning.finish() if learning else None
+        learnt[: len(learning)] = [scorer.finish() for scorer in learning]
         means = eval_report.plain_means(models[0], corpus, kept, found[0]) if self.plain and corpus else None
         return {
             name: Scores(
                 score,
                 text.words if text else len(own.split()),
                 text is not None and text.trained_on(model),
-                learnt,
+                learnt[0],
                 rates,
                 chosen,
                 means,
                 text.notes(model) if text else (),
                 text is None or text.encoding in (None, "utf-8") or score.chars == score.bytes,
+                learnt[1],
             )
             for (name, model), score in zip(self.models.items(), found, strict=True)
         }
 
-    def _learning(self, corpus: "Corpus | None") -> "tuple[Scorer | None, Rates | None, bool]":
-        """Return what scores by the first model as it learns, its rates, and whether they were chosen; None: not asked for."""
+    def _learning(self, corpus: "Corpus | None") -> "tuple[list[Scorer], Rates | None, bool]":
+        """Return what scores as the first model learns, then by the mixture, its rates, and whether they were chosen.
+
+        What is not asked for is not there.
+        """
         if not self.dynamic:
-            return None, None, False
+            return [], None, False
         from lstmlm.evaluation.scoring import Scorer
         from lstmlm.training.dynamic import SEGMENT
 
         model = next(iter(self.models.values()))
         evaluator, rates, chosen = _evaluator(model, corpus)
-        scorer = Scorer(model.readable, model.counts, window=SEGMENT, read=evaluator.read, rare=model.tokenizer.rare)
-        return scorer, rates, chosen
+        reads = [evaluator.read]
+        if self.mix:
+            evaluator.mix(_mixer(model, corpus))
+            reads.append(evaluator.mixed)
+        rare = model.tokenizer.rare
+        scorers = [Scorer(model.readable, model.counts, window=SEGMENT, read=read, rare=rare) for read in reads]
+        return scorers, rates, chosen
 
     def _read(
-        self, text: "text_reader.Text | list[str]", scorers: "list[Scorer]", learning: "Scorer | None", missing: Counter[str]
+        self, text: "text_reader.Text | list[str]", scorers: "list[Scorer]", learning: "list[Scorer]", missing: Counter[str]
     ) -> list[int]:
         """Read a text once, by the scorer of each model and by what learns; return the ids that plainer means look at."""
         kept: list[int] = []
@@ -408,8 +431,8 @@ class _Scoring:
                     if isinstance(text, text_reader.Text):
                         text.form = text.form or model.tokenizer.other_form(piece)
                 scorer.add(ids, chars, size)
-            if learning:
-                learning.add(ids, chars, size)
+            for scorer in learning:
+                scorer.add(ids, chars, size)
             if len(kept) < most:
                 kept.extend(ids)
         return kept[:most]
@@ -437,6 +460,19 @@ def _evaluator(model: "LanguageModel", corpus: "Corpus | None") -> "tuple[Dynami
         rates = evaluator.choose(train.tensor(max(0, len(train) - dynamic.CHOICE_CHARS - 1), len(train)).tolist())
         chosen = True
     return evaluator, rates, chosen
+
+
+def _mixer(model: "LanguageModel", corpus: "Corpus | None") -> "Mixer":
+    """Return what mixes, with the end of the training text read where it is at hand."""
+    from lstmlm.evaluation import baselines
+    from lstmlm.kernels.contexts import open_mixer
+
+    symbols = (model.tokenizer.decode([id_]) for id_ in range(len(model.counts)))
+    mixer = open_mixer(model.counts, [symbol.isalnum() or symbol == "'" for symbol in symbols])
+    with contextlib.suppress(TextError):
+        train = (corpus or _corpus(model, [])).train
+        mixer.learn(train.tensor(max(0, len(train) - baselines.MOST), len(train)))
+    return mixer
 
 
 def _corpus(model: "LanguageModel", texts: list[str]) -> "Corpus":

@@ -28,6 +28,7 @@ class Scores:
     baselines: Bits per character by plainer means, by name.
     notes: In what it is unlike the training text, though both look alike.
     utf8: Whether the text is in UTF-8, whose bytes count, as they do for one in another encoding.
+    mixed: Of the network that learned, mixed with counts of contexts; those of the training text too if its rates were chosen.
     """
 
     score: "Score"
@@ -39,6 +40,7 @@ class Scores:
     baselines: "dict[str, float] | None" = None
     notes: "Sequence[str]" = ()
     utf8: bool = True
+    mixed: "Score | None" = None
 
     @property
     def bits_per_word(self) -> float | None:
@@ -107,6 +109,13 @@ def as_dict(scores: Scores, protocol: str, window: int) -> dict[str, object]:
         }
         if dynamic and rates
         else None,
+        "mixed": {
+            "nats_per_char": mixed.nats_per_char,
+            "bits_per_char": mixed.bits_per_char,
+            "contexts_from": "training text and this one" if scores.chosen else "this text",
+        }
+        if (mixed := scores.mixed)
+        else None,
         "baselines_bits_per_char": scores.baselines,
     }
 
@@ -166,6 +175,9 @@ def show(console: Console, scores: Scores, protocol: str, window: int) -> None:
         gain = 1 - dynamic.nats / score.nats if score.nats else 0.0
         note = f"{abs(gain):.1%} {'less' if gain >= 0 else 'more'}: it learns from the text as it goes, what is scored first"
         rows.append(("this network, dynamic", dynamic.bits_per_char, note))
+    if scores.mixed:
+        seen = "the training text and this one so far" if scores.chosen else "this text so far"
+        rows.append(("dynamic, mixed with counts", scores.mixed.bits_per_char, f"counts of {seen}"))
     best = min(range(len(rows)), key=lambda row: rows[row][1])
     console.table(rows, ("the same text by", "bits/char", ""), best=best)
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from lstmlm.evaluation.sampler import Sampling, generate
 from lstmlm.evaluation.scoring import Scored
+from lstmlm.kernels.contexts import Mixer
 from lstmlm.kernels.pointwise import Pointwise
 from lstmlm.kernels.threads import one_thread
 from lstmlm.model.char_lm import CharLM, nats
@@ -68,6 +69,8 @@ class DynamicEvaluator:
 
     def __init__(self, model: Network, start: int, rates: Rates, own_chars: int = OWN_CHARS) -> None:
         self._rates = rates
+        self._mixer: Mixer | None = None
+        self._mixed: list[float] | None = None
         with _threads(model):
             self._networks = [_AdaptedNetwork(one, start, rates, own_chars) for one in members(model)]
 
@@ -90,6 +93,17 @@ class DynamicEvaluator:
         self.restart(min(found, key=lambda pair: pair[0])[1])
         return self._rates
 
+    def mix(self, mixer: Mixer) -> None:
+        """Let what is read from now on be scored by a mixture with counts of contexts too, see `mixed`."""
+        self._mixer = mixer
+
+    def mixed(self, ids: Sequence[int]) -> Scored:
+        """Return the mixture's scores of what was read last, which are these ids; what is likeliest to it is not known."""
+        assert self._mixed is not None
+        nats = self._mixed[-(len(ids) - 1) :]
+        self._mixed = []
+        return Scored(nats, [False] * len(nats), None)
+
     def read(self, ids: Sequence[int]) -> Scored:
         """Score ids[1:] and learn from them, segment by segment, from where the last call ended.
 
@@ -108,6 +122,11 @@ class DynamicEvaluator:
                 logits = average(network.read(segment) for network in self._networks)
                 scores.append(nats(logits, segment[1:, None]).view(-1))
                 hits.append(logits.argmax(-1).view(-1) == segment[1:])
+                if self._mixer:
+                    if self._mixed is None:  # the first of all is charged at its frequency
+                        self._mixed = []
+                        self._mixer.follow(int(segment[0]))
+                    self._mixed += self._mixer.read(segment[1:].cpu(), logits[:, 0].cpu())
                 for network in self._networks:
                     network.learn(self._rates)
         return Scored(torch.cat(scores).tolist(), torch.cat(hits).tolist(), joined(network.state for network in self._networks))

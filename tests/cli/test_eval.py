@@ -105,6 +105,21 @@ def test_own_validation(lstmlm: Lstmlm, run: Path, text: Path) -> None:
 
 
 @pytest.mark.slow
+def test_mix(lstmlm: Lstmlm, run: Path, held_out: Path) -> None:
+    """--mix adds a field of its own beside the dynamic one, which stays as it is, and says which texts its counts are of."""
+    plain, told = (lstmlm("eval", held_out, "--json", flag).json for flag in ("--dynamic", "--mix"))
+    shown = lstmlm("eval", held_out, "--mix").out
+
+    assert plain["mixed"] is None
+    assert {**told, "mixed": None} == plain
+    assert set(told["mixed"]) == {"nats_per_char", "bits_per_char", "contexts_from"}
+    assert told["mixed"]["bits_per_char"] == pytest.approx(told["mixed"]["nats_per_char"] / math.log(2))
+    assert told["mixed"]["bits_per_char"] < told["dynamic"]["bits_per_char"]
+    assert told["mixed"]["contexts_from"].startswith("training text") == (told["dynamic"]["rates_from"] == "training text")
+    assert f"{told['mixed']['bits_per_char']:.4f}" in shown
+
+
+@pytest.mark.slow
 def test_dynamic(lstmlm: Lstmlm, run: Path, held_out: Path) -> None:
     """--dynamic adds a field beside the warm score, the same for every number of threads, and leaves the file as it is."""
     before = (run / "best.safetensors").read_bytes()
