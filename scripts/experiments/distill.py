@@ -40,10 +40,11 @@ def main() -> None:
     parser.add_argument("--text", required=True, type=Path)
     parser.add_argument("--steps", type=int, default=1900)
     parser.add_argument("--hidden", type=int, default=256, help="of the students")
-    parser.add_argument("--teacher", default="", help="flags of the teacher, which has the students' size and steps without any")
+    parser.add_argument("--teacher", default="", help="its flags; without any it has the students' size and steps. Or a model")
     parser.add_argument("--weights", nargs="*", default=["0.45"])
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--longer", action="store_true")
+    parser.add_argument("--taught-only", action="store_true", help="no student alone")
     parser.add_argument("--chain", type=int, default=0)
     parser.add_argument("--also", default="", help="flags for every run")
     asked = parser.parse_args()
@@ -51,7 +52,8 @@ def main() -> None:
         text = Path(folder, asked.text.name)
         whole = asked.text.read_text(encoding="utf-8")
         text.write_text(whole[: int(len(whole) * 0.9)], encoding="utf-8", newline="")
-        teacher = Path(folder, "teacher")
+        known = Path(asked.teacher or "-").exists()
+        teacher = Path(asked.teacher) if known else Path(folder, "teacher")
 
         def trained(label: str, out: Path, seed: int, flags: list[str], steps: int = asked.steps) -> None:
             sizes = ["--hidden", str(asked.hidden), "--steps", str(steps), *shlex.split(asked.also), *flags]
@@ -61,7 +63,7 @@ def main() -> None:
                 "text": asked.text.stem,
                 "machine": machine(),
                 "label": label,
-                "teacher": asked.teacher,
+                "teacher": teacher.name if known else asked.teacher,
                 "hidden": asked.hidden,
                 "steps": steps,
                 "seed": seed,
@@ -74,9 +76,11 @@ def main() -> None:
             with RECORD.open("a", encoding="utf-8") as record:
                 record.write(json.dumps(facts) + "\n")
 
-        trained("teacher", teacher, OF_TEACHER, shlex.split(asked.teacher))
+        if not known:
+            trained("teacher", teacher, OF_TEACHER, shlex.split(asked.teacher))
         for seed in range(1, asked.seeds + 1):
-            trained("alone", Path(folder, f"alone-{seed}"), seed, [])
+            if not asked.taught_only:
+                trained("alone", Path(folder, f"alone-{seed}"), seed, [])
             if asked.longer:
                 trained("alone, longer", Path(folder, f"longer-{seed}"), seed, [], asked.steps * 4 // 3)
             for weight in asked.weights:
