@@ -154,7 +154,9 @@ def same(one: Tensor, other: Tensor) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, {"readout": "direct"}, {"layers": 3, "layer_norm": False}])
+@pytest.mark.parametrize(
+    "options", [{}, {"readout": "direct"}, {"layers": 3, "layer_norm": False}, {"separator": (1,)}, {"separator": (0, 1)}]
+)
 def test_scores(options: dict[str, Any]) -> None:
     """Warm, cold and dynamic scores of a text that is on the CPU come back to it, the same."""
     ids = some_ids(400)

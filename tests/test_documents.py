@@ -18,12 +18,14 @@ from lstmlm.evaluation.reader import reading
 from lstmlm.evaluation.sampler import Sampling
 from lstmlm.evaluation.torch_reader import TorchReader
 from lstmlm.kernels import Kernel, native
+from lstmlm.kernels.cuda_graph import Graph
 from lstmlm.kernels.eager import EagerKernel
 from lstmlm.model import cell, ensemble
 from lstmlm.model.cell import LSTMState
 from lstmlm.model.char_lm import CharLM, nats
 from lstmlm.model.ensemble import Network
 from lstmlm.training.backprop import Backprop
+from tests import pretend
 from tests.cli.trained import make_run
 from tests.helpers import assert_close, small_model
 from tests.training.test_trainer import Bench, configured
@@ -267,23 +269,42 @@ def test_a_text_begins_as_a_document(opened: Callable[..., LanguageModel]) -> No
     assert found.surprise[-3:] == found.surprise[:3]
 
 
+def parted(tmp_path: Path, corpus: Corpus, name: str, separator: str | None = "là; Ann", **changes: Any) -> Bench:
+    """Return a run whose documents are parted."""
+    config = configured(weight_dropout=0.2, save_every=1, **changes)
+    config = replace(config, model=replace(config.model, document_separator=separator, members=2))
+    return Bench(corpus, tmp_path / name, config)
+
+
+CHANGES = [{"accumulate": 3}, {"segment": 2}, {"state_dropout": 0.3, "average": 0.3}]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [{"accumulate": 3}, {"segment": 2}, {"state_dropout": 0.3, "average": 0.3}], ids=str)
+@pytest.mark.parametrize("changes", CHANGES, ids=str)
 @pytest.mark.usefixtures("short_samples")
 def test_a_run_goes_on_to_the_same_bits(corpus: Corpus, tmp_path: Path, changes: dict[str, Any]) -> None:
     """Stopped after any step, in the midst of a separator too, a run ends with the bits of one that was not."""
-
-    def bench(name: str) -> Bench:
-        config = configured(weight_dropout=0.2, save_every=1, **changes)
-        config = replace(config, model=replace(config.model, document_separator="là; Ann", members=2))
-        return Bench(corpus, tmp_path / name, config)
-
-    expected = bench("whole").run().end()
+    expected = parted(tmp_path, corpus, "whole", **changes).run().end()
     for step in (1, 2, 7, 12):
-        parted = bench(f"parted{step}").stop_at(step)
-        assert parted.run(resume=True).end() == expected
-    other = Bench(corpus, tmp_path / "other", configured(weight_dropout=0.2, save_every=1, **changes))
-    assert other.run().end() != expected
+        stopped = parted(tmp_path, corpus, f"parted{step}", **changes).stop_at(step)
+        assert stopped.run(resume=True).end() == expected
+    assert parted(tmp_path, corpus, "other", None, **changes).run().end() != expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", CHANGES, ids=str)
+@pytest.mark.usefixtures("short_samples")
+def test_a_device_is_asked_nothing(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    """A run on a device leaves the CPU's bits, and a step of it waits for nothing."""
+    expected = parted(tmp_path, corpus, "here", **changes).run().end()
+    monkeypatch.setattr("lstmlm.training.train_step.Graph", lambda run, device, record: Graph(run, device, pretend.alone))
+    there = parted(tmp_path, corpus, "there", **changes)
+    with pretend.device() as there.device:
+        there.run()
+
+    assert there.end() == expected
 
 
 def test_separators_are_counted() -> None:

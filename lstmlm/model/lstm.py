@@ -138,14 +138,18 @@ def input_part(kernel: Kernel, x: Tensor, U: Tensor, out: Tensor | None = None, 
     rows = None if out is None else out.view(-1, U.shape[1])
     part = kernel.product(x.reshape(-1, len(U)), U, rows).view(*x.shape[:-1], -1)
     if ends is not None:
-        part[..., : part.shape[-1] * 3 // 4].masked_fill_(ends[..., None], ZERO_GATE)
+        gates = part.view(ends.numel(), -1)[:, : 3 * part.shape[-1] // 4]
+        if ends.device.type == "cpu":
+            gates.index_fill_(0, ends.flatten().nonzero().flatten(), ZERO_GATE)
+        else:  # nobody waits until it is known how many there are
+            gates.masked_fill_(ends.flatten()[:, None], ZERO_GATE)
     return part
 
 
 def with_end(U: Tensor) -> Tensor:
     """Return a table of rows with one more, behind all ids, that closes the gates. (V, 4S) -> (V + 1, 4S)"""
     every = torch.ones(1, dtype=torch.bool, device=U.device)
-    return torch.cat([U, closed(torch.zeros_like(U[:1]), every)])
+    return torch.cat([U, closed(U.new_zeros(1, U.shape[1]), every)])
 
 
 def closed(a: Tensor, ends: Tensor) -> Tensor:
