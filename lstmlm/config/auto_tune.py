@@ -27,7 +27,6 @@ PASSES = (
 # Of that rate, where a run starts from a trained model: with it tuning was better than parent and new model in all that
 # `scripts/experiments/tuning.py --hidden 64 --factors 1 0.5 0.25` had tried; with 1 and with 0.25 not in one case each.
 TUNING = 0.5
-TAUGHT = 0.5  # of that dropout, where a teacher says what else may come: `scripts/experiments/distill.py`, over 20 passes
 BATCHES = (16, 8, 4)  # the first that leaves time for enough steps
 WINDOW = 64
 SHORT_WINDOW = 32  # in a run that reads fewer than SHORT_RUN characters, twice the steps of half the window are better
@@ -61,7 +60,6 @@ def choose(
     step_seconds: Callable[[RunConfig], float],
     *,
     tuned: bool = False,
-    taught: bool = False,
 ) -> tuple[RunConfig, str, int]:
     """Fill in what is open, and say what was chosen and why in one line.
 
@@ -72,7 +70,6 @@ def choose(
         left: Says how many seconds are left of a budget in minutes, as measuring takes some.
         step_seconds: Measures a step of a configuration with no size open; asked only where the budget is in minutes.
         tuned: The run starts from a trained model.
-        taught: It learns from one too.
 
     Returns:
         The configuration with no size or rate open, the line, which is empty where nothing was open, and the number of steps: an
@@ -104,8 +101,6 @@ def choose(
             window, steps = other, count
     passes = steps * math.prod(clamped(batch, window, chars)) / chars
     rate, values, weights = next(row for most, *row in PASSES if passes < most)
-    if taught:
-        values, weights = TAUGHT * values, TAUGHT * weights
     dropout = model.dropout if model.dropout is not None else values
     weight_dropout = model.weight_dropout if model.weight_dropout is not None else weights
     lr = train.lr if train.lr is not None else rate * math.sqrt(256 / hidden) * (TUNING if tuned else 1.0)

@@ -89,8 +89,7 @@ def prepare(start: Start, text: Corpus, clock: Clock, group: ProcessGroup, repor
 
     def choose() -> tuple[RunConfig, str, int]:
         torch.set_num_threads(threads(config, group))  # a trainer on a busy machine may have left fewer
-        known = {"tuned": start.parent is not None, "taught": start.teacher is not None}
-        return auto_tune.choose(config, len(text.train), vocabulary, left, measure, **known)
+        return auto_tune.choose(config, len(text.train), vocabulary, left, measure, tuned=start.parent is not None)
 
     whole, chosen, steps = choose()
     kernel, wrong = kernels.at_sizes(kernel, device, *sizes(whole, text))

@@ -85,19 +85,6 @@ def test_a_long_run_starts_with_long_memories() -> None:
     assert spans == [0.0, auto_tune.LONG_MEMORY, 0.0, 0.0]
 
 
-def test_a_taught_run_drops_less() -> None:
-    """A run that learns from a model too has a part of the dropout that it would have alone, unless dropout was given."""
-    new, given = RunConfig(train=TrainConfig(epochs=20)), RunConfig(ModelConfig(dropout=0.3), train=TrainConfig(epochs=20))
-    alone, taught, asked = (
-        auto_tune.choose(config, 100_000, 65, lambda: 0.0, machine(), taught=taught)[0].model
-        for config, taught in ((new, False), (new, True), (given, True))
-    )
-
-    assert (alone.dropout, alone.weight_dropout) == (0.4, 0.2)
-    assert taught == replace(alone, dropout=0.4 * auto_tune.TAUGHT, weight_dropout=0.2 * auto_tune.TAUGHT)
-    assert (asked.dropout, asked.weight_dropout) == (0.3, 0.2 * auto_tune.TAUGHT)
-
-
 def test_a_tuned_run_has_a_smaller_rate() -> None:
     """From a trained model the rate is half that of a new one of its size; a rate that was set stays."""
     new = RunConfig(ModelConfig(hidden=64), train=TrainConfig(steps=100))
