@@ -350,7 +350,7 @@ def test_new(lstmlm: Lstmlm, at_home: Path, text: Path) -> None:
     assert "Try a higher --temperature" in none.err
     assert lstmlm("sample", "--new", "--lines", "2").code == 2
     text.write_text("other")
-    assert "Leave out --new" in lstmlm("sample", *flags, "--new").err
+    assert "else leave out --new" in lstmlm("sample", *flags, "--new").err
 
 
 @pytest.mark.parametrize(("stop", "found"), [(["\n"], [True, False, True, False]), ([], [True, True, True, True])])
