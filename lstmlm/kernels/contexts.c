@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define EXPORT __attribute__((visibility("default")))
+#include "simd.h"
 
 enum { ORDERS = 7, CONTEXTS = ORDERS + 2, INPUTS = CONTEXTS + 2, MOST = 40, SPAN = MOST + 1, SLOT_BITS = 24 };
 
@@ -61,7 +61,8 @@ EXPORT Mixer *lstmlm_contexts_new(int64_t V, const int32_t *child, const uint8_t
     m->parent[0] = m->leaf[0] = -1;
     for (int64_t at = 0; at < 2 * m->nodes; at++) *(child[at] < 0 ? m->leaf + ~child[at] : m->parent + child[at]) = (int32_t)at;
     for (int64_t i = 0; i < m->nodes * INPUTS; i++) m->by_node[i] = first;
-    for (int i = 0; i < (ORDERS + 1) * INPUTS; i++) m->by_depth[0][i] = first;
+    for (int depth = 0; depth <= ORDERS; depth++)
+        for (int i = 0; i < INPUTS; i++) m->by_depth[depth][i] = first;
     for (int c = 0; c < CONTEXTS; c++)
         for (int a = 0; a < SPAN; a++)
             for (int b = 0; b < SPAN; b++) m->maps[c][a][b] = (b + 0.3) / (a + b + 0.6);
