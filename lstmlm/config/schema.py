@@ -72,10 +72,11 @@ class ModelConfig(_Section):
     forget_bias: float = setting(1.0, "start of the forget gate's bias b_f (unused without biases)", low=-20, high=20)
     forget_span: float | None = setting(
         None,
-        "start b_f of a quarter of the units spread over memories of 2 to so many characters, and b_i at -b_f; 0: not spread",
+        "start b_f of some units spread over memories of 2 to so many characters, and b_i at -b_f; 0: of none",
         low=0,
         high=10**6,
     )
+    forget_share: float = setting(0.25, "share of the units that forget_span spreads", low=0, high=1)
     orthogonal: bool = setting(True, "start the recurrent matrices W orthogonal")
     document_separator: str | None = setting(
         None,

@@ -77,6 +77,7 @@ class CharLM(nn.Module):
                 ids=index == 0,
                 forget_bias=config.forget_bias,
                 forget_span=config.forget_span or 0.0,
+                forget_share=config.forget_share,
                 orthogonal=config.orthogonal,
                 start=start,
             )

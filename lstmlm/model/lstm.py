@@ -18,7 +18,6 @@ from lstmlm.model.cell import GATES, LSTMState
 StackState = tuple[LSTMState, ...]
 """One state for each layer, the first layer first; their widths may differ."""
 
-SPREAD = 0.25  # of the units: those whose forget gate starts with a memory of its own, where that is asked for
 ZERO_GATE = -1e4  # pre-activation at which a sigmoid is 0 in every floating type
 
 TORCH_ORDER = ("input", "forget", "new", "output")
@@ -189,9 +188,10 @@ class LSTMLayer(nn.Module):
         bias: False leaves b out, as the article does.
         ids: Whether the inputs are ids.
         forget_bias: Where the forget gate's bias starts. Without `bias` it is not used.
-        forget_span: If not 0, these biases of the first quarter of the units start spread instead: the memory k of a unit, in
-            steps, grows geometrically from 2 to this, and b_f = ln(k - 1), so that f = 1 - 1/k; b_i = -b_f, so that what is kept
-            long is written little by little. Source: Tallec and Ollivier 2018, who draw k evenly, for all units.
+        forget_span: If not 0, these biases of the first units start spread instead: the memory k of a unit, in steps, grows
+            geometrically from 2 to this, and b_f = ln(k - 1), so that f = 1 - 1/k; b_i = -b_f, so that what is kept long is
+            written little by little. Source: Tallec and Ollivier 2018, who draw k evenly, for all units.
+        forget_share: Of the units, those that do.
         orthogonal: How W starts.
         start: False leaves the weights as memory happens to be: others are about to be loaded, and an orthogonal W takes long.
     """
@@ -206,6 +206,7 @@ class LSTMLayer(nn.Module):
         ids: bool = False,
         forget_bias: float = 1.0,
         forget_span: float = 0.0,
+        forget_share: float = 1.0,
         orthogonal: bool = True,
         start: bool = True,
     ) -> None:
@@ -231,7 +232,7 @@ class LSTMLayer(nn.Module):
                 gates = dict(zip(GATES, self.b.split(width), strict=True))
                 gates["forget"].fill_(forget_bias)
                 if forget_span:
-                    long = int(width * SPREAD)
+                    long = int(width * forget_share)
                     spread = (torch.logspace(1, math.log2(max(2.0, forget_span)), long, base=2) - 1).log()
                     gates["forget"][:long] = spread
                     gates["input"][:long] = -spread

@@ -11,7 +11,7 @@ trap 'rm -rf "$scratch"' EXIT
 cd "$scratch"
 if [ "${1:-}" = units ]; then
   "$root/.venv/bin/python" "$root/scripts/data/get_data.py" python --out python.txt
-  "$lstmlm" train python.txt --steps 3500 --hidden 256 --layers 1 --set model.forget_span=400
+  "$lstmlm" train python.txt --steps 3500 --hidden 256 --layers 1 --set model.forget_span=400 --set model.forget_share=1
   units=""
   for feature in line 're:^ +' "re:'[^'\n]+'"; do # the position in the line, indentation, being inside quotes
     "$lstmlm" inspect --find "$feature" --top 1
@@ -27,7 +27,7 @@ def parse(lines, source):
 END
 else
   "$lstmlm" train stories --steps 1200 --hidden 256 --layers 1 --batch 16 --window 128 --seed 1 \
-    --set model.forget_span=400 --set train.eval_every=100
+    --set model.forget_span=400 --set model.forget_share=1 --set train.eval_every=100
   "$lstmlm" inspect "Bob is a baker. Dan ran home." --show forget,cell,surprise --top 4 --svg "$root/scripts/pictures/gates.svg"
   "$lstmlm" info runs/stories --svg "$root/scripts/pictures/run.svg"
   browser="$(command -v chromium || command -v chromium-browser || command -v google-chrome || true)"

@@ -143,8 +143,8 @@ def test_biases_start_at_zero_but_for_the_forget_gate(forget_bias: float) -> Non
 
 
 def test_forget_biases_may_start_spread() -> None:
-    """With `forget_span` memories 1 / (1 - f) of a quarter of the units grow geometrically from 2 steps to it, b_i = -b_f."""
-    b = LSTMLayer(E, 20, EagerKernel(), forget_bias=3.0, forget_span=162.0).b
+    """With `forget_span` memories 1 / (1 - f) of a share of the units grow geometrically from 2 steps to it, b_i = -b_f."""
+    b = LSTMLayer(E, 20, EagerKernel(), forget_bias=3.0, forget_span=162.0, forget_share=0.25).b
     assert b is not None
     starts = dict(zip(GATES, b.detach().split(20), strict=True))
     memories = 1 / (1 - starts["forget"][:5].sigmoid())
