@@ -39,7 +39,7 @@ typedef int16_t act;
 #define TOGETHER 1 /* groups of a row of activations that one load brings */
 #endif
 #if defined(__x86_64__) && PLANES == 2
-#define FETCH 0 /* asking for bytes ahead takes loads from the two products of each: 1 to 40 % slower on a Zen 4 */
+#define FETCH 0 /* asking for bytes ahead takes loads from the two products of each: 1 to 40 % slower on a busy Zen 4 */
 #else
 #define FETCH 1
 #endif
