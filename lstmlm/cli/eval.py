@@ -83,7 +83,7 @@ def eval(
     ] = 256,
     batch: Annotated[
         int,
-        typer.Option(metavar="B", min=1, help="Windows side by side; changes the speed, not the score.", rich_help_panel=MACHINE),
+        typer.Option(metavar="B", min=1, help="Cold windows side by side; changes only the speed.", rich_help_panel=MACHINE),
     ] = 64,
     dynamic: Annotated[
         bool,
@@ -331,7 +331,7 @@ class _Scoring:
 
     models: By the names that they were given.
     encoding: Of the texts; None: that of the model's own.
-    protocol: warm or cold, in windows of `window`, `batch` side by side.
+    protocol: warm, or cold in windows of `window`, `batch` side by side.
     dynamic: By a network that learns as it goes too.
     mix: By that network mixed with counts of contexts too.
     plain: By plainer means too.
@@ -360,8 +360,9 @@ class _Scoring:
 
         models = list(self.models.values())
         corpus = _corpus(models[0], texts) if self.plain or not texts else None
+        batch = self.batch if self.protocol == "cold" else None
         scorers = [
-            Scorer(model.readable, model.counts, self.protocol, self.window, self.batch, after=ids, rare=model.tokenizer.rare)
+            Scorer(model.readable, model.counts, self.protocol, self.window, batch, after=ids, rare=model.tokenizer.rare)
             for model, ids in zip(models, self.after or [[]] * len(models), strict=True)
         ]
         learning, rates, chosen = self._learning(corpus)

@@ -22,7 +22,15 @@ class Read(NamedTuple):
 
 @runtime_checkable
 class Reader(Protocol):
-    """Reads rows of ids. A state belongs to the reader's model, has a row for each text, and is never changed but by `put`."""
+    """Reads rows of ids. A state belongs to the reader's model, has a row for each text, and is never changed but by `put`.
+
+    Attributes:
+        streams: Rows that are read side by side about as quickly, a character, as any number of them.
+        stream_chars: Of a stream of a text at least, for reading in several to be quicker than in one.
+    """
+
+    streams: int
+    stream_chars: int
 
     def empty(self, rows: int) -> Any:
         """Return the state before any text."""

@@ -37,7 +37,8 @@ Model: TypeAlias = "Network | StoredNetwork"
 CODE_POINTS = 1_114_112
 SEGMENT = 1 << 18  # characters scored at once: bounds memory, whatever the length of the text
 SAME = 16  # two runs of a stream whose states differ by this many roundings have met
-RERUNS = 3  # a text is read by streams where reading it again so many times makes them meet, else from left to right
+RERUNS = 3  # a text is read by streams where reading it again so many times makes them meet, else from left to right ...
+RERUNS_IN_A_HURRY = 1  # ... or not at all
 STREAMS = 64  # side by side in an estimate ...
 WARM_UP = 256  # ... each of which reads so many characters before those that count ...
 STREAM_CHARS = 1024  # ... where there are so many for each stream: an estimate reads 1.3 times what it counts, at most
@@ -140,7 +141,7 @@ def warm(
     model: Model,
     ids: Sequence[int],
     state: Any = None,
-    batch: int = 64,
+    batch: int | None = None,
     window: int = 64,
     *,
     one_pass: bool = True,
@@ -158,9 +159,11 @@ def warm(
         model: In evaluation mode.
         ids: (n)
         state: Before the first of the ids; None is the empty one.
-        batch: Streams side by side.
+        batch: Streams side by side, at most; None: as few as the reader needs to be quick, as each reads again for as long as the
+            model remembers.
         window: Characters between two looks at the states.
-        one_pass: Whether a text may be read from left to right, many times as slow as side by side.
+        one_pass: Whether a text may be read from left to right, many times as slow as side by side; where not, it is read
+            `1 + RERUNS_IN_A_HURRY` times at most.
         ask: See `reader.reading`.
 
     Returns:
@@ -196,10 +199,12 @@ def cold(model: Model, ids: Sequence[int], window: int, batch: int = 64) -> Scor
         return Scored(nats, correct, reader.empty(1))
 
 
-def _parallel(reader: Reader, ids: Sequence[int], state: Any, batch: int, window: int, one_pass: bool) -> Scored:
+def _parallel(reader: Reader, ids: Sequence[int], state: Any, batch: int | None, window: int, one_pass: bool) -> Scored:
     """Score one segment; see `warm`."""
     n = len(ids) - 1
-    batch = max(1, min(batch, n // (16 * window)))
+    batch = min(reader.streams, n // reader.stream_chars) if batch is None else min(batch, n // (16 * window))
+    batch = max(1, batch)
+    most = (1 + (RERUNS if one_pass else RERUNS_IN_A_HURRY)) * n  # characters that streams read before they are given up
     length = n // batch  # of every stream but the last, which takes the rest in a part of its own
     edges = list(range(0, length, window))
 
@@ -226,7 +231,7 @@ def _parallel(reader: Reader, ids: Sequence[int], state: Any, batch: int, window
                     quarter = statistics.median_low(far)
                 elif index == halfway:
                     windows = halfway - halfway // 2
-                    if not _will_meet(quarter, statistics.median_low(far), windows, len(edges), read, n):
+                    if not _will_meet(quarter, statistics.median_low(far), windows, read, most, batch * window):
                         return _from_left_to_right(reader, ids, state, one_pass)
                 before[index] = reader.put(before[index], alive, current)
             stop = min(start + window, length)
@@ -256,23 +261,23 @@ def _from_left_to_right(reader: Reader, ids: Sequence[int], state: Any, one_pass
     return Scored(whole.nats[0], whole.correct[0], whole.state)
 
 
-def _will_meet(quarter: float, half: float, windows: int, edges: int, read: int, n: int) -> bool:
-    """Say halfway through a run of streams whether reading the text again `RERUNS` times at most will make them meet.
+def _will_meet(quarter: float, half: float, windows: int, read: int, most: int, each: int) -> bool:
+    """Say halfway through a run of streams whether they will meet before too much is read.
 
     Args:
         quarter: How far they were from their earlier run after a quarter of the windows, in roundings; 0: not known.
         half: How far they are now.
         windows: How many lie between.
-        edges: Windows of a stream.
         read: Characters read so far.
-        n: Of the text.
+        most: That may be read.
+        each: That a window of all streams has.
     """
-    if read > (1 + RERUNS) * n:
-        return False
-    if not quarter or half <= SAME:
+    if half <= SAME:
         return True
+    if not quarter:
+        return read <= most
     gained = math.log(quarter / half) / windows  # in each window; what does not come nearer never meets
-    return gained > 0 and math.log(half / SAME) / gained <= RERUNS * edges
+    return gained > 0 and read + each * math.log(half / SAME) / gained <= most
 
 
 class Scorer:
@@ -283,7 +288,7 @@ class Scorer:
         counts: Occurrences of each symbol in the training text. (V)
         protocol: warm or cold.
         window: Inputs of a cold window; for warm only a matter of speed.
-        batch: Windows or streams side by side; only a matter of speed.
+        batch: Windows or streams side by side; None: as many as are quick. Only a matter of speed.
         read: Scores all ids but the first in place of the protocol, a multiple of `window` of them but for the last call.
         after: What stands before the text, warm: it is read, and not scored.
         rare: The id of the symbol that unknown characters are read as; None: there is none.
@@ -300,7 +305,7 @@ class Scorer:
         counts: Sequence[int],
         protocol: str = "warm",
         window: int = 256,
-        batch: int = 64,
+        batch: int | None = None,
         read: Callable[[Sequence[int]], Scored] | None = None,
         after: Sequence[int] = (),
         rare: int | None = None,
@@ -364,7 +369,7 @@ class Scorer:
         if self._read is not None:
             scored = self._read(part)
         elif self._protocol == "cold":
-            scored = cold(self._model, part, self._window, self._batch)
+            scored = cold(self._model, part, self._window, self._batch or STREAMS)
         else:
             scored = warm(self._model, part, self._state, self._batch)
             self._state = scored.state
@@ -389,7 +394,7 @@ def score_ids(
     unknown: int = 0,
     protocol: str = "warm",
     window: int = 256,
-    batch: int = 64,
+    batch: int | None = None,
     after: Sequence[int] = (),
     rare: int | None = None,
 ) -> Score:
@@ -403,7 +408,7 @@ def score_ids(
         unknown: Number of characters that are not among the ids.
         protocol: warm or cold.
         window: Inputs of a cold window.
-        batch: Windows or streams side by side.
+        batch: Windows or streams side by side; None: as many as are quick.
         after: Ids of a text that is read first and not scored. (m)
         rare: The id of the symbol that unknown characters are read as; None: there is none.
     """

@@ -32,6 +32,9 @@ class TorchReader:
         run: How the model is run; None: as it is.
     """
 
+    streams = 64
+    stream_chars = 1 << 10  # a step costs about as much for many rows as for one
+
     def __init__(self, model: Network, ask: Callable[[], object] | None = None, run: Forward | None = None) -> None:
         self._model = model
         self._ask = ask

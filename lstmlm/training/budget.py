@@ -13,11 +13,12 @@ from lstmlm.config.run_config import TrainConfig
 from lstmlm.evaluation.scoring import streams_of
 
 SHARE = 0.08  # of a run that may go into validating, the exact score at its end included
+EXACT_SHARE = 2 / 3  # of that, at most, for the exact score
 LOOKS = 10  # validations, evenly over a run; at 1, 2, 4, 8 ... passes there are more, where they are cheap
 LEAST_CHARS = 8192  # of a validation text, if it has as many: fewer say too little
 MOST_CHARS = 1 << 18  # of a validation text, its beginning; `lstmlm eval` scores all of a longer one
 READING = 0.45  # of the time of a training step, for reading as many characters, in strict float32
-EXACTLY = 1.5  # times what a text has are read for its exact score, as a rule
+EXACTLY = 2.0  # times what a text has are read for its exact score at most, or it is given up
 PATIENCE = 3  # validations in a row that are worse than the best ...
 WORSE = 1.05  # ... and, the last of them, by this factor, after twice the steps: what follows is known by heart
 SLOWER = 0.5  # of the steps that sizes were chosen for: where no more fit in, a smaller network learns more, begun anew ...
@@ -53,7 +54,7 @@ def plan_looks(steps: int, text: int, cost: float, eval_every: int | None, chars
     steps = max(1, steps)
     share = SHARE * steps
     whole = EXACTLY * text * cost
-    exact = streams_of(text, text) > 1 and whole <= share / 2
+    exact = streams_of(text, text) > 1 and whole <= EXACT_SHARE * share
     share -= whole * exact
     chars = chars or min(text, max(LEAST_CHARS, int(share / _looks(steps, eval_every) / (1.3 * cost))))
     gap = math.ceil((each or 1.3 * chars * cost) / share * steps)

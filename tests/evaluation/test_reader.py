@@ -2,7 +2,7 @@
 
 import math
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from lstmlm.api import LanguageModel
 from lstmlm.evaluation import scoring
 from lstmlm.evaluation.per_line import LineScorer
 from lstmlm.evaluation.reader import NativeReader, reading
+from lstmlm.evaluation.reading import Read
 from lstmlm.evaluation.torch_reader import TorchReader
 from lstmlm.kernels import generate, native
 from lstmlm.model import char_lm, devices
@@ -118,6 +119,29 @@ def test_a_text_has_one_score(opened: Open, batch: int, monkeypatch: pytest.Monk
 
     assert here == pytest.approx(there, abs=1e-6)
     assert here[0] * (len(ids) - 1) == pytest.approx(here[2] * 300 + here[3] * (len(ids) - 301), rel=1e-6)
+
+
+def test_a_long_memory_is_no_reason_to_read_a_text_again(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text of 100,000 characters is read less than twice by a model that forgets where it began after some thousands."""
+    model = opened(hidden=8, layers=1, forget_bias=6.0)
+    ids = some_ids(100_000, len(model.tokenizer)).tolist()
+    network = model.network
+    with torch.no_grad():
+        for layer in network.stack():  # of what comes in and of its state next to nothing reaches the forget gates
+            layer.U.mul_(0.2)
+            layer.W.mul_(0.01)
+    read: list[int] = []
+    own = NativeReader.read
+
+    def counted(self: NativeReader, rows: Sequence[Sequence[int]], state: bytes) -> Read:
+        read.extend(len(row) - 1 for row in rows)
+        return own(self, rows, state)
+
+    monkeypatch.setattr(NativeReader, "read", counted)
+    found = scoring.warm(network, ids, one_pass=False)
+
+    assert 1.1 * len(ids) < sum(read) < 1.8 * len(ids)
+    assert found.nats[-100:] == pytest.approx(scoring.warm(network, ids, batch=1).nats[-100:], abs=1e-5)
 
 
 def test_states_are_compared_by_their_own_roundings(opened: Open) -> None:

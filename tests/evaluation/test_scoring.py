@@ -208,7 +208,13 @@ def test_reading_from_left_to_right_can_be_declined() -> None:
 )  # fmt: skip
 def test_whether_streams_will_meet(quarter: float, half: float, read: int, expected: bool) -> None:
     """What comes nearer fast enough is waited for, what does not or has been read too often already is not."""
-    assert scoring._will_meet(quarter, half, 4, 16, read, 1000) is expected
+    assert scoring._will_meet(quarter, half, 4, read, 4000, 62) is expected
+
+
+def test_who_is_in_a_hurry_waits_less() -> None:
+    """Streams that would meet only after more than may be read are given up, before it is read."""
+    assert scoring._will_meet(1e6, 1e5, 4, 1500, 3000, 62)
+    assert not scoring._will_meet(1e6, 1e5, 4, 1500, 2000, 62)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

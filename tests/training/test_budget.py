@@ -47,7 +47,7 @@ def test_validating_takes_its_share_at_most(steps: int, text: int, every: int | 
     cost = 0.5 / 1024
     found = budget.plan_looks(steps, text, cost, every)
     times = len(looked(steps, 882, found.gap)) if every is None else math.ceil(steps / every)
-    whole = times * 1.3 * found.chars * cost + found.exact * 1.5 * text * cost
+    whole = times * 1.3 * found.chars * cost + found.exact * budget.EXACTLY * text * cost
 
     assert found.chars <= text
     assert found.chars >= min(text, budget.LEAST_CHARS)
@@ -120,7 +120,7 @@ def test_steps_fill_the_time() -> None:
     machine.look(0.6, 20_000)
     looks = Looks(20_000, 50, exact=True)
     steps = machine.budget.steps(50, looks, 111_539)
-    exact = 1.5 * 111_539 * machine.budget.cost * 0.1
+    exact = budget.EXACTLY * 111_539 * machine.budget.cost * 0.1
     spent = machine.now + (steps - 50) * 0.1 + 0.6 * (1 + (steps - 50) // 55) + exact
 
     assert machine.budget.cost == pytest.approx(6 / 26_000)
