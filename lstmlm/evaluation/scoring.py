@@ -202,8 +202,9 @@ def cold(model: Model, ids: Sequence[int], window: int, batch: int = 64) -> Scor
 def _parallel(reader: Reader, ids: Sequence[int], state: Any, batch: int | None, window: int, one_pass: bool) -> Scored:
     """Score one segment; see `warm`."""
     n = len(ids) - 1
-    batch = min(reader.streams, n // reader.stream_chars) if batch is None else min(batch, n // (16 * window))
-    batch = max(1, batch)
+    if batch is None:
+        batch = min(reader.streams, n // reader.stream_chars)
+    batch = max(1, min(batch, n // (16 * window)))
     most = (1 + (RERUNS if one_pass else RERUNS_IN_A_HURRY)) * n  # characters that streams read before they are given up
     length = n // batch  # of every stream but the last, which takes the rest in a part of its own
     edges = list(range(0, length, window))
@@ -213,10 +214,12 @@ def _parallel(reader: Reader, ids: Sequence[int], state: Any, batch: int | None,
     streams = list(range(batch))
     entry = reader.joined(state, reader.empty(batch - 1)) if batch > 1 else state
     read, halfway = 0, len(edges) // 2
-    quarter = 0.0  # how far the streams of the second run were from the first, in roundings, after a quarter
     final = reader.empty(batch)
     while streams:
+        if read > most:
+            return _from_left_to_right(reader, ids, state, one_pass)
         alive, current = streams, entry
+        quarter = 0.0  # how far the streams are from their earlier run, in roundings, after a quarter
         for index, start in enumerate(edges):
             if before[index] is None:
                 before[index] = current
@@ -227,7 +230,7 @@ def _parallel(reader: Reader, ids: Sequence[int], state: Any, batch: int | None,
                     alive, current, far = [alive[m] for m in moved], reader.pick(current, moved), [far[m] for m in moved]
                     if not alive:
                         break
-                if index == halfway // 2 and not quarter:
+                if index == halfway // 2:
                     quarter = statistics.median_low(far)
                 elif index == halfway:
                     windows = halfway - halfway // 2
@@ -265,17 +268,13 @@ def _will_meet(quarter: float, half: float, windows: int, read: int, most: int, 
     """Say halfway through a run of streams whether they will meet before too much is read.
 
     Args:
-        quarter: How far they were from their earlier run after a quarter of the windows, in roundings; 0: not known.
-        half: How far they are now.
+        quarter: How far they were from their earlier run after a quarter of the windows, in roundings, more than `SAME`.
+        half: How far they are now, likewise.
         windows: How many lie between.
         read: Characters read so far.
         most: That may be read.
         each: That a window of all streams has.
     """
-    if half <= SAME:
-        return True
-    if not quarter:
-        return read <= most
     gained = math.log(quarter / half) / windows  # in each window; what does not come nearer never meets
     return gained > 0 and read + each * math.log(half / SAME) / gained <= most
 

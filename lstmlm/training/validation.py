@@ -82,7 +82,7 @@ class Validation:
         return self._with_unknown(value), tuple(map(self._with_unknown, alone)), stretches(costs)
 
     def score_exactly(self, weights: dict[str, Tensor]) -> float:
-        """Return the exact score of other weights; infinity where reading from left to right would take too long.
+        """Return the exact score of other weights; infinity where its streams would not meet soon enough.
 
         Raises:
             Interrupted: A signal came.
