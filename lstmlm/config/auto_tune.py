@@ -9,21 +9,18 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 
 from lstmlm.config.run_config import DEFAULT_MINUTES, ModelConfig, RunConfig, TrainConfig
 from lstmlm.units import counted
 
 WIDTHS = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
-ENOUGH_CHARS = 1.2e6  # for 256 units: fewer, and a narrower network that sees more is better
+# Characters for 128 units, and how their number grows with the width: fewer, and a narrower network that sees more is better.
+ENOUGH_CHARS, ENOUGH_POWER = 0.6e6, 1.4
 WIDEST = ((50_000, 128), (300_000, 384), (600_000, 512), (3_000_000, 768), (math.inf, 1024))  # for texts below so many characters
-# Below so many passes, this rate for 256 units, and this much dropout of values and of recurrent weights.
-PASSES = (
-    (1.5, 1.1e-2, 0.0, 0.0),
-    (4.0, 1.1e-2, 0.1, 0.0),
-    (7.0, 8e-3, 0.2, 0.1),
-    (14.0, 8e-3, 0.3, 0.2),
-    (math.inf, 8e-3, 0.4, 0.2),
-)
+RATES = ((7.0, 1.1e-2), (math.inf, 8e-3))  # for 256 units, below so many passes
+# At so many passes, so much dropout of values and of recurrent weights; between them by the logarithm.
+DROPOUTS = ((1.5, 0.0, 0.0), (4.0, 0.05, 0.0), (7.0, 0.15, 0.0), (14.0, 0.3, 0.1), (30.0, 0.4, 0.2))
 # Of that rate, where a run starts from a trained model: with it tuning was better than parent and new model in all that
 # `scripts/experiments/tuning.py --hidden 64 --factors 1 0.5 0.25` had tried; with 1 and with 0.25 not in one case each.
 TUNING = 0.5
@@ -37,6 +34,7 @@ WIDE_RUN = 6_000_000
 FEWEST_STEPS = 200  # in which something can be learnt
 LONG_MEMORY = 400  # `model.forget_span` of a run that reads so many characters; in fewer, units with a long memory are not filled
 LONG_RUN = 1_500_000
+LONG_SHARE, WIDE_SHARE = 0.25, 0.5  # `model.forget_share`, and from WIDE_RUN on: in fewer, so many learn the rest too slowly
 TRAINING = 0.93  # of a budget in minutes that is left for steps: the rest goes into validating and saving
 
 
@@ -72,8 +70,8 @@ def choose(
         tuned: The run starts from a trained model.
 
     Returns:
-        The configuration with no size or rate open, the line, which is empty where nothing was open, and the number of steps: an
-        estimate where the budget is in minutes.
+        The configuration with no size or rate open, the line, which is empty where nothing of what it names was open, and the
+        number of steps: an estimate where the budget is in minutes.
     """
     model, train = config.model, config.train
     if train.minutes is None and train.steps is None and train.epochs is None:
@@ -100,14 +98,20 @@ def choose(
         if count * other >= 0.8 * steps * window:  # where what each step costs besides its characters allows it
             window, steps = other, count
     passes = steps * math.prod(clamped(batch, window, chars)) / chars
-    rate, values, weights = next(row for most, *row in PASSES if passes < most)
+    rate = next(rate for most, rate in RATES if passes < most)
+    values, weights = dropouts(passes)
     dropout = model.dropout if model.dropout is not None else values
     weight_dropout = model.weight_dropout if model.weight_dropout is not None else weights
     lr = train.lr if train.lr is not None else rate * math.sqrt(256 / hidden) * (TUNING if tuned else 1.0)
     span = model.forget_span
     if span is None:  # H_t itself is a score where the readout is direct: it should follow each character
         span = LONG_MEMORY if read >= LONG_RUN and model.readout != "direct" else 0.0
-    chosen_model = replace(model, hidden=hidden, dropout=dropout, weight_dropout=weight_dropout, forget_span=span)
+    share = model.forget_share
+    if share is None:
+        share = WIDE_SHARE if read >= WIDE_RUN else LONG_SHARE
+    chosen_model = replace(
+        model, hidden=hidden, dropout=dropout, weight_dropout=weight_dropout, forget_span=span, forget_share=share
+    )
     warmup = train.warmup if train.warmup is not None else min(100, steps // 10)
     weight_decay = train.weight_decay if train.weight_decay is not None else 0.01
     chosen_train = replace(train, batch=batch, window=window, lr=lr, warmup=warmup, weight_decay=weight_decay)
@@ -123,6 +127,16 @@ def choose(
             f"(weights {weight_dropout:g}): chosen for {budget} on {chars:,} characters, {about} {often} passes"
         )
     return chosen, line, steps
+
+
+def dropouts(passes: float) -> tuple[float, float]:
+    """Return how much dropout of values and of recurrent weights a run of so many passes has, to two digits."""
+    for (low, *less), (high, *more) in pairwise(DROPOUTS):
+        if passes < high:
+            way = math.log(max(1.0, passes / low)) / math.log(high / low)
+            values, weights = (round(one + way * (other - one), 2) for one, other in zip(less, more, strict=True))
+            return values, weights
+    return DROPOUTS[-1][1:]
 
 
 def _by_time(
@@ -148,12 +162,13 @@ def _by_time(
         return max(1, int(TRAINING * left() / each))
 
     def share(width: int) -> float:  # of what has to be read for such a width
-        return steps(width, batch) * math.prod(clamped(batch, train.window or 0, chars)) / (ENOUGH_CHARS * width / 256)
+        enough = ENOUGH_CHARS * math.pow(width / 128, ENOUGH_POWER)
+        return steps(width, batch) * math.prod(clamped(batch, train.window or 0, chars)) / enough
 
     at = len(widths) - 1
     if at:
         first = min(256, widths[-1])
-        guess = first * share(first) ** (1 / 2.7)  # a step's time grows by somewhat less than the square
+        guess = first * share(first) ** (1 / (1.7 + ENOUGH_POWER))  # a step's time grows by somewhat less than the square
         at = max(0, sum(width <= guess for width in widths) - 1)
         while at + 1 < len(widths) and share(widths[at + 1]) >= 1:
             at += 1

@@ -76,7 +76,7 @@ class ModelConfig(_Section):
         low=0,
         high=10**6,
     )
-    forget_share: float = setting(0.25, "share of the units that forget_span spreads", low=0, high=1)
+    forget_share: float | None = setting(None, "share of the units that forget_span spreads", low=0, high=1)
     orthogonal: bool = setting(True, "start the recurrent matrices W orthogonal")
     document_separator: str | None = setting(
         None,

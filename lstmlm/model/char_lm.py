@@ -77,7 +77,7 @@ class CharLM(nn.Module):
                 ids=index == 0,
                 forget_bias=config.forget_bias,
                 forget_span=config.forget_span or 0.0,
-                forget_share=config.forget_share,
+                forget_share=1.0 if config.forget_share is None else config.forget_share,
                 orthogonal=config.orthogonal,
                 start=start,
             )

@@ -41,7 +41,7 @@ def test_nothing_stays_open(chars: int, train: TrainConfig) -> None:
 
     assert all(size is not None and size > 0 for size in sizes)
     assert None not in (chosen.model.dropout, chosen.model.weight_dropout, chosen.train.warmup, chosen.train.weight_decay)
-    assert chosen.model.forget_span is not None
+    assert None not in (chosen.model.forget_span, chosen.model.forget_share)
     assert f"{chosen.model.layers} x {chosen.model.hidden} units" in line
     assert steps >= 1
     assert (chosen.train.warmup or 0) <= steps // 10
@@ -49,7 +49,7 @@ def test_nothing_stays_open(chars: int, train: TrainConfig) -> None:
 
 def test_what_is_set_stays() -> None:
     """A value that the user set is never changed, and where nothing was open nothing is said."""
-    model = ModelConfig(hidden=9, layers=3, dropout=0.0, weight_dropout=0.0, forget_span=7.0)
+    model = ModelConfig(hidden=9, layers=3, dropout=0.0, weight_dropout=0.0, forget_span=7.0, forget_share=0.1)
     train = TrainConfig(steps=5, batch=2, window=3, lr=0.5, warmup=0, weight_decay=0.0)
     given = RunConfig(model, train=train)
 
@@ -83,6 +83,27 @@ def test_a_long_run_starts_with_long_memories() -> None:
     ]
 
     assert spans == [0.0, auto_tune.LONG_MEMORY, 0.0, 0.0]
+
+
+def test_a_longer_run_has_more_of_them() -> None:
+    """From WIDE_RUN characters on half of the units start with such a memory, and a share that is set stays."""
+    reads = (0.9 * auto_tune.WIDE_RUN, 1.1 * auto_tune.WIDE_RUN)
+    shares = [
+        choose(RunConfig(ModelConfig(forget_share=given), train=TrainConfig(epochs=read / LONG)), LONG)[0].model.forget_share
+        for given in (None, 0.7)
+        for read in reads
+    ]
+
+    assert shares == [auto_tune.LONG_SHARE, auto_tune.WIDE_SHARE, 0.7, 0.7]
+
+
+@pytest.mark.parametrize(
+    ("passes", "expected"),
+    [(0.1, (0.0, 0.0)), (1.5, (0.0, 0.0)), (4.0, (0.05, 0.0)), (10.0, (0.23, 0.05)), (30.0, (0.4, 0.2)), (500.0, (0.4, 0.2))],
+)
+def test_dropout_grows_with_the_passes(passes: float, expected: tuple[float, float]) -> None:
+    """A pass more or less changes it by little: at the rows of the table it is theirs, between them by the logarithm."""
+    assert auto_tune.dropouts(passes) == expected
 
 
 def test_a_tuned_run_has_a_smaller_rate() -> None:
