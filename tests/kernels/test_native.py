@@ -452,7 +452,7 @@ def test_int16_has_the_same_bits_in_every_width(
 def test_vnni_instructions_are_used(machine: str, tmp_path: Path) -> None:
     """Compilers that know these CPUs use their instruction, and keep the sums of a tile in registers."""
     try:
-        compiler = build.find_compiler()
+        compiler = next(build.compilers())
     except Unavailable as reason:
         pytest.skip(str(reason))
     if subprocess.run([*compiler, f"-march={machine}", "-xc", "-E", "/dev/null"], capture_output=True).returncode:
@@ -494,7 +494,7 @@ def test_product_in_float32(kernel: native.NativeKernel, M: int, N: int, K: int,
 def test_amx_instructions_compile(tmp_path: Path) -> None:
     """The instructions that the tests replace by functions are at least accepted by a compiler that knows them."""
     try:
-        compiler = build.find_compiler()
+        compiler = next(build.compilers())
     except Unavailable as reason:
         pytest.skip(str(reason))
     machine = ["-march=sapphirerapids"]
