@@ -26,13 +26,8 @@
 #define free_aligned free
 #endif
 
-#define GATES 4
 #define NETWORKS_MAX 64
 #define SMALL_READOUT (1 << 17) /* bytes of weights that each thread rather reads alone than wait for the others */
-
-typedef long long size;
-INLINE size least(size a, size b) { return a < b ? a : b; }
-INLINE size blocks(size n, size width) { return (n + width - 1) / width; }
 
 #include "products.h"
 #include "draw.h"
