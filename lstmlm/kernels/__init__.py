@@ -162,7 +162,8 @@ def choose(requested: str = "auto", precision: str = "auto", device: str = "cpu"
             "Check train.kernel and LSTMLM_KERNEL."
         )
     try:
-        kernel, said = _load(best, precision, keep or ""), build.notes()
+        kernel = _load(best, precision, keep or "")
+        said = " ".join(filter(None, (build.notes(), getattr(kernel, "note", ""))))
         if requested == "auto" and device == "cpu" and keep is not None:
             return _quicker(kernel, keep, said)
         return kernel, said

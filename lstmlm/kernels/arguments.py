@@ -1,6 +1,6 @@
 """What is handed to C: tensors that have been checked, their addresses, and how many threads.
 
-Used by all modules that call the shared object.
+Used by `native` and `native_pointwise`; `generate`, which needs no torch, takes what `floats` makes of a tensor.
 """
 
 import torch

@@ -1,6 +1,6 @@
 """The C sources beside this file -> a shared object for this very machine, compiled once and kept in the user's cache.
 
-`library` is the entry point, for `native`.
+`library` is the entry point, for `native` and `contexts`; `cached`, which compiles nothing, for `generate`.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -31,11 +32,14 @@ NOT_ON_WINDOWS: tuple[str, ...] = ("-fPIC", "-pthread", "-lm")
 FOR_THIS_CPU: tuple[tuple[str, ...], ...] = (("-march=native",), ("-mcpu=native",), ())
 """Tried in this order: what a compiler calls the machine it runs on differs, and the last always works."""
 
-ENTRIES = ("lstmlm_forward", "lstmlm_generator_new")
-"""One function of each source: what lacks them was made by no compiler of these."""
+ENTRIES = ("lstmlm_forward", "lstmlm_generator_new", "lstmlm_contexts_new")
+"""One function of each source that is compiled on all systems: what lacks them was made by no compiler of these."""
 
 SECONDS = 120
 """A compiler that takes longer is stopped."""
+
+ROOM = 16_000_000
+"""Bytes that are free where it is compiled: objects, the compiler's own files and the result take some 3 MB."""
 
 
 class Unavailable(Exception):  # caught and told as a note, most often not an error
@@ -48,40 +52,86 @@ def library() -> ctypes.CDLL:
     The file's name holds a hash of all that went into it (sources, flags, CPU, $CC) and one of its content, and
     it comes into being by a rename: a truncated or altered file is not loaded but made anew, and processes that compile
     at the same time do not disturb each other. Where it is there, no compiler is needed. Where the cache cannot be written, it
-    lives in a folder of this user's beside other temporary files, and where that cannot be written either, in one that
-    is removed as soon as it is loaded. So it does where anybody else could have written the file: what is loaded is executed.
+    lives in a folder of this user's beside other temporary files, and where that cannot be written either, in the one that it was
+    compiled in, removed as soon as it is loaded. So it does where anybody else could have written the file: what is loaded is
+    executed.
 
     Raises:
         Unavailable: There is no compiler, or none of them can compile the sources.
     """
     if (found := cached()) is not None:
         return found
-    compiler, key, reason = find_compiler(), _key(), ""
-    for number, kept in enumerate(_folders()):
-        try:
-            kept.mkdir(mode=0o700 if number else 0o777, parents=True, exist_ok=True)
-            if not _is_ours(kept):
-                raise Unavailable(f"{kept} can be written by others")
-            with tempfile.TemporaryDirectory(prefix=".native-", dir=kept) as folder:
-                made = _compile(compiler, Path(folder))
-                target = kept / f"native-{key}-{_content_digest(made)}{SUFFIX}"
-                # Windows replaces nothing that another process has loaded; elsewhere what is there may be a FIFO.
-                if not WINDOWS or _content_digest(target) != _content_digest(made):
-                    os.replace(made, target)
-                opened = _open(target)
-        except (OSError, Unavailable) as error:  # read-only, full, not executable: then elsewhere, and this is told
-            reason = reason or (error.strerror if isinstance(error, OSError) else "") or str(error)
-            continue
-        if number:
-            _said.append(f"the compiled kernel is kept in {kept}: the cache folder does not take it ({reason})")
-        return opened
-    try:
-        with tempfile.TemporaryDirectory(prefix="lstmlm-", ignore_cleanup_errors=WINDOWS) as folder:  # it is loaded
-            opened = _open(_compile(compiler, Path(folder)))
-    except OSError as error:
-        raise Unavailable(f"the compiled kernel cannot be written: {error.strerror or error}") from None
+    reason = ""
+    with _workplace() as folder:
+        made = _made(folder)
+        for number, kept in enumerate(_folders()):
+            try:
+                kept.mkdir(mode=0o700 if number else 0o777, parents=True, exist_ok=True)
+                if not _is_ours(kept):
+                    raise Unavailable(f"{kept} can be written by others")
+                opened = _open(_placed(made, kept))
+            except (OSError, Unavailable) as error:  # read-only, full, not executable: then elsewhere, and this is told
+                reason = reason or (error.strerror if isinstance(error, OSError) else "") or str(error)
+                continue
+            if number:
+                _said.append(f"the compiled kernel is kept in {kept}: the cache folder does not take it ({reason})")
+            return opened
+        opened = _open(made)
     _said.append(f"the kernel was compiled for this command alone: no folder takes it ({reason}). Set LSTMLM_CACHE to another.")
     return opened
+
+
+@contextlib.contextmanager
+def _workplace() -> Iterator[Path]:
+    """Give a folder to compile in: beside other temporary files, or, where those take none or are nearly full, in the cache.
+
+    Raises:
+        Unavailable: None can be made.
+    """
+    reason = "no folder is left"
+    with contextlib.ExitStack() as stack:
+        for number, place in enumerate([None, *_folders()]):
+            try:
+                if place is not None:
+                    place.mkdir(mode=0o700 if number > 1 else 0o777, parents=True, exist_ok=True)
+                    if not _is_ours(place):
+                        continue
+                made = tempfile.TemporaryDirectory(prefix="lstmlm-", dir=place, ignore_cleanup_errors=WINDOWS)  # it is loaded
+                folder = stack.enter_context(made)
+                if shutil.disk_usage(folder).free >= ROOM:
+                    break
+                reason = "No space left on device"
+            except OSError as error:
+                reason = error.strerror or str(error)
+        else:
+            raise Unavailable(f"the compiled kernel cannot be written: {reason}")
+        yield Path(folder)
+
+
+def _made(folder: Path) -> Path:
+    """Compile into a folder with the first compiler that can.
+
+    Raises:
+        Unavailable: There is none; with what the first one says.
+    """
+    reasons = []
+    for compiler in compilers():
+        try:
+            return _compile(compiler, folder)
+        except Unavailable as error:
+            reasons.append(error)
+    raise reasons[0]
+
+
+def _placed(made: Path, kept: Path) -> Path:
+    """Copy a shared object to where it is kept, all at once, under a name that says what is in it."""
+    digest = _content_digest(made)
+    target = kept / f"native-{_key()}-{digest}{SUFFIX}"
+    # Windows replaces nothing that another process has loaded; elsewhere what is there may be a FIFO.
+    if not WINDOWS or _content_digest(target) != digest:
+        with tempfile.TemporaryDirectory(prefix=".native-", dir=kept) as folder:
+            os.replace(shutil.copy(made, folder), target)
+    return target
 
 
 def cached() -> ctypes.CDLL | None:
@@ -152,8 +202,8 @@ def ever_passed(shared: ctypes.CDLL, beginning: str) -> bool:
     return any(path.parent.glob(f"{path.name}.{beginning}*.passed"))
 
 
-def find_compiler() -> list[str]:
-    """Return the command of the first compiler that answers: $CC before all others, that of the package `ziglang` after them.
+def compilers() -> Iterator[list[str]]:
+    """Yield the command of each compiler that answers: $CC before all others, that of the package `ziglang` after them.
 
     On Windows the package comes before them, for it brings what a program is linked with.
     $CC may be several words, such as `ccache gcc`.
@@ -164,18 +214,24 @@ def find_compiler() -> list[str]:
     wanted = os.environ.get("CC", "").split()
     zig = [sys.executable, "-m", "ziglang", "cc"] if importlib.util.find_spec("ziglang") else []
     others = [[name] for name in COMPILERS]
+    seen: list[list[str]] = []
     for words in (wanted, *([zig, *others] if WINDOWS else [*others, zig])):
         path = shutil.which(words[0]) if words else None
         if path is None or (words is not zig and _opens_a_dialog(path)):
+            continue
+        program = [os.path.realpath(path), *words[1:]]
+        if program in seen:  # most often `cc` is `gcc`
             continue
         command = [path, *words[1:]]
         try:
             subprocess.run([*command, "--version"], capture_output=True, timeout=SECONDS, check=True)
         except (OSError, subprocess.SubprocessError):
             continue
-        return command
-    names = ", ".join(COMPILERS)
-    raise Unavailable(f"no C compiler: none of {names} is on PATH; pip install 'lstmlm[compiler]' brings one")
+        seen.append(program)
+        yield command
+    if not seen:
+        names = ", ".join(COMPILERS)
+        raise Unavailable(f"no C compiler: none of {names} is on PATH; pip install 'lstmlm[compiler]' brings one")
 
 
 def _opens_a_dialog(path: str) -> bool:
@@ -211,7 +267,7 @@ def _compile(compiler: list[str], folder: Path) -> Path:
     made = folder / f"native{SUFFIX}"
     sources, complaint = sorted(SOURCES.glob("*.c")), ""
     objects = [str(folder / f"{source.stem}.o") for source in sources]
-    # The compiler's own temporary files go where the result goes: /tmp may be full or missing.
+    # The compiler's own temporary files go where the result goes: it was found to have room.
     names = "TMPDIR", "ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR"
     environment = {**os.environ, **dict.fromkeys(names, str(folder))}
     run = partial(subprocess.run, capture_output=True, timeout=SECONDS, text=True, errors="replace", env=environment)

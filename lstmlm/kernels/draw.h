@@ -103,10 +103,20 @@ INLINE dvec below(const float *logits, size V, size block, float top) {
     return x;
 }
 
-/* What several networks say together: the logarithm of the mean of the probabilities that row `r` of their logits stands for.
-   `p` is scratch as for `draw`, `mean` for V. */
+/* The logarithm of the mean of some probabilities, each given as its own; at most 0. */
+static double log_mean(const double *logs, int count) {
+    double top = -INFINITY, sum = 0;
+    for (int i = 0; i < count; i++) top = logs[i] > top ? logs[i] : top;
+    if (top == -INFINITY) return top;
+    for (int i = 0; i < count; i++) sum += exp(logs[i] - top);
+    return top + log(sum / count);
+}
+
+/* What several networks say together: the logarithm of the mean of the probabilities that row `r` of their logits stands for, NaN
+   where any of those is. `p` is scratch as for `draw`, `mean` for V. */
 static const float *average(const float *const *logits, int networks, size r, size V, double *p, float *mean) {
     const size whole = blocks(V, DOUBLES);
+    double norms[NETWORKS_MAX], logs[NETWORKS_MAX];
     memset(p, 0, whole * sizeof(dvec));
     for (int network = 0; network < networks; network++) {
         const float *own = logits[network] + r * V;
@@ -115,10 +125,21 @@ static const float *average(const float *const *logits, int networks, size r, si
         dvec sums = (dvec){0};
         for (size block = 0; block < whole; block++) sums += exp_double(below(own, V, block, top));
         const double share = 1 / (sum_of(&sums) * networks);
-        for (size block = 0; block < whole; block++)
-            *(dvec_any *)(p + block * DOUBLES) += share * exp_double(below(own, V, block, top));
+        norms[network] = log(sum_of(&sums)) + top;
+        for (size block = 0; block < whole; block++) {
+            const dvec x = below(own, V, block, top);
+            const lvec none = x != x;
+            *(dvec_any *)(p + block * DOUBLES) += share * exp_double(x) + (dvec)(none & (lvec)x);
+        }
     }
-    for (size v = 0; v < V; v++) mean[v] = (float)log(p[v]);
+    for (size v = 0; v < V; v++) {
+        if (p[v] < 1e-300) { /* or next to nothing in all networks: as `exp_double` has it, 0 */
+            for (int network = 0; network < networks; network++) logs[network] = logits[network][r * V + v] - norms[network];
+            mean[v] = (float)log_mean(logs, networks);
+        } else {
+            mean[v] = (float)log(p[v]);
+        }
+    }
     return mean;
 }
 

@@ -136,22 +136,24 @@ class TritonPointwise(TorchPointwise):
 
 
 @cache
-def load(interpreted: bool, *, fast: bool = False) -> TorchPointwise:
-    """Return what is done by Triton on the current CUDA device, after a check on a small case; torch's where that fails.
+def load(interpreted: bool, *, fast: bool = False) -> tuple[TorchPointwise, str]:
+    """Return what is done by Triton on the current CUDA device, after a check on a small case; torch's and why where that fails.
 
     Args:
         interpreted: Triton's interpreter runs it, on the CPU: a check of the program, and no more.
         fast: See `TorchPointwise`.
     """
     if interpreted:
-        return TritonPointwise("cpu", fast=fast)
+        return TritonPointwise("cpu", fast=fast), ""
     try:
         pointwise = TritonPointwise("cuda", fast=fast)
-        if disagreement(pointwise, "cuda") < WITHIN:
-            return pointwise
-    except Exception:  # of the compiler, the driver or the device: torch does without all of them
-        pass
-    return TorchPointwise(fast=fast)
+        found = disagreement(pointwise, "cuda")
+        if found < WITHIN:
+            return pointwise, ""
+        reason = f"it disagrees with torch by {found:.1e}"
+    except Exception as error:  # of the compiler, the driver or the device: torch does without all of them
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    return TorchPointwise(fast=fast), reason
 
 
 def disagreement(pointwise: TorchPointwise, device: str) -> float:

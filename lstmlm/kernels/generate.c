@@ -26,13 +26,8 @@
 #define free_aligned free
 #endif
 
-#define GATES 4
 #define NETWORKS_MAX 64
 #define SMALL_READOUT (1 << 17) /* bytes of weights that each thread rather reads alone than wait for the others */
-
-typedef long long size;
-INLINE size least(size a, size b) { return a < b ? a : b; }
-INLINE size blocks(size n, size width) { return (n + width - 1) / width; }
 
 #include "products.h"
 #include "draw.h"
@@ -264,6 +259,11 @@ static void run_readout(const Generator *g, const Rows *x, const Own *own, float
     }
 }
 
+/* Whether each thread that shares no streams reads out all logits for itself. */
+static int reads_alone(const Generator *g) {
+    return !g->direct && panel_size(g->in_bytes, g->layer[g->layers - 1].S, blocks(g->V, VECTOR)) <= SMALL_READOUT;
+}
+
 /* The stack and, if they are asked for, the logits. */
 static const float *step(Generator *g, const long long *ids, Own *own, int rank, int threads, int to_logits) {
     Rows x = {0};
@@ -279,30 +279,37 @@ static const float *step(Generator *g, const long long *ids, Own *own, int rank,
     const Layer *last = g->layer + g->layers - 1;
     if (!to_logits) return 0;
     if (g->direct) return last->H[own->turn].x;
-    const int share = !own->wide && panel_size(g->in_bytes, last->S, blocks(g->V, VECTOR)) > SMALL_READOUT;
+    const int share = !own->wide && !reads_alone(g);
     float *logits = own->wide || share ? g->all.logits : own->at.logits;
     run_readout(g, &x, own, logits, share ? rank : 0, share ? threads : 1);
     if (share) meet(&g->barrier, threads);
     return logits;
 }
 
+/* Says where in a thread's scratch what lies; returns how many bytes that is. All is written before it is read, but for the ends of rows
+   of bytes, which meet weights of 0. */
+static size lay_out(const Generator *g, char *scratch, Own *own) {
+    char *at = scratch;
+    own->p = (double *)at, at += blocks(g->V + VECTOR, 8) * 64;
+    own->heap = (int32_t *)at, at += blocks(g->V, 16) * 64;
+    own->mean = (float *)at, at += blocks(g->V, 16) * 64;
+    own->at.x.x = (float *)at, at += blocks(g->few * g->widest, 16) * 64;
+    own->at.x.bytes = (act *)at, at += g->few * row_of(g->widest) * sizeof(act);
+    own->at.x.worth = (float *)at, at += blocks(g->few, 16) * 64;
+    own->at.logits = (float *)at, at += reads_alone(g) ? blocks(g->few * g->V, 16) * 64 : 0;
+    own->at.ids = (long long *)at, at += g->few * sizeof *own->at.ids;
+    own->at.matched = (int *)at, at += g->few * sizeof *own->at.matched;
+    return at - scratch;
+}
+
 static Own own_of(const Generator *g, int rank, int threads) {
-    char *scratch = g->scratch + rank * g->scratch_size;
     Own own = {.wide = threads == 1 || g->n >= 2 * threads, .last = g->n, .turn = g->turn};
-    own.p = (double *)scratch, scratch += blocks(g->V + VECTOR, 8) * 64;
-    own.heap = (int32_t *)scratch, scratch += blocks(g->V, 16) * 64;
-    own.mean = (float *)scratch, scratch += blocks(g->V, 16) * 64;
+    lay_out(g, g->scratch + rank * g->scratch_size, &own);
     if (own.wide) {
         own.at = g->all;
         own.first = g->n * rank / threads, own.last = g->n * (rank + 1) / threads;
         return own;
     }
-    own.at.x.x = (float *)scratch, scratch += blocks(g->few * g->widest, 16) * 64;
-    own.at.x.bytes = (act *)scratch, scratch += g->few * row_of(g->widest) * sizeof(act);
-    own.at.x.worth = (float *)scratch, scratch += blocks(g->few, 16) * 64;
-    own.at.logits = (float *)scratch, scratch += blocks(g->few * g->V, 16) * 64;
-    own.at.ids = (long long *)scratch, scratch += g->few * sizeof *own.at.ids;
-    own.at.matched = (int *)scratch;
     memcpy(own.at.ids, g->all.ids, g->n * sizeof *own.at.ids);
     memcpy(own.at.matched, g->all.matched, g->n * sizeof *own.at.matched);
     return own;
@@ -436,14 +443,11 @@ EXPORT Generator *lstmlm_generator_new(int in_bytes, int threads, size n, size V
         g->widest = layer->S > g->widest ? layer->S : g->widest;
         whole = reserve_layer(g, layer);
     }
-    const size few = g->few = least(n, 2 * g->threads);
-    g->scratch_size = blocks(V + VECTOR, 8) * 64 + 2 * blocks(V, 16) * 64 + blocks(few * g->widest, 16) * 64 +
-                      few * row_of(g->widest) * sizeof(act) + blocks(few, 16) * 64 + blocks(few * V, 16) * 64 + few * (sizeof(long long) + sizeof(int));
-    g->scratch_size = blocks(g->scratch_size, 4096) * 4096;
-    g->scratch = reserve(g, g->threads * g->scratch_size);
-    if (whole && g->scratch && reserve_streams(g)) {
-        memset(g->scratch, 0, g->threads * g->scratch_size);
-        return g;
+    g->few = least(n, 2 * g->threads);
+    if (whole) {
+        g->scratch_size = blocks(lay_out(g, (char *)g, &(Own){0}), 4096) * 4096;
+        g->scratch = reserve(g, g->threads * g->scratch_size);
+        if (g->scratch && reserve_streams(g)) return g;
     }
     lstmlm_generator_free(g);
     return 0;
@@ -512,13 +516,17 @@ EXPORT void lstmlm_generator_matched(Generator *g, int out, size count, int *mat
     memcpy(out ? matched : g->all.matched, out ? g->all.matched : matched, count * sizeof *matched);
 }
 
-/* Puts another generator, of as many streams and ids, behind the last one of a chain. Returns whether they are not too many. */
+/* Puts another chain of generators, all of as many streams and ids, behind the last one of a chain. Returns whether they are not too
+   many. */
 EXPORT int lstmlm_generator_join(Generator *g, Generator *other) {
-    int networks = 2;
+    int networks = 1;
+    Generator *last = g;
+    for (; last->next; last = last->next) networks++;
+    for (const Generator *one = other; one; one = one->next) networks++;
+    if (networks > NETWORKS_MAX) return 0;
     if (other->threads < g->threads) g->threads = other->threads; /* it has scratch for no more */
-    for (; g->next; g = g->next) networks++;
-    if (networks <= NETWORKS_MAX) g->next = other;
-    return networks <= NETWORKS_MAX;
+    last->next = other;
+    return 1;
 }
 
 /* Copies the state of a layer, (n, S) each, in (`out` 0) or out. */
@@ -612,10 +620,10 @@ static void mark(void *argument, int rank, int threads) {
             memcpy(words, m->from + at, 256);
             UNROLL for (int i = 0; i < 64; i++) lanes[i] = lanes[i] * 0x9E3779B1u + words[i];
         }
-        uint64_t all = 1;
-        for (; at < end; at++) all = all * 0x100000001B3u + (uint8_t)m->from[at];
-        for (int i = 0; i < 64; i++) all = (all ^ all >> 29) * 0xD6E8FEB86659FD93u + lanes[i];
-        m->marks[piece] = all;
+        uint64_t whole = 1;
+        for (; at < end; at++) whole = whole * 0x100000001B3u + (uint8_t)m->from[at];
+        for (int i = 0; i < 64; i++) whole = (whole ^ whole >> 29) * 0xD6E8FEB86659FD93u + lanes[i];
+        m->marks[piece] = whole;
     }
 }
 

@@ -58,7 +58,7 @@ class NetworkWeights(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """How an id is drawn: the numbers of `sampling.Sampling`, with 0 or 1 for no cut.
+    """How an id is drawn: the numbers of `sampler.Sampling`, with 0 or 1 for no cut.
 
     divisor: Of the logits.
     keep: How many ids stay; 0 is all.
@@ -84,8 +84,8 @@ class Generator:
         n: Streams.
         threads: As many as may share a step; whether they do is found out while it runs.
         eps: Of the normalisation.
-        storage: float32; int8: each column of weights and each row of activations as integers up to 127 with one scale, summed
-            exactly; or auto: int8 where the CPU has instructions for it.
+        storage: float32; int8: each column of weights as integers to 127 with one scale, each row of activations likewise to
+            32767, summed exactly; or auto: int8 where the CPU has instructions for it.
         separator: Ids of what parts documents: after them a stream's state is empty, wherever they are read or drawn; or none.
 
     Attributes:
@@ -106,6 +106,8 @@ class Generator:
         separator: Sequence[int] = (),
     ) -> None:
         layers, readout, residual = weights
+        if n < 1 or threads < 1:
+            raise ValueError(f"generator: expected at least one stream and one thread, found {n} and {threads}.")
         self._library = _declared(library)
         self.n, self.V = n, layers[0].U.shape[0]
         self._widths = [layer.W.shape[0] for layer in layers]
@@ -147,13 +149,14 @@ class Generator:
         """Read another network beside this one from now on: what is drawn from is the mean of their probabilities.
 
         Args:
-            other: Of as many streams and ids; it is no generator of its own any more.
+            other: Of as many streams and ids, with what has joined it; it is no generator of its own any more.
         """
         if (other.n, other.V) != (self.n, self.V):
             raise ValueError(f"generators: expected {self.n} streams of {self.V} ids, found {other.n} of {other.V}.")
         if not self._library.lstmlm_generator_join(self._handle, other._handle):
             raise ValueError("generators: expected at most 64 in one.")
-        self._others.append(other)
+        self._others += [other, *other._others]
+        other._others = []
 
     def read(self, ids: Sequence[int]) -> None:
         """Let all streams read the same ids, from the empty state; the first draw is from what comes then.
@@ -180,6 +183,8 @@ class Generator:
         Args:
             prompts: One for each stream.
         """
+        if len(prompts) != self.n:
+            raise ValueError(f"prompts: expected one for each of {self.n} streams, found {len(prompts)}.")
         every = (self, *self._others)
         after: dict[tuple[int, ...], list[_Stream]] = {}
         for ids in map(tuple, prompts):
@@ -280,7 +285,8 @@ class Generator:
             correct: Whether it was the likeliest, 1 or 0. (K rows)
         """
         count = len(inputs)
-        if not 0 < rows <= self.n or not count or count % rows or len(targets) != count or self.storage != "float32":
+        self._require_floats()
+        if not 0 < rows <= self.n or not count or count % rows or len(targets) != count:
             raise ValueError(f"ids: expected a number for each of {rows} of {self.n} streams, found {count} and {len(targets)}.")
         if not all(ids.typecode == "q" and min(ids) >= 0 and max(ids) < self.V for ids in (inputs, targets)):
             raise ValueError(f"ids: expected int64 from 0 to {self.V - 1}.")
@@ -306,6 +312,7 @@ class Generator:
 
     def put_states(self, states: bytes) -> None:
         """Put the first streams where they were when `take_states` gave this."""
+        self._require_floats()
         count, rest = divmod(len(states), self.state_bytes)
         if rest or not 0 < count <= self.n:
             raise ValueError(f"states: expected those of 1 to {self.n} streams, found {len(states)} bytes.")
@@ -313,14 +320,23 @@ class Generator:
 
     def take_states(self, count: int) -> bytes:
         """Return where the first streams are, one after another."""
+        if not 0 < count <= self.n:
+            raise ValueError(f"states: expected those of 1 to {self.n} streams, found {count}.")
         states = bytearray(count * self.state_bytes)
         self._library.lstmlm_generator_states(self._handle, True, count, (ctypes.c_char * len(states)).from_buffer(states))
         return bytes(states)
 
     def roundings(self, one: bytes, other: bytes) -> float:
-        """Return by how many roundings, of 1 or of its own size, the number of two states that differs most does so."""
+        """Return by how many roundings, of 1 or of its own size, the number of two states that differs most does so; or NaN."""
+        if len(one) != len(other):
+            raise ValueError(f"states: expected two of one size, found {len(one)} and {len(other)} bytes.")
         found: float = self._library.lstmlm_roundings(one, other, len(one) // 4)
         return found
+
+    def _require_floats(self) -> None:
+        """Refuse a network that is kept as bytes: it reads a state as such too, which what is put in from outside has not."""
+        if not all(one.storage == "float32" for one in (self, *self._others)):
+            raise ValueError("storage: expected float32, found int8.")
 
     def logits(self) -> "array[float]":
         """Return what the last draw was made from, of the first network's. (n V)"""
@@ -349,7 +365,10 @@ def _softmax(logits: list[float]) -> list[float]:
 
 
 def examined_library() -> ctypes.CDLL | None:
-    """Return the shared object if it is there and was once found right; None: it is for `native.load` to make and examine it."""
+    """Return the shared object if it is there and its recurrence was once found right, under any torch.
+
+    None: it is for `native.load` to make and examine it.
+    """
     library = build.cached()
     return library if library is not None and build.ever_passed(library, "0-") else None
 
@@ -366,6 +385,9 @@ def _checked(weights: NetworkWeights, V: int) -> list[Floats]:
                 _check(name, weight, *shape)
                 every.append(weight)
         width = S
+    added = [layer.W.shape[0] for layer in weights.layers[: -1 if weights.readout is None else None]]
+    if weights.residual and len(set(added)) > 1:
+        raise ValueError(f"layers: expected one width of those that are added to one another, found {added}.")
     if weights.readout is None:
         if width != V:
             raise ValueError(f"readout: expected one from {width} units to {V} ids, found none.")

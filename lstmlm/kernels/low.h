@@ -102,9 +102,9 @@ static void half_product(size batch, size rows, size K, const uint32_t *A, size 
         for (size b = 0; b < count; b++) {
             size r = rows * b / count, height = rows * (b + 1) / count - r;
             const char *now = (const char *)(panel + k * COLUMNS), *ahead = b < 2 ? now + K_CHUNK * (2 + b) * 64 : now;
-            (batch <= 3 && rows == batch ? half_few : half_tiles)[height](least(K_CHUNK, K - k), A + r * lda + k, lda,
-                                                                          (const _Float16 *)now, scale ? scale + r * lds + k / 64 : 0, lds,
-                                                                          panel_scale ? panel_scale + k / 64 : 0, out + r * COLUMNS, k == 0, ahead);
+            (batch <= 3 ? half_few : half_tiles)[height](least(K_CHUNK, K - k), A + r * lda + k, lda, (const _Float16 *)now,
+                                                         scale ? scale + r * lds + k / 64 : 0, lds, panel_scale ? panel_scale + k / 64 : 0,
+                                                         out + r * COLUMNS, k == 0, ahead);
         }
 }
 #endif

@@ -1,13 +1,15 @@
 /* Large products, for what lies outside the recurrence: C[M][N] (+)= A[M][K] x B[K][N], summed in float32.
 
-   K is taken in pieces. The team packs a piece of B; then each thread packs a few of its rows of A at a time and runs them past
-   all of B's panels. HALF divides 64 values of a row of A, and 64 x 64 values of B, by a power of two of their own.
+   K is taken in pieces, and of each as many strips of N as scratch is kept for. The team packs them; then each thread packs a few of
+   its rows of A at a time and runs them past all of their panels. HALF divides 64 values of a row of A, and 64 x 64 values of B, by a
+   power of two of their own.
 
    Every value of C is its own sum over k in order, a piece at a time: its bits depend neither on the threads, nor on M and N, nor on
    where a matrix lies in memory. */
 
 #define K_PIECE 1024     /* of 16 bits; of floats half as many */
 #define PANEL_BYTES (K_PIECE * COLUMNS * 2 + K_PIECE / 64 * COLUMNS * 4) /* of one strip, and its scales */
+#define STRIPS 128 /* at a time: 17 MB of panels for any N. Each value of A is packed anew for more of them, once for 8192 products */
 #define SHARE_BYTES ((CHUNK + SPARE_ROWS) * (K_PIECE + APART) * 4 + CHUNK * (K_PIECE / 64) * 4)
 
 typedef struct {
@@ -20,7 +22,7 @@ typedef struct {
 } Multiplication;
 
 /* square[i][j] = from[row + i][column + j], or with turned [column + j][row + i]; zero beyond the matrix of `rows` x `columns`. */
-INLINE void cut(float (*square)[64], const float *from, size rows, size columns, size row, size column, int turned) {
+INLINE void copy_square(float (*square)[64], const float *from, size rows, size columns, size row, size column, int turned) {
     const size high = least(64, rows - row), wide = least(64, columns - column);
     if (high < 64 || wide < 64) memset(square, 0, sizeof(float) * 64 * 64);
     if (!turned) {
@@ -95,49 +97,51 @@ INLINE float pack_left(const int kind, const float *from, char *row, size at) {
 
 INLINE void multiply(const int kind, Multiplication *job, int rank, int threads) {
     const size M = job->M, N = job->N, strips = blocks(N, COLUMNS), piece = kind == FLOAT ? K_PIECE / 2 : K_PIECE;
-    char *const own = job->scratch + strips * PANEL_BYTES + (size)rank * SHARE_BYTES;
+    char *const own = job->scratch + least(strips, STRIPS) * PANEL_BYTES + (size)rank * SHARE_BYTES;
     float *const scales = (float *)(own + (CHUNK + SPARE_ROWS) * (K_PIECE + APART) * 4);
     _Alignas(64) float square[64][64], sums[CHUNK * COLUMNS];
     if (kind == TILES) tiles_begin();
-    for (size start = 0; start < job->K; start += piece) {
-        const size there = least(piece, job->K - start), whole = blocks(there, 64) * 64;
-        const size K = kind == FLOAT ? there : whole, step = whole + APART;
-        for (size strip = strips * rank / threads; strip < strips * (rank + 1) / threads; strip++)
-            for (size k = 0; k < K; k += 64) {
-                cut(square, job->B, job->K, N, start + k, strip * COLUMNS, job->turned_B);
-                pack_right(kind, square, job->scratch + strip * PANEL_BYTES, k, K);
-            }
-        meet(&job->barrier, threads);
-        const size end = M * (rank + 1) / threads;
-        for (size row = M * rank / threads; row < end; row += CHUNK) {
-            const size rows = least(CHUNK, end - row);
-            for (size r = 0; r < rows; r += 64)
+    for (size start = 0; start < job->K; start += piece)
+        for (size first = 0; first < strips; first += STRIPS) {
+            const size there = least(piece, job->K - start), whole = blocks(there, 64) * 64, count = least(STRIPS, strips - first);
+            const size K = kind == FLOAT ? there : whole, step = whole + APART;
+            for (size strip = count * rank / threads; strip < count * (rank + 1) / threads; strip++)
                 for (size k = 0; k < K; k += 64) {
-                    cut(square, job->A, M, job->K, row + r, start + k, job->turned_A);
-                    for (size i = 0; i < least(64, rows - r); i++)
-                        scales[(r + i) * (whole / 64) + k / 64] = pack_left(kind, square[i], own + low_bytes(kind, (r + i) * step), k);
+                    copy_square(square, job->B, job->K, N, start + k, (first + strip) * COLUMNS, job->turned_B);
+                    pack_right(kind, square, job->scratch + strip * PANEL_BYTES, k, K);
                 }
-            for (size strip = 0; strip < strips; strip++) {
-                const char *panel = job->scratch + strip * PANEL_BYTES;
-                const size columns = least(COLUMNS, N - strip * COLUMNS);
-                if (kind == FLOAT)
-                    for (size n = 0; n < columns; n += WIDE * VECTOR)
-                        product(4, rows, K, (const float *)own, step, (const float *)panel + n * K, sums + n, COLUMNS);
-#if HAVE_LOW
-                else
-                    low_product(kind, 4, rows, COLUMNS, K, own, step, panel, scales, K / 64, (const float *)(panel + K_PIECE * COLUMNS * 2), sums);
-#endif
-                for (size r = 0; r < rows; r++)
-                    for (size n = 0; n < columns; n += VECTOR) {
-                        const int lanes = (int)least(VECTOR, columns - n);
-                        float *to = job->C + (row + r) * N + strip * COLUMNS + n;
-                        vec sum = load(sums + r * COLUMNS + n, VECTOR);
-                        store(to, job->add || start ? load(to, lanes) + sum : sum, lanes);
+            meet(&job->barrier, threads);
+            const size end = M * (rank + 1) / threads;
+            for (size row = M * rank / threads; row < end; row += CHUNK) {
+                const size rows = least(CHUNK, end - row);
+                for (size r = 0; r < rows; r += 64)
+                    for (size k = 0; k < K; k += 64) {
+                        copy_square(square, job->A, M, job->K, row + r, start + k, job->turned_A);
+                        for (size i = 0; i < least(64, rows - r); i++)
+                            scales[(r + i) * (whole / 64) + k / 64] = pack_left(kind, square[i], own + low_bytes(kind, (r + i) * step), k);
                     }
+                for (size strip = 0; strip < count; strip++) {
+                    const char *panel = job->scratch + strip * PANEL_BYTES;
+                    const size column = (first + strip) * COLUMNS, columns = least(COLUMNS, N - column);
+                    if (kind == FLOAT)
+                        for (size n = 0; n < columns; n += WIDE * VECTOR)
+                            product(4, rows, K, (const float *)own, step, (const float *)panel + n * K, sums + n, COLUMNS);
+#if HAVE_LOW
+                    else
+                        low_product(kind, 4, rows, COLUMNS, K, own, step, panel, scales, K / 64,
+                                    (const float *)(panel + K_PIECE * COLUMNS * 2), sums);
+#endif
+                    for (size r = 0; r < rows; r++)
+                        for (size n = 0; n < columns; n += VECTOR) {
+                            const int lanes = (int)least(VECTOR, columns - n);
+                            float *to = job->C + (row + r) * N + column + n;
+                            vec sum = load(sums + r * COLUMNS + n, VECTOR);
+                            store(to, job->add || start ? load(to, lanes) + sum : sum, lanes);
+                        }
+                }
             }
+            meet(&job->barrier, threads);
         }
-        meet(&job->barrier, threads);
-    }
     if (kind == TILES) tiles_end();
 }
 

@@ -1,23 +1,17 @@
 /* The recurrence over T steps, forward and backward: strict float32, or (`low.h`) products of reduced precision between
    states, activations and gradients in float32.
 
-   Every step is a product of H (forward) or da (backward) with weights packed beforehand, followed, for each block of units
-   while its sums are in the first cache, by the activations and the state update. Sums run over k in order, so the bits of a
-   result depend neither on the number of threads nor on how they divide the work.
+   Every step is a product of H (forward) or da (backward) with weights that were packed before the call, followed, for each block
+   of units while its sums are in the first cache, by the activations and the state update. The order in which a sum runs over k
+   follows from the sizes, so the bits of a result depend neither on the number of threads nor on how they divide the work.
 
    Letters as everywhere: T steps, B rows (batch), S units. Gates lie side by side as f, i, o, N, each S wide. */
 
 #include "simd.h"
 #include "threads.h"
 
-#define GATES 4
-#define CHUNK 96  /* rows whose sums are kept at a time */
+#define CHUNK 96    /* rows whose sums are kept at a time */
 #define K_CHUNK 256 /* of a panel at a time: 32 KB, which the first cache holds while all rows pass */
-
-typedef long long size;
-
-INLINE size least(size a, size b) { return a < b ? a : b; }
-INLINE size blocks(size n, size width) { return (n + width - 1) / width; }
 
 /* out[rows][wide] (+)= A[rows][K] x panel[K][wide]. `ways` sums in parallel hide the latency of the addition where there
    are too few rows for that; they are part of the result's bits. */
@@ -75,13 +69,13 @@ static Tile *const tiles[] = {0, tile_1_1, tile_2_1, tile_3_1, tile_4_1, tile_5_
                               tile_7_1, tile_8_1, tile_9_1, tile_10_1, tile_11_1, tile_12_1, tile_13_1, tile_14_1,
 #endif
 };
-static Tile *const few_rows[] = {0, tile_1_4, FEW_2, tile_3_2}; /* a whole batch of 1, 2, 3 rows */
+static Tile *const few_rows[] = {0, tile_1_4, FEW_2, tile_3_2}; /* a whole batch of 1, 2, 3 rows, which `divide` leaves whole */
 
 /* out[rows][WIDE vectors] (+)= A[rows][K] x panel, in tiles of nearly equal height. `batch` is the whole batch, whose size
    (not that of this thread's share) decides the order of summation. */
 static void product(size batch, size rows, size K, const float *A, size lda, const float *panel, float *out, size ldo) {
     if (batch <= 3) {
-        (rows == batch ? few_rows : tiles)[rows](K, A, lda, panel, out, ldo, 1, panel);
+        few_rows[rows](K, A, lda, panel, out, ldo, 1, panel);
         return;
     }
     size count = blocks(rows, ROWS_MAX);
@@ -381,7 +375,7 @@ static void (*const bodies[2][KINDS])(void *, int, int) = {
 typedef struct {
     size S;
     const float *W;
-    float *forward, *backward;
+    void *packed;
 } Packing;
 
 /* forward: for each block of units and half of the gates, S rows of WIDE vectors, one for each gate. */
@@ -391,7 +385,7 @@ static void pack_forward(void *argument, int rank, int threads) {
     for (size block = count * rank / threads; block < count * (rank + 1) / threads; block++) {
         size unit = block * VECTOR;
         int lanes = (int)least(VECTOR, S - unit);
-        float *to = p->forward + block * S * GATES * VECTOR;
+        float *to = (float *)p->packed + block * S * GATES * VECTOR;
         for (int gate = 0; gate < GATES; gate++)
             for (size k = 0; k < S; k++)
                 store(to + ((gate / WIDE * S + k) * WIDE + gate % WIDE) * VECTOR, load(p->W + k * GATES * S + gate * S + unit, lanes),
@@ -407,7 +401,7 @@ static void pack_backward(void *argument, int rank, int threads) {
         for (size k = 0; k < K; k += 64) /* short pieces: their target stays in the first cache */
             for (size lane = 0; lane < width; lane++) {
                 size unit = strip * width + lane;
-                float *to = p->backward + strip * K * width + lane;
+                float *to = (float *)p->packed + strip * K * width + lane;
                 for (size j = k; j < least(k + 64, K); j++) to[j * width] = unit < S ? p->W[unit * K + j] : 0.f;
             }
 }
@@ -448,7 +442,7 @@ INLINE void pack_low(const int kind, const int back, Packing *p, int rank, int t
                     }
             }
 #endif
-            char *const panel = (char *)p->forward + strip * strip_bytes(kind, K);
+            char *const panel = (char *)p->packed + strip * strip_bytes(kind, K);
 #if HAVE_INTS
             if (kind == INTS) ints_pack((const float(*)[64])square, STRIP, panel, k, K);
 #endif
@@ -489,15 +483,18 @@ static void (*const packers[2][KINDS])(void *, int, int) = { /* TILES reads what
 void (*lstmlm_team_run)(void (*)(void *), void *, unsigned, unsigned);
 int (*lstmlm_team_rank)(void), (*lstmlm_team_size)(void);
 
+static int forked;
+
 EXPORT void lstmlm_team(void *run, void *rank, void *number) {
+    if (forked) return;
     lstmlm_team_run = (void (*)(void (*)(void *), void *, unsigned, unsigned))run;
     lstmlm_team_rank = (int (*)(void))rank;
     lstmlm_team_size = (int (*)(void))number;
 }
 
 #if !defined(_WIN32)
-/* In a forked process the runtime would wait for threads that stayed in the other one. */
-static void forget_team(void) { lstmlm_team_run = 0; }
+/* In a forked process the runtime would wait for threads that stayed in the other one, for good: it is not taken again. */
+static void forget_team(void) { lstmlm_team_run = 0, forked = 1; }
 
 __attribute__((constructor)) static void at_fork(void) { pthread_atfork(0, 0, forget_team); }
 #endif
@@ -525,7 +522,7 @@ EXPORT size lstmlm_scratch_size(int kind, int back, size B, size S) {
 }
 
 EXPORT void lstmlm_pack(int kind, int back, int threads, size S, const float *W, void *packed) {
-    Packing p = {S, W, packed, packed};
+    Packing p = {S, W, packed};
     run_team(packers[back][kind], &p, threads);
 }
 
@@ -554,7 +551,7 @@ EXPORT void lstmlm_backward(int kind, int threads, size T, size B, size S, const
 
 /* Bytes of scratch that `lstmlm_multiply` needs. */
 EXPORT size lstmlm_multiply_size(int threads, size N) {
-    return blocks(N, COLUMNS) * PANEL_BYTES + (size)least(threads, THREADS_MAX) * SHARE_BYTES;
+    return least(blocks(N, COLUMNS), STRIPS) * PANEL_BYTES + least(threads, THREADS_MAX) * SHARE_BYTES;
 }
 
 /* C[M][N] (+)= A[M][K] x B[K][N]; a turned factor lies in memory as [K][M] or [N][K]. */
@@ -564,6 +561,9 @@ EXPORT void lstmlm_multiply(int kind, int threads, size M, size N, size K, int t
                           .scratch = scratch};
     run_team(multipliers[kind], &job, threads);
 }
+
+/* How many parts the scratch below is for. */
+EXPORT int lstmlm_parts(void) { return PARTS; }
 
 /* out = dropout(norm(y)) + x; gamma and x may be missing, and a threshold of 0 drops nothing. */
 EXPORT void lstmlm_norm_dropout_residual(int threads, size T, size B, size S, size streams, size first, uint32_t key, uint32_t threshold, float scale,

@@ -34,7 +34,7 @@ WITHIN = {FLOAT32: 1e-5, FLOAT16: 1e-2, TILES: 5e-2, PAIRS: 5e-2, INTS: 5e-3}
 """What the self-check allows each kind: float32 its promise; the others some ten times their rounding, 2^-11, 2^-8 and 2^-12."""
 
 MARGIN = 1.1
-"""How many times as quick a kernel has to be to be taken in place of one that is more exact, or has the same bits anywhere."""
+"""How many times as quick a kernel has to be to be taken in place of a more exact one, or one whose bits depend on no threads."""
 
 WARM, SECONDS = 2, 0.1
 """How often native and eager are timed at least, as the first times find memory and caches cold; and for how long at most."""
@@ -94,6 +94,8 @@ class NativeKernel:
                 H_0.new_empty(T, B, 4 * S) if isinstance(a, Rows) else a, H_0.new_empty(T, B, S), H_0.new_empty(T, B, S)
             )
         gates, C, H = checked("gates", into.gates, T, B, 4 * S), checked("C", into.C, T, B, S), checked("H", into.H, T, B, S)
+        if not isinstance(a, Rows) and a.data_ptr() != gates.data_ptr():
+            raise ValueError("gates: expected the memory of a, found other memory.")
         scratch = self._call_scratch(back=False, B=B, S=S)
         given = pointers(form, scratch, ids, table, bias, H_0, C_0, gates, C, H)
         self.library.lstmlm_forward(self.kind, arguments.threads(), T, B, S, *given)

@@ -14,9 +14,6 @@ from lstmlm.kernels.arguments import checked, checked_ids, pointers
 from lstmlm.kernels.dropout import Dropout
 from lstmlm.kernels.pointwise import Adam, Norm, Taught
 
-PARTS = 16
-"""In how many parts sums run, see `pointwise.h`."""
-
 ALONE = 16384
 """Fewer numbers than these are not worth a second thread."""
 
@@ -28,7 +25,7 @@ class NativePointwise:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         _declare(library)
-        self._library = library
+        self._library, self._parts = library, library.lstmlm_parts()
 
     def norm_dropout_residual(
         self, y: Tensor, x: Tensor | None, norm: Norm | None, drop: Dropout | None, layer: int, out: Tensor, stats: Tensor
@@ -60,7 +57,7 @@ class NativePointwise:
         if norm is not None:
             checked("stats", stats, T, B, 2)
             dgamma, dbeta = checked("dgamma", norm.dgamma, S), checked("dbeta", norm.dbeta, S)
-        scratch = y.new_empty(PARTS * 2 * S)
+        scratch = y.new_empty(self._parts * 2 * S)
         self._library.lstmlm_norm_dropout_residual_backward(
             arguments.threads(), T, B, S, *_drop(drop, layer, B), *pointers(dx, y, gamma, stats, dy, dgamma, dbeta, scratch)
         )
@@ -84,7 +81,7 @@ class NativePointwise:
         soft, weight = taught or (None, 0.0)
         if soft is not None:
             checked("probabilities", soft, N, V)
-        scratch = logits.new_empty(PARTS * V)
+        scratch = logits.new_empty(self._parts * V)
         given = pointers(logits, bias, targets, dbias, scratch, soft)
         return float(self._library.lstmlm_loss(arguments.threads(), N, V, scale, *given, weight))
 
@@ -143,6 +140,7 @@ def _declare(library: ctypes.CDLL) -> None:
     number, size, pointer = ctypes.c_int, ctypes.c_longlong, ctypes.c_void_p
     word, real = ctypes.c_uint32, ctypes.c_float
     dropped: list[Any] = [size, size, word, word, real]
+    library.lstmlm_parts.argtypes = []
     library.lstmlm_norm_dropout_residual.argtypes = [number, size, size, size, *dropped, *[pointer] * 6]
     library.lstmlm_norm_dropout_residual_backward.argtypes = [number, size, size, size, *dropped, *[pointer] * 8]
     library.lstmlm_loss.argtypes = [number, size, size, real, *[pointer] * 6, real]

@@ -1,7 +1,8 @@
 /* What lies around the recurrence and is no product: layer norm, dropout and residual; the loss and its gradient; the rows of a
    table by id; AdamW. Each is one pass over its memory.
 
-   Sums over rows or over a whole tensor run in PARTS fixed parts, added in order: their bits do not depend on the threads. */
+   Sums over rows or over a whole tensor run in PARTS fixed parts, added in order, or (`scatter`) row by row: their bits do not depend
+   on the threads. */
 
 #define PARTS 16
 
@@ -33,16 +34,12 @@ INLINE vec root(vec x) {
 }
 
 /* What dropout multiplies the values `at` .. `at` + VECTOR - 1 by: a hash of key and position, so that there is nothing to draw in
-   order, to keep for the backward pass, or to save. (The mixing constants are those of C. Wellons's lowbias32.) */
+   order, to keep for the backward pass, or to save. */
 INLINE vec kept(uint32_t key, uint32_t at, uint32_t threshold, float scale) {
     uvec x;
     for (int lane = 0; lane < VECTOR; lane++) x[lane] = lane;
     x = (x + at) * 0x9e3779b9u + key;
-    x ^= x >> 16;
-    x *= 0x7feb352du;
-    x ^= x >> 15;
-    x *= 0x846ca68bu;
-    x ^= x >> 16;
+    LOWBIAS32(x);
     return (vec)((ivec)(x >= threshold) & (ivec)all(scale));
 }
 

@@ -56,11 +56,11 @@ typedef int16_t act;
 
 /* GROUP bytes in each lane. */
 #if GROUP == 4
-typedef ivec kept;
+typedef ivec group_vec;
 #elif GROUP == 2
-typedef int16_t kept __attribute__((vector_size(VECTOR * 2)));
+typedef int16_t group_vec __attribute__((vector_size(VECTOR * 2)));
 #else
-typedef int8_t kept __attribute__((vector_size(VECTOR)));
+typedef int8_t group_vec __attribute__((vector_size(VECTOR)));
 #endif
 typedef act avec __attribute__((vector_size(VECTOR * sizeof(act))));
 typedef avec avec_any __attribute__((aligned(1), may_alias));
@@ -136,7 +136,7 @@ INLINE ivec weights_at(const int8_t *w) {
 #elif GROUP == 2
     ivec x = (ivec)_mm256_cvtepi8_epi16(_mm_load_si128((const __m128i *)w));
 #else
-    kept bytes;
+    group_vec bytes;
     memcpy(&bytes, w, sizeof bytes);
     ivec x = __builtin_convertvector(bytes, ivec);
 #endif
@@ -205,11 +205,11 @@ INLINE void byte_tile(const int rows, const int vecs, size K, const Rows *x, siz
         }
     UNROLL for (int v = 0; v < vecs; v++)
         UNROLL for (int r = 0; r < rows; r++) {
-            ivec exact = *(const ivec *)(panel->shift + v * VECTOR);
+            uvec exact = *(const uvec *)(panel->shift + v * VECTOR); /* modulo 2^32: parts may be beyond it, the whole is not */
             UNROLL for (int c = 0; c < chains; c++)
-                UNROLL for (int p = 0; p < PLANES; p++) exact += sum[c][r * vecs + v][p] << (p == PLANES - 1 ? 0 : 8);
+                UNROLL for (int p = 0; p < PLANES; p++) exact += (uvec)sum[c][r * vecs + v][p] << (p == PLANES - 1 ? 0 : 8);
             vec worth = *(const vec *)(panel->worth + v * VECTOR) * x->worth[row + r];
-            out[r * vecs + v] = __builtin_convertvector(exact, vec) * worth;
+            out[r * vecs + v] = __builtin_convertvector((ivec)exact, vec) * worth;
         }
 }
 
@@ -240,11 +240,11 @@ typedef void Tile(size K, const Rows *x, size row, const Panel *panel, vec *out)
     static void kind##_##rows##_##vecs(size K, const Rows *x, size row, const Panel *panel, vec *out) {                    \
         kind##_tile(rows, vecs, K, x, row, panel, out);                                                                    \
     }
-#define TILES(kind, rows) TILE(kind, rows, 1) TILE(kind, rows, 2) TILE(kind, rows, 3) TILE(kind, rows, 4)
+#define EVERY_WIDTH(kind, rows) TILE(kind, rows, 1) TILE(kind, rows, 2) TILE(kind, rows, 3) TILE(kind, rows, 4)
 #define NAMES(kind, rows) {kind##_##rows##_1, kind##_##rows##_2, kind##_##rows##_3, kind##_##rows##_4}
-#define ROWS_2(kind) TILES(kind, 1) TILES(kind, 2)
-#define ROWS_3(kind) ROWS_2(kind) TILES(kind, 3)
-#define ROWS_6(kind) ROWS_3(kind) TILES(kind, 4) TILES(kind, 5) TILES(kind, 6)
+#define ROWS_2(kind) EVERY_WIDTH(kind, 1) EVERY_WIDTH(kind, 2)
+#define ROWS_3(kind) ROWS_2(kind) EVERY_WIDTH(kind, 3)
+#define ROWS_6(kind) ROWS_3(kind) EVERY_WIDTH(kind, 4) EVERY_WIDTH(kind, 5) EVERY_WIDTH(kind, 6)
 #define NAMES_2(kind) NAMES(kind, 1), NAMES(kind, 2)
 #define NAMES_3(kind) NAMES_2(kind), NAMES(kind, 3)
 #define NAMES_6(kind) NAMES_3(kind), NAMES(kind, 4), NAMES(kind, 5), NAMES(kind, 6)
@@ -306,7 +306,7 @@ static void pack(int in_bytes, const float *from, size K, size down, size aside,
                 side_by_side |= (q & 255) << 8 * g;
                 total += q;
             }
-            kept bytes = __builtin_convertvector(side_by_side, kept);
+            group_vec bytes = __builtin_convertvector(side_by_side, group_vec);
             memcpy(at, &bytes, sizeof bytes);
         }
         store(to.worth + v * VECTOR, top / 127.f, VECTOR);

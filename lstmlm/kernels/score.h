@@ -93,7 +93,7 @@ EXPORT void lstmlm_generator_states(Generator *g, int out, size count, float *st
     }
 }
 
-/* By how many roundings, of 1 or of its own size, the number that differs most does so. */
+/* By how many roundings, of 1 or of its own size, the number that differs most does so; NaN where one is. */
 EXPORT float lstmlm_roundings(const float *one, const float *other, size count) {
     vec most = (vec){0};
     for (size i = 0; i < count; i += VECTOR) {
@@ -101,10 +101,10 @@ EXPORT float lstmlm_roundings(const float *one, const float *other, size count) 
         const vec a = load(one + i, lanes), b = load(other + i, lanes);
         const vec far = (vec)((ivec)(a - b) & 0x7fffffff) / (1.f + (vec)((ivec)b & 0x7fffffff));
         for (int lane = 0; lane < lanes; lane++)
-            if (!(far[lane] <= most[lane])) most[lane] = far[lane];
+            if (most[lane] == most[lane] && !(far[lane] <= most[lane])) most[lane] = far[lane];
     }
     float top = 0;
     for (int lane = 0; lane < VECTOR; lane++)
-        if (!(most[lane] <= top)) top = most[lane];
+        if (top == top && !(most[lane] <= top)) top = most[lane];
     return top / 1.1920929e-7f;
 }

@@ -1,7 +1,8 @@
 /* Vectors of floats, one source for every width, and the two activations.
 
-   Every build rounds alike: compilers contract nothing (`-ffp-contract=off`), products that are added without a rounding between are
-   written out as `fused`, sums that run over lanes have the same lanes on every width, and a quotient is a division.
+   Every build that has `fused` rounds each operation alike: compilers contract nothing (`-ffp-contract=off`), products that are added
+   without a rounding between are written out, and a quotient is a division. So the generator has the same bits on every width, as its
+   sums over lanes have LANES of them on each. Training has not: `pointwise.h` adds up as many lanes as a register has.
 
    VECTOR is the number of floats in a register: 16 with AVX-512, 8 with AVX2, otherwise 4 (which every compiler lowers to what
    the machine has). */
@@ -42,6 +43,16 @@ typedef uint32_t uvec __attribute__((vector_size(VECTOR * 4)));
 #define EXPORT __attribute__((visibility("default")))
 #endif
 #define INLINE static inline __attribute__((always_inline))
+
+#define GATES 4
+
+typedef long long size;
+INLINE size least(size a, size b) { return a < b ? a : b; }
+INLINE size blocks(size n, size width) { return (n + width - 1) / width; }
+
+/* Mixes the bits of a word, or of each word of a vector (C. Wellons's lowbias32). */
+#define LOWBIAS32(x) (x ^= x >> 16, x *= 0x7feb352du, x ^= x >> 15, x *= 0x846ca68bu, x ^= x >> 16)
+
 #if defined(__clang__)
 #define UNROLL _Pragma("clang loop unroll(full)")
 #else

@@ -52,6 +52,9 @@ class TritonKernel:
         strict: What `strict` returns; None: the kernel itself.
         interpreted: Triton's interpreter runs it, on the CPU: a check of the program, and no more.
         fused: Whether norm and dropout are Triton's too; else torch's.
+
+    Attributes:
+        note: One line where norm and dropout are torch's though Triton's were asked for.
     """
 
     any_threads = True  # nothing is computed by them
@@ -64,8 +67,10 @@ class TritonKernel:
         self._steps = triton_steps
         self._strict, self._factors, self._interpreted = strict, factors, interpreted
         fast = factors != torch.float32
-        self.pointwise: Pointwise = load_fused(interpreted, fast=fast) if fused else TorchPointwise(fast=fast)
         self.name = f"triton {str(factors).removeprefix('torch.')}" + (" (interpreted)" if interpreted else "")
+        self.pointwise: Pointwise
+        self.pointwise, reason = load_fused(interpreted, fast=fast) if fused else (TorchPointwise(fast=fast), "")
+        self.note = f"kernel {self.name}: norm and dropout are torch's ({reason})" if reason else ""
 
     @property
     def strict(self) -> "TritonKernel":

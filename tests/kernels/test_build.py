@@ -27,7 +27,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     build.notes()
     try:
-        build.find_compiler()
+        next(build.compilers())
     except Unavailable as reason:
         pytest.skip(str(reason))
     return tmp_path / "cache"
@@ -73,7 +73,7 @@ def test_every_ingredient_has_its_own_file(cache: Path, monkeypatch: pytest.Monk
     build.library()
     assert len(kept(cache)) == 3
 
-    monkeypatch.setenv("CC", " ".join(build.find_compiler()))
+    monkeypatch.setenv("CC", " ".join(next(build.compilers())))
     build.library()
     assert len(kept(cache)) == 4
 
@@ -111,7 +111,8 @@ def test_what_is_no_kernel_is_made_anew(cache: Path, content: str, monkeypatch: 
     other = build.SOURCES / "other.so"
     if content == "another library":
         (build.SOURCES / "other.c").write_text("int other;\n")
-        subprocess.run([*build.find_compiler(), "-shared", "-fPIC", str(build.SOURCES / "other.c"), "-o", str(other)], check=True)
+        source = str(build.SOURCES / "other.c")
+        subprocess.run([*next(build.compilers()), "-shared", "-fPIC", source, "-o", str(other)], check=True)
         (build.SOURCES / "other.c").unlink()
     else:
         other.write_bytes(b"text")
@@ -197,10 +198,10 @@ def test_the_compiler_of_a_package_comes_last(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
 
-    assert build.find_compiler() == [sys.executable, "-m", "ziglang", "cc"]
+    assert next(build.compilers()) == [sys.executable, "-m", "ziglang", "cc"]
     (tmp_path / "gcc").write_text("#!/bin/sh\nexit 0\n")
     (tmp_path / "gcc").chmod(0o755)
-    assert build.find_compiler() == [str(tmp_path / "gcc")]
+    assert next(build.compilers()) == [str(tmp_path / "gcc")]
 
 
 def test_what_windows_compiles(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -315,7 +316,7 @@ def test_compiler_of_two_words(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp
     script = tmp_path / "wrapper"
     script.write_text('#!/bin/sh\ncase "$1" in --version) echo wrapper;; -*) exit 1;; *) exec "$@";; esac\n')
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
-    compiler = build.find_compiler()
+    compiler = next(build.compilers())
     monkeypatch.setenv("CC", f"{script} {compiler[0]}")
 
     assert build.library().answer() == 42
@@ -327,7 +328,36 @@ def test_failed_build(cache: Path) -> None:
 
     with pytest.raises(Unavailable, match="this machine is too old"):
         build.library()
-    assert kept(cache) == []
+    assert not cache.exists()
+    assert not list((cache.parent / "temporary").iterdir())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the program is a shell script")
+def test_a_compiler_that_cannot_compile_it(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One that answers and fails is asked once, wherever the result is kept, and the next one compiles."""
+    script, asked = tmp_path / "old", tmp_path / "asked"
+    script.write_text(f'#!/bin/sh\ncase "$1" in --version) echo old;; *) echo >> "{asked}"; exit 1;; esac\n')
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("CC", str(script))
+    monkeypatch.setattr(build, "FOR_THIS_CPU", ((),))
+    cache.write_text("no folder")
+
+    assert build.library().answer() == 42
+    assert asked.read_text() == "\n"
+
+
+def test_it_is_compiled_where_there_is_room(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no folder for temporary files the cache is compiled in; where all are nearly full, the reason says so."""
+    compilations = count_compilations(monkeypatch)
+    monkeypatch.setattr("tempfile.tempdir", str(cache.parent / "missing"))
+    assert build.library().answer() == 42
+    assert compilations[0].parent == cache
+
+    (build.SOURCES / "answer.h").write_text("#define ANSWER 45\n")
+    monkeypatch.setattr(build, "ROOM", 1 << 62)
+    with pytest.raises(Unavailable, match="cannot be written: No space left"):
+        build.library()
+    assert len(kept(cache)) == 1
 
 
 def test_compiler_without_native_flags(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -342,7 +372,7 @@ def test_slow_compiler_is_stopped(cache: Path, monkeypatch: pytest.MonkeyPatch, 
     script = tmp_path / "slow"
     script.write_text('#!/bin/sh\ncase "$1" in --version) echo slow;; *) exec sleep 60;; esac\n')
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("CC", str(script))
+    monkeypatch.setattr(build, "compilers", lambda: [[str(script)]])
     monkeypatch.setattr(build, "SECONDS", 0.3)
 
     with pytest.raises(Unavailable, match="took longer"):
@@ -368,7 +398,7 @@ def test_processes_compiling_at_once(cache: Path) -> None:
 def test_the_kernel_itself_compiles_without_a_warning(tmp_path: Path) -> None:
     """The sources are clean under the compiler's usual warnings, for this CPU and for none in particular."""
     try:
-        compiler = build.find_compiler()
+        compiler = next(build.compilers())
     except Unavailable as reason:
         pytest.skip(str(reason))
     for machine in build.FOR_THIS_CPU[0], ():

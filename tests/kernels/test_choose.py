@@ -36,6 +36,15 @@ def test_a_device_has_its_kernel(device: str, best: str, monkeypatch: pytest.Mon
         kernels.choose(best, device=device)
 
 
+def test_what_a_kernel_does_without_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where norm and dropout are torch's, though the kernel is Triton's, the line says so."""
+    made = EagerKernel()
+    made.note = "norm and dropout are torch's (it is Sunday)"  # type: ignore[attr-defined]
+    monkeypatch.setattr(kernels, "_load", lambda *_: made)
+
+    assert kernels.choose("auto", device="cuda") == (made, "norm and dropout are torch's (it is Sunday)")
+
+
 @pytest.mark.parametrize("slower", [True, False])
 def test_a_run_begins_with_the_quicker_and_keeps_it(slower: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Unrequested, a run that begins takes eager where native is slower, and says so; one that goes on keeps what it began with,

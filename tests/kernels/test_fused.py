@@ -374,7 +374,7 @@ def test_the_self_check_sees_what_is_wrong(ours: TritonPointwise, monkeypatch: p
     ids=str,
 )
 def test_wrong_results_are_not_used(outcome: Any, kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device on which it is wrong, or that refuses it, has torch's functions."""
+    """A device on which it is wrong, or that refuses it, has torch's functions, and the reason is told."""
 
     def fate(*ignored: Any) -> float:
         if isinstance(outcome, Exception):
@@ -383,8 +383,11 @@ def test_wrong_results_are_not_used(outcome: Any, kind: type, monkeypatch: pytes
 
     monkeypatch.setattr(fused, "disagreement", fate)
     fused.load.cache_clear()
-    assert type(fused.load(False)) is kind
-    assert type(fused.load(True)) is TritonPointwise
+    pointwise, reason = fused.load(False)
+    assert type(pointwise) is kind
+    assert bool(reason) is (kind is TorchPointwise)
+    assert str(outcome) in reason or not isinstance(outcome, Exception)
+    assert type(fused.load(True)[0]) is TritonPointwise
     fused.load.cache_clear()
 
 
@@ -392,5 +395,5 @@ def test_wrong_results_are_not_used(outcome: Any, kind: type, monkeypatch: pytes
 def test_without_a_device() -> None:
     """Where there is no CUDA device it is torch's functions that are loaded."""
     fused.load.cache_clear()
-    assert type(fused.load(False)) is TorchPointwise
+    assert type(fused.load(False)[0]) is TorchPointwise
     fused.load.cache_clear()

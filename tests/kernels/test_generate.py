@@ -2,8 +2,10 @@
 
 import ctypes
 import math
+import os
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -343,6 +345,59 @@ def test_wrong_shapes_are_refused(kernel: NativeKernel) -> None:
     with pytest.raises(TypeError):
         arguments.floats(torch.zeros(5, 20, dtype=torch.float64))
     assert sampler.native_generator(with_kernel(small_model(), kernel).double(), 1) is None
+
+
+def test_lengths_are_checked(kernel: NativeKernel) -> None:
+    """So are numbers of prompts and streams, and sizes of states."""
+    model = with_kernel(small_model(dtype=torch.float32), kernel)
+    generator, small = (sampler.native_generator(model, 2, storage) for storage in ("float32", "int8"))
+    assert generator is not None
+    assert small is not None
+
+    with pytest.raises(ValueError, match="prompts: expected one for each of 2"):
+        generator.read_each([[1]])
+    for count in (0, 3):
+        with pytest.raises(ValueError, match="states: expected those of 1 to 2"):
+            generator.take_states(count)
+    with pytest.raises(ValueError, match="states: expected two of one size"):
+        generator.roundings(bytes(8), bytes(4))
+    with pytest.raises(ValueError, match="storage: expected float32"):
+        small.put_states(small.take_states(1))
+    shapes = (5, 12), (3, 12), (3, 16), (4, 16), (5, 4), (5,)
+    U, W, U_2, W_2, R, r = (arguments.floats(torch.zeros(shape)) for shape in shapes)
+    layers = LayerWeights(U, W, None, None, None), LayerWeights(U_2, W_2, None, None, None)
+    with pytest.raises(ValueError, match="one width"):
+        Generator(kernel.library, NetworkWeights(layers, (R, r), True), 1, threads=1)
+    with pytest.raises(ValueError, match="at least one stream and one thread"):
+        Generator(kernel.library, NetworkWeights(layers, (R, r), False), 1, threads=0)
+
+
+@pytest.mark.parametrize("place", [0, 1, 20, 39])
+def test_a_comparison_of_states_forgets_no_nan(kernel: NativeKernel, place: int) -> None:
+    """Whatever differs elsewhere, two states of which one holds a NaN differ by NaN."""
+    generator = sampler.native_generator(with_kernel(small_model(dtype=torch.float32), kernel), 1, "float32")
+    assert generator is not None
+    one, other = torch.zeros(40), torch.linspace(1, 2, 40)
+    one[place] = math.nan
+
+    assert math.isnan(generator.roundings(one.numpy().tobytes(), other.numpy().tobytes()))
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no count of pages")
+def test_threads_that_read_nothing_take_no_memory(kernel: NativeKernel) -> None:
+    """What threads compute in is touched when they do: sixteen of them cost a large vocabulary no more than one."""
+    V, S = 200_000, 8
+    U, W, R, r = (arguments.floats(torch.zeros(shape)) for shape in ((V, 4 * S), (S, 4 * S), (V, S), (V,)))
+    weights = NetworkWeights((LayerWeights(U, W, None, None, None),), (R, r), False)
+
+    def taken(threads: int) -> int:
+        pages = [int(Path("/proc/self/statm").read_text().split()[1])]
+        generator = Generator(kernel.library, weights, 1, threads=threads, storage="float32")
+        pages.append(int(Path("/proc/self/statm").read_text().split()[1]))
+        assert generator.n == 1
+        return (pages[1] - pages[0]) * os.sysconf("SC_PAGE_SIZE")
+
+    assert taken(16) - taken(1) < 10_000_000
 
 
 def test_weights_that_do_not_fit_are_refused(kernel: NativeKernel) -> None:

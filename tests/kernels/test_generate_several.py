@@ -1,5 +1,7 @@
 """Several networks in one generator: the ids and nats that the ensemble and the sampler's own rules give."""
 
+import math
+from array import array
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -84,6 +86,36 @@ def test_unlikely_everywhere(kernel: NativeKernel) -> None:
     ]
 
 
+def test_next_to_nothing_has_a_price(kernel: NativeKernel) -> None:
+    """What all members think less likely than any float64 costs what the mean says; where one has a NaN it costs NaN."""
+    slow, fast = ensembles(kernel, layers=1)
+    with torch.no_grad():
+        for place, one in enumerate([*slow.members, *fast.members]):
+            assert isinstance(one, CharLM)
+            assert one.readout is not None
+            one.readout.bias[5] = -1000.0 - place % N
+    generator = native_generator(fast, 1, "float32")
+    assert generator is not None
+    generator.read([1])
+    members = [one for one in slow.members if isinstance(one, CharLM)]
+    with torch.inference_mode():
+        logs = torch.stack([torch.log_softmax(one(torch.tensor([[1], [2]]))[0][-1, 0].double(), -1) for one in members])
+    expected = math.log(N) - torch.logsumexp(logs, 0)
+
+    for target in (3, 5):
+        generator.read([1])
+        assert generator.score(1, array("q", [2]), array("q", [target]))[0][0] == pytest.approx(float(expected[target]), rel=1e-5)
+    with torch.no_grad():
+        last = fast.members[-1]
+        assert isinstance(last, CharLM)
+        assert last.readout is not None
+        last.readout.bias[7] = math.nan
+    sick = native_generator(fast, 1, "float32")
+    assert sick is not None
+    sick.read([1])
+    assert math.isnan(sick.score(1, array("q", [2]), array("q", [3]))[0][0])
+
+
 def test_what_is_kept_is_of_all_members(kernel: NativeKernel) -> None:
     """A generator is used again as long as no weight of any member has changed, and only then."""
     _, model = ensembles(kernel)
@@ -110,8 +142,13 @@ def test_what_does_not_fit_is_refused(kernel: NativeKernel) -> None:
     for other in (one(2), one(1, 7)):
         with pytest.raises(ValueError, match="expected 1 streams of 30 ids, found"):
             first.join(other)
-    for _ in range(63):
+    pair = one()
+    pair.join(one())
+    for _ in range(62):
         first.join(one())
+    with pytest.raises(ValueError, match="at most 64"):
+        first.join(pair)
+    first.join(one())
     with pytest.raises(ValueError, match="at most 64"):
         first.join(one())
     first.read([1, 2])

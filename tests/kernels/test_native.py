@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lstmlm.kernels import Kernel, arguments, build, native
+from lstmlm.kernels import Activations, Kernel, arguments, build, native
 from lstmlm.kernels.build import Unavailable
 from lstmlm.kernels.eager import EagerKernel
 
@@ -222,6 +222,9 @@ def test_refuses_what_it_cannot_read(kernel: native.NativeKernel) -> None:
         kernel.forward(x["a"].transpose(0, 1), x["W"], x["H_0"], x["C_0"])
     with pytest.raises(ValueError, match="not empty"):
         kernel.forward(x["a"][:0], x["W"], x["H_0"], x["C_0"])
+    elsewhere = Activations(torch.empty(3, 5, 72), torch.empty(3, 5, 18), torch.empty(3, 5, 18))
+    with pytest.raises(ValueError, match="the memory of a"):
+        kernel.forward(x["a"], x["W"], x["H_0"], x["C_0"], into=elsewhere)
 
 
 def test_self_check_notices_wrong_results(kernel: native.NativeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,7 +319,8 @@ def test_reduced_precision_shows_nan(rough: native.NativeKernel) -> None:
     assert int(H.isnan().any(2).any(0).sum()) == 1
 
 
-PRODUCTS = [(1, 1, 1), (3, 70, 1100), (97, 65, 64), (200, 130, 2085), (17, 5, 33)]  # M, N, K
+# M, N, K: the last has more columns than scratch is kept for at a time
+PRODUCTS = [(1, 1, 1), (3, 70, 1100), (97, 65, 64), (200, 130, 2085), (17, 5, 33), (2, 8300, 70)]
 
 
 @pytest.mark.parametrize(("M", "N", "K"), PRODUCTS)
@@ -452,7 +456,7 @@ def test_int16_has_the_same_bits_in_every_width(
 def test_vnni_instructions_are_used(machine: str, tmp_path: Path) -> None:
     """Compilers that know these CPUs use their instruction, and keep the sums of a tile in registers."""
     try:
-        compiler = build.find_compiler()
+        compiler = next(build.compilers())
     except Unavailable as reason:
         pytest.skip(str(reason))
     if subprocess.run([*compiler, f"-march={machine}", "-xc", "-E", "/dev/null"], capture_output=True).returncode:
@@ -490,11 +494,18 @@ def test_product_in_float32(kernel: native.NativeKernel, M: int, N: int, K: int,
     assert torch.equal(kernel.product(A, B[:, -1:].contiguous()), plain[:, -1:])
 
 
+def test_scratch_of_a_product_is_bounded(kernel: native.NativeKernel) -> None:
+    """A readout of a million ids takes no more scratch than one of ten thousand, some 17 MB."""
+    sizes = [kernel.library.lstmlm_multiply_size(1, N) for N in (100, 10_000, 1_000_000)]
+
+    assert sizes[0] < 1_000_000 < sizes[1] == sizes[2] < 20_000_000
+
+
 @pytest.mark.slow
 def test_amx_instructions_compile(tmp_path: Path) -> None:
     """The instructions that the tests replace by functions are at least accepted by a compiler that knows them."""
     try:
-        compiler = build.find_compiler()
+        compiler = next(build.compilers())
     except Unavailable as reason:
         pytest.skip(str(reason))
     machine = ["-march=sapphirerapids"]
@@ -726,14 +737,18 @@ def test_no_kernel_without_its_strict_twin(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_computes(kernel: native.NativeKernel) -> None:
-    """A process forked after its parent computed on two threads computes too, to the same bits, in torch and in C."""
+    """A process forked after its parent computed on two threads computes too, to the same bits, in torch and in C, there on two
+    threads of its own.
+    """
     program = (
-        "import os, signal, torch; from lstmlm.kernels import native; torch.set_num_threads(2)\n"
+        "import os, signal, torch; from lstmlm.kernels import arguments, native; torch.set_num_threads(2)\n"
         "os.sched_getaffinity = lambda _: {0, 1}\n"
         "kernel = native.load(); A = torch.randn(400, 400); expected = kernel.product(A, A); torch.mm(A, A)\n"
         "child = os.fork()\n"
         "if not child:\n"
-        "    signal.alarm(60); A @ A; os._exit(not torch.equal(kernel.product(A, A), expected))\n"
+        "    signal.alarm(60); A @ A; arguments.threads = lambda: 2\n"
+        "    one, other = kernel.product(A, A), native.NativeKernel(kernel.library).product(A, A)\n"
+        "    os._exit(not torch.equal(one, expected) or not torch.equal(other, expected))\n"
         "print(os.waitpid(child, 0)[1], torch.get_num_threads())"
     )
     command = [sys.executable, "-W", "ignore", "-c", program]
