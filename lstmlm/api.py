@@ -23,7 +23,7 @@ from lstmlm.config import run_config
 from lstmlm.config.run_config import RunConfig
 from lstmlm.data import saved_model
 from lstmlm.data.saved_model import check, parts
-from lstmlm.data.tokenizer import OnUnknown, Tokenizer, describe, readable, separator_ids
+from lstmlm.data.tokenizer import OnUnknown, Tokenizer, describe, in_form, readable, separator_ids
 from lstmlm.errors import CheckpointError, LstmlmError, TextError, UsageError, not_finite, printable
 from lstmlm.evaluation.reading import TOGETHER
 from lstmlm.evaluation.sampler import Sampling, generate_each, probabilities
@@ -231,11 +231,13 @@ class LanguageModel:
 
     def __repr__(self) -> str:
         model, scores = self.config.model, self.meta["scores"]
-        members = f"{model.members} members of " if model.members > 1 else ""
+        count, alone = model.members, self._opened.member if self._opened else 0
+        members = "" if count == 1 else f"member {alone} of {count}, " if alone else f"{count} members of "
         symbols = "bytes" if self.tokenizer.kind == "byte" else f"{len(self.tokenizer)} characters"
-        nats = scores.get("validation_nats_per_char")
+        nats = None if members and alone else scores.get("validation_nats_per_char")  # that is of all together
         reached = f", {bits(nats):.3f} bits/char in validation" if nats is not None else ""
-        sizes = f"{members}{model.layers} x {model.hidden} units, {symbols}, {self.meta['parameters']:,} parameters"
+        parameters = self.meta["parameters"] // (count if alone else 1)
+        sizes = f"{members}{model.layers} x {model.hidden} units, {symbols}, {parameters:,} parameters"
         return f"<LanguageModel {printable(str(self.path))}: {sizes}, step {self.meta['step']:,}{reached}>"
 
     def __reduce__(self) -> tuple[Callable[[_Opened], "LanguageModel"], tuple[_Opened]]:
@@ -323,7 +325,9 @@ class LanguageModel:
         alone._terms = self._terms
         return alone
 
-    def score(self, text: str, *, after: str = "", protocol: str = "warm", window: int = 256, batch: int = 64) -> "Score":
+    def score(
+        self, text: str, *, after: str = "", protocol: str = "warm", window: int = 256, batch: int | None = None
+    ) -> "Score":
         """Score a text, every character once; the rules are in `lstmlm.evaluation.scoring`.
 
         Args:
@@ -331,10 +335,10 @@ class LanguageModel:
             after: What stands before it: it is read first, and not scored. Characters that the model does not know are left out.
             protocol: warm, the state carried through the text, or cold, in windows that start empty.
             window: Inputs of a cold window.
-            batch: Windows or streams side by side; only a matter of speed.
+            batch: Cold windows side by side; None: as many as are quick. Only a matter of speed.
 
         Returns:
-            The sum, and in `costs` the bits of each character of the text.
+            The sum, and in `costs` the bits of each character of the text, which is in the Unicode form that the model reads.
 
         Raises:
             TextError: The text is empty.
@@ -347,15 +351,18 @@ class LanguageModel:
                 raise TextError("text to score: expected at least one character, found none.")
             if protocol not in ("warm", "cold"):
                 raise UsageError(f"protocol {protocol!r}: expected warm or cold.")
-            _require_whole(window=window, batch=batch)
-            if window < 1 or batch < 1:
-                raise UsageError(f"window and batch: expected at least 1, found {min(window, batch)}.")
+            sizes = {"window": window} if batch is None else {"window": window, "batch": batch}
+            _require_whole(**sizes)
+            if (least := min(sizes.values())) < 1:
+                raise UsageError(f"window and batch: expected at least 1, found {least}.")
             if after and protocol == "cold":
                 raise UsageError("after: expected none with cold windows, which start from nothing, found one.")
+            text = in_form(text, self.tokenizer.form)
             before, ids = map(self.tokenizer.encode_scored, (after, text))
             rare = self.tokenizer.rare
             strange = {position for position, _ in self.tokenizer.unknown(text)}
-            scorer = Scorer(self.readable, self.counts, protocol, window, batch, after=before, rare=rare)
+            rows = batch if protocol == "cold" else None  # streams of a text that is read warm read parts of it again
+            scorer = Scorer(self.readable, self.counts, protocol, window, rows, after=before, rare=rare)
             scorer.costs = []
             left_out = len(strange) if rare is None else 0
             scorer.add(ids, len(ids) + left_out, len(text.encode("utf-8", "surrogatepass")))

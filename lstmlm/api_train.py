@@ -123,7 +123,7 @@ def _run(
     from lstmlm.training.events import Clock
     from lstmlm.training.trainer import Trainer
 
-    corpus = open_configured(names, start.config, cache_dir=machine.ids_folder(), val=val, symbols=start.symbols)
+    corpus = open_configured(names, start.config, cache_dir=machine.ids_folder(), val=val, **start.of_text)
     if start.saved:
         run_setup.refuse_other_text(corpus, start.saved, start.folder, names)
     held.callback(torch.set_num_threads, torch.get_num_threads())

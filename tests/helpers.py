@@ -4,17 +4,17 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lstmlm.config.run_config import ModelConfig
 from lstmlm.evaluation import scoring
 from lstmlm.kernels import Kernel
 from lstmlm.kernels.eager import EagerKernel
 from lstmlm.model import cell
-from lstmlm.model.cell import LSTMState
+from lstmlm.model.cell import GATES, LSTMState
 from lstmlm.model.char_lm import CharLM
 from lstmlm.model.ensemble import Network
-from lstmlm.model.lstm import TORCH_ORDER, LSTMLayer
+from lstmlm.model.lstm import TORCH_ORDER, LSTMLayer, to_order
 
 TEXT = "Où est Bob? Bob est là; Ann le voit.\n" * 5  # 185 characters
 EXACT = 1e-10  # float64: a few hundred roundings of 1e-16 in a chain, with a margin
@@ -59,9 +59,25 @@ def cold(model: Network, ids: Tensor, *given: Any, **named: Any) -> Scores:
 
 
 def to_torch_order(weight: Tensor) -> Tensor:
-    """Return the inverse of `lstm.from_torch_order`."""
-    blocks = dict(zip(cell.GATES, weight.t().chunk(4), strict=True))
-    return torch.cat([blocks[gate] for gate in TORCH_ORDER]).contiguous()
+    """Return (E, 4S) columns or (4S) biases as the (4S, E) rows or (4S) biases of `nn.LSTM`."""
+    return to_order(weight, TORCH_ORDER)
+
+
+def from_torch_order(weight: Tensor) -> Tensor:
+    """Return the inverse of `to_torch_order`."""
+    blocks = dict(zip(TORCH_ORDER, weight.chunk(4), strict=True))
+    return torch.cat([blocks[gate] for gate in GATES]).t().contiguous()
+
+
+@torch.no_grad()
+def load_torch(layer: LSTMLayer, rival: nn.LSTM, index: int = 0) -> None:
+    """Copy layer `index` of an `nn.LSTM` into `layer`; the two bias vectors there are one here, their sum."""
+    theirs = dict(rival.named_parameters())
+    layer.U.copy_(from_torch_order(theirs[f"weight_ih_l{index}"]))
+    layer.W.copy_(from_torch_order(theirs[f"weight_hh_l{index}"]))
+    assert rival.bias == (layer.b is not None)
+    if layer.b is not None:
+        layer.b.copy_(from_torch_order(theirs[f"bias_ih_l{index}"] + theirs[f"bias_hh_l{index}"]))
 
 
 def normal(*shape: int, dtype: torch.dtype = torch.float64, scale: float = 1.0) -> Tensor:

@@ -5,21 +5,23 @@ import pickle
 import re
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 
 import lstmlm
 from lstmlm.api import LanguageModel, _first, _overlap
-from lstmlm.config.run_config import ModelConfig, RunConfig, to_dict
-from lstmlm.data.tokenizer import CharTokenizer
+from lstmlm.config.run_config import DataConfig, ModelConfig, RunConfig, to_dict
+from lstmlm.data.tokenizer import FORMS, CharTokenizer
 from lstmlm.errors import CheckpointError, LstmlmError, TextError, UsageError
+from lstmlm.evaluation import scoring
 from lstmlm.evaluation.sampler import Sampling
 from lstmlm.kernels.eager import EagerKernel
 from lstmlm.model.char_lm import CharLM
@@ -287,6 +289,43 @@ def test_costs(model: LanguageModel) -> None:
     assert model.score(text, protocol="cold", window=2).costs[:2] == pytest.approx(score.costs[:2], abs=1e-5)
 
 
+def test_score_reads_as_few_streams_as_eval(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many cold windows are read side by side may be said; a text that is read warm has as many streams as are quick."""
+    batches: list[Any] = []
+    init = scoring.Scorer.__init__
+
+    def watched(self: scoring.Scorer, *args: Any, **more: Any) -> None:
+        batches.append(args[4])
+        init(self, *args, **more)
+
+    monkeypatch.setattr(scoring.Scorer, "__init__", watched)
+    for how in ({}, {"batch": 3}, {"protocol": "cold"}, {"protocol": "cold", "batch": 3}):
+        model.score("a bad cab\n", **how)
+
+    assert batches == [None, None, None, 3]
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_costs_in_a_unicode_form(tmp_path: Path, form: Literal["NFC", "NFD"]) -> None:
+    """A model that reads a Unicode form gives the costs of the text in that form, character by character."""
+    config = RunConfig(ModelConfig(hidden=7, layers=1, dropout=0.0), DataConfig(normalize=form.lower()))
+    symbols = CharTokenizer(unicodedata.normalize(form, SYMBOLS) + "aeo")
+    network = CharLM(config.model, len(symbols), EagerKernel())
+    tensors = {f"model.{name}": tensor for name, tensor in network.state_dict().items()}
+    facts = {
+        "config": to_dict(config), "tokenizer": symbols.to_dict(), "counts": [1] * len(symbols),
+        "parameters": network.parameter_count(),
+    }  # fmt: skip
+    checkpoint.write(tmp_path / "best.safetensors", replace(saved(**facts), tensors=checkpoint.to_blobs(tensors)))
+    model = lstmlm.load(str(tmp_path))
+    one, other = (model.score(unicodedata.normalize(name, "dé bé xa")) for name in FORMS.values())
+    length = len(unicodedata.normalize(form, "dé bé xa"))
+
+    assert one.costs == other.costs
+    assert (len(one.costs), one.chars) == (length, length)
+    assert max(one.costs) == one.costs[-2] == pytest.approx(math.log2(1_114_112))
+
+
 def test_costs_after_a_text(model: LanguageModel) -> None:
     """What stands before a text is read and not scored: the two costs add up to that of both in one."""
     whole, before = model.score("a bad cab\n"), model.score("a bad")
@@ -336,6 +375,10 @@ def test_gates(model: LanguageModel) -> None:
 def test_it_says_what_it_is(model: LanguageModel) -> None:
     """A model shows its file, sizes and vocabulary."""
     assert repr(model) == f"<LanguageModel {model.path}: 1 x 7 units, 8 characters, 526 parameters, step 1>"
+    several = lstmlm.load(make_run(model.path.parent / "several", members=3))
+    of_all = several.meta["parameters"]
+    assert f": 3 members of 2 x 6 units, 21 characters, {of_all:,} parameters, step 1>" in repr(several)
+    assert f": member 2 of 3, 2 x 6 units, 21 characters, {of_all // 3:,} parameters, step 1>" in repr(several.member(2))
 
 
 @pytest.mark.parametrize(

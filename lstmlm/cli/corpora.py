@@ -29,10 +29,14 @@ def open_named(
     *,
     val: str | None = None,
     symbols: str | None = None,
+    advice: str = "",
+    begins: bool = True,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Corpus:
-    """Open what the command line names, as the configuration says."""
-    corpus = open_configured(names, config, val=val, cache_dir=ids_folder(), symbols=symbols, progress=progress)
+    """Open what the command line names, as the configuration says; see `open_configured`."""
+    corpus = open_configured(
+        names, config, cache_dir=ids_folder(), val=val, symbols=symbols, advice=advice, begins=begins, progress=progress
+    )
     if "-" in names:
         _refuse_names(corpus)
     return corpus
@@ -127,7 +131,7 @@ def open_for(model: "LanguageModel", advice: str) -> Corpus:
     """
     names, val, advice = _sources(model, advice)
     try:
-        corpus = open_named(names, model.config, val=val, symbols=model.meta["tokenizer"].get("symbols"))
+        corpus = open_named(names, model.config, val=val, symbols=model.meta["tokenizer"].get("symbols"), begins=False)
     except TextError as error:
         raise TextError(f"the text that the run was trained on: {error} {advice}") from None
     if corpus.fingerprint != model.meta["corpus"].get("fingerprint"):

@@ -400,7 +400,7 @@ class _Scoring:
         if not self.dynamic:
             return [], None, False
         from lstmlm.evaluation.scoring import Scorer
-        from lstmlm.training.dynamic import SEGMENT
+        from lstmlm.training.dynamic import LEARN_EVERY
 
         model = next(iter(self.models.values()))
         evaluator, rates, chosen = _evaluator(model, corpus)
@@ -409,24 +409,26 @@ class _Scoring:
             evaluator.mix(_mixer(model, corpus))
             reads.append(evaluator.mixed)
         rare = model.tokenizer.rare
-        scorers = [Scorer(model.readable, model.counts, window=SEGMENT, read=read, rare=rare) for read in reads]
+        scorers = [Scorer(model.readable, model.counts, window=LEARN_EVERY, read=read, rare=rare) for read in reads]
         return scorers, rates, chosen
 
     def _read(
         self, text: "text_reader.Text | list[str]", scorers: "list[Scorer]", learning: "list[Scorer]", missing: Counter[str]
     ) -> list[int]:
         """Read a text once, by the scorer of each model and by what learns; return the ids that plainer means look at."""
+        from lstmlm.data.tokenizer import in_form
+
         kept: list[int] = []
         most = 0
         if self.plain:
             from lstmlm.evaluation import baselines
 
-            most = baselines.MOST
+            most = baselines.MOST_CHARS
         for piece in text:
             size = len(piece.encode("utf-8", "surrogateescape"))
             for model, scorer in zip(self.models.values(), scorers, strict=True):
                 ids = model.tokenizer.encode_scored(piece)
-                chars = len(piece) if model.tokenizer.kind == "char" else len(ids)
+                chars = len(in_form(piece, model.tokenizer.form)) if model.tokenizer.kind == "char" else len(ids)
                 if len(ids) < chars or model.tokenizer.rare in ids:
                     missing.update(char for _, char in model.tokenizer.unknown(piece))
                     if isinstance(text, text_reader.Text):
@@ -472,7 +474,7 @@ def _mixer(model: "LanguageModel", corpus: "Corpus | None") -> "Mixer":
     mixer = open_mixer(model.counts, [symbol.isalnum() or symbol == "'" for symbol in symbols])
     with contextlib.suppress(TextError):
         train = (corpus or _corpus(model, [])).train
-        mixer.learn(train.tensor(max(0, len(train) - baselines.MOST), len(train)))
+        mixer.learn(train.tensor(max(0, len(train) - baselines.MOST_CHARS), len(train)))
     return mixer
 
 

@@ -62,7 +62,7 @@ def plain_means(model: "LanguageModel", corpus: "Corpus", known: list[int], scor
     from lstmlm.evaluation.scoring import frequencies, which_char
 
     symbols, ids = model.tokenizer, torch.tensor(known, dtype=torch.int64)
-    train = corpus.train.tensor(max(0, len(corpus.train) - baselines.MOST), len(corpus.train))
+    train = corpus.train.tensor(max(0, len(corpus.train) - baselines.MOST_CHARS), len(corpus.train))
 
     def raw(part: "Tensor") -> bytes:
         if isinstance(symbols, ByteTokenizer):

@@ -119,10 +119,11 @@ def open_text(console: Console, group: ProcessGroup, start: Start, texts: Texts)
         raise UsageError("corpus -: expected files, as each process reads the text, found standard input. Put it into a file.")
     if config.train.device == "cuda":  # what cannot be is said before a text is read
         devices.choose("cuda", None, group.local_rank, group.local_size)
-    send(group, TextMessage(run_config.to_dict(config), names, val, start.symbols))
+    how = {"val": val, **start.of_text}
+    send(group, TextMessage(run_config.to_dict(config), names, how))
     malloc.import_torch_meanwhile()
     with group.local_rank_zero_first(), corpora.may_have_moved(start.folder) if texts.known else contextlib.nullcontext():
-        text = corpora.open_named(names, config, val=val, symbols=start.symbols, progress=train_report.Reading(console))
+        text = corpora.open_named(names, config, **how, progress=train_report.Reading(console))
     if start.saved:
         run_setup.refuse_other_text(text, start.saved, start.folder, texts.typed)
     for note in text.notes:

@@ -25,14 +25,12 @@ class TextMessage:
 
     config: Of the run; sizes may be open.
     names: Of the text.
-    val: Of the validation text.
-    symbols: The vocabulary, where it is given.
+    how: What else `corpora.open_named` is told.
     """
 
     config: dict[str, Any]
     names: list[str]
-    val: str | None
-    symbols: str | None
+    how: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ def _run(group: ProcessGroup) -> None:
     texts = TextMessage(**received)
     config = run_config.from_dict(texts.config, "rank 0")
     with group.local_rank_zero_first():
-        corpus = open_named(texts.names, config, val=texts.val, symbols=texts.symbols)
+        corpus = open_named(texts.names, config, **texts.how)
     asked = RunMessage(**json.loads(group.broadcast_bytes()))
     config = run_config.from_dict(asked.config, "rank 0")
     if corpus.fingerprint != asked.fingerprint:

@@ -187,11 +187,18 @@ def parse_assignments(assignments: Iterable[str]) -> Layer:
     """
     found = {}
     for assignment in assignments:
-        key, equals, text = (part.strip() for part in assignment.partition("="))
+        key, equals, text = assignment.partition("=")
+        key = key.strip()
         if not equals:
             raise ConfigError(f"--set: expected KEY=VALUE, found {describe(assignment)}. Write --set train.lr=3e-4.")
-        found[key] = Located(known(key, "--set").parse(text, "--set"), None, f"--set {key}")
+        one = known(key, "--set")
+        found[key] = Located(one.parse(_bare(one, text), "--set"), None, f"--set {key}")
     return "--set", found
+
+
+def _bare(one: Setting, text: str) -> str:
+    """Return a value without the white space around it, unless it is a text of any kind, which that may be a part of."""
+    return text if one.type is str and not one.choices else text.strip()
 
 
 def parse_environment(environ: Mapping[str, str]) -> Layer:
@@ -214,7 +221,7 @@ def parse_environment(environ: Mapping[str, str]) -> Layer:
             hint = f"Did you mean {guess}?" if guess else "Unset it."
             raise ConfigError(f"environment: expected the name of a setting, found {describe(name)}. {hint}")
         one = variables[name]
-        found[one.key] = Located(one.parse(text.strip(), source), None, source)
+        found[one.key] = Located(one.parse(_bare(one, text), source), None, source)
     return "env", found
 
 

@@ -164,7 +164,8 @@ class DataConfig(_Section):
     )
     on_unknown: str = setting(
         "error",
-        "with --from, characters that the model does not know: refused, left out, replaced by like ones, or learnt",
+        "characters that the model of --from or --distill does not know: refused, left out, replaced by like ones, or, "
+        "with --from, learnt",
         choices=("error", "skip", "replace", "grow"),
         group="Corpus",
     )

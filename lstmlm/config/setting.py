@@ -317,7 +317,7 @@ def describe(value: object) -> str:
 
 
 def write(value: Value | float) -> str:
-    """Return a value as YAML text that `Setting.parse` reads back to the same value (None: `null`)."""
+    """Return a value as text that `Setting.parse` reads back to the same value; None is `null`, and a text stays as it is."""
     if value is None:
         return "null"
     if isinstance(value, bool):

@@ -88,6 +88,7 @@ def open_corpus(
     cache_dir: Path,
     symbols: str | None = None,
     on_unknown: str = "error",
+    advice: str = "",
     progress: ProgressCallback | None = None,
     bundled: Path | None = None,
 ) -> Corpus:
@@ -116,7 +117,8 @@ def open_corpus(
         cache_dir: Folder for ids that are too many for memory; made when it is needed.
         symbols: The vocabulary of a model that goes on.
         on_unknown: What becomes of characters of `sources` that are not in it: error, skip or replace, as for
-            `CharTokenizer.encode`; grow: they are added to it.
+            `CharTokenizer.encode`; grow: they are added to it. Without `symbols` there are none.
+        advice: What the user can do about them where they are an error, as a sentence.
         progress: Is called with every piece.
         bundled: Folder of the corpora that come along; None: that of the program.
 
@@ -153,6 +155,7 @@ def open_corpus(
         min_count=min_count,
         symbols=symbols,
         on_unknown=on_unknown,
+        advice=advice,
         folder=cache_dir,
         progress=progress,
     )
@@ -188,9 +191,13 @@ def open_configured(
     cache_dir: Path,
     val: str | None = None,
     symbols: str | None = None,
+    advice: str = "",
+    begins: bool = True,
     progress: ProgressCallback | None = None,
 ) -> Corpus:
     """Open a corpus as a configuration says, with the corpora that come along; see `open_corpus`.
+
+    What is to part documents has to stand in a text that a model begins with (`begins`), not in one for a model that is there.
 
     Raises:
         UsageError: What is to part its documents stands nowhere in it.
@@ -211,6 +218,7 @@ def open_configured(
         exclude=_patterns(data.exclude),
         skip_bad=data.on_bad_file == "skip",
         on_unknown=data.on_unknown,
+        advice=advice,
         cache_dir=cache_dir,
         symbols=symbols,
         progress=progress,
@@ -218,7 +226,7 @@ def open_configured(
     )
     if separator := separator_ids(text, corpus.tokenizer):
         found = [part.occurrences(separator) for part in (corpus.train, corpus.val)]
-        if symbols is None and not any(found):
+        if begins and not any(found):
             raise UsageError(
                 f"--document-separator '{printable(str(text)[:40])}': expected a text that stands between documents, found it "
                 f"nowhere in {printable(corpus.name)}. Give what stands there, or leave it out."
@@ -245,10 +253,13 @@ class _Plan:
     min_count: int
     symbols: str | None
     on_unknown: str
+    advice: str
     folder: Path
     progress: ProgressCallback | None
 
     def __post_init__(self) -> None:
+        if self.symbols is None:  # every character of the text is known, or rare
+            self.on_unknown = "error"
         if not self.val_fraction:
             self.split = "tail"
         if self.split == "auto" and not (self.how.field or any(source.archive for source in self.texts[0])):
@@ -272,7 +283,7 @@ class _Plan:
             "normalize": self.how.normalize,
             "min_count": self.min_count,
             "symbols": self.symbols,
-            "on_unknown": self.on_unknown if self.symbols is not None else "error",
+            "on_unknown": self.on_unknown,
             "val_fraction": self.val_fraction,
             "split": self.split,
             "seed": self.seed if drawn else None,
@@ -390,7 +401,7 @@ class _Plan:
         rule: OnUnknown = "skip" if self.on_unknown == "skip" else "replace" if self.on_unknown == "replace" else "error"
         named = [text[0].name + (f" and {len(text) - 1} more" if len(text) > 1 else "") for text in self.texts]
         of_val: OnUnknown = "skip" if tokenizer.rare is None else "error"
-        packers = [Packer(tokenizer, on_unknown=of_val if i else rule, name=name) for i, name in enumerate(named)]
+        packers = [Packer(tokenizer, of_val if i else rule, name, self.advice) for i, name in enumerate(named)]
         switches = hashlib.sha256()  # where the text goes from one part into the other
         with contextlib.ExitStack() as stack:
             writer = stack.enter_context(cache.Writer(self.folder))

@@ -62,13 +62,14 @@ class Packer:
         tokenizer: Whose ids. Bytes are stored as they are: there is nothing to pack, only to count.
         on_unknown: As for `CharTokenizer.encode`. `skipped` counts what is left out or replaced, `strange` are the first few.
         name: Of the text, for the message.
+        advice: What the user can do about an unknown character, as a sentence.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, on_unknown: OnUnknown = "error", name: str = "") -> None:
+    def __init__(self, tokenizer: Tokenizer, on_unknown: OnUnknown = "error", name: str = "", advice: str = "") -> None:
         import torch
 
         self._size, self._rule, self._name, self._done = len(tokenizer), on_unknown, name, 0
-        self._tokenizer = tokenizer
+        self._tokenizer, self._advice = tokenizer, advice
         self.width = 1 if self._size <= 256 else 2 if self._size <= 65536 else 4
         self._type = stored_type(self.width)
         self.counts = torch.zeros(self._size, dtype=torch.int64)
@@ -131,10 +132,10 @@ class Packer:
         names = list(dict.fromkeys(text[i] for i in places))
         if self._rule == "error":
             more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+            found = ", ".join(map(describe, names[:NAMED]))
             raise TextError(
                 f"corpus {self._name + ' ' if self._name else ''}at character {self._done + places[0]}: expected the "
-                f"{self._size} characters that the model knows, found {', '.join(map(describe, names[:NAMED]))}{more}. Let it "
-                "learn them (--on-unknown grow), leave them out (--on-unknown skip), or train a new model on the text."
+                f"{self._size} characters that the model knows, found {found}{more}. {self._advice}".rstrip()
             )
         self.skipped += len(places)
         self.strange = list(dict.fromkeys(self.strange + names))[:NAMED]

@@ -21,7 +21,7 @@ from lstmlm.data.ids import Ids
 
 ORDER = 3
 SAMPLES, SAMPLE = 64, 2048  # stretches of a text, and their characters, by which its parts are compared
-MOST = 1 << 21  # characters of either text that are looked at: bounds time and memory
+MOST_CHARS = 1 << 21  # characters of either text that are looked at: bounds time and memory
 _DIRECT = 1 << 22  # numbers up to this are counted as they are, larger ones after they have been ranked
 
 

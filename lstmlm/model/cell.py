@@ -22,10 +22,6 @@ class LSTMState(NamedTuple):
     hidden: Tensor
     cell: Tensor
 
-    def detach(self) -> "LSTMState":
-        """Return the same values cut from their history, so that a window's gradient ends at its first step."""
-        return LSTMState(self.hidden.detach(), self.cell.detach())
-
 
 class Gates(NamedTuple):
     """What the gates decided at one time step or more. Each (..., S)."""

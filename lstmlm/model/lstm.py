@@ -1,4 +1,4 @@
-"""A layer of the LSTM and the stack of layers, trained through a kernel; and the weights of an `nn.LSTM` in it.
+"""A layer of the LSTM and the stack of layers, trained through a kernel; and its weights in another order of gates.
 
 `LSTMLayer` holds U, W and b and runs them, for `char_lm`.
 """
@@ -266,33 +266,8 @@ class LSTMLayer(nn.Module):
         return H, LSTMState(H[-1], C_T)
 
 
-def from_torch_order(weight: Tensor) -> Tensor:
-    """Return (4S, E) rows or (4S) biases of `nn.LSTM` as (E, 4S) columns or (4S) biases in `GATES` order."""
-    blocks = dict(zip(TORCH_ORDER, weight.chunk(4), strict=True))
-    return torch.cat([blocks[gate] for gate in GATES]).t().contiguous()
-
-
 def to_order(weight: Tensor, order: Sequence[str]) -> Tensor:
     """Return (E, 4S) columns or (4S) biases in `GATES` order as (4S, E) rows or (4S) biases in another, such as `TORCH_ORDER`."""
     blocks = dict(zip(GATES, weight.chunk(4, dim=-1), strict=True))
     moved = torch.cat([blocks[gate] for gate in order], dim=-1)
     return moved.t().contiguous() if moved.dim() == 2 else moved
-
-
-@torch.no_grad()
-def load_torch(layer: LSTMLayer, rival: nn.LSTM, index: int = 0) -> None:
-    """Copy layer `index` of an `nn.LSTM` into `layer`; the two bias vectors there are one here, their sum.
-
-    Raises:
-        ValueError: The biases there are not zero, and `layer` has none.
-    """
-    theirs = dict(rival.named_parameters())
-    layer.U.copy_(from_torch_order(theirs[f"weight_ih_l{index}"]))
-    layer.W.copy_(from_torch_order(theirs[f"weight_hh_l{index}"]))
-    b = torch.zeros_like(layer.W[0])
-    if rival.bias:
-        b = from_torch_order(theirs[f"bias_ih_l{index}"] + theirs[f"bias_hh_l{index}"])
-    if layer.b is not None:
-        layer.b.copy_(b)
-    elif b.any():
-        raise ValueError("nn.LSTM: expected bias=False or biases of zero, as this layer has no bias, found others.")

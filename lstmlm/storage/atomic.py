@@ -272,11 +272,16 @@ def put_back(folder: Path, names: Sequence[str]) -> None:
     _remove(folder / _REPLACED)
 
 
+def is_draft(name: str) -> bool:
+    """Say whether a name is that of a `Draft`."""
+    return bool(_TEMP.fullmatch(name))
+
+
 def clean(folder: Path) -> list[Path]:
     """Remove the drafts that killed processes left in a folder, and return them; those that are being written stay."""
     removed = []
     for path in sorted(folder.iterdir()):
-        if _TEMP.fullmatch(path.name) and _remove_abandoned(path):
+        if is_draft(path.name) and _remove_abandoned(path):
             removed.append(path)
     return removed
 

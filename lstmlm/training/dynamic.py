@@ -2,7 +2,7 @@
 
 `DynamicEvaluator` reads for a `scoring.Scorer`, for `eval --dynamic`; the model it was given stays as it is.
 
-    g = gradient of the mean nats of a segment of SEGMENT characters
+    g = gradient of the mean nats of a segment of LEARN_EVERY characters
     s = sqrt(mean of g^2) of each weight, over a text that the network writes itself
     n = g / (s + floor * s_all)
     w = w - rate * n * min(1, LARGEST / |n|) + decay * (w_0 - w)
@@ -31,7 +31,7 @@ from lstmlm.model.ensemble import Network, average, joined, members
 from lstmlm.model.lstm import StackState
 from lstmlm.training.backprop import Backprop
 
-SEGMENT = 32  # characters that are scored before the network learns from them
+LEARN_EVERY = 32  # characters that are scored before the network learns from them
 LARGEST = 3.0  # times the usual size: what a text that is like no other may ask for in one step
 CHOICES = (1e-3, 3.5e-4, 1e-4)  # rates: most texts want the first, those without anything new the last
 CHOICE_CHARS = 6_144  # of the training text, its end, by which one of them is chosen
@@ -40,7 +40,7 @@ OWN_CHARS = 8_192  # length of the text that the network writes to see how large
 
 @dataclass(frozen=True)
 class Rates:
-    """How fast the network learns from what it has been scored on; the steps are those of SEGMENT characters.
+    """How fast the network learns from what it has been scored on; the steps are those of LEARN_EVERY characters.
 
     rate: Size of a step whose gradient is as large as is usual.
     decay: Share of the way back to the trained weights, at each step.
@@ -108,7 +108,7 @@ class DynamicEvaluator:
         """Score ids[1:] and learn from them, segment by segment, from where the last call ended.
 
         Args:
-            ids: (n), n - 1 a multiple of SEGMENT but for the last call.
+            ids: (n), n - 1 a multiple of LEARN_EVERY but for the last call.
 
         Returns:
             Scores of the n - 1 characters after the first, and the state after ids[-2], the last input.
@@ -117,8 +117,8 @@ class DynamicEvaluator:
         scores, hits = [empty], [empty.bool()]
         text = torch.tensor(ids, dtype=torch.int64, device=empty.device)
         with _threads(self._networks[0].model):
-            for start in range(0, len(text) - 1, SEGMENT):
-                segment = text[start : start + SEGMENT + 1]
+            for start in range(0, len(text) - 1, LEARN_EVERY):
+                segment = text[start : start + LEARN_EVERY + 1]
                 logits = average(network.read(segment) for network in self._networks)
                 scores.append(nats(logits, segment[1:, None]).view(-1))
                 hits.append(logits.argmax(-1).view(-1) == segment[1:])
@@ -137,7 +137,7 @@ class _AdaptedNetwork:
 
     def __init__(self, model: CharLM, start: int, rates: Rates, own_chars: int) -> None:
         self.model, self.weights, self._gradient = _flat_copy(model)
-        self._backprop = Backprop(self.model, 1, SEGMENT)
+        self._backprop = Backprop(self.model, 1, LEARN_EVERY)
         self._pointwise = self.model.stack()[0].kernel.pointwise
         usual = self._usual(start, own_chars)
         overall = _root_mean_square(usual, self._pointwise)
@@ -172,8 +172,8 @@ class _AdaptedNetwork:
         ids = torch.tensor([start, *(next(stream)[0][0] for _ in range(chars))], device=self.weights.device)
         squares, count = torch.zeros_like(self.weights), 0
         self.state = self.model.initial_state(1)
-        for first in range(0, chars, SEGMENT):
-            self.read(ids[first : first + SEGMENT + 1])
+        for first in range(0, chars, LEARN_EVERY):
+            self.read(ids[first : first + LEARN_EVERY + 1])
             squares.addcmul_(self._gradient, self._gradient)
             count += 1
         return squares.div_(max(1, count)).sqrt_()

@@ -14,6 +14,7 @@ from lstmlm import kernels, machine
 from lstmlm.config import auto_tune, run_config
 from lstmlm.config.run_config import RunConfig
 from lstmlm.data.corpus import Corpus
+from lstmlm.data.tokenizer import separator_ids
 from lstmlm.errors import SystemProblem
 from lstmlm.kernels import Kernel
 from lstmlm.model import devices, weights
@@ -82,7 +83,9 @@ def prepare(start: Start, text: Corpus, clock: Clock, group: ProcessGroup, repor
     def taught(by: Kernel) -> Teacher | None:
         return teachers.of(start.teacher, text.tokenizer, by, device, config.train.distill_weight) if start.teacher else None
 
-    measure = step_timing.timer(vocabulary, kernel, device, config.model.members, group.size, taught(kernel))
+    teacher = taught(kernel)
+    separator = separator_ids(config.model.document_separator, text.tokenizer)
+    measure = step_timing.timer(vocabulary, kernel, device, config.model.members, group.size, teacher, separator)
 
     def left() -> float:
         return max(0.0, 60 * (config.train.minutes or 0.0) - clock.seconds())
@@ -92,8 +95,10 @@ def prepare(start: Start, text: Corpus, clock: Clock, group: ProcessGroup, repor
         return auto_tune.choose(config, len(text.train), vocabulary, left, measure, tuned=start.parent is not None)
 
     whole, chosen, steps = choose()
-    kernel, wrong = kernels.at_sizes(kernel, device, *sizes(whole, text))
-    return Plan(whole, device, kernel, steps, clock, [*filter(None, (chosen, why, wrong))], left, choose, taught(kernel))
+    runs, wrong = kernels.at_sizes(kernel, device, *sizes(whole, text))
+    if runs is not kernel:
+        teacher = taught(runs)
+    return Plan(whole, device, runs, steps, clock, [*filter(None, (chosen, why, wrong))], left, choose, teacher)
 
 
 def threads(config: RunConfig, group: ProcessGroup) -> int:

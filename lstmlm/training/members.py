@@ -90,6 +90,7 @@ class Members:
         self.teacher = teacher
         self.each = [Member(config, vocabulary, kernel, number, device, separator) for number in range(config.model.members)]
         self.network = ensemble.of([member.model for member in self.each])
+        self._parts = len(self.network.initial_state(1))  # of a state, before those of the teacher
         self._steps: dict[int, TrainStep] = {}
         self._whole: TrainStep | None = None
 
@@ -159,10 +160,9 @@ class Members:
         taught: Taught | None = None
         theirs: StackState = ()
         if self.teacher is not None:
-            layers = len(self.network.stack())
             before = state or self.initial_state(count)
-            state = before[:layers] if state else None
-            taught, theirs = self.teacher(ids, before[layers:])
+            state = before[: self._parts] if state else None
+            taught, theirs = self.teacher(ids, before[self._parts :])
         drops = [member.dropout(step, streams, first) for member in self.each]
         emptied = torch.stack([drop.emptied(share, count) for drop in drops]) if state is not None and share else None
         nats, after = self._steps[count](ids, targets, state, drops, emptied, taught)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lstmlm.config import run_config
 from lstmlm.config.run_config import Layer, RunConfig
@@ -53,7 +53,8 @@ JOB = ".job"
 TEACHER = "teacher.safetensors"
 """The model that --distill names, as it was when the run began: the run goes on with it, whatever becomes of the other one."""
 
-OURS = (JOB, TEACHER, "config.yaml", "metrics.jsonl", "samples.txt", "best.safetensors", "last.safetensors", "clock.jsonl")
+JOURNALS = ("metrics.jsonl", "samples.txt", "clock.jsonl")
+OURS = (JOB, TEACHER, "config.yaml", "best.safetensors", "last.safetensors", *JOURNALS)
 TENSORBOARD = "tensorboard"
 SEVERAL = ("step-*.safetensors", f"{TENSORBOARD}/events.out.tfevents.*")
 """Files of a run, which a new one takes the place of with --overwrite; see `replaced`."""
@@ -92,10 +93,21 @@ class Start:
         return self.saved or self.parent
 
     @property
-    def symbols(self) -> str | None:
-        """The vocabulary that is given."""
+    def of_text(self) -> dict[str, Any]:
+        """What `corpus.open_configured` is told of what the text is for: the vocabulary that is given, and what it lacks."""
         known = self.first or self.teacher
-        return known.meta["tokenizer"].get("symbols") if known else None
+        symbols = known.meta["tokenizer"].get("symbols") if known else None
+        return {"symbols": symbols, "advice": self._advice(), "begins": self.first is None}
+
+    def _advice(self) -> str:
+        """Say what can be done about characters that are not in that vocabulary."""
+        if self.saved:
+            return _of_another_text(self.folder)
+        if self.teacher:
+            return (
+                "Leave them out (--on-unknown skip), replace them by like ones (--on-unknown replace), or do without --distill."
+            )
+        return "Let it learn them (--on-unknown grow), leave them out (--on-unknown skip), or train a new model on the text."
 
 
 def resolve_start(
@@ -134,10 +146,10 @@ def resolve_start(
 
     again, start = as_asked()
     if held is not None and folder.exists():
-        _lock(folder, held, report, expected=resume or overwrite or again)
+        _lock(folder, held, report, start.teacher, expected=resume or overwrite or again)
         if again != started_again(folder):  # what a killed command had set aside is back
             again, start = as_asked()
-        refuse_existing(folder, start.resumes or start.overwrites)
+        refuse_existing(folder, start.resumes or start.overwrites, start.teacher)
         start = replace(start, locked=True)
     if not start.resumes:
         return start
@@ -166,13 +178,15 @@ def lock(start: Start, held: contextlib.ExitStack, report: Callable[[str], None]
     """Make and lock the folder of a run, where that was not done when it was resolved, and refuse what has come into it since."""
     if not start.locked:
         expected = start.resumes or start.overwrites
-        _lock(start.folder, held, report, expected=expected)
-        refuse_existing(start.folder, expected)
+        _lock(start.folder, held, report, start.teacher, expected=expected)
+        refuse_existing(start.folder, expected, start.teacher)
 
 
-def _lock(folder: Path, held: contextlib.ExitStack, report: Callable[[str], None], *, expected: bool) -> None:
+def _lock(
+    folder: Path, held: contextlib.ExitStack, report: Callable[[str], None], teacher: Checkpoint | None, *, expected: bool
+) -> None:
     """Lock the run folder, made where it is missing, and put right what a killed command left there."""
-    refuse_existing(folder, expected)  # where others' files lie, not even a lock is left
+    refuse_existing(folder, expected, teacher)  # where others' files lie, not even a lock is left
     atomic.make_folder(folder)
     weakened = held.enter_context(run_dir.lock(folder))
     if weakened:
@@ -355,13 +369,16 @@ def resumed(
     return resolved.config, resolved.sources, recorded
 
 
-def refuse_existing(folder: Path, asked_for: bool) -> None:
-    """Refuse to overwrite an existing run, unless that was asked for; nothing is deleted here."""
+def refuse_existing(folder: Path, asked_for: bool, teacher: Checkpoint | None = None) -> None:
+    """Refuse to overwrite an existing run, unless that was asked for; nothing is deleted here.
+
+    What a run of the same teacher has left that was stopped before its first checkpoint is none.
+    """
     if not folder.exists():
         return
     if not folder.is_dir():
         raise UsageError(f"--out {printable(str(folder))}: expected a folder or nothing, found a file. Choose another --out.")
-    if asked_for:
+    if asked_for or _is_unbegun(folder, teacher):
         return
     if theirs := [name for name in run_dir.contents(folder) if name != JOB]:
         found, free = _run_of(folder) or printable(", ".join(theirs[:4])), printable(str(_free(folder)))
@@ -369,6 +386,27 @@ def refuse_existing(folder: Path, asked_for: bool) -> None:
             f"run {printable(str(folder))}: expected an empty or new folder, found {found}. "
             f"Use --resume to go on with it, --overwrite to begin again, or --out {free} for another folder."
         )
+
+
+def _is_unbegun(folder: Path, teacher: Checkpoint | None) -> bool:
+    """Say whether all that lies in a folder is what a run with this teacher writes before its configuration and checkpoints."""
+    places = folder, folder / atomic.ASIDE, folder / atomic.MOVING
+    found = [place / name for place in places if place.is_dir() for name in run_dir.contents(place)]
+    return all(
+        path in places
+        or path.name == JOB
+        or atomic.is_draft(path.name)
+        or (path.name in JOURNALS and path.is_file() and not _size(path))
+        or (path.name == TEACHER and teacher is not None and _holds(path, teacher))
+        for path in found
+    )
+
+
+def _holds(path: Path, model: Checkpoint) -> bool:
+    """Say whether a file is that of a model."""
+    with contextlib.suppress(CheckpointError):
+        return checkpoint.digest(checkpoint.read(path, check)) == checkpoint.digest(model)
+    return False
 
 
 def _run_of(folder: Path) -> str:
@@ -396,6 +434,11 @@ def refuse_other_text(corpus: "Corpus", saved: Checkpoint, folder: Path, names: 
         raise TextError(
             f"corpus {printable(' '.join(names))}: expected the text that the run in {run} was "
             f"trained on ({printable(str(was.get('chars')))} characters, {printable(str(was.get('fingerprint'))[:12])}), found "
-            f"another one ({corpus.chars} characters, {corpus.fingerprint[:12]}). Say where the text is now, or learn this "
-            f"one from where that run has come to: --from {run} --out {printable(str(_free(folder)))}."
+            f"another one ({corpus.chars} characters, {corpus.fingerprint[:12]}). {_of_another_text(folder)}"
         )
+
+
+def _of_another_text(folder: Path) -> str:
+    """Say what to do where a text is not that of the run in a folder."""
+    run, free = (printable(str(path)) for path in (folder, _free(folder)))
+    return f"Say where the text is now, or learn this one from where that run has come to: --from {run} --out {free}."

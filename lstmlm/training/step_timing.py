@@ -7,7 +7,7 @@ are drawn. On a GPU a recurrence of a middling size is measured, as each size wo
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain
 
@@ -21,14 +21,20 @@ from lstmlm.training import malloc
 from lstmlm.training.members import Members
 from lstmlm.training.teacher import Teacher
 
-MOST = 100  # steps that are timed
+MOST_STEPS = 100  # steps that are timed
 SHARE = 0.004  # of a budget in minutes, for each size that is measured ...
 LEAST = 0.05  # ... but so many seconds
 SHARE_OF_SPEED = 0.95  # of a recurrence's speed that a whole training step reaches: scripts/bench/bench.py train
 
 
 def timer(
-    vocabulary: int, kernel: Kernel, device: torch.device, members: int, processes: int, teacher: Teacher | None = None
+    vocabulary: int,
+    kernel: Kernel,
+    device: torch.device,
+    members: int,
+    processes: int,
+    teacher: Teacher | None = None,
+    separator: Sequence[int] = (),
 ) -> Callable[[RunConfig], float]:
     """Return what says how many seconds a step of a configuration takes.
 
@@ -39,6 +45,7 @@ def timer(
         members: How many networks learn side by side.
         processes: That share the batch.
         teacher: From which they learn too.
+        separator: Ids of what parts documents.
     """
     if device.type == "cpu":
 
@@ -46,7 +53,7 @@ def timer(
             rows = max(1, (config.train.batch or 1) // processes)
             gc.freeze()  # what has been imported is not looked through below
             seconds = max(LEAST, SHARE * 60 * (config.train.minutes or 0.0))
-            found = step_seconds(config, vocabulary, kernel, device, rows, seconds, teacher)
+            found = step_seconds(config, vocabulary, kernel, device, rows, seconds, teacher, separator)
             gc.collect()  # a recorded step refers to itself
             malloc.give_back()
             return found
@@ -76,6 +83,7 @@ def step_seconds(
     rows: int,
     seconds: float,
     teacher: Teacher | None = None,
+    separator: Sequence[int] = (),
 ) -> float:
     """Measure a step of all members.
 
@@ -87,6 +95,7 @@ def step_seconds(
         rows: Streams of this process.
         seconds: How long to measure, if that is enough for two steps after the first.
         teacher: From which they learn too.
+        separator: Ids of what parts documents.
 
     Returns:
         Seconds: the mean of the quicker half, as it is the machine that is asked for and not what else runs on it at times; on
@@ -94,7 +103,8 @@ def step_seconds(
     """
     window = config.train.window
     assert window is not None
-    members = Members(replace(config, model=replace(config.model, orthogonal=False)), vocabulary, kernel, device, teacher=teacher)
+    quickly = replace(config, model=replace(config.model, orthogonal=False))
+    members = Members(quickly, vocabulary, kernel, device, separator, teacher)
     members.prepare({rows}, window, rows)
     ids = torch.randint(vocabulary, (window + 1, rows), generator=torch.Generator().manual_seed(0))
     state: StackState | None = None
@@ -103,7 +113,7 @@ def step_seconds(
     step = -1  # which finds memory and caches cold
     began = 0.0
     try:
-        while step < 2 * len(taken) or (time.perf_counter() - began < seconds and step < MOST):
+        while step < 2 * len(taken) or (time.perf_counter() - began < seconds and step < MOST_STEPS):
             count = list(taken)[step % len(taken)]
             torch.set_num_threads(count)
             start = time.perf_counter()

@@ -58,7 +58,12 @@ RETRIES = 3  # times in a row that a diverged run is stepped back, each with hal
 CALM = 1000  # steps without that after which one of them is forgotten: a long run may meet many, far from each other
 LOG_EVERY = 10  # steps whose mean is one record of metrics.jsonl
 PACE_SECONDS = 4.0  # after which it is tried again with how many threads a step is quickest
-SAVE_SECONDS = 30.0  # between two checkpoints, where save_every leaves it open: saving changes no result
+SAVE_SECONDS = 30.0
+"""Between two checkpoints, where `train.save_every` leaves it open: then there is one with the next record.
+
+A run that never diverges is the same bit for bit however often it is saved. One that does goes back to its last checkpoint: which
+one that is follows from `save_every`, or else from the clock.
+"""
 
 
 class Trainer:
@@ -180,7 +185,7 @@ class Trainer:
         steps = auto_tune.steps_of(self.config, self.streams.steps_per_epoch)
         if steps is not None and steps < p.step:
             raise UsageError(
-                f"--resume: expected a budget of more than the {p.step:,} steps that the run has taken, found {steps:,}. "
+                f"--resume: expected a budget of at least the {p.step:,} steps that the run has taken, found {steps:,}. "
                 "Ask for more, or leave it out to go on as it was."
             )
         if self._stops_early():  # it was asked to go on all the same
@@ -294,7 +299,8 @@ class Trainer:
         every = self.config.train.save_every
         if every:
             return self.progress.step % every == 0
-        return self._late() if self.group.size == 1 else self._wanted
+        late = self._late() if self.group.size == 1 else self._wanted
+        return late and not self.progress.recent_steps  # the clock decides on a checkpoint, never on what is looked at
 
     def _begun(self) -> bool:
         """Say whether a score tells that a run has diverged: before that a rate may mend itself, and is not gone back to."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lstmlm.config.run_config import RunConfig
 from lstmlm.data.saved_model import parts
-from lstmlm.data.tokenizer import Tokenizer
+from lstmlm.data.tokenizer import CharTokenizer, Tokenizer
 from lstmlm.errors import UsageError
 from lstmlm.model import weights
 from lstmlm.storage import checkpoint
@@ -36,7 +36,10 @@ def weights_of(parent: Checkpoint, tokenizer: Tokenizer) -> dict[str, Tensor]:
             "--on-unknown grow: the last layer of the model of --from is its readout, as wide as its vocabulary, and cannot "
             "grow. Take --on-unknown skip or --on-unknown replace, or train without --from."
         )
-    rows = tokenizer.encode(old.decode(range(len(old))))
+    assert isinstance(old, CharTokenizer)  # bytes are all known
+    assert isinstance(tokenizer, CharTokenizer)
+    place = {symbol: row for row, symbol in enumerate(tokenizer.symbols)}
+    rows = [place[symbol] for symbol in old.symbols]  # one by one: a Unicode form would join and reorder the marks among them
     for name, tensor in _tables(config, found):
         grown = tensor.new_full((len(tokenizer), *tensor.shape[1:]), float(tensor.min()) if tensor.dim() == 1 else 0.0)
         grown[rows] = tensor

@@ -27,9 +27,13 @@ from lstmlm import kernels
 from lstmlm.config.run_config import ModelConfig, TrainConfig
 from lstmlm.kernels import build, native
 from lstmlm.model.char_lm import CharLM, StackState, nats
-from lstmlm.model.lstm import LSTMLayer, load_torch
+from lstmlm.model.lstm import LSTMLayer
 from lstmlm.training.backprop import Backprop
 from lstmlm.training.optim import Optimizer
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.helpers import load_torch  # the checkout is not installed
 
 VOCABULARY = 65
 # L, S, B, T; the second is the shape of short runs with default settings

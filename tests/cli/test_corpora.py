@@ -200,3 +200,26 @@ def test_advice_for_a_text_that_is_gone(lstmlm: Lstmlm, tmp_path: Path) -> None:
     assert found.code == 3
     assert "say with --corpus where it is; else name a text to score." in found.err
     assert "come along" not in found.err
+
+
+def test_what_to_do_about_unknown_characters(lstmlm: Lstmlm, run: Path, text: Path) -> None:
+    """Only a model that is fine-tuned may learn or leave out characters; whoever goes on, or reads its own text, may not."""
+    text.write_text(TEXT + "Żółw\n")
+    resumed, scored = lstmlm("train", text, "--resume"), lstmlm("eval", "-m", run, "--corpus", text, "--dynamic")
+    tuned = lstmlm("train", text, "--from", run, "--out", "runs/tuned")
+
+    assert (resumed.code, scored.code, tuned.code) == (3, 3, 3), scored.err
+    assert "--on-unknown" not in resumed.err + scored.err
+    assert "--from runs/text --out runs/text-2." in resumed.err
+    assert "--on-unknown grow" in tuned.err
+
+
+def test_models_of_unlike_forms_count_their_own_characters(lstmlm: Lstmlm, text: Path) -> None:
+    """A text that is scored by models of unlike Unicode forms has for each the characters of its own form, all of them known."""
+    for form in ("nfc", "nfd"):
+        assert lstmlm("train", text, *TINY, "--normalize", form, "--out", f"runs/{form}", "-q").code == 0
+    both = lstmlm("eval", text, "-m", "runs/nfc", "-m", "runs/nfd", "--json").json["models"]
+    alone = [lstmlm("eval", text, "-m", f"runs/{form}", "--json").json for form in ("nfc", "nfd")]
+
+    assert [(one["chars"], one["unknown"]) for one in both] == [(len(TEXT), 0), (len(unicodedata.normalize("NFD", TEXT)), 0)]
+    assert [one["bits_per_char"] for one in both] == [one["bits_per_char"] for one in alone]

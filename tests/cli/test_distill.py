@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lstmlm import train
-from lstmlm.errors import UsageError
+from lstmlm.errors import SystemProblem, UsageError
 from lstmlm.storage import checkpoint
 from tests.cli.conftest import TEXT, TINY, Lstmlm
 from tests.cli.test_train import digest
@@ -65,6 +65,8 @@ def test_refused(lstmlm: Lstmlm, text: Path, teacher: str) -> None:
     own = lstmlm("train", text, *TINY, "--distill", teacher, "--out", teacher, "--overwrite")
 
     assert [result.code for result in (other, grown, of_bytes, missing, nameless, own)] == [3, 2, 2, 4, 2, 2]
+    assert "--on-unknown skip" in other.err
+    assert "--on-unknown grow" not in other.err
     assert "--distill: expected a model with the vocabulary of this run" in grown.err
     assert "(256 bytes)" in of_bytes.err
     assert "holds the model of --distill" in own.err
@@ -98,8 +100,9 @@ def test_replaced(lstmlm: Lstmlm, text: Path, teacher: str) -> None:
     assert not Path("runs/taught/teacher.safetensors").exists()
 
 
-def test_planned(lstmlm: Lstmlm, text: Path, teacher: str) -> None:
+def test_planned(lstmlm: Lstmlm, text: Path, teacher: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The plan counts the memory that a teacher takes."""
+    monkeypatch.setattr("lstmlm.machine.memory_used", lambda: (0, 0))  # not the most that this process has had
     alone, taught = (
         lstmlm("train", text, *TINY, "--batch", "64", "--window", "64", "--dry-run", "--json", *flags).json["memory_bytes"]
         for flags in ((), ("--distill", teacher))
@@ -116,3 +119,56 @@ def test_in_python(text: Path, teacher: str) -> None:
     assert Path("runs/taught/teacher.safetensors").is_file()
     with pytest.raises(UsageError, match=r"^distill: expected a model with the vocabulary of this run"):
         train(str(text), out="runs/no", distill=teacher, steps=3, tokenizer="byte")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flag", ["--distill", "--from"])
+@pytest.mark.parametrize("job", [None, "7"])
+def test_stopped_before_its_first_checkpoint(
+    lstmlm: Lstmlm, text: Path, teacher: str, monkeypatch: pytest.MonkeyPatch, flag: str, job: str | None
+) -> None:
+    """What a run leaves that was killed, or met a full disk, before its first checkpoint is none: the same command begins it."""
+    monkeypatch.setattr("lstmlm.training.distributed.job", lambda: job)
+    command = ("train", text, "--steps", "3", "--threads", "1", flag, teacher, "--out", "runs/taught")
+    for error in (KeyboardInterrupt, SystemProblem("the disk is full")):
+
+        def stopped(*_: object, error: type[BaseException] | BaseException = error) -> None:
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr("lstmlm.training.run_files.RunFiles.write_last", stopped)
+            assert lstmlm(*command).code in (130, 5)
+        Path("runs/taught/.last.safetensors.12ab.tmp").write_bytes(b"half")  # as after a kill
+    left = {path.name for path in Path("runs/taught").iterdir()} - {".lock", ".last.safetensors.12ab.tmp"}
+    resumed = lstmlm("train", "--resume", "--out", "runs/taught", text)
+    other = lstmlm("train", text, "--out", "runs/taught").code if flag == "--distill" else 2
+    again = lstmlm(*command)
+
+    assert left >= {"metrics.jsonl", "samples.txt", "clock.jsonl"}
+    assert ("teacher.safetensors" in left, ".job" in left) == (flag == "--distill", job is not None)
+    assert resumed.code == 4
+    assert "begin it again without --resume" in resumed.err
+    assert other == 2  # a model that no run of its own has put there is kept
+    assert again.code == 0, again.err
+
+
+def test_somebody_elses_files_are_no_empty_folder(lstmlm: Lstmlm, text: Path, teacher: str) -> None:
+    """A folder with another model called teacher, or with samples in it, is refused, and keeps them."""
+    for name, data in (("teacher.safetensors", Path(teacher, "last.safetensors").read_bytes()), ("samples.txt", b"mine\n")):
+        path = Path(f"runs/of-{name}", name)
+        path.parent.mkdir()
+        path.write_bytes(data)
+        result = lstmlm("train", text, *TINY, "--distill", teacher, "--out", path.parent)
+
+        assert result.code == 2
+        assert f"expected an empty or new folder, found {name}." in result.err
+        assert path.read_bytes() == data
+
+
+def test_a_separator_that_stands_nowhere(lstmlm: Lstmlm, text: Path, teacher: str) -> None:
+    """A run with a teacher begins a model: what is to part its documents has to stand in its text."""
+    refused = lstmlm("train", text, *TINY, "--distill", teacher, "--document-separator", "Bob Bob", "--out", "runs/no")
+    taken = lstmlm("train", text, *TINY, "--distill", teacher, "--document-separator", "Bob", "--out", "runs/yes")
+
+    assert (refused.code, taken.code) == (2, 0), taken.err
+    assert "found it nowhere in text" in refused.err

@@ -621,6 +621,16 @@ def test_resolve_precedence_and_sources(tmp_path: Path) -> None:
     assert list(KEYS) == list(resolved.sources)
 
 
+def test_a_text_keeps_the_white_space_around_it() -> None:
+    """What parts documents may begin and end with line ends, by --set and the environment too; all else is taken without."""
+    by_set = parse_assignments(["model.document_separator=\n\n", " train.lr = 0.5 ", "data.tokenizer = byte"])
+    by_name = parse_environment({"LSTMLM_MODEL_DOCUMENT_SEPARATOR": "\n--\n", "LSTMLM_TRAIN_LR": " 0.5\n"})
+
+    assert [resolve([layer]).config.model.document_separator for layer in (by_set, by_name)] == ["\n\n", "\n--\n"]
+    assert [resolve([layer]).config.train.lr for layer in (by_set, by_name)] == [0.5, 0.5]
+    assert resolve([by_set]).config.data.tokenizer == "byte"
+
+
 def test_resolve_shows_each_source() -> None:
     """to_yaml with sources has one line for each key, its source behind it on the same line."""
     resolved = resolve([("evil\n\x1b[2J", {"train.lr": 0.5})])

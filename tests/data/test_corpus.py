@@ -180,3 +180,13 @@ def test_bytes_are_never_rare(read: Reader) -> None:
     """With the byte tokenizer a least count is refused: there is no vocabulary to cut."""
     with pytest.raises(UsageError, match="--min-count: expected none with bytes"):
         read(read.file("abc" * 9), tokenizer="byte", min_count=2)
+
+
+@pytest.mark.parametrize("rule", ["skip", "replace", "grow"])
+def test_no_given_vocabulary_no_unknown_characters(read: Reader, rule: str) -> None:
+    """Without a model to go on from no character is unknown: rare ones become their symbol, whatever is to happen to others."""
+    path = read.file("aab山山水\n" + "aab\n" * 30)
+
+    assert (
+        text_of(read(path, min_count=2, on_unknown=rule)) == text_of(read(path, min_count=2)) == "aab山山\ufffd\n" + "aab\n" * 30
+    )

@@ -6,8 +6,7 @@ from torch import nn
 
 from lstmlm.model import cell
 from lstmlm.model.cell import GATES, LSTMState
-from lstmlm.model.lstm import from_torch_order
-from tests.helpers import assert_close, normal, state, to_torch_order
+from tests.helpers import assert_close, from_torch_order, normal, state, to_torch_order
 
 T, B, E, S = 5, 3, 6, 7
 
@@ -93,13 +92,3 @@ def test_a_forget_gate_at_one_forgets_nothing_and_at_zero_everything() -> None:
     assert torch.equal(kept.cell, before.cell)
     assert torch.equal(emptied.cell, zeros)
     assert torch.equal(kept.hidden, torch.tanh(before.cell))
-
-
-def test_a_detached_state_has_the_same_values_and_no_history() -> None:
-    """`detach` ends the gradient and changes nothing else."""
-    before = LSTMState(*(t.requires_grad_() for t in state(B, S)))
-
-    after = before.detach()
-
-    assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
-    assert not any(t.requires_grad for t in after)

@@ -18,7 +18,7 @@ from lstmlm.kernels.eager import EagerKernel
 from lstmlm.model import ensemble, weights
 from lstmlm.model.char_lm import CharLM
 from lstmlm.model.ensemble import Ensemble, average, joined, members, parted
-from lstmlm.training.dynamic import SEGMENT, DynamicEvaluator, Rates
+from lstmlm.training.dynamic import LEARN_EVERY, DynamicEvaluator, Rates
 from tests.helpers import assert_close, cold, scores, small_model, some_ids, warm
 
 V, N = 11, 3
@@ -136,7 +136,7 @@ def test_samples(models: list[CharLM], how: Sampling) -> None:
 
 def test_each_learns_by_itself(models: list[CharLM]) -> None:
     """Dynamic: every member learns as it would alone, and what is scored is the mean of their probabilities."""
-    ids, own = some_ids(2 * SEGMENT + 30), SEGMENT + 9
+    ids, own = some_ids(2 * LEARN_EVERY + 30), LEARN_EVERY + 9
     found = DynamicEvaluator(Ensemble(models), 3, Rates(0.03), own).read(ids.tolist())
     alone = [DynamicEvaluator(model, 3, Rates(0.03), own).read(ids.tolist()) for model in models]
 

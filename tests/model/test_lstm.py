@@ -7,8 +7,8 @@ from torch.nn import functional
 
 from lstmlm.kernels.eager import EagerKernel
 from lstmlm.model.cell import GATES, LSTMState
-from lstmlm.model.lstm import TORCH_ORDER, LSTMLayer, from_torch_order, input_product, load_torch
-from tests.helpers import assert_close, grown, normal, state, to_torch_order
+from lstmlm.model.lstm import TORCH_ORDER, LSTMLayer, input_product
+from tests.helpers import assert_close, from_torch_order, grown, load_torch, normal, state, to_torch_order
 
 T, B, E, S, V = 5, 3, 6, 7, 11
 
@@ -102,12 +102,6 @@ def test_the_order_of_torch() -> None:
     assert torch.equal(from_torch_order(theirs[:, 0]), U[0])
     assert torch.equal(to_torch_order(U), theirs)
     assert sorted(TORCH_ORDER) == sorted(GATES)
-
-
-def test_biases_are_never_dropped_in_silence() -> None:
-    """A layer without biases refuses the weights of an `nn.LSTM` that has some."""
-    with pytest.raises(ValueError, match="has no bias"):
-        load_torch(LSTMLayer(E, S, EagerKernel(), bias=False), nn.LSTM(E, S))
 
 
 def test_recurrent_blocks_start_orthogonal() -> None:

@@ -10,16 +10,17 @@ from torch import Tensor
 from lstmlm.evaluation.sampler import Sampling, generate
 from lstmlm.evaluation.scoring import Scorer
 from lstmlm.kernels import native
+from lstmlm.model.cell import LSTMState
 from lstmlm.model.char_lm import CharLM, nats
 from lstmlm.training import dynamic
-from lstmlm.training.dynamic import SEGMENT, DynamicEvaluator, Rates
+from lstmlm.training.dynamic import LEARN_EVERY, DynamicEvaluator, Rates
 from tests.helpers import Scores, assert_close, scores, small_model, some_ids, warm
 
 V = 11
 COUNTS = [7, 0, 3, 1, 9, 2, 5, 11, 0, 6, 8]
 RATES = Rates(rate=0.03)
 STILL = Rates(rate=0.0, decay=0.0)
-OWN = 2 * SEGMENT + 9
+OWN = 2 * LEARN_EVERY + 9
 
 
 def evaluator(model: CharLM, rates: Rates = RATES) -> DynamicEvaluator:
@@ -32,7 +33,7 @@ def read(model: CharLM, ids: Tensor, rates: Rates = RATES) -> Scores:
     return scores(evaluator(model, rates).read(ids.tolist()))
 
 
-@pytest.mark.parametrize("length", [2, SEGMENT, SEGMENT + 1, SEGMENT + 2, 3 * SEGMENT + 7])
+@pytest.mark.parametrize("length", [2, LEARN_EVERY, LEARN_EVERY + 1, LEARN_EVERY + 2, 3 * LEARN_EVERY + 7])
 def test_without_learning_it_is_warm(length: int) -> None:
     """At rate 0 every character but the first gets its warm score, whatever the length, and the state is the same."""
     model, ids = small_model(), some_ids(length)
@@ -46,22 +47,22 @@ def test_without_learning_it_is_warm(length: int) -> None:
 
 def test_score_first() -> None:
     """What comes later in a text changes no score before it; within a segment nothing has been learnt from it yet."""
-    model, ids = small_model(), some_ids(4 * SEGMENT)
+    model, ids = small_model(), some_ids(4 * LEARN_EVERY)
     changed = ids.clone()
-    place = 2 * SEGMENT + 5
+    place = 2 * LEARN_EVERY + 5
     changed[place:] = (changed[place:] + 1) % V
     one, other, plain = read(model, ids), read(model, changed), warm(model, ids, batch=1)
 
     assert torch.equal(one.nats[: place - 1], other.nats[: place - 1])
-    assert_close(one.nats[:SEGMENT], plain.nats[:SEGMENT], "the first segment")
-    assert (one.nats[SEGMENT:] - plain.nats[SEGMENT:]).abs().max() > 1e-3
+    assert_close(one.nats[:LEARN_EVERY], plain.nats[:LEARN_EVERY], "the first segment")
+    assert (one.nats[LEARN_EVERY:] - plain.nats[LEARN_EVERY:]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("most", [1e9, 0.1])
 def test_the_step(monkeypatch: pytest.MonkeyPatch, most: float) -> None:
     """After a segment the weights are those of the formula, with the gradient that autograd finds on the model itself."""
     monkeypatch.setattr(dynamic, "LARGEST", most)
-    model, ids = small_model(), some_ids(SEGMENT + 1)
+    model, ids = small_model(), some_ids(LEARN_EVERY + 1)
     rates = Rates(rate=0.01, decay=0.25, floor=0.5)
     one = evaluator(model, rates)
     [network] = one._networks
@@ -92,10 +93,10 @@ def test_usual_size() -> None:
     stream = generate(model, [3], [0], Sampling())
     ids = torch.tensor([3, *(next(stream)[0][0] for _ in range(OWN))])
     state = model.initial_state(1)
-    for first in range(0, OWN, SEGMENT):
-        piece = ids[first : first + SEGMENT + 1]
+    for first in range(0, OWN, LEARN_EVERY):
+        piece = ids[first : first + LEARN_EVERY + 1]
         logits, after = model(piece[:-1, None], state)
-        state = tuple(layer.detach() for layer in after)
+        state = tuple(LSTMState(*(part.detach() for part in layer)) for layer in after)
         gradient = torch.autograd.grad(nats(logits, piece[1:, None]).mean(), list(model.parameters()))
         squares.append(torch.cat([g.reshape(-1) for g in gradient]).square())
 
@@ -121,7 +122,7 @@ def test_decay_holds_it_back() -> None:
 
 def test_the_model_stays() -> None:
     """The model keeps its weights, its gradients and its mode, and shares no memory with the evaluator."""
-    model, ids = small_model(), some_ids(3 * SEGMENT)
+    model, ids = small_model(), some_ids(3 * LEARN_EVERY)
     before = [p.detach().clone() for p in model.parameters()]
     one = evaluator(model)
     one.read(ids.tolist())
@@ -135,11 +136,11 @@ def test_the_model_stays() -> None:
 @pytest.mark.parametrize("options", [{}, {"readout": "direct"}, {"bias": False, "layer_norm": False}, {"layers": 1}])
 def test_same_bits(options: dict[str, Any]) -> None:
     """A second run, other numbers of threads and another piece size give the same bits, for every kind of model."""
-    model, ids = small_model(dtype=torch.float32, **options), some_ids(5 * SEGMENT + 9)
+    model, ids = small_model(dtype=torch.float32, **options), some_ids(5 * LEARN_EVERY + 9)
     expected = read(model, ids)
     torch.set_num_threads(2)
     again = evaluator(model)
-    pieces = [again.read(ids[: 2 * SEGMENT + 1].tolist()), again.read(ids[2 * SEGMENT :].tolist())]
+    pieces = [again.read(ids[: 2 * LEARN_EVERY + 1].tolist()), again.read(ids[2 * LEARN_EVERY :].tolist())]
 
     assert torch.get_num_threads() == 2
     assert torch.equal(torch.cat([scores(piece).nats for piece in pieces]), expected.nats)
@@ -155,7 +156,7 @@ def test_same_bits_by_the_native_kernel(layer_norm: bool) -> None:
     plain = small_model(dtype=torch.float32, hidden=64, layer_norm=layer_norm)
     model = CharLM(plain.config, V, kernel, start=False).eval()
     model.load_state_dict(plain.state_dict())
-    ids = some_ids(3 * SEGMENT + 9)
+    ids = some_ids(3 * LEARN_EVERY + 9)
     found = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
@@ -163,17 +164,17 @@ def test_same_bits_by_the_native_kernel(layer_norm: bool) -> None:
 
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
-    assert_close(found[0][:SEGMENT], read(plain, ids).nats[:SEGMENT], "nats", 1e-2)
+    assert_close(found[0][:LEARN_EVERY], read(plain, ids).nats[:LEARN_EVERY], "nats", 1e-2)
 
 
 @pytest.mark.slow
 def test_under_a_scorer() -> None:
     """A scorer hands over every character once, however the text comes, and charges the first and unknown ones as always."""
-    model, ids = small_model(), some_ids(3 * SEGMENT + 50)
+    model, ids = small_model(), some_ids(3 * LEARN_EVERY + 50)
     whole, still = (float(read(model, ids, rates).nats.sum()) for rates in (Rates(rate=0.03), STILL))
 
     def score(pieces: list[Tensor], rates: Rates) -> float:
-        scorer = Scorer(model, COUNTS, window=SEGMENT, read=evaluator(model, rates).read)
+        scorer = Scorer(model, COUNTS, window=LEARN_EVERY, read=evaluator(model, rates).read)
         for piece in pieces:
             scorer.add(piece.tolist(), len(piece) + 1, len(piece))
         return scorer.finish().nats

@@ -69,7 +69,7 @@ def test_less_than_has_been_done(bench: Callable[..., Bench]) -> None:
     run = bench().run()
     before = run.end()
 
-    with pytest.raises(UsageError, match="more than the 20 steps"):
+    with pytest.raises(UsageError, match="at least the 20 steps"):
         resumed(run, {"train.steps": [STEPS, 5]}, steps=5)
     assert run.end() == before
 

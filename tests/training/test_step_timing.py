@@ -10,6 +10,7 @@ from lstmlm.kernels import Kernel
 from lstmlm.kernels.eager import EagerKernel
 from lstmlm.kernels.pointwise import Taught
 from lstmlm.model import ensemble
+from lstmlm.model.char_lm import CharLM
 from lstmlm.model.ensemble import Network
 from lstmlm.model.lstm import StackState
 from lstmlm.training import step_timing
@@ -124,3 +125,20 @@ def test_a_teacher_takes_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Teacher, "__call__", watched)
     step_timing.timer(7, kernel, cpu, 1, 1, taught_by)(configured())
     assert len(asked) > 1
+
+
+def test_documents_are_timed_as_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU a step is timed with what parts documents, beside a teacher too."""
+    config = configured(hidden=20).model
+    taught_by = Teacher(ensemble.build(config, 7, EagerKernel(), (1, 2)), config, 0.4)
+    made: list[tuple[int, ...]] = []
+    init = CharLM.__init__
+
+    def watched(self: CharLM, *args: Any, **more: Any) -> None:
+        init(self, *args, **more)
+        made.append(self.separator)
+
+    monkeypatch.setattr(CharLM, "__init__", watched)
+    step_timing.timer(7, EagerKernel(), torch.device("cpu"), 2, 1, taught_by, (3, 4, 5))(configured(members=2))
+
+    assert made == [(3, 4, 5)] * 2

@@ -1,6 +1,6 @@
 """A run that learns from a trained model too: its bits, its state, and what it is without the teacher."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor
 from lstmlm import kernels
 from lstmlm.config.run_config import RunConfig
 from lstmlm.data.corpus import Corpus
+from lstmlm.data.tokenizer import separator_ids
 from lstmlm.errors import UsageError
 from lstmlm.kernels.eager import EagerKernel
 from lstmlm.model import ensemble
@@ -32,20 +33,21 @@ def bench(corpus: Corpus, tmp_path: Path) -> Make:
     """Return a maker of runs, each taught by a model of another size: one network, or several."""
     made: list[Bench] = []
 
-    def make(weight: float | None = 0.45, by: int = 1, members: int = 1, **train: Any) -> Bench:
+    def make(weight: float | None = 0.45, by: int = 1, members: int = 1, separator: str | None = None, **train: Any) -> Bench:
         config = configured(**{**FULL, "distill_weight": weight or 0.0, **train})
-        made.append(Bench(corpus, tmp_path / f"taught{len(made)}", replace(config, model=replace(config.model, members=members))))
+        config = replace(config, model=replace(config.model, members=members, document_separator=separator))
+        made.append(Bench(corpus, tmp_path / f"taught{len(made)}", config))
         if weight is not None:
-            made[-1].teacher = taught_by(by, len(corpus.tokenizer), weight)
+            made[-1].teacher = taught_by(by, len(corpus.tokenizer), weight, separator_ids(separator, corpus.tokenizer))
         return made[-1]
 
     return make
 
 
-def taught_by(networks: int, vocabulary: int, weight: float) -> Teacher:
+def taught_by(networks: int, vocabulary: int, weight: float, separator: Sequence[int] = ()) -> Teacher:
     """Return a teacher of so many networks, wider and deeper than what learns from it."""
     torch.manual_seed(3)
-    models = [small_model(vocabulary, torch.float32, hidden=9, layers=3) for _ in range(networks)]
+    models = [small_model(vocabulary, torch.float32, separator, hidden=9, layers=3) for _ in range(networks)]
     return Teacher(ensemble.of(models), replace(models[0].config, members=networks), weight)
 
 
@@ -54,8 +56,8 @@ def learnt(run: Bench) -> dict[str, bytes]:
     return {name: data for name, data in run.weights().items() if not name.startswith("state.")}
 
 
-@pytest.mark.parametrize("options", [{}, {"accumulate": 3}, {"segment": 2}], ids=str)
-def test_of_no_weight(bench: Make, options: dict[str, int]) -> None:
+@pytest.mark.parametrize("options", [{}, {"accumulate": 3}, {"segment": 2}, {"separator": "t"}, {"separator": "st "}], ids=str)
+def test_of_no_weight(bench: Make, options: dict[str, Any]) -> None:
     """A teacher that counts for nothing changes no bit of what a run learns, and one that counts changes it."""
     alone, none, some = (bench(weight, **options).run() for weight in (None, 0.0, 0.45))
 
@@ -66,8 +68,10 @@ def test_of_no_weight(bench: Make, options: dict[str, int]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["eager", "auto"])
-@pytest.mark.parametrize("options", [{}, {"accumulate": 2, "by": 2}, {"members": 2}], ids=str)
-def test_resumed(bench: Make, kernel: str, options: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    "options", [{}, {"accumulate": 2, "by": 2}, {"members": 2, "separator": "st "}, {"separator": "t"}], ids=str
+)
+def test_resumed(bench: Make, kernel: str, options: dict[str, Any]) -> None:
     """Stopped after any of some steps and resumed, a run with a teacher ends with the same bits, records and scores."""
     chosen, why = kernels.choose(kernel)
     if why:

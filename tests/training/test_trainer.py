@@ -458,6 +458,28 @@ def test_a_score_worse_than_guessing_is_divergence(bench: Callable[..., Bench]) 
     assert {r.what for r in back} == {"score"}
 
 
+@pytest.mark.parametrize(("seconds", "to"), [(-1.0, 10), (1e9, 0)])
+def test_the_clock_does_not_decide_on_what_is_looked_at(
+    bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch, seconds: float, to: int
+) -> None:
+    """Steps are looked at where records end, however often the clock asks for a checkpoint; it is made of good steps."""
+    monkeypatch.setattr(trainer, "SAVE_SECONDS", seconds)
+    run = bench(save_every=None, eval_every=40, steps=40, warmup=0)
+    made = run.trainer(stop=lambda: signal.SIGTERM if made.progress.retries else None)
+    take = made._step
+
+    def spoilt() -> StepDone | None:
+        done = take()
+        made.progress.recent_nats += 100.0 * (made.progress.step > 15)
+        return done
+
+    monkeypatch.setattr(made, "_step", spoilt)
+    with pytest.raises(Stopped):
+        made.run()
+
+    assert [(r.step, r.to) for r in run.records if isinstance(r, SteppedBack)] == [(20, to)]
+
+
 def test_a_smaller_rate_mends_a_score(bench: Callable[..., Bench]) -> None:
     """A run that half or a quarter of the rate mends goes on to its end and learns."""
     run = bench(lr=1.5, clip=0.0, warmup=2, steps=200, save_every=50).run()

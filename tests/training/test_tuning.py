@@ -45,3 +45,15 @@ def test_nothing_new(tmp_path: Path) -> None:
         found = tuning.weights_of(parent, LanguageModel.open(run).tokenizer)
 
         assert all(torch.equal(found[name], tensor) for name, tensor in had.items())
+
+
+@pytest.mark.parametrize("form", ["nfd", "nfc"])
+def test_growing_in_a_unicode_form(tmp_path: Path, form: str) -> None:
+    """A row stays that of its character in any Unicode form, though a text of all characters would not stay itself in it."""
+    marks = "aeo\u0327\u0301\u0323\u0300"  # that a form would reorder, or join with the letter before them
+    parent = checkpoint.read(make_run(tmp_path / "run", text=marks) / "best.safetensors")
+    old, new = CharTokenizer(marks), CharTokenizer(marks + "\u0302bz", form)
+    had = checkpoint.to_tensors(parent.tensors)["model.layers.0.U"]
+    grown = tuning.weights_of(parent, new)["layers.0.U"]
+
+    assert torch.equal(grown[[new.symbols.index(char) for char in old.symbols]], had)
