@@ -51,7 +51,6 @@ _ARGUMENTS = (
     (r"--([a-z][a-z-]*)", lambda found: _argument(found[1])),
     (rf"\b(?:model|data|train)\.({'|'.join(one.name for one in run_config.keys().values())})\b", lambda found: found[1]),
     (r"lstmlm train stories", lambda found: 'lstmlm.train("stories")'),
-    (r", or name one with -m", lambda found: ", or name one"),
 )
 """What messages say of the command line, and what that is in Python."""
 

@@ -10,7 +10,7 @@ import typer
 from lstmlm.cli import safe_output
 from lstmlm.cli.options import MODEL, OUTPUT, Json, ModelAgain, ModelArgument, Quiet, one_model
 from lstmlm.display.console import Console
-from lstmlm.errors import UsageError, printable
+from lstmlm.errors import CheckpointError, UsageError, printable
 from lstmlm.units import bits, counted, size
 
 if TYPE_CHECKING:
@@ -70,15 +70,11 @@ def info(
 
     from lstmlm.config import run_config
     from lstmlm.data.saved_model import note, parts
-    from lstmlm.storage import checkpoint, run_dir
+    from lstmlm.storage import run_dir
 
     console = Console(quiet=quiet)
     if verify:
-        verified = [str(path) for path in run_dir.candidates(name) if checkpoint.read(path)]  # read checks every byte
-        if json:
-            console.as_json({"schema": 1, "command": "info", "verified": verified})
-        else:
-            console.result("".join(f"{printable(one)}: whole\n" for one in verified), end="")
+        _verify(console, name, json)
         if svg is None:
             return
     path, saved = run_dir.load_header(name, console.warn, lambda header: parts(header.meta, []))
@@ -87,7 +83,7 @@ def info(
     if svg is not None:
         from lstmlm.cli import run_plots
 
-        run_plots.write(path.parent, svg, title)
+        run_plots.write(path.parent, svg, title or str(run_dir.folder_of(path)))
         console.say(f"wrote {printable(svg)}")
     if verify or (svg is not None and not json):
         return
@@ -100,6 +96,37 @@ def info(
         console.as_json(facts)
     else:
         console.table(_rows(facts, run_config.flat(config)))
+
+
+def _verify(console: Console, name: str | None, json: bool) -> None:
+    """Read every byte of a checkpoint, or of all that lie in a run folder, and say of each whether it is whole.
+
+    Raises:
+        CheckpointError: One is not; that of the first one.
+    """
+    from lstmlm.storage import checkpoint, run_dir
+    from lstmlm.training.run_setup import replaced
+
+    paths = run_dir.candidates(name)
+    if paths != [Path(name or "")]:  # a run
+        folder = paths[0].parent
+        paths = [folder / one for one in replaced(folder) if one.endswith(run_dir.SUFFIX) and (folder / one).exists()]
+    states: dict[str, str] = {}
+    first: CheckpointError | None = None
+    for path in paths:
+        try:
+            checkpoint.read(path)
+            states[str(path)] = "whole"
+        except CheckpointError as error:
+            states[str(path)] = "damaged"
+            first = first or error
+    if json:
+        found = {kind: [path for path, state in states.items() if state == kind] for kind in ("whole", "damaged")}
+        console.as_json({"schema": 1, "command": "info", "verified": found["whole"], "damaged": found["damaged"]})
+    else:
+        console.result("".join(f"{printable(path)}: {state}\n" for path, state in states.items()), end="")
+    if first:
+        raise first
 
 
 def _show_cache(console: Console, json: bool, clear: bool) -> None:
@@ -118,10 +145,11 @@ def _show_cache(console: Console, json: bool, clear: bool) -> None:
         console.result(f"{size(gone)} in {counted(len(files), 'file')} removed from {printable(str(folder))}")
         return
     days = [max(0.0, (time.time() - one.used) / 86400) for one in files]
-    table = [(one.text, size(one.size), f"{day:.0f} days ago") for one, day in zip(files, days, strict=True)]
+    table = [(one.text, size(one.size), f"{counted(round(day), 'day')} ago") for one, day in zip(files, days, strict=True)]
     console.table([*table, ("all", size(sum(one.size for one in files)), "")], ("text", "size", "last used"))
     console.say(
-        f"in {printable(str(folder))}; what is unused for 30 days goes by itself, `lstmlm info --clear-cache` removes all."
+        f"in {printable(str(folder))}; what is unused for 30 days goes when another one is written, "
+        "`lstmlm info --clear-cache` removes all."
     )
 
 

@@ -1,10 +1,10 @@
 """A file of ids that outlives the run: the passes over a large text are made once.
 
 The file holds a header of one page, the ids in 1, 2 or 4 bytes each, and a trailer that says what they are and holds the
-checksums of their segments. It is written beside, fsynced and renamed; all of it is checked before it is used, and whatever is
-damaged, stale or half-written counts as no file at all. `corpus` asks `find` first, and writes with a `Writer` where nothing is
-found. When a file is written, those that nobody has used for long go, and the longest unused ones beyond a size; `kept` and
-`clear` are for `lstmlm info`.
+checksums of their segments. It is written beside, fsynced and renamed; only `restamp` writes a part of it anew, its first page.
+All of it is checked before it is used, and whatever is damaged, stale or half-written counts as no file at all. `corpus` asks
+`find` first, and writes with a `Writer` where nothing is found. When a file is written, those that nobody has used for long go,
+and the longest unused ones beyond a size; `kept` and `clear` are for `lstmlm info`, and count the files of other versions too.
 """
 
 import contextlib
@@ -25,7 +25,8 @@ from lstmlm.data.ids import Ids, Store, map_file
 from lstmlm.errors import SystemProblem, printable
 from lstmlm.storage import atomic
 
-MAGIC = b"lstmlm-ids-2\n"
+FAMILY = b"lstmlm-ids-"  # how the files of all versions begin
+MAGIC = FAMILY + b"2\n"
 PAGE = 4096
 MEMORY_LIMIT = 64 << 20  # bytes of ids that are kept in memory without a file
 SEGMENT = 16 << 20  # bytes of the body that have a checksum of their own: several threads compare them
@@ -124,21 +125,21 @@ class Writer:
                 raise
             _remove_older(path, place)
             _remove_unused(path)
-        store = load(path, whole=True)
+        store = load(path, trusted=True)
         if store is None:
             raise SystemProblem(
                 f"cache {printable(str(path))}: expected the ids just written, found something else. "
-                "Check the disk, or set another cache folder."
+                "Check the disk, or set another cache folder (LSTMLM_CACHE)."
             )
         return store
 
 
-def load(path: Path, *, whole: bool = False) -> Store | None:
+def load(path: Path, *, trusted: bool = False) -> Store | None:
     """Map a file of ids, or return None if it is missing or damaged anywhere.
 
     Args:
         path: The file.
-        whole: Its body was written by this process just now, and need not be read to be believed.
+        trusted: Its body was written by this process just now, and need not be read to be believed.
     """
     try:
         fd, size = atomic.open_regular(path)
@@ -151,7 +152,7 @@ def load(path: Path, *, whole: bool = False) -> Store | None:
             if hashlib.sha256(trailer).hexdigest() != header["trailer_sha256"]:
                 return None
             told = json.loads(trailer)
-            if not (whole or _body_checks(path, header["size"]) == told["checks"]):
+            if not (trusted or _body_checks(path, header["size"]) == told["checks"]):
                 return None
             with contextlib.suppress(OSError):
                 os.utime(path)  # it has been used
@@ -180,7 +181,10 @@ def find(folder: Path, stamp: str, newest: int) -> Store | None:
 
 
 def restamp(path: Path, stamp: str, place: str, started: int) -> None:
-    """Note that the same content was found at `stamp`; where that cannot be written the next start is only slower."""
+    """Note that the same content was found at `stamp`; where that cannot be written the next start is only slower.
+
+    It is written in place, as the file may have gigabytes: cut short it is one without a header, and made again.
+    """
     header = _header(path)
     if header is None:
         return
@@ -198,19 +202,28 @@ def _pack(header: dict[str, Any]) -> bytes:
 
 
 def _unpack(page: bytes) -> dict[str, Any] | None:
+    """Return the header in the first page of a file; None where there is none, or it is damaged or of another version."""
     if not page.startswith(MAGIC):
         return None
-    header: dict[str, Any] = json.loads(page.split(b"\n", 2)[1])
-    return header if _pack(header) == page else None
+    with contextlib.suppress(ValueError, RecursionError):
+        header = json.loads(page.split(b"\n", 2)[1])
+        if isinstance(header, dict) and _pack(header) == page:
+            return header
+    return None
 
 
-def _header(path: Path) -> dict[str, Any] | None:
+def _page(path: Path) -> bytes:
+    """Return the first page of a file; nothing where it is no regular file or cannot be read."""
     try:
         fd, _ = atomic.open_regular(path)
         with open(fd, "rb") as file:
-            return _unpack(file.read(PAGE))
+            return file.read(PAGE)
     except (OSError, ValueError):
-        return None
+        return b""
+
+
+def _header(path: Path) -> dict[str, Any] | None:
+    return _unpack(_page(path))
 
 
 def _body_checks(path: Path, size: int) -> list[int]:
@@ -232,7 +245,7 @@ def _segment_check(path: Path, size: int, start: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A file of ids: what it is of, its size in bytes, and when it was last used, in seconds since 1970."""
+    """A file of ids, perhaps a damaged one: what it is of, its bytes, and when it was last used, in seconds since 1970."""
 
     path: Path
     text: str
@@ -241,20 +254,22 @@ class Kept:
 
 
 def kept(folder: Path) -> list[Kept]:
-    """Return the files of ids in the cache folder, the last used first; what is none is not among them."""
+    """Return the files of ids in the cache folder, those of other versions too, the last used first."""
     found = []
     for path in folder.glob("*.ids"):
         with contextlib.suppress(OSError):
-            status, header = path.stat(), _header(path)
-            if header is not None:
-                found.append(
-                    Kept(path, printable(str(header.get("text") or "a text without a name")), status.st_size, status.st_mtime)
-                )
+            status, page = path.stat(), _page(path)
+            if page.startswith(FAMILY):
+                header = _unpack(page)
+                text = "damaged, or of another version" if header is None else header.get("text") or "a text without a name"
+                found.append(Kept(path, printable(str(text)), status.st_size, status.st_mtime))
     return sorted(found, key=lambda one: (-one.used, one.path))
 
 
 def clear(folder: Path) -> int:
     """Remove all files of ids from the cache folder; return how many bytes that was. Who reads one goes on reading it."""
+    with contextlib.suppress(OSError):
+        atomic.clean(folder)  # what killed processes have begun
     return _remove(kept(folder))
 
 
@@ -292,5 +307,5 @@ def writing_to(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise SystemProblem(
             f"cache folder {printable(str(folder))}: expected to write the ids of the corpus, found: "
-            f"{error.strerror or error}. Free some space or make it writable, or set another cache folder."
+            f"{error.strerror or error}. Free some space, make it writable, or set another folder (LSTMLM_CACHE)."
         ) from error

@@ -63,7 +63,7 @@ def candidates(model: str | Path | None, kind: str = "best", root: Path = ROOT) 
         runs = found(root)
         if not runs:
             raise CheckpointError(
-                f"no model given and no run below {printable(str(root))}/. Train one (lstmlm train stories), or name one with -m."
+                f"no model given and no run below {printable(str(root))}/. Train one (lstmlm train stories), or name one."
             )
         model = runs[0].folder
     path = Path(model)
@@ -85,6 +85,11 @@ def is_model(name: str) -> bool:
 def find(model: str | Path | None, kind: str = "best", root: Path = ROOT) -> Path:
     """Return the first of `candidates`."""
     return candidates(model, kind, root)[0]
+
+
+def folder_of(path: Path) -> Path:
+    """Return the run folder of a checkpoint, also of one that a killed --overwrite has set aside in it."""
+    return path.parent.parent if path.parent.name in (atomic.ASIDE, atomic.MOVING) else path.parent
 
 
 def load(
@@ -180,7 +185,7 @@ def lock(folder: Path) -> Iterator[str | None]:
             except OSError as error:
                 if error.errno not in _LOCKLESS:
                     raise
-                note = f"{name} is not locked, because its file system has no locks: train only once in it at a time."
+                note = f"{name}: its file system has no locks, so two trainings in it are not kept apart. Start one at a time."
             who = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
             atomic.write_text(folder / HOLDER, who)
             until.callback(_forget, folder / HOLDER)

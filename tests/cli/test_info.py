@@ -1,4 +1,5 @@
 import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,6 +74,21 @@ def test_verify(lstmlm: Lstmlm, run: Path) -> None:
     """--verify checks every checkpoint of a run and names each."""
     assert lstmlm("info", run, "--verify").out.count("whole") == 2
     assert len(lstmlm("info", run, "--verify", "--json").json["verified"]) == 2
+
+
+def test_verify_goes_on_behind_what_is_damaged(lstmlm: Lstmlm, run: Path) -> None:
+    """--verify says of every file of weights whether it is whole, also of those that --keep and --distill leave; then exit 4."""
+    for name in ("step-3", "teacher"):
+        shutil.copy(run / "best.safetensors", run / f"{name}.safetensors")
+    for name in ("best", "step-3"):
+        flip(run / f"{name}.safetensors", -1)
+    shown, told = lstmlm("info", run, "--verify"), lstmlm("info", run, "--verify", "--json")
+    states = {Path(path).stem: state for path, state in (line.split(": ") for line in shown.out.splitlines())}
+
+    assert (shown.code, told.code) == (4, 4)
+    assert states == {"teacher": "whole", "best": "damaged", "last": "whole", "step-3": "damaged"}
+    assert [Path(path).stem for path in told.json["damaged"]] == ["best", "step-3"]
+    assert "best.safetensors" in shown.err
 
 
 def test_a_picture_beside_other_answers(lstmlm: Lstmlm, run: Path) -> None:

@@ -326,6 +326,24 @@ class TestUnused:
         assert left == ["c", "d"]
         assert self.names(tmp_path) == ["e"]
 
+    def test_other_versions_and_damage_count(self, tmp_path: Path) -> None:
+        """What no version can use any more is listed, goes after a month, and is cleared like any other file."""
+        for name, at in (("older", 11), ("damaged", 40)):
+            path = self.write(tmp_path, name)
+            data = bytearray(path.read_bytes())
+            data[at] ^= 1
+            path.write_bytes(data)
+            assert cache.load(path) is None
+        (tmp_path / "mine.ids").write_bytes(b"mine")
+        shown = {one.path.stem: one.text for one in cache.kept(tmp_path)}
+        os.utime(tmp_path / "older.ids", (0, 0))
+        self.write(tmp_path, "new")
+
+        assert shown == dict.fromkeys(("older", "damaged"), "damaged, or of another version")
+        assert self.names(tmp_path) == ["damaged", "mine", "new"]
+        cache.clear(tmp_path)
+        assert self.names(tmp_path) == ["mine"]
+
     def test_list_and_clear(self, tmp_path: Path) -> None:
         """Files are listed with what they are of, the last used first, and cleared with their bytes counted."""
         sizes = [self.write(tmp_path, name, days=days).stat().st_size for name, days in (("a", 2), ("b", 1))]

@@ -315,7 +315,7 @@ def test_a_file_system_without_locks_is_said(home: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(fcntl, "flock", refuse)
     with run_dir.lock(home) as note:
         assert note is not None
-        assert "not locked" in note
+        assert "its file system has no locks" in note
 
 
 def test_a_folder_that_cannot_be_locked_is_said(home: Path) -> None:
