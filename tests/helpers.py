@@ -1,12 +1,14 @@
 """What several test files share: a text, comparing tensors, drawing weights, and the recurrence by the reference."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lstmlm.config.run_config import ModelConfig
+from lstmlm.data.ids import Ids
 from lstmlm.evaluation import scoring
 from lstmlm.kernels import Kernel
 from lstmlm.kernels.eager import EagerKernel
@@ -146,3 +148,9 @@ def small_model(
 def some_ids(length: int, vocabulary: int = 11) -> Tensor:
     """Draw a text whose characters are not equally frequent."""
     return (torch.rand(length) ** 2 * vocabulary).long()
+
+
+def ids_of(values: Iterable[int]) -> Ids:
+    """Return ids of four bytes each, in memory, as `corpus` gives them."""
+    values = list(values)
+    return Ids(bytearray(b"".join(value.to_bytes(4, sys.byteorder) for value in values)), 4, 0, len(values))

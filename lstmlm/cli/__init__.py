@@ -25,7 +25,7 @@ TORCH_SPACE = 768 << 20
 """Bytes of address space below which torch's libraries abort, each in its own way; measured with two processors."""
 
 
-class _Room:
+class _RefuseTorch:
     """Asks, as an importer, whether torch fits before it is imported: where it does not, its libraries end the process."""
 
     def __init__(self, limit: int) -> None:
@@ -75,10 +75,7 @@ def main() -> None:
         code = 5
     except KeyboardInterrupt:
         code = 130
-    except MemoryError:
-        console.error(SystemProblem("memory: expected enough for this model and batch, found less. Try a smaller --batch."))
-        code = 5
-    except RuntimeError as error:
+    except (MemoryError, RuntimeError) as error:
         from lstmlm.model import devices
 
         full = devices.out_of_memory(error)
@@ -122,7 +119,7 @@ def _require_place(words: list[str]) -> None:
         return
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit != resource.RLIM_INFINITY and limit < TORCH_SPACE:
-        sys.meta_path.insert(0, _Room(limit))
+        sys.meta_path.insert(0, _RefuseTorch(limit))
 
 
 def _fault(console: "Console") -> int:

@@ -14,6 +14,7 @@ from lstmlm.data.decoding import Reading, Tally, decode, encoding_of, join
 from lstmlm.data.sources import Selection, Source, find_sources
 from lstmlm.errors import UsageError, printable
 from lstmlm.storage import run_dir
+from lstmlm.units import counted
 
 if TYPE_CHECKING:
     from lstmlm.api import LanguageModel
@@ -92,7 +93,8 @@ class Text:
                 f"--normalize {self.form.lower()}, which reads both alike."
             )
         if self._tally.c1 and self.encoding:
-            found.append(f"{self._tally.c1} control characters from U+0080 to U+009F: text from Windows needs --encoding cp1252")
+            controls = counted(self._tally.c1, "control character")
+            found.append(f"{controls} from U+0080 to U+009F: text from Windows needs --encoding cp1252")
         return found
 
     def trained_on(self, model: "LanguageModel") -> bool:

@@ -98,22 +98,27 @@ class Tally:
             more = f" and {len(self.marks) - 1} more" if len(self.marks) > 1 else ""
             found.append(f"{self.marks[0]}{more}: the byte order mark at the start is no part of the text")
         if self.nuls:
-            found.append(f"{self.nuls} NUL characters, kept; text in UTF-16 without a mark needs --encoding utf-16-le")
+            found.append(f"{counted(self.nuls, 'NUL character')}, kept; text in UTF-16 without a mark needs --encoding utf-16-le")
         if self.c1:
-            found.append(f"{self.c1} control characters from U+0080 to U+009F, kept; text from Windows needs --encoding cp1252")
+            controls = counted(self.c1, "control character")
+            found.append(f"{controls} from U+0080 to U+009F, kept; text from Windows needs --encoding cp1252")
         cr, lf = self.cr - self.pairs, self.lf - self.pairs
         if (self.pairs > 0) + (cr > 0) + (lf > 0) > 1:
-            found.append(f"mixed line ends, kept: {lf} LF, {self.pairs} CRLF, {cr} CR alone")
+            found.append(f"mixed line ends, kept: {lf:,} LF, {self.pairs:,} CRLF, {cr:,} CR alone")
         elif cr:
-            found.append(f"all {cr} line ends are CR alone, kept")
+            found.append(f"{_every(cr)} CR alone, kept")
         elif self.pairs:
-            found.append(f"all {self.pairs} line ends are CRLF, kept")
+            found.append(f"{_every(self.pairs)} CRLF, kept")
         if self.joined and not self.records:
             found.append(f"{counted(self.joined, 'line end')} put between files, after those that end without one")
         if self.raw:
             more = f" and {len(self.raw) - 1} more" if len(self.raw) > 1 else ""
             found.append(f"{self.raw[0]}{more}: records read as they are, names and quotes too; --field NAME takes one field")
         return found
+
+
+def _every(line_ends: int) -> str:
+    return "the only line end is" if line_ends == 1 else f"all {line_ends:,} line ends are"
 
 
 def find_encoding(name: str, where: str = "data.encoding") -> str:
@@ -306,7 +311,7 @@ def _refuse_mark(source: Source, encoding: str, raw: bytes) -> None:
     for mark, name in MARKS:
         if raw.startswith(mark):
             raise TextError(
-                f"corpus {source.name}: expected UTF-8, found the byte order mark of {name.upper()} at byte 0. "
+                f"text {source.name}: expected UTF-8, found the byte order mark of {name.upper()} at byte 0. "
                 f"Use `--encoding {name}`."
             )
 
@@ -315,7 +320,7 @@ def _refuse_kind(source: Source, head: bytes, how: Reading) -> None:
     """Refuse what is no text although every byte of it may be."""
     what, advice = recognition.kind(head) or ("", "")
     if what in recognition.REFUSED:
-        raise TextError(f"corpus {source.name}: expected text, found {what}. {advice}{_or_bytes(how)}.")
+        raise TextError(f"text {source.name}: expected text, found {what}. {advice}{_or_bytes(how)}.")
 
 
 def _or_bytes(how: Reading) -> str:
@@ -324,7 +329,7 @@ def _or_bytes(how: Reading) -> str:
 
 def _undecodable(source: Source, how: Reading, near: bytes, offset: int, found: str) -> TextError:
     """Name place and way out; `near` are bytes around it, which tell what the file may be."""
-    place = f"corpus {source.name} at byte {offset}: expected {how.encoding.upper()}, found {found}"
+    place = f"text {source.name} at byte {offset}: expected {how.encoding.upper()}, found {found}"
     what, advice = recognition.kind(near) or ("", "")
     if not what and b"\0" in near:  # no encoding of a byte a character has it in a text
         what, advice = "does not look like text", "Leave the file out"

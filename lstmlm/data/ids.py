@@ -5,7 +5,7 @@
 
 import mmap
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -39,13 +39,6 @@ class Ids:
             raise IndexError(f"id {index} of {self._count}")
         start = self._start + index * self.width
         return int.from_bytes(self._buffer[start : start + self.width], sys.byteorder)
-
-    @classmethod
-    def of(cls, values: Iterable[int]) -> "Ids":
-        """Keep ids from elsewhere in memory."""
-        values = list(values)
-        buffer = bytearray(b"".join(value.to_bytes(4, sys.byteorder) for value in values))
-        return cls(buffer, 4, 0, len(values))
 
     def view(self) -> "Tensor":
         """Return all ids as one tensor of the stored type (uint8, uint16 or int32) over the memory itself. (len,)"""

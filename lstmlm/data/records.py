@@ -6,7 +6,6 @@
 import csv
 import itertools
 import json
-import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -17,6 +16,8 @@ from lstmlm.errors import TextError, printable
 ENDINGS = {".jsonl": "", ".ndjson": "", ".csv": ",", ".tsv": "\t"}
 """Endings of such files, and what separates the columns of a table."""
 SEPARATORS = ",;\t|"  # of a .csv file: the one that its first line has most of
+MEND = "Mend or remove that line, or leave out `--field` to read the file as it is."
+LONGEST = 2**31 - 1  # characters of one field: what the csv module takes on every system
 
 
 def separator(source: Source) -> str | None:
@@ -51,14 +52,14 @@ def _of_json(name: str, lines: Iterator[str], field: str) -> Iterator[str]:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise TextError(
-                f"corpus {name} at line {number}: expected a JSON object, found: {printable(str(error))[:80]}."
+                f"text {name} at line {number}: expected a JSON object, found: {printable(str(error))[:80]}. {MEND}"
             ) from None
         try:
             yield "\n".join(_strings(record, field))
         except KeyError:
             fields = printable(", ".join(_paths(record))) if isinstance(record, dict) else f"no object: {printable(line[:40])}"
             raise TextError(
-                f"corpus {name} at line {number}: expected the field {printable(repr(field))}, found {fields[:200]}. "
+                f"text {name} at line {number}: expected the field {printable(repr(field))}, found {fields[:200]}. "
                 "Name another one with `--field`."
             ) from None
 
@@ -99,7 +100,7 @@ def _of_table(name: str, lines: Iterator[str], between: str, field: str) -> Iter
     first = next(lines, "")
     if between == ",":
         between = max(SEPARATORS, key=first.count)
-    csv.field_size_limit(sys.maxsize)
+    csv.field_size_limit(LONGEST)
     rows = csv.reader(itertools.chain([first], lines), delimiter=between)
     try:
         columns = next(rows, [])
@@ -107,7 +108,7 @@ def _of_table(name: str, lines: Iterator[str], between: str, field: str) -> Iter
         if field not in columns and not numbered:
             found = ", ".join(map(printable, columns))[:200] or "none"
             raise TextError(
-                f"corpus {name} at line 1: expected the column {printable(repr(field))}, found {found}. "
+                f"text {name} at line 1: expected the column {printable(repr(field))}, found {found}. "
                 "Name another one with `--field`, or give its number if the first line names none."
             )
         place = int(field) - 1 if numbered else columns.index(field)
@@ -118,5 +119,5 @@ def _of_table(name: str, lines: Iterator[str], between: str, field: str) -> Iter
                 yield row[place]
     except csv.Error as error:
         raise TextError(
-            f"corpus {name} at line {rows.line_num}: expected a row of a table, found: {printable(str(error))}."
+            f"text {name} at line {rows.line_num}: expected a row of a table, found: {printable(str(error))}. {MEND}"
         ) from None

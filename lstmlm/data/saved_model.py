@@ -16,6 +16,7 @@ from lstmlm.model import weights
 from lstmlm.storage.header import Header
 
 LONGEST_NAMES, FEW_NAMES = 4096, 3  # characters of the names of its texts that a model keeps, and names where there are more
+_ANOTHER = "Take another copy of the model, or train it again."
 
 
 def parts(meta: dict[str, Any], ignored: list[str] | None = None) -> tuple[RunConfig, Tokenizer]:
@@ -32,13 +33,13 @@ def parts(meta: dict[str, Any], ignored: list[str] | None = None) -> tuple[RunCo
     try:
         config = from_dict(meta["config"], ignored=ignored)
     except ConfigError as error:
-        raise CheckpointError(f"checkpoint: its configuration is refused: {error}{_writer(meta)}") from None
+        raise CheckpointError(f"checkpoint: its configuration is refused: {error}{_writer(meta)} {_ANOTHER}") from None
     if config.data.split == "auto":  # it was saved by a version that knew the end alone
         config = replace(config, data=replace(config.data, split="tail"))
     symbols = tokenizer.from_dict(meta["tokenizer"], config.data.normalize)
     if (symbols.rare is not None) != (config.data.min_count > 1 and symbols.kind == "char"):
         raise CheckpointError(
-            "checkpoint: expected a symbol of rare characters where data.min_count asks for one, found otherwise."
+            f"checkpoint: expected a symbol of rare characters where data.min_count asks for one, found otherwise. {_ANOTHER}"
         )
     try:
         tokenizer.separator_ids(config.model.document_separator, symbols)
@@ -47,7 +48,9 @@ def parts(meta: dict[str, Any], ignored: list[str] | None = None) -> tuple[RunCo
     counts = meta["counts"]
     whole = all(isinstance(count, int) and not isinstance(count, bool) and count >= 0 for count in counts)
     if len(counts) != len(symbols) or not whole:
-        raise CheckpointError(f"checkpoint: counts: expected {len(symbols)} whole numbers, one for each symbol.")
+        raise CheckpointError(
+            f"checkpoint: counts: expected {len(symbols)} whole numbers, one for each symbol, found others. {_ANOTHER}"
+        )
     return config, symbols
 
 
@@ -63,13 +66,14 @@ def check(header: Header, *, resumes: bool = False) -> None:
     """
     config, symbols = parts(header.meta, None if resumes else [])
     if config.model.hidden is None or config.model.layers is None or config.model.dropout is None:
-        raise CheckpointError("checkpoint: its configuration leaves the size of the network open.")
+        raise CheckpointError(f"checkpoint: expected the size of the network in its configuration, found none. {_ANOTHER}")
     expected = weights.shapes(config.model, len(symbols))
     found = {k.removeprefix("model."): e.shape for k, e in header.entries.items() if k.startswith("model.")}
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             raise CheckpointError(
-                f"checkpoint: weight {printable(name)}: expected {expected.get(name, 'none')}, found {found.get(name, 'none')}."
+                f"checkpoint: weight {printable(name)}: expected {expected.get(name, 'none')}, found {found.get(name, 'none')}. "
+                + _ANOTHER
             )
 
 

@@ -225,7 +225,7 @@ class Source:
                     left -= len(data)
                     if made_up and not left:
                         raise TextError(
-                            f"corpus {self.name}: expected a file, found what the system makes up as it is read, still going on "
+                            f"text {self.name}: expected a file, found what the system makes up as it is read, still going on "
                             f"after {MADE_UP >> 20} MiB. Copy what you need of it into a file first."
                         )
                     yield data
@@ -239,7 +239,7 @@ class Source:
 
     def _broken(self, suffix: str, error: Exception) -> TextError:
         return TextError(
-            f"corpus {self.name}: expected a whole {suffix} file, found: {printable(str(error))}. "
+            f"text {self.name}: expected a whole {suffix} file, found: {printable(str(error))}. "
             "Fetch or compress it again; if it is plain text, take the suffix away."
         )
 
@@ -274,7 +274,7 @@ def find_sources(
     if not names:
         raise UsageError("corpus: expected the name of a file, found none. Give one, such as `stories`.")
     if list(names).count("-") > 1:
-        raise UsageError("corpus -: expected standard input once, found it twice. It can be read only once.")
+        raise UsageError("text -: expected standard input once, found it twice. It can be read only once.")
     found: list[Source] = []
     for name in names:
         try:
@@ -293,14 +293,20 @@ def require(names: Sequence[str], bundled: Path | None = None) -> None:
         TextError: One does not.
     """
     for name in names:
-        if name != "-" and not os.path.lexists(name) and not (bundled and (bundled / f"{name}.txt").is_file()):
+        if name != "-" and not os.path.lexists(name) and not _bundled(name, bundled):
             raise _missing(name, bundled)
+
+
+def _bundled(name: str, folder: Path | None) -> Path | None:
+    """Return the file of a text that comes along; None where there is none of this name."""
+    path = folder / f"{name}.txt" if folder and os.sep not in name else None
+    return path if path and path.is_file() else None
 
 
 def changed(name: str) -> TextError:
     """Make the error for a file that is not what it was a moment ago."""
     return TextError(
-        f"corpus {name}: expected a file that stays as it is, found that it changed while it was read. "
+        f"text {name}: expected a file that stays as it is, found that it changed while it was read. "
         "Run the command again, or work on a copy."
     )
 
@@ -320,8 +326,8 @@ def _sources(name: str, bundled: Path | None, selection: Selection, left_out: Le
     try:
         status = os.stat(name)
     except FileNotFoundError:
-        chosen = bundled / f"{name}.txt" if bundled and os.sep not in name else None
-        if chosen is None or not chosen.is_file():
+        chosen = _bundled(name, bundled)
+        if chosen is None:
             raise _missing(name, bundled) from None
         path, status = chosen, os.stat(chosen)
     except (OSError, ValueError) as error:
@@ -345,7 +351,7 @@ def _sources(name: str, bundled: Path | None, selection: Selection, left_out: Le
             f"; {counted(len(left_out.binary) - before, 'file')} without text left out" if len(left_out.binary) > before else ""
         )
         raise TextError(
-            f"corpus {shown}: expected a folder with text files{wanted}, found none in it (hidden ones do not count{passed}). "
+            f"text {shown}: expected a folder with text files{wanted}, found none in it (hidden ones do not count{passed}). "
             "Name a file, or a folder that holds some."
         )
 
@@ -384,19 +390,19 @@ def _single(path: Path, status: os.stat_result, selection: Selection) -> Source:
         return Source(shown, path, None)
     kind = "a device" if stat.S_ISCHR(mode) or stat.S_ISBLK(mode) else "a socket"
     raise TextError(
-        f"corpus {shown}: expected a file, a folder or a pipe, found {kind}. Copy what you need of it into a file first."
+        f"text {shown}: expected a file, a folder or a pipe, found {kind}. Copy what you need of it into a file first."
     )
 
 
 def _standard_input() -> Source:
     if sys.stdin is None or sys.stdin.closed:
-        raise TextError("corpus -: expected text on standard input, found it closed. Name a file, or pipe text in.")
+        raise TextError("text -: expected text on standard input, found it closed. Name a file, or pipe text in.")
     try:
         mode = os.fstat(sys.stdin.fileno()).st_mode
     except (OSError, ValueError):
         mode = 0  # something in memory that stands in for it
     if stat.S_ISBLK(mode) or (stat.S_ISCHR(mode) and not sys.stdin.isatty()):
-        raise TextError("corpus -: expected text on standard input, found a device. Pipe a file in instead.")
+        raise TextError("text -: expected text on standard input, found a device. Pipe a file in instead.")
     return Source("standard input", None, None)
 
 
@@ -498,8 +504,8 @@ def _filled(file: _Readable, size: int) -> bytes:
 def _unreadable(name: str, error: OSError | ValueError) -> TextError | SystemProblem:
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     if isinstance(error, OSError) and error.errno in _DEVICE:
-        return SystemProblem(f"corpus {name}: expected to read it, found: {reason}. Check the device and try again.")
-    return TextError(f"corpus {name}: expected a file that can be read, found: {printable(reason)}. Name another one.")
+        return SystemProblem(f"text {name}: expected to read it, found: {reason}. Check the device and try again.")
+    return TextError(f"text {name}: expected a file that can be read, found: {printable(reason)}. Name another one.")
 
 
 def _missing(name: str, bundled: Path | None) -> TextError:
@@ -517,9 +523,9 @@ def _missing(name: str, bundled: Path | None) -> TextError:
         hints.append(f"Corpora that come along: {', '.join(own)}.")
     if "://" in name:
         return TextError(
-            f"corpus {printable(repr(name))}: expected a file or folder, found an address. Fetch it into a file first."
+            f"text {printable(repr(name))}: expected a file or folder, found an address. Fetch it into a file first."
         )
     found = "nothing there" if path.parent.is_dir() else f"no folder '{printable(str(path.parent))}'"
     return TextError(
-        f"corpus {printable(repr(name))}: expected a file or folder, found {found}. " + (" ".join(hints) or "Check the name.")
+        f"text {printable(repr(name))}: expected a file or folder, found {found}. " + (" ".join(hints) or "Check the name.")
     )

@@ -14,6 +14,7 @@ Rules:
 """
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -116,8 +117,8 @@ class Console:
 
     @property
     def live(self) -> bool:
-        """Whether a line of messages may be overwritten in place."""
-        return live_allowed(self.stderr, self.env)
+        """Whether a line of messages may be overwritten in place, and is wanted."""
+        return not self.quiet and live_allowed(self.stderr, self.env)
 
     @property
     def width(self) -> int:
@@ -150,10 +151,10 @@ class Console:
                 self._live = 0
 
     def overwrite(self, *pieces: tuple[str, str]) -> None:
-        """Show a line that the next message or `overwrite` replaces; the caller has asked `live`.
+        """Show a line that the next message, result or `overwrite` takes the place of; the caller has asked `live`.
 
         Args:
-            pieces: Text of narrow characters, and one of rich's styles or "". Cut to the width. None: no line any more.
+            pieces: Text of narrow characters, each with one of rich's styles or "", cut to the width; without any the line goes.
         """
         space = self.width - 1
         shown = []
@@ -346,7 +347,9 @@ def _write_bytes(text: str, stream: TextIO) -> None:
 
 def _unwritable(problem: Exception) -> SystemProblem:
     reason = getattr(problem, "strerror", None) or str(problem)
-    return SystemProblem(f"standard output: expected to write the result, found: {reason}. Free some space.")
+    full = getattr(problem, "errno", None) in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+    step = "Free some space" if full else "Send it elsewhere (> FILE)"
+    return SystemProblem(f"standard output: expected to write the result, found: {reason}. {step}.")
 
 
 def _to_nowhere(stream: TextIO | None) -> None:

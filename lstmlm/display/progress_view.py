@@ -78,7 +78,7 @@ class RunView:
 
     def close(self) -> None:
         """Take the live line away: what follows are the last words."""
-        if self.live and not self.console.quiet:
+        if self.live:
             self.console.overwrite()
 
     def _step(self, record: StepDone) -> None:
@@ -134,7 +134,7 @@ class RunView:
         elif latest.steps and latest.step > first:
             left = (now - began) / (latest.step - first) * (latest.steps - latest.step)
         if left is not None:
-            parts.append(("left", f"{duration(left)} left" if self.live else f"left {duration(left)}"))
+            parts.append(("left", f"{duration(left)} left"))
         if self._busy:
             parts.append(("busy", self._busy))
         return parts

@@ -57,8 +57,8 @@ def run_svg(
         validation: As (step, nats per character); the lowest is marked.
         rate: As (step, learning rate).
         samples: As (step, text): the first, the middle and the last are shown.
-        title: Over it all; any text.
-        seconds: As (step, seconds since the start): a second scale, above the curves. None: steps only.
+        title: Over it all; what is too long is cut.
+        seconds: As (step, seconds since the start): a second scale, above the curves; without any, steps alone.
 
     Returns:
         A complete SVG document for light and dark surroundings.

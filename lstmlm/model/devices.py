@@ -151,12 +151,15 @@ def name(device: "torch.device") -> str:
 
 def out_of_memory(error: BaseException) -> SystemProblem | None:
     """Return what to tell a user whose device or machine is full; None if the error is another one."""
-    if "DefaultCPUAllocator: can't allocate" in str(error):
-        return SystemProblem("memory: expected enough for this model and batch, found less. Try a smaller --hidden or --batch.")
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate" in str(error):
+        return SystemProblem(
+            "memory: expected enough for this model and text, found less. Close other programs, or take a smaller model or "
+            "text; in `train`, a smaller --hidden or --batch."
+        )
     torch = sys.modules.get("torch")
     if not isinstance(error, getattr(torch, "OutOfMemoryError", ())):  # it may not be there, or not yet whole
         return None
     return SystemProblem(
-        "device memory: expected enough for this model and batch, found less. Try a smaller --batch, --set train.segment=16, "
-        "or --device cpu."
+        "device memory: expected enough for this model and batch, found less. Compute with --device cpu; in `train`, a "
+        "smaller --batch or --set train.segment=16 takes less."
     )

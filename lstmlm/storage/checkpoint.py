@@ -110,7 +110,10 @@ def pack(checkpoint: Checkpoint) -> list[atomic.Bytes]:
     try:
         meta = json.dumps(checkpoint.meta, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     except ValueError as error:
-        raise Diverged(f"checkpoint: expected finite numbers in its description, found others ({error}).") from error
+        raise Diverged(
+            f"checkpoint: expected finite numbers in its description, found others ({error}). "
+            "Go on from the last checkpoint with a smaller train.lr."
+        ) from error
     # Half a surrogate pair (a file name that is not UTF-8) cannot be stored as itself; JSON has an escape for it.
     meta = re.sub("[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", meta)
     # The digest's place comes before any text that could hold as many zeros.

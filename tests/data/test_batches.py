@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 from lstmlm.data import batches
 from lstmlm.data.batches import Streams
 from lstmlm.data.ids import Ids
+from tests.helpers import ids_of
 
 
 def counting(chars: int, batch: int, window: int) -> Streams:
     """Make streams over ids that are their own positions."""
-    return Streams(Ids.of(range(chars)), batch, window)
+    return Streams(ids_of(range(chars)), batch, window)
 
 
 sizes = st.tuples(st.integers(2, 300), st.integers(1, 9), st.integers(1, 40))
@@ -115,7 +116,7 @@ def test_every_width_of_id_reads_the_same(width: int) -> None:
     stored = b"".join(value.to_bytes(width, "little") for value in values)
     inputs, _, _ = Streams(Ids(bytearray(stored), width, 0, 200), 3, 5).batch(4)
 
-    assert torch.equal(inputs, Streams(Ids.of(values), 3, 5).batch(4)[0])
+    assert torch.equal(inputs, Streams(ids_of(values), 3, 5).batch(4)[0])
 
 
 def test_a_batch_is_a_copy() -> None:

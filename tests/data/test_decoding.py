@@ -134,6 +134,8 @@ def test_a_mark_at_the_start_is_dropped_and_said(read: Reader) -> None:
         (b"a\r\n" * 40, "all 40 line ends are CRLF, kept"),
         (b"a\r" * 40, "all 40 line ends are CR alone, kept"),
         (b"a\0b\0" * 40, "80 NUL characters"),
+        (b"a\0b" + b"cd" * 40, "1 NUL character, kept"),
+        (b"a\r\n" + b"cd" * 40, "the only line end is CRLF, kept"),
     ],
 )
 def test_notes_say_what_is_odd(read: Reader, data: bytes, note: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,13 +63,13 @@ def test_plain_lines_of_a_run() -> None:
 
     assert lines == [
         "step 500/2000  validation about 2.2500 bits/char  the best so far",
-        "step 644/2000  loss 2.00 bits/char  val 2.25  65.5k chars/s  left 0:21",
+        "step 644/2000  loss 2.00 bits/char  val 2.25  65.5k chars/s  0:21 left",
         "warning: step 701: the gradient is not finite; back to step 700, from there with 0.5 of the rate",
         "step 1000/2000  validation about 2.6000 bits/char  best 2.2500",
-        "step 1352/2000  loss 2.00 bits/char  val 2.25  65.5k chars/s  left 0:10",
+        "step 1352/2000  loss 2.00 bits/char  val 2.25  65.5k chars/s  0:10 left",
         "step 1500/2000  validation about 1.7500 bits/char  the best so far",
-        "step 1995/2000  loss 2.00 bits/char  val 1.75  65.5k chars/s  left 0:00",
-        "step 2000/2000  loss 2.00 bits/char  val 1.75  65.5k chars/s  left 0:00",
+        "step 1995/2000  loss 2.00 bits/char  val 1.75  65.5k chars/s  0:00 left",
+        "step 2000/2000  loss 2.00 bits/char  val 1.75  65.5k chars/s  0:00 left",
         "step 2000/2000  validation about 1.5000 bits/char  the best so far",
     ]
 
@@ -158,7 +158,7 @@ def test_a_resumed_run_measures_itself_only() -> None:
         view(StepDone(step, 1000, 1.0, 0.01, step * 1000))
 
     assert "step 911/1000" in err.text
-    assert err.text.splitlines()[0].endswith("left 1:29")
+    assert err.text.splitlines()[0].endswith("1:29 left")
 
 
 def test_without_validation_a_sample_names_its_step() -> None:

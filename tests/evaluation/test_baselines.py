@@ -9,11 +9,10 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from lstmlm.data.ids import Ids
 from lstmlm.data.tokenizer import CharTokenizer
 from lstmlm.evaluation import baselines
 from lstmlm.evaluation.scoring import frequencies
-from tests.helpers import some_ids
+from tests.helpers import ids_of, some_ids
 
 V = 11
 
@@ -85,6 +84,6 @@ def test_a_text_that_moves_on_is_like_itself() -> None:
         symbols = CharTokenizer(text)
         ids = symbols.encode(text)
         train, val = ids[: len(ids) * 9 // 10], ids[len(ids) * 9 // 10 :]
-        held, own = baselines.unlike(Ids.of(train), Ids.of(val), [train.count(i) for i in range(len(symbols))])
+        held, own = baselines.unlike(ids_of(train), ids_of(val), [train.count(i) for i in range(len(symbols))])
 
         assert (held < 1.4 * own) == is_like

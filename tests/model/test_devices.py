@@ -97,6 +97,7 @@ def test_only_a_full_device_is_short_of_memory() -> None:
 
     assert isinstance(found, SystemProblem)
     assert "--batch" in str(found)
+    assert "Close other programs" in str(devices.out_of_memory(MemoryError()))
     assert devices.out_of_memory(RuntimeError("shapes differ")) is None
 
 

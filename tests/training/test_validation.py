@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from lstmlm.data.corpus import Corpus
-from lstmlm.data.ids import Ids
 from lstmlm.data.tokenizer import CharTokenizer
 from lstmlm.evaluation.scoring import CODE_POINTS, score_ids
 from lstmlm.kernels.eager import EagerKernel
 from lstmlm.training import budget
 from lstmlm.training.members import Members
 from lstmlm.training.validation import Interrupted, Validation, stretches, surely_less
+from tests.helpers import ids_of
 from tests.training.test_trainer import configured
 
 pytestmark = pytest.mark.usefixtures("short_samples")
@@ -105,7 +105,7 @@ def test_rare_characters_are_charged(corpus: Corpus) -> None:
     symbols = CharTokenizer(corpus.tokenizer.symbols, rare=True)  # type: ignore[union-attr]  # of characters
     rare = symbols.rare or 0
     ids = [*corpus.val.tensor(0, len(corpus.val)).tolist(), rare, 1, rare]
-    one = replace(corpus, tokenizer=symbols, val=Ids.of(ids), counts=[*corpus.counts, 2])
+    one = replace(corpus, tokenizer=symbols, val=ids_of(ids), counts=[*corpus.counts, 2])
     members = Members(configured(), len(symbols), EagerKernel(), torch.device("cpu"))
     text = Validation(one, members, silent)
     expected = score_ids(members.network, ids, one.counts, byte_length=1, rare=rare)
