@@ -7,9 +7,10 @@ lstmlm=.venv/bin/lstmlm
 run=runs/stories
 if [ -e "$run/best.safetensors" ]; then
   echo "demo: $run is there already; remove it to train again" >&2
+elif [ -e "$run/last.safetensors" ] || [ -e "$run/config.yaml" ]; then # it was stopped
+  "$lstmlm" train --resume "$run"
 else
-  mkdir -p runs
-  "$lstmlm" train stories --out "$run" --minutes "${MINUTES:-1}" --overwrite
+  "$lstmlm" train stories --out "$run" --minutes "${MINUTES:-1}"
 fi
 echo; echo "--- lstmlm sample -m $run --prompt 'Bob is' --seed 1"
 "$lstmlm" sample -m "$run" --prompt "Bob is" --length 400 --seed 1
