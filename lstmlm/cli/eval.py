@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 
 SHOWN = 5  # characters that the model does not know, by name
+WINDOW, BATCH = 256, 64  # of cold windows, where nothing else is asked for
 
 
 GROUPS = {
@@ -43,8 +44,9 @@ symbol for such characters, which is fed, and charged beside. With --protocol co
 each from an empty state, and the character after each input is scored. A model trained with --document-separator begins
 behind each of them with an empty state, whatever the protocol. With --dynamic the text is also scored by a copy of the
 network that learns from each 32 characters once it has been scored on them; with --mix by that network too, mixed with counts
-of what followed the same contexts before, in the training text where that is at hand and in what has been scored. --max-bpc is
-of the plain score. The perplexity of a word is that of all characters, divided among what stands between white space.
+of what followed the same contexts before, in the training text (its last 2,097,152 characters, where it is at hand) and in
+what has been scored. --max-bpc is of the plain score. The perplexity of a word is that of all characters, divided among what
+stands between white space.
 
 --lines scores every line with its line end, from an empty state after a line end, or with --state carried from where the line
 before it ended (then the lines sum to the score of the whole). Lines of a pipe are scored as they come. What the model does not
@@ -79,12 +81,19 @@ def eval(
         ),
     ] = "warm",
     window: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Inputs of a cold window.", rich_help_panel="Ways of scoring")
-    ] = 256,
+        int | None,
+        typer.Option(metavar="N", min=1, help="Inputs of a cold window.", show_default="256", rich_help_panel="Ways of scoring"),
+    ] = None,
     batch: Annotated[
-        int,
-        typer.Option(metavar="B", min=1, help="Cold windows side by side; changes only the speed.", rich_help_panel=MACHINE),
-    ] = 64,
+        int | None,
+        typer.Option(
+            metavar="B",
+            min=1,
+            help="Cold windows side by side; changes only the speed.",
+            show_default="64",
+            rich_help_panel=MACHINE,
+        ),
+    ] = None,
     dynamic: Annotated[
         bool,
         typer.Option(
@@ -123,14 +132,15 @@ def eval(
         ),
     ] = False,
     state: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="reset|carried",
             callback=words("reset", "carried"),
             help="With --lines or --chars: between lines.",
+            show_default="reset",
             rich_help_panel="By line, character or file",
         ),
-    ] = "reset",
+    ] = None,
     sort: Annotated[
         str | None,
         typer.Option(
@@ -175,35 +185,24 @@ def eval(
     """
     texts = text or []
     dynamic = dynamic or mix
-    beside = dynamic or bool(baselines)
-    if lines and chars:
-        raise UsageError("eval: expected --lines or --chars, found both.")
-    if (lines or chars) and (max_bpc is not None or protocol != "warm" or beside):
-        raise UsageError("--lines and --chars: expected no --max-bpc, --protocol cold, --dynamic or --baselines, found one.")
-    for flag, given in (("--sort", sort), ("--no-line-ends", no_line_ends)):
-        if given and not lines:
-            raise UsageError(f"{flag}: expected --lines too, found it alone.")
-    if json and chars:
-        raise UsageError("--chars: expected no --json. `inspect --json` gives the surprise of every character.")
-    if files_from == "":
-        raise UsageError("--files-from: expected the name of a list, or - for stdin, found nothing.")
-    if files_from and (lines or chars or texts or beside):
-        raise UsageError("--files-from: expected no texts, --lines, --chars, --dynamic or --baselines beside it, found one.")
-    given_after = after is not None or after_file is not None
-    if given_after and (protocol != "warm" or beside):
-        raise UsageError("--after: expected no --protocol cold, --dynamic or --baselines beside it, found one.")
-    if (after is not None and after_file is not None) or "" in (after, after_file):
-        raise UsageError("--after and --after-file: expected one of them, with something in it. Leave the other one out.")
-    if [*texts, files_from, after_file].count("-") > 1:
-        raise UsageError("eval -: expected standard input once, found it twice. It can be read only once.")
-    several = len(models or []) > 1
-    if several and (chars or beside or max_bpc is not None):
-        raise UsageError("-m twice: expected no --chars, --max-bpc, --dynamic or --baselines beside it, found one.")
-    if (several or given_after) and not (texts or files_from):
-        raise UsageError(
-            f"{'-m twice' if several else '--after'}: expected a text to score, found none. Name one, or - for stdin."
-        )
-    text_reader.refuse_models("eval", texts)
+    _refuse_contradictions(
+        texts,
+        models or [],
+        files_from,
+        after=after,
+        after_file=after_file,
+        max_bpc=max_bpc,
+        protocol=protocol,
+        window=window,
+        batch=batch,
+        beside=dynamic or bool(baselines),
+        lines=lines,
+        chars=chars,
+        sort=sort,
+        no_line_ends=no_line_ends,
+        state=state,
+        json=json,
+    )
 
     from lstmlm.training import malloc
 
@@ -221,27 +220,95 @@ def eval(
         options = by_line.LineOptions(state == "carried", not no_line_ends, bool(sort), json, before)
         by_line.run(console, opened, texts, encoding, options, chars=chars)
         return
-    plain = baselines if baselines is not None else not (texts or files_from)
-    scoring = _Scoring(opened, encoding, protocol, window, batch, dynamic, mix, plain, before)
+    if baselines is None:
+        baselines = not (texts or files_from)
+    window = window or WINDOW
+    scoring = _Scoring(opened, encoding, protocol, window, batch or BATCH, dynamic, mix, baselines, before)
     if files_from:
         _score_files(console, scoring, files_from, max_bpc, json)
         return
     missing: Counter[str] = Counter()
     found = scoring.score(texts, missing)
     first = next(iter(found.values()))
-    if missing and not several:
+    if missing and len(opened) == 1:
         console.say(_not_known(missing))
     for note in first.notes:
         console.say(note)
     _say_trained_on(console, texts, found)
     if json:
         console.as_json(scoring.as_dict(found))
-    elif several:
+    elif len(opened) > 1:
         eval_report.show_models(console, found)
     else:
         eval_report.show(console, first, protocol, window)
     if max_bpc is not None and not first.score.bits_per_char <= max_bpc:
         raise CheckFailed(f"eval: expected at most {max_bpc:g} bits/char, found {first.score.bits_per_char:.4f}.")
+
+
+def _refuse_contradictions(
+    texts: list[str],
+    models: list[str],
+    files_from: str | None,
+    *,
+    after: str | None,
+    after_file: str | None,
+    max_bpc: float | None,
+    protocol: str,
+    window: int | None,
+    batch: int | None,
+    beside: bool,
+    lines: bool,
+    chars: bool,
+    sort: str | None,
+    no_line_ends: bool,
+    state: str | None,
+    json: bool,
+) -> None:
+    """Refuse what contradicts itself, and what means nothing without something else.
+
+    All is as `eval` has it; `beside`: the text is to be scored by other means too (--dynamic, --mix or --baselines).
+
+    Raises:
+        UsageError: With what does not go together, or what is missing.
+    """
+    cold = protocol == "cold"
+    if lines and chars:
+        raise UsageError("eval: expected --lines or --chars, found both.")
+    if (lines or chars) and (max_bpc is not None or cold or beside):
+        raise UsageError("--lines and --chars: expected no --max-bpc, --protocol cold, --dynamic or --baselines, found one.")
+    for flag, given, needed, there in (
+        ("--sort", sort, "--lines", lines),
+        ("--no-line-ends", no_line_ends, "--lines", lines),
+        ("--state", state, "--lines or --chars", lines or chars),
+        ("--window", window, "--protocol cold", cold),
+        ("--batch", batch, "--protocol cold", cold),
+    ):
+        if given and not there:
+            raise UsageError(f"{flag}: expected {needed} too, found it alone.")
+    if json and chars:
+        raise UsageError("--chars: expected no --json. `inspect --json` gives the surprise of every character.")
+    if files_from == "":
+        raise UsageError("--files-from: expected the name of a list, or - for stdin, found nothing.")
+    if files_from and (lines or chars or texts or beside):
+        raise UsageError("--files-from: expected no texts, --lines, --chars, --dynamic or --baselines beside it, found one.")
+    for flag, given in (("--after", after), ("--after-file", after_file)):
+        if given == "":
+            raise UsageError(f"{flag}: expected what is to be read first, found nothing. Give it, or leave {flag} out.")
+    if after is not None and after_file is not None:
+        raise UsageError("--after and --after-file: expected one of them, found both. Leave one out.")
+    given_after = after is not None or after_file is not None
+    if given_after and (cold or beside):
+        raise UsageError("--after: expected no --protocol cold, --dynamic or --baselines beside it, found one.")
+    if [*texts, files_from, after_file].count("-") > 1:
+        raise UsageError("eval -: expected standard input once, found it twice. It can be read only once.")
+    several = len(models) > 1
+    if several and (chars or beside or max_bpc is not None):
+        raise UsageError("-m twice: expected no --chars, --max-bpc, --dynamic or --baselines beside it, found one.")
+    if (several or given_after) and not (texts or files_from):
+        raise UsageError(
+            f"{'-m twice' if several else '--after'}: expected a text to score, found none. Name one, or - for stdin."
+        )
+    text_reader.refuse_models("eval", texts)
 
 
 def _known(console: Console, model: "LanguageModel", given: str) -> list[int]:
@@ -334,7 +401,7 @@ class _Scoring:
     protocol: warm, or cold in windows of `window`, `batch` side by side.
     dynamic: By a network that learns as it goes too.
     mix: By that network mixed with counts of contexts too.
-    plain: By plainer means too.
+    baselines: By simpler means too, which learn from the training text.
     after: For each model the ids of a text that is read first.
     """
 
@@ -345,7 +412,7 @@ class _Scoring:
     batch: int
     dynamic: bool
     mix: bool
-    plain: bool
+    baselines: bool
     after: list[list[int]] | None
 
     def score(self, texts: list[str], missing: Counter[str], *, alone: bool = True) -> dict[str, Scores]:
@@ -359,7 +426,7 @@ class _Scoring:
         from lstmlm.evaluation.scoring import Scorer
 
         models = list(self.models.values())
-        corpus = _corpus(models[0], texts) if self.plain or not texts else None
+        corpus = _corpus(models[0], texts) if self.baselines or not texts else None
         batch = self.batch if self.protocol == "cold" else None
         scorers = [
             Scorer(model.readable, model.counts, self.protocol, self.window, batch, after=ids, rare=model.tokenizer.rare)
@@ -375,19 +442,19 @@ class _Scoring:
             what = printable(texts[0]) if len(texts) == 1 and texts != ["-"] else "text to score"
             raise TextError(f"{what}: expected at least one character, found none. Name a file that has some.")
         learnt[: len(learning)] = [scorer.finish() for scorer in learning]
-        means = eval_report.plain_means(models[0], corpus, kept, found[0]) if self.plain and corpus else None
+        means = eval_report.baseline_scores(models[0], corpus, kept, found[0]) if self.baselines and corpus else None
         return {
             name: Scores(
                 score,
-                text.words if text else len(own.split()),
-                text is not None and text.trained_on(model),
-                learnt[0],
-                rates,
-                chosen,
-                means,
-                text.notes(model) if text else (),
-                text is None or text.encoding in (None, "utf-8") or score.chars == score.bytes,
-                learnt[1],
+                words=text.words if text else len(own.split()),
+                trained_on=text is not None and text.trained_on(model),
+                dynamic=learnt[0],
+                rates=rates,
+                chosen=chosen,
+                baselines=means,
+                notes=text.notes(model) if text else (),
+                utf8=text is None or text.encoding in (None, "utf-8") or score.chars == score.bytes,
+                mixed=learnt[1],
             )
             for (name, model), score in zip(self.models.items(), found, strict=True)
         }
@@ -403,6 +470,9 @@ class _Scoring:
         from lstmlm.training.dynamic import LEARN_EVERY
 
         model = next(iter(self.models.values()))
+        if corpus is None:
+            with contextlib.suppress(TextError):  # it is gone
+                corpus = _corpus(model, [])
         evaluator, rates, chosen = _evaluator(model, corpus)
         reads = [evaluator.read]
         if self.mix:
@@ -415,12 +485,12 @@ class _Scoring:
     def _read(
         self, text: "text_reader.Text | list[str]", scorers: "list[Scorer]", learning: "list[Scorer]", missing: Counter[str]
     ) -> list[int]:
-        """Read a text once, by the scorer of each model and by what learns; return the ids that plainer means look at."""
+        """Read a text once, by the scorer of each model and by what learns; return the ids that the baselines look at."""
         from lstmlm.data.tokenizer import in_form
 
         kept: list[int] = []
         most = 0
-        if self.plain:
+        if self.baselines:
             from lstmlm.evaluation import baselines
 
             most = baselines.MOST_CHARS
@@ -456,13 +526,13 @@ def _evaluator(model: "LanguageModel", corpus: "Corpus | None") -> "tuple[Dynami
     """
     from lstmlm.training import dynamic
 
-    rates, chosen = dynamic.Rates(), False
+    rates = dynamic.Rates()
     evaluator = dynamic.DynamicEvaluator(model.network, model.start(), rates)
-    with contextlib.suppress(TextError):
-        train = (corpus or _corpus(model, [])).train
-        rates = evaluator.choose(train.tensor(max(0, len(train) - dynamic.CHOICE_CHARS - 1), len(train)).tolist())
-        chosen = True
-    return evaluator, rates, chosen
+    if corpus is None:
+        return evaluator, rates, False
+    train = corpus.train
+    rates = evaluator.choose(train.tensor(max(0, len(train) - dynamic.CHOICE_CHARS - 1), len(train)).tolist())
+    return evaluator, rates, True
 
 
 def _mixer(model: "LanguageModel", corpus: "Corpus | None") -> "Mixer":
@@ -472,14 +542,13 @@ def _mixer(model: "LanguageModel", corpus: "Corpus | None") -> "Mixer":
 
     symbols = (model.tokenizer.decode([id_]) for id_ in range(len(model.counts)))
     mixer = open_mixer(model.counts, [symbol.isalnum() or symbol == "'" for symbol in symbols])
-    with contextlib.suppress(TextError):
-        train = (corpus or _corpus(model, [])).train
-        mixer.learn(train.tensor(max(0, len(train) - baselines.MOST_CHARS), len(train)))
+    if corpus is not None:
+        mixer.learn(corpus.train.tensor(max(0, len(corpus.train) - baselines.MOST_CHARS), len(corpus.train)))
     return mixer
 
 
 def _corpus(model: "LanguageModel", texts: list[str]) -> "Corpus":
-    """Return the text that the run was trained on: its validation part is scored, or plainer means learn from it."""
+    """Return the text that the run was trained on: its validation part is scored, or baselines learn from it."""
     from lstmlm.cli.corpora import open_for
 
     advice = "Leave out --baselines." if texts else "Name a text to score."

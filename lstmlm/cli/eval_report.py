@@ -25,7 +25,7 @@ class Scores:
     words: What stands between white space.
     trained_on: Whether it is the text that the model was trained on.
     dynamic: Of a network that learned as it went, at these rates, chosen on the training text or not.
-    baselines: Bits per character by plainer means, by name.
+    baselines: Bits per character by simpler means, by name.
     notes: In what it is unlike the training text, though both look alike.
     utf8: Whether the text is in UTF-8, whose bytes count, as they do for one in another encoding.
     mixed: Of the network that learned, mixed with counts of contexts; those of the training text too if its rates were chosen.
@@ -53,8 +53,8 @@ class Scores:
         return math.exp(min(700.0, self.score.nats / self.words)) if self.words else None
 
 
-def plain_means(model: "LanguageModel", corpus: "Corpus", known: list[int], score: "Score") -> dict[str, float]:
-    """Return what the text takes by plainer means, in bits per character, unknown ones charged as always."""
+def baseline_scores(model: "LanguageModel", corpus: "Corpus", known: list[int], score: "Score") -> dict[str, float]:
+    """Return what the text takes by the baselines, in bits per character, unknown characters charged as always."""
     import torch
 
     from lstmlm.data.tokenizer import ByteTokenizer
@@ -158,7 +158,7 @@ def show(console: Console, scores: Scores, protocol: str, window: int) -> None:
         per_word = f"{scores.bits_per_word:.4f} bits/word, perplexity {_large(scores.perplexity_per_word)} per word"
         console.result(f"{counted(scores.words, 'word')}, {per_word}")
     if dynamic and not scores.chosen:
-        console.say("the rate of --dynamic is the usual one: the training text, which it is chosen on, is not to be had")
+        console.say("--dynamic takes its usual rate: the training text, on which it chooses one, was not found")
     if not dynamic and not scores.baselines:
         alone = f"{score.order0_bits_per_char:.4f} bits/char"
         console.result(f"by the frequencies of single characters alone it would take {alone}")
