@@ -23,7 +23,7 @@ class LstmlmError(Exception):
 
 
 class CheckFailed(LstmlmError):
-    """A requested check, `--max-bpc` of `eval` or `train`, did not hold."""
+    """A requested check did not hold: `--max-bpc` of `eval` or `train`, or `sample --new` found too few samples."""
 
 
 class UsageError(LstmlmError):

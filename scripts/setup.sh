@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make .venv at the top of the checkout with everything pinned; a second call finds it done. Usage: setup.sh [extra]
+# Make .venv at the top of the checkout with the versions of scripts/constraints.txt; a second call finds it done. Usage: setup.sh [extra]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 extra="${1:-}"

@@ -79,7 +79,7 @@ def known_texts(
     """
     sources, old_val = _recorded(was)
     if not named:
-        again = "" if folder is None else f" It goes on with: lstmlm train --resume TEXT --out {printable(str(folder))}."
+        again = "" if folder is None else f" It goes on with: {going_on(['TEXT'], folder)}"
         if not sources:
             raise TextError(f"corpus: expected the place of the text that the run learns, found none written down.{again}")
         if "-" in [*sources, val or old_val]:
@@ -99,8 +99,12 @@ def may_have_moved(folder: Path) -> Iterator[None]:
     try:
         yield
     except TextError as error:
-        again = printable(shlex.join(["lstmlm", "train", "PLACE", "--resume", "--out", str(folder)]))
-        raise TextError(f"{error} If it was moved, say where it is now: {again}") from None
+        raise TextError(f"{error} If it was moved, say where it is now: {going_on(['PLACE'], folder)}") from None
+
+
+def going_on(texts: list[str], folder: Path) -> str:
+    """Return the command that goes on with the run in a folder, on these texts."""
+    return printable(shlex.join(["lstmlm", "train", *texts, "--resume", "--out", str(folder)]))
 
 
 def _recorded(was: dict[str, Any]) -> tuple[list[str], str | None]:
@@ -124,7 +128,7 @@ def open_for(model: "LanguageModel", advice: str) -> Corpus:
 
     Args:
         model: The model.
-        advice: What the user can do where it is not to be had, as a sentence.
+        advice: What the user can do where it is gone, as a sentence.
 
     Raises:
         TextError: It is gone or has changed.
@@ -175,7 +179,9 @@ def _sources(model: "LanguageModel", advice: str) -> tuple[list[str], str | None
     sources, val = _recorded(model.corpus)
     if model.text_place is not None:
         sources, val = known_texts(model.corpus, [model.text_place], None)
-    if not sources or "-" in sources:
+    if not sources:
+        raise TextError(f"corpus: expected the place of the text that the run was trained on, found none written down. {advice}")
+    if "-" in sources:
         raise TextError(f"corpus: expected the text that the run was trained on, found none: it was standard input. {advice}")
     if model.text_place is None and model.corpus.get("count"):
         raise TextError(

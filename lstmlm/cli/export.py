@@ -10,19 +10,20 @@ from lstmlm.cli.options import MODEL, OUTPUT, Json, ModelAgain, ModelArgument, Q
 from lstmlm.cli.text_input import open_model
 from lstmlm.display.console import Console
 from lstmlm.errors import UsageError, printable
+from lstmlm.storage import run_dir
 from lstmlm.storage.header import KINDS
 
 SUFFIXES = {"torch": ".safetensors", "onnx": ".onnx"}
 GROUPS = {MODEL: "-m runs/stories", OUTPUT: "--to onnx --out stories.onnx"}
 RULES = """\
 --to torch writes two files: weights of nn.LSTM, nn.LayerNorm and nn.Linear with the vocabulary in their header, and beside them
-a module of the same name that loads them, reads and writes text with them. It needs torch and safetensors, and lstmlm no more.
+a module of the same name that loads them, reads and writes text with them. It needs torch and safetensors, but not lstmlm.
 
 --to onnx writes one graph: ids (T, B) and state (B, N) to logits (T, B, V) and state_after (B, N). The empty state is zeros; N,
 the vocabulary and the sizes stand in its metadata as "state" and "model".
 
-A model of --document-separator says in its description which ids part documents ("separator"): behind them whoever reads begins
-again with the empty state.
+A model of --document-separator says in its description which ids part documents ("separator"): behind them a reader begins again
+with the empty state.
 
 Several networks that were trained side by side stay one model, the mean of their probabilities.
 """
@@ -69,7 +70,7 @@ def export(
             "begin each document with the empty state. Only its first character is predicted otherwise than here."
         )
     own = opened.path.resolve()
-    name = Path(out or f"{own.parent.name if own.stem in KINDS else own.stem}{suffix}")
+    name = Path(out or f"{run_dir.folder_of(own).name if own.stem in KINDS else own.stem}{suffix}")
     flag = "--out" if out else "export"
     symbols, rare = getattr(opened.tokenizer, "symbols", None), opened.tokenizer.rare
     if to == "onnx":

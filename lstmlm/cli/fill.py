@@ -6,18 +6,19 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from lstmlm.cli.options import MACHINE, MODEL, OUTPUT, Device, Json, Model, OnUnknown, Quiet, TextPlace, Threads
-from lstmlm.cli.text_input import one_symbol, one_text, open_model, read_text, unknown_rule
+from lstmlm.cli.text_input import one_symbol, one_text, open_model, read_text
 from lstmlm.config import run_config
 from lstmlm.display.console import Console
 from lstmlm.errors import TextError, UsageError, printable
 
 if TYPE_CHECKING:
     from lstmlm.api import LanguageModel
+    from lstmlm.data.tokenizer import OnUnknown as Rule
     from lstmlm.evaluation.cloze import Asked, Filler
     from lstmlm.evaluation.reading import Reader
     from lstmlm.evaluation.scoring import Model as Read
@@ -106,7 +107,7 @@ def fill(
 
         mark = one_symbol("--forget-at", forget_at, opened)
         reader = TorchReader(opened.network, run=Forgetting(opened.network, mark))
-    encode = partial(opened.tokenizer.encode, on_unknown=unknown_rule(on_unknown))
+    encode = partial(opened.tokenizer.encode, on_unknown=cast("Rule", on_unknown))
     for one in asked:  # before the first answer, with the line of the set
         try:
             for filling in one.question.fillings():

@@ -2,17 +2,17 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from lstmlm import machine
 from lstmlm.cli import safe_output
 from lstmlm.cli.options import MACHINE, MODEL, OUTPUT, Json, Model, OnUnknown, Quiet, TextPlace, Threads
-from lstmlm.cli.text_input import known_ids, one_of, one_text, read_text, unknown_rule
+from lstmlm.cli.text_input import known_ids, one_of, one_text, open_model, read_text
 from lstmlm.data.tokenizer import readable
 from lstmlm.display.console import Console, colour_allowed, columns, unicode_allowed
 from lstmlm.errors import TextError, UsageError, printable
+from lstmlm.storage import run_dir
 from lstmlm.storage.header import KINDS
 from lstmlm.units import counted
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from lstmlm.analysis.activations import Trace
     from lstmlm.api import LanguageModel
+    from lstmlm.data.tokenizer import OnUnknown as Rule
     from lstmlm.display.gate_plots import Row
 
 SHOWS = ("forget", "input", "output", "new", "cell", "hidden", "surprise")
@@ -155,10 +156,9 @@ def inspect(
         raise UsageError("--find: expected a quantity of units in --show, found surprise.")
     safe_output.refuse_other("--svg", svg)
     safe_output.refuse_other("--html", html)
-    from lstmlm.api import LanguageModel
 
-    console, rule = Console(quiet=quiet), unknown_rule(on_unknown)
-    opened = LanguageModel.open(model, threads=threads or machine.cpus(), device="cpu", report=console.warn).member(member)
+    console, rule = Console(quiet=quiet), cast("Rule", on_unknown)
+    opened = open_model(console, model, threads, "cpu").member(member)
     opened.text_place = corpus
     if file is not None:
         text = read_text("--file", file, opened.tokenizer.bad_bytes)
@@ -168,8 +168,6 @@ def inspect(
         import torch
 
         torch.set_num_threads(1)
-    if model is None:
-        console.say(f"model {printable(str(opened.path))}")
     if (count := opened.config.model.members) > 1:
         console.say(f"member {member} of {count}; --member looks into another one")
     if at is not None:
@@ -232,7 +230,7 @@ def _numbers(
         from lstmlm.cli.inspect_probes import noted
         from lstmlm.display.gate_page import page
 
-        name = str(model.path.parent if model.path.stem in KINDS else model.path)
+        name = str(run_dir.folder_of(model.path) if model.path.stem in KINDS else model.path)
         texts = [whole, *(as_lists(collect(model, other, kept)) for other in read[1:] if other)]
         safe_output.write("--html", html, page(texts, name, SIGNED, shows[0], noted(model)))
         console.say(f"wrote {printable(html)}")

@@ -136,5 +136,5 @@ OnUnknown = Annotated[
         help="What to do with characters that the model does not know.", rich_help_panel=MODEL,
     ),
 ]  # fmt: skip
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel=OUTPUT)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, an object a line.", rich_help_panel=OUTPUT)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors on stderr.", rich_help_panel=OUTPUT)]

@@ -1,4 +1,5 @@
-"""Where a picture or an exported model goes: whole or not at all, and never over a file that this program has not written.
+"""Where a picture or an exported model goes: into a file whole or not at all, and never over one that this program has not
+written; into a pipe as it comes.
 
 `write` is the entry point for texts, `write_bytes` for all else.
 """
@@ -11,7 +12,7 @@ from lstmlm.errors import UsageError, printable
 from lstmlm.storage import atomic
 
 MARK = "<!-- written by lstmlm -->\n"
-"""The last line of every text: without it a file is somebody's own page or drawing, and stays."""
+"""The last line of every text that is written: without it a file is somebody's own page or drawing, and stays."""
 HEAD = 256
 """Bytes at the beginning of a file that is no text, among which its mark stands."""
 

@@ -5,12 +5,13 @@ import os
 import re
 import shlex
 import sys
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from lstmlm.cli.options import MACHINE, MODEL, OUTPUT, Device, Json, Model, OnUnknown, Quiet, TextPlace, Threads
-from lstmlm.cli.text_input import open_file, open_model, read_text, unknown_rule
+from lstmlm.cli.text_input import open_file, open_model, read_text
 from lstmlm.data.tokenizer import RARE, readable
 from lstmlm.display.console import Console, is_terminal, unicode_allowed
 from lstmlm.errors import CheckFailed, TextError, UsageError, printable
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from lstmlm.api import LanguageModel, Sample
+    from lstmlm.data.tokenizer import OnUnknown as Rule
+    from lstmlm.evaluation.sampler import Sampling
+
+    Pieces = Iterator[tuple[int, str, Sample | None]]
 
 DEFAULT_LENGTH = 500
 TRIES = 20  # for each sample that --new is to find
@@ -71,7 +76,7 @@ def sample(
     ] = None,
     new: Annotated[
         bool,
-        typer.Option("--new", help="Leave out what the training text holds, as a line or in one.", rich_help_panel="Text"),
+        typer.Option("--new", help="Leave out samples that the training text has.", rich_help_panel="Text"),
     ] = False,
     seed: Annotated[
         int | None,
@@ -135,7 +140,7 @@ def sample(
             "-n",
             metavar="COUNT",
             min=1,
-            help="Samples, drawn in batches of 64, on a GPU of 4,096.",
+            help="Samples to write; 64 are drawn at a time, on a GPU 4,096.",
             rich_help_panel=OUTPUT,
         ),
     ] = 1,
@@ -200,103 +205,175 @@ def sample(
     strange = [] if opened.tokenizer.rare is None or on_unknown != "error" else opened.tokenizer.unknown(text)
     if strange:
         console.say(f"prompt: {counted(len(strange), 'character')} read as the model's symbol for rare ones, U+FFFD")
-    how = Sampling(temperature, top_k, top_p, greedy, exact)
-    together, rule = DRAWN_TOGETHER[opened.device], unknown_rule(on_unknown)
-    most = length if length is not None else DEFAULT_LENGTH * (lines or 1)
-    training_text = _TrainingText(opened, stop or [], bool(lines)) if new else None
+    samples = _Samples(
+        opened,
+        Sampling(temperature, top_k, top_p, greedy, exact),
+        length=length if length is not None else DEFAULT_LENGTH * (lines or 1),
+        count=count,
+        seed=first_seed,
+        stop=stop or [],
+        lines=lines or 0,
+        on_unknown=cast("Rule", on_unknown),
+        training_text=_TrainingText(opened, stop or [], bool(lines)) if new else None,
+    )
 
-    rare = 0
-
-    def drawn(text: str, first: int, n: int) -> "Iterator[tuple[int, str, Sample | None]]":
-        return watched(
-            opened.draw(
-                text, length=most, n=n, seed=first_seed + first, how=how, stop=stop or [], lines=lines or 0, on_unknown=rule
-            )
-        )
-
-    def watched(pieces: "Iterator[tuple[int, str, Sample | None]]") -> "Iterator[tuple[int, str, Sample | None]]":
-        nonlocal rare
-        for piece in pieces:
-            rare += opened.tokenizer.rare is not None and piece[1].count(RARE)
-            yield piece
-
-    def finished(text: str, pieces: "Iterator[tuple[int, str, Sample | None]]") -> "Iterator[tuple[str, Sample]]":
-        """Give each sample with its text, batch after batch; the pieces are those of the first one."""
-        first = given = 0
-        while given < count and first < (count if training_text is None else TRIES * count):
-            n = min(together, count - given)
-            texts: dict[int, list[str]] = {}
-            ended = {}
-            for index, piece, end in drawn(text, first, n) if first else pieces:
-                texts.setdefault(index, []).append(piece)
-                if end is not None:
-                    ended[index] = end
-            first += n
-            for index, end in sorted(ended.items()):
-                written = "".join(texts[index])
-                if training_text is None or not training_text.holds(text + written, end):
-                    given += 1
-                    yield written, end
-        if given < count:
-            raise CheckFailed(
-                f"--new: expected {counted(count, 'sample')} that the training text does not hold, found {given} in "
-                f"{first} that were drawn. Try a higher --temperature."
-            )
-
-    def print_json(facts: dict[str, object]) -> None:
-        console.as_json({"schema": 1, "command": "sample", **facts}, flush=True)
-
-    def answer(text: str, pieces: "Iterator[tuple[int, str, Sample | None]] | None" = None) -> None:
+    def answer(text: str, pieces: "Pieces | None" = None) -> None:
         """Write the JSON lines of a prompt."""
-        if next_ is not None:
-            likeliest = opened.next(text, next_, on_unknown=rule)
-            print_json({"prompt": readable(text), "next": [{"text": symbol, "probability": p} for symbol, p in likeliest]})
-            return
-        for written, end in finished(text, pieces or drawn(text, 0, min(together, count))):
-            print_json(
-                {"prompt": readable(text), "text": readable(written), "seed": end.seed, "nats": end.nats, "stop": end.stop}
-            )
+        for facts in [samples.next(text, next_)] if next_ is not None else samples.facts(text, pieces):
+            _print_json(console, {"prompt": readable(text), **facts})
 
-    live = is_terminal(sys.stdout)
     if next_ is not None and prompts is None:
         if json:
             answer(text)
         else:
-            for symbol, p in opened.next(text, next_, on_unknown=rule):
+            for symbol, p in opened.next(text, next_, on_unknown=samples.on_unknown):
                 console.result(f"{p:.6f}\t{printable(symbol)}")
         return
-    pieces = drawn(text, 0, min(together, count))  # what is wrong with the prompt is said before anything is written
+    pieces = samples.drawn(text)  # what is wrong with the prompt is said before anything is written
     for flag, given in (("--stop", stop or []), ("--separator", [separator or ""])):
         if any("\\n" in one for one in given):
             console.warn(f"{flag}: a backslash and an n stand for themselves. Did you mean a line end, {flag} $'\\n'?")
     if seed is None and not greedy and next_ is None:
         console.say(f"seed {first_seed}")
     if prompts is not None:
-        _answer_all(console, prompts, opened.tokenizer.bad_bytes, answer, print_json)
-        return
-    if json:
+        _answer_all(console, prompts, opened.tokenizer.bad_bytes, answer)
+    elif json:
         answer(text, pieces)
-        return
-    echo = "" if no_echo else text
+    else:
+        _write(console, samples, text, pieces, separator, echo=not no_echo)
+
+
+@dataclass
+class _Samples:
+    """The samples that were asked for, of any prompt.
+
+    length: Characters of one, at most.
+    seed: Of the first; each has the next one.
+    training_text: What the text holds is left out; None: nothing is.
+    rare: Characters so far that are the model's symbol for any rare one.
+    """
+
+    model: "LanguageModel"
+    how: "Sampling"
+    length: int
+    count: int
+    seed: int
+    stop: list[str]
+    lines: int
+    on_unknown: "Rule"
+    training_text: "_TrainingText | None"
+    rare: int = 0
+
+    @property
+    def may_be_cut(self) -> bool:
+        """Whether a sample is to end otherwise than by its length."""
+        return bool(self.stop or self.lines)
+
+    def drawn(self, text: str, first: int = 0, given: int = 0) -> "Pieces":
+        """Return the pieces of the next samples as they are drawn; what is wrong with the prompt is raised at once.
+
+        Args:
+            text: The prompt.
+            first: How many were drawn before.
+            given: How many of them count.
+        """
+        pieces = self.model.draw(
+            text,
+            length=self.length,
+            n=min(DRAWN_TOGETHER[self.model.device], self.count - given),
+            seed=self.seed + first,
+            how=self.how,
+            stop=self.stop,
+            lines=self.lines,
+            on_unknown=self.on_unknown,
+        )
+        return self._watched(pieces)
+
+    def _watched(self, pieces: "Pieces") -> "Pieces":
+        for piece in pieces:
+            self.rare += self.model.tokenizer.rare is not None and piece[1].count(RARE)
+            yield piece
+
+    def whole(self, text: str, pieces: "Pieces | None" = None) -> "Iterator[tuple[str, Sample]]":
+        """Give each sample of a prompt with its text, batch after batch.
+
+        Args:
+            text: The prompt.
+            pieces: Of the first batch, where it has begun.
+
+        Raises:
+            CheckFailed: Too few of them are new.
+        """
+        first = given = 0
+        while given < self.count and first < (self.count if self.training_text is None else TRIES * self.count):
+            texts: dict[int, list[str]] = {}
+            ended: dict[int, Sample] = {}
+            n = min(DRAWN_TOGETHER[self.model.device], self.count - given)
+            for index, piece, end in self.drawn(text, first, given) if first or pieces is None else pieces:
+                texts.setdefault(index, []).append(piece)
+                if end is not None:
+                    ended[index] = end
+            first += n
+            for index, end in sorted(ended.items()):
+                written = "".join(texts[index])
+                if self.training_text is None or not self.training_text.holds(text + written, end):
+                    given += 1
+                    yield written, end
+        if given < self.count:
+            raise CheckFailed(
+                f"--new: expected {counted(self.count, 'sample')} that the training text does not hold, found {given} in "
+                f"{first} that were drawn. Try a higher --temperature."
+            )
+
+    def facts(self, text: str, pieces: "Pieces | None" = None) -> "Iterator[dict[str, object]]":
+        """Give what --json prints of each sample of a prompt; as `whole`."""
+        for written, end in self.whole(text, pieces):
+            yield {"text": readable(written), "seed": end.seed, "nats": end.nats, "stop": end.stop}
+
+    def next(self, text: str, most: int) -> dict[str, object]:
+        """Return what --next --json prints of a prompt: the likeliest characters after it."""
+        likeliest = self.model.next(text, most, on_unknown=self.on_unknown)
+        return {"next": [{"text": symbol, "probability": p} for symbol, p in likeliest]}
+
+
+def _print_json(console: Console, facts: dict[str, object]) -> None:
+    console.as_json({"schema": 1, "command": "sample", **facts}, flush=True)
+
+
+def _write(console: Console, samples: _Samples, text: str, pieces: "Pieces", separator: str | None, *, echo: bool) -> None:
+    """Write the samples of a prompt as text: a single one as it is drawn, several one after another.
+
+    Args:
+        console: Where to.
+        samples: That were asked for.
+        text: The prompt.
+        pieces: Of the first batch, which has begun.
+        separator: Between samples; None: what keeps them apart.
+        echo: The prompt stands before each.
+    """
+    before, live = text if echo else "", is_terminal(sys.stdout)
     mark = "..." if not unicode_allowed(console.stdout) else "…"  # behind what would have gone on
     cut = 0
-    if count == 1 and training_text is None:
-        console.result(_shown(echo, live), end="", flush=live)
+    if samples.count == 1 and samples.training_text is None:
+        console.result(_shown(before, live), end="", flush=live)
         for _, piece, end in pieces:
-            cut += ends and end is not None and end.stop == "length"
+            cut += samples.may_be_cut and end is not None and end.stop == "length"
             console.result(_shown(piece, live), end="", flush=live or "\n" in piece)  # a pipe's reader sees every line at once
         console.result(mark if cut else "")
     else:
-        between = separator if separator is not None else "\n" if lines == 1 or "\n" in (stop or []) else "\n\n"
-        for number, (written, end) in enumerate(finished(text, pieces)):
-            cut += ends and end.stop == "length"
-            shown = f"{echo}{written}{mark if ends and end.stop == 'length' else ''}"
-            console.result(_shown((between if number else "") + shown, live), end="", flush=True)
+        if separator is None:
+            separator = "\n" if samples.lines == 1 or "\n" in samples.stop else "\n\n"
+        for number, (written, end) in enumerate(samples.whole(text, pieces)):
+            was_cut = samples.may_be_cut and end.stop == "length"
+            cut += was_cut
+            shown = f"{separator if number else ''}{before}{written}{mark if was_cut else ''}"
+            console.result(_shown(shown, live), end="", flush=True)
         console.result("")
-    if rare:
-        console.say(f"{counted(rare, 'character')} of it U+FFFD, the model's symbol for any rare one")
+    if samples.rare:
+        console.say(f"{counted(samples.rare, 'character')} of it U+FFFD, the model's symbol for any rare one")
     if cut:
-        console.say(f"{cut} of {counted(count, 'sample')} cut at {most} characters, marked {mark}: give a longer --length")
+        told = f"{cut} of {counted(samples.count, 'sample')} cut at {samples.length} characters, marked {mark}"
+        console.say(f"{told}: give a longer --length")
 
 
 class _TrainingText:
@@ -324,19 +401,14 @@ class _TrainingText:
         return sample in self._text
 
 
-def _answer_all(
-    console: Console,
-    prompts: str,
-    errors: str,
-    answer: "Callable[[str], None]",
-    print_json: "Callable[[dict[str, object]], None]",
-) -> None:
+def _answer_all(console: Console, prompts: str, errors: str, answer: "Callable[[str], None]") -> None:
     """Answer each line of a file or pipe as it comes; one that cannot be answered gets an error record, and the others go on.
 
     Raises:
-        TextError: Some have no answer, or the file cannot be read.
+        CheckFailed: Some have no answer, all of them because --new found too few samples.
+        TextError: Others have none, or the file cannot be read.
     """
-    failed = 0
+    failed: list[Exception] = []
     number = 0
     for number, (line, problem) in enumerate(_lines(prompts, errors), start=1):
         try:
@@ -344,13 +416,14 @@ def _answer_all(
                 raise TextError(problem)
             answer(line)
         except (TextError, CheckFailed) as error:
-            failed += 1
+            failed.append(error)
             said = TextError(f"--prompts {printable(prompts[:200])} line {number}: {error}")
-            print_json({"prompt": readable(line), "error": str(said)})
+            _print_json(console, {"prompt": readable(line), "error": str(said)})
             console.error(said)
     if failed:
         asked = f"--prompts {printable(prompts[:200])}"
-        raise TextError(f"{asked}: expected an answer to {counted(number, 'line')}, found {failed} without; see above.")
+        kind = CheckFailed if all(isinstance(error, CheckFailed) for error in failed) else TextError
+        raise kind(f"{asked}: expected an answer to {counted(number, 'line')}, found {len(failed)} without; see above.")
 
 
 def _lines(name: str, errors: str) -> "Iterator[tuple[str, str]]":

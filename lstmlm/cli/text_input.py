@@ -108,16 +108,6 @@ def listed(name: str) -> Iterator[str]:
         raise TextError(f"--files-from {printable(name)}: expected the name of a file, found none. Put one in a line.")
 
 
-def unknown_rule(given: str) -> "OnUnknown":
-    """Return what --on-unknown asks for.
-
-    Raises:
-        UsageError: There is no such rule.
-    """
-    rules: dict[str, OnUnknown] = {"error": "error", "skip": "skip", "replace": "replace"}
-    return rules[one_of("--on-unknown", given, list(rules))]
-
-
 def one_of(flag: str, given: str, words: Sequence[str]) -> str:
     """Return a word that a flag may be.
 
@@ -155,9 +145,15 @@ def one_symbol(flag: str, given: str, model: "LanguageModel") -> int:
         UsageError: It is none, or more than one.
         TextError: The model does not know it.
     """
+    from lstmlm.data.tokenizer import describe
+
+    if model.tokenizer.rare is None and (unknown := model.tokenizer.unknown(given)):
+        found = describe(unknown[0][1])
+        raise TextError(f"{flag}: expected a character that the model knows, found {found}. Take one of its training text.")
     ids = model.tokenizer.encode(given)
     if len(ids) != 1:
-        raise UsageError(f"{flag}: expected one character, found {_quoted(given)}.")
+        one = "character" if model.tokenizer.kind == "char" else "character of one byte, as the model reads bytes"
+        raise UsageError(f"{flag}: expected one {one}, found {_quoted(given)}.")
     return ids[0]
 
 

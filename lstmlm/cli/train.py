@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lstmlm.cli.options import MACHINE, OUTPUT, Json, Quiet, most_bits, require_extra
+from lstmlm.cli.options import MACHINE, OUTPUT, Json, most_bits, require_extra
 from lstmlm.cli.text_input import listed
 from lstmlm.config import schema
 from lstmlm.config.setting import Setting, write
@@ -113,7 +113,15 @@ def train(
         typer.Option("--print-config", help="Show every setting and where it came from.", rich_help_panel="Any setting"),
     ] = False,
     as_json: Json = False,
-    quiet: Quiet = False,
+    quiet: Annotated[
+        bool,
+        typer.Option(
+            "--quiet",
+            "-q",
+            help="Say nothing but errors on stderr, and how to go on after a stop.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show samples in pipes and logs too.", rich_help_panel=OUTPUT)
     ] = False,

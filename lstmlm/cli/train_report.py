@@ -251,11 +251,6 @@ def prompt(corpus: "Corpus") -> str:
     return words if words.isprintable() and not corpus.tokenizer.unknown(words) else ""
 
 
-def going_on(texts: list[str], folder: Path) -> str:
-    """Return the command that goes on with a run that was stopped."""
-    return printable(shlex.join(["lstmlm", "train", *texts, "--out", str(folder), "--resume"]))
-
-
 def show_plan(
     console: Console,
     json: bool,

@@ -64,9 +64,10 @@ def named(corpus: list[str], out: str | None, resume: bool) -> tuple[list[str], 
     """
     if resume and out is None:
         if not corpus:
-            return [], run_dir.find(None).parent
-        if len(corpus) == 1 and any((Path(corpus[0]) / name).is_file() for name in ("last.safetensors", "config.yaml")):
-            return [], Path(corpus[0])
+            return [], run_dir.folder_of(run_dir.find(None))
+        folder = Path(corpus[0])
+        if len(corpus) == 1 and folder.is_dir() and (run_dir.is_model(corpus[0]) or (folder / "config.yaml").is_file()):
+            return [], folder
     if not corpus and not resume:
         raise UsageError(
             "train: expected a CORPUS to learn, found none. Name a file or a folder, - for standard input, or `stories`. "
@@ -222,7 +223,7 @@ class Run:
                     launch.begin(trainer, start, plan.steps)
                 trainer.run()
         except Stopped as stopped:
-            again = train_report.going_on(self.texts.typed, start.folder)
+            again = corpora.going_on(self.texts.typed, start.folder)
             raise Stopped(f"{stopped} Go on with:\n  {again}", stopped.exit_code - 128) from None
         finally:
             view.close()

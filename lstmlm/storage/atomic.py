@@ -157,8 +157,8 @@ class Draft:
 def write_atomic(path: Path, pieces: Iterable[Bytes]) -> int:
     """Write a file whole or not at all: beside it, synced, renamed over it, folder synced.
 
-    Whatever happens (a kill at any instant, a full disk, a power loss), `path` is afterwards the previous file or the
-    new one.
+    Whatever happens (a kill at any instant, a full disk, a power loss), `path` is afterwards the previous file or the new one,
+    whole.
 
     Args:
         path:   The file; its folder exists.
@@ -168,7 +168,8 @@ def write_atomic(path: Path, pieces: Iterable[Bytes]) -> int:
         The number of bytes written.
 
     Raises:
-        SystemProblem: If the system refuses; the previous file is untouched and the temporary one is removed.
+        SystemProblem: If the system refuses; the temporary file is gone, and the previous one is still there, unless syncing the
+            folder was all that failed.
     """
     try:
         draft = Draft(path.parent, path.name)

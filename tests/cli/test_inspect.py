@@ -251,6 +251,7 @@ def test_texts_that_cannot_be_read_are_text_errors(run: Path) -> None:
     assert isinstance(inspect("-m", str(run), "--file", "none").exception, TextError)
     assert isinstance(inspect("-m", str(run), "Bob €").exception, TextError)
     assert inspect("-m", str(run), "Bob €", "--on-unknown", "skip").exit_code == 0
+    assert "model knows, found 'é'" in str(inspect("-m", str(run), TEXT, "--at", "é", "--on-unknown", "skip").exception)
     for way in ([], ["--json"], ["--svg", "x.svg"], ["--html", "x.html"], ["--find", "quote"], ["--reach"], ["--at", "."]):
         nothing_left = inspect("-m", str(run), "€é", "--on-unknown", "skip", *way)
         assert isinstance(nothing_left.exception, TextError), way

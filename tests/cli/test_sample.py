@@ -348,6 +348,8 @@ def test_new(lstmlm: Lstmlm, at_home: Path, text: Path) -> None:
     none = lstmlm("sample", "--length", "1", "-n", "2", "--new", "--seed", "1")
     assert (none.code, none.out) == (1, "")
     assert "Try a higher --temperature" in none.err
+    assert lstmlm("sample", "--length", "1", "--new", "--prompts", "-", stdin=b"\n").code == 1  # nothing else is wrong
+    assert lstmlm("sample", "--length", "1", "--new", "--prompts", "-", stdin="\n€\n".encode()).code == 3
     assert lstmlm("sample", "--new", "--lines", "2").code == 2
     text.write_text("other")
     assert "else leave out --new" in lstmlm("sample", *flags, "--new").err

@@ -246,22 +246,22 @@ def refused(_: object) -> None:
     raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
+@pytest.mark.parametrize("named", ["text.txt", "runs/text", ""])
 @pytest.mark.parametrize("moved", [".old", ".old.moving"])
-def test_a_run_that_was_set_aside_is_still_the_run(lstmlm: Lstmlm, run: Path, text: Path, moved: str) -> None:
-    """Killed while --overwrite begins, the old run is what others read, and the next training finds it where it was."""
+def test_a_run_that_was_set_aside_is_still_the_run(lstmlm: Lstmlm, run: Path, text: Path, moved: str, named: str) -> None:
+    """Killed while --overwrite begins, the old run is what others read, and --resume, however it is named, puts it back."""
     before = digest(run)
     (run / moved).mkdir()
-    for name in ("best.safetensors", "last.safetensors", "metrics.jsonl", "samples.txt"):
+    for name in ("config.yaml", "best.safetensors", "last.safetensors", "metrics.jsonl", "samples.txt"):
         os.replace(run / name, run / moved / name)
     if moved == ".old":  # of the new run, not yet committed
         (run / "metrics.jsonl").write_text("")
-        os.replace(run / "config.yaml", run / moved / "config.yaml")
         (run / "config.yaml").write_text("train:\n  steps: 3\n")
 
     assert lstmlm("info").code == 0
     assert lstmlm("sample", "-m", run, "--length", "3").code == 0
     assert lstmlm("train", text).code == 2
-    assert lstmlm("train", text, "--resume").code == 0
+    assert lstmlm("train", *[named] * bool(named), "--resume").code == 0
     assert digest(run) == before
     assert not (run / moved).exists()
 
@@ -530,7 +530,7 @@ def test_a_run_of_standard_input_is_given_it_again(lstmlm: Lstmlm) -> None:
     refused = lstmlm("train", "--resume", "runs/a", "--steps", "13")
 
     assert refused.code == 3
-    assert "train --resume TEXT --out runs/a" in refused.err
+    assert "train TEXT --resume --out runs/a" in refused.err
     assert lstmlm("train", "--resume", "-", "--out", "runs/a", "--steps", "13", stdin=TEXT.encode()).code == 0
 
 
