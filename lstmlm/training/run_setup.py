@@ -313,7 +313,7 @@ def saved_in(folder: Path) -> Checkpoint | None:
             return None
         raise CheckpointError(
             f"run {printable(str(folder))}: expected last.safetensors to resume from, found none. If it was stopped before its "
-            f"first checkpoint, begin it again without --resume. {_others()}"
+            f"first checkpoint, begin it again: --overwrite, not --resume. {_others()}"
         )
 
     def known(header: "Header") -> None:

@@ -147,7 +147,7 @@ def test_stopped_before_its_first_checkpoint(
     assert left >= {"metrics.jsonl", "samples.txt", "clock.jsonl"}
     assert ("teacher.safetensors" in left, ".job" in left) == (flag == "--distill", job is not None)
     assert resumed.code == 4
-    assert "begin it again without --resume" in resumed.err
+    assert "begin it again: --overwrite, not --resume" in resumed.err
     assert other == 2  # a model that no run of its own has put there is kept
     assert again.code == 0, again.err
 
