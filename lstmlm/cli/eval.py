@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -223,7 +223,7 @@ def eval(
     if baselines is None:
         baselines = not (texts or files_from)
     window = window or WINDOW
-    scoring = _Scoring(opened, encoding, protocol, window, batch or BATCH, dynamic, mix, baselines, before)
+    scoring = _Scoring(opened, encoding, protocol, window, batch or BATCH, dynamic, mix, baselines, before, console.say)
     if files_from:
         _score_files(console, scoring, files_from, max_bpc, json)
         return
@@ -403,6 +403,7 @@ class _Scoring:
     mix: By that network mixed with counts of contexts too.
     baselines: By simpler means too, which learn from the training text.
     after: For each model the ids of a text that is read first.
+    say: Called with a line where what mixes is slow.
     """
 
     models: "dict[str, LanguageModel]"
@@ -414,6 +415,7 @@ class _Scoring:
     mix: bool
     baselines: bool
     after: list[list[int]] | None
+    say: Callable[[str], None]
 
     def score(self, texts: list[str], missing: Counter[str], *, alone: bool = True) -> dict[str, Scores]:
         """Score texts as one by every model, or, where none is named, the run's validation part, in all the ways asked for.
@@ -476,7 +478,7 @@ class _Scoring:
         evaluator, rates, chosen = _evaluator(model, corpus)
         reads = [evaluator.read]
         if self.mix:
-            evaluator.mix(_mixer(model, corpus))
+            evaluator.mix(_mixer(model, corpus, self.say))
             reads.append(evaluator.mixed)
         rare = model.tokenizer.rare
         scorers = [Scorer(model.readable, model.counts, window=LEARN_EVERY, read=read, rare=rare) for read in reads]
@@ -535,13 +537,15 @@ def _evaluator(model: "LanguageModel", corpus: "Corpus | None") -> "tuple[Dynami
     return evaluator, rates, True
 
 
-def _mixer(model: "LanguageModel", corpus: "Corpus | None") -> "Mixer":
+def _mixer(model: "LanguageModel", corpus: "Corpus | None", say: Callable[[str], None]) -> "Mixer":
     """Return what mixes, with the end of the training text read where it is at hand."""
     from lstmlm.evaluation import baselines
     from lstmlm.kernels.contexts import open_mixer
 
     symbols = (model.tokenizer.decode([id_]) for id_ in range(len(model.counts)))
-    mixer = open_mixer(model.counts, [symbol.isalnum() or symbol == "'" for symbol in symbols])
+    mixer, note = open_mixer(model.counts, [symbol.isalnum() or symbol == "'" for symbol in symbols])
+    if note:
+        say(note)
     if corpus is not None:
         mixer.learn(corpus.train.tensor(max(0, len(corpus.train) - baselines.MOST_CHARS), len(corpus.train)))
     return mixer

@@ -10,7 +10,8 @@
 
 enum { ORDERS = 7, CONTEXTS = ORDERS + 2, INPUTS = CONTEXTS + 2, MOST = 40, SPAN = MOST + 1, SLOT_BITS = 24 };
 
-/* How often each branch of a node was taken after a context, recent ones most; `check` tells the contexts of a slot apart. */
+/* How often each branch of a node was taken after a context, recent ones most; `check` tells the contexts of a slot apart, and is 0
+   where there is none. */
 typedef struct {
     uint16_t check;
     uint8_t n[2];
@@ -26,13 +27,7 @@ typedef struct {
     double maps[CONTEXTS][SPAN][SPAN], by_depth[ORDERS + 1][INPUTS], *by_node, *mass;
 } Mixer;
 
-static uint32_t mixed(uint32_t x) {
-    x ^= x >> 16;
-    x *= 0x7feb352du;
-    x ^= x >> 15;
-    x *= 0x846ca68bu;
-    return x ^ x >> 16;
-}
+static uint32_t mixed(uint32_t x) { return LOWBIAS32(x); }
 
 static double within(double x, double low, double high) { return x < low ? low : x > high ? high : x; }
 static double stretch(double p) { return log(p / (1 - p)); }
@@ -40,8 +35,8 @@ static double squash(double x) { return 1 / (1 + exp(-x)); }
 
 EXPORT void lstmlm_contexts_free(Mixer *m) {
     if (!m) return;
-    void *all[] = {m->child, m->parent, m->leaf, m->path, m->letters, m->slots, m->by_node, m->mass, m};
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
+    void *owned[] = {m->child, m->parent, m->leaf, m->path, m->letters, m->slots, m->by_node, m->mass, m};
+    for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
 }
 
 /* Returns 0 where there is no memory. */
@@ -87,9 +82,11 @@ EXPORT void lstmlm_contexts_follow(Mixer *m, int32_t id) {
     else if (m->word) m->word_before = m->word, m->word = 0;
 }
 
+/* The slot of a context and node; where it was another's, it is emptied. The check is no function of the place, so a new context is taken
+   for another one in one case of 32,768 at most: two slots are looked at, and a check has 16 bits. */
 static Slot *find(Mixer *m, uint32_t context, uint32_t node) {
-    const uint32_t hash = mixed(context + 0x9e3779b1u * (node + 1));
-    const uint16_t check = mixed(hash + 12345) >> 16 | 1;
+    const uint32_t hash = mixed(context + 0x9e3779b1u * (node + 1)), bits = mixed(context ^ 0x85ebca6bu * (node + 1)) >> 16;
+    const uint16_t check = bits ? bits : 1;
     Slot *one = m->slots + (hash & ((1u << SLOT_BITS) - 1)), *other = m->slots + ((hash & ((1u << SLOT_BITS) - 1)) ^ 1);
     if (one->check == check) return one;
     if (other->check == check) return other;
@@ -137,7 +134,7 @@ EXPORT void lstmlm_contexts_read(Mixer *m, int64_t n, const int32_t *ids, const 
             if (network) {
                 const int32_t c = m->child[2 * node + 1];
                 const double mass = c < 0 ? exp((double)network[t * (m->nodes + 1) + ~c]) : m->mass[c];
-                x[CONTEXTS + 1] = stretch(within(mass / m->mass[node], 1e-6, 1 - 1e-6));
+                x[CONTEXTS + 1] = m->mass[node] == 0 ? 0 : stretch(within(mass / m->mass[node], 1e-6, 1 - 1e-6)); /* 0: too small to tell */
             }
             double *weights[2] = {m->by_depth[depth], m->by_node + node * INPUTS}, sums[2] = {0, 0};
             for (int s = 0; s < 2; s++) {

@@ -6,7 +6,7 @@ The symbols are the leaves of a binary tree; the probability of one is the produ
 those of all symbols sum to 1. A branch is predicted by the counts of it after the last 0, 1, ... `ORDERS` - 1 symbols, after the
 letters of the word so far, and after those and the word before, and by the network:
 
-    x_c = logit(map_c[n_0, n_1]), 0 where the context is new;  x_network = logit(its probability)
+    x_c = logit(map_c[n_0, n_1]), 0 where the context is new;  x_network = logit(its probability), 0 where both branches have none
     o_s = w_s x,  p = sigmoid((o_1 + o_2) / 2)
     w_s = w_s + FAST (branch - sigmoid(o_s)) x,  map_c = map_c + SLOW (branch - map_c)
 
@@ -32,6 +32,9 @@ from lstmlm.kernels import build
 
 ORDERS, MOST = 7, 40
 FAST, SLOW = 0.003, 0.01
+PIECE = 1 << 14
+"""Symbols that C learns in one call: in between an interruption is heard."""
+
 FIRST = 0.15
 """What a context weighs at first, ..."""
 AFTER, ALONE = (0.35, 0.7), (0.02 / FIRST, 1.0)
@@ -80,17 +83,17 @@ def tree(counts: Sequence[int]) -> list[list[int]]:
     return found
 
 
-def open_mixer(counts: Sequence[int], letters: Sequence[bool]) -> Mixer:
-    """Return the fast mixer, or the slow one where there is no compiler.
+def open_mixer(counts: Sequence[int], letters: Sequence[bool]) -> tuple[Mixer, str]:
+    """Return the fast mixer, or the slow one where there is no compiler, and a line where there is something to be said.
 
     Args:
         counts: Of each symbol in the training text, at least two. (V)
         letters: Whether a symbol belongs to a word. (V)
     """
     try:
-        return NativeMixer(build.library(), counts, letters)
-    except build.Unavailable:
-        return ContextMixer(counts, letters)
+        return NativeMixer(build.library(), counts, letters), build.notes()
+    except build.Unavailable as error:
+        return ContextMixer(counts, letters), f"contexts are counted in Python, which is slow: native is not available ({error})"
 
 
 class ContextMixer:
@@ -154,7 +157,8 @@ class ContextMixer:
             maps = [self._maps.get(state, (state[2] + 0.3) / (state[1] + state[2] + 0.6)) for state in states]
             x = [_logit(p, 1e-4) if sum(n) else 0.0 for p, n in zip(maps, counts, strict=True)] + [0.3, 0.0]
             if row is not None:
-                x[-1] = _logit(self._mass(self._child[node][1], row) / self._mass(node, row), 1e-6)
+                mass = self._mass(node, row)
+                x[-1] = _logit(self._mass(self._child[node][1], row) / mass, 1e-6) if mass else 0.0
             depth = max((c + 1 for c in range(ORDERS) if sum(counts[c])), default=0)
             weights = [self._weights.get(which, self._begin) for which in (("depth", depth), ("node", node))]
             sums = [max(-12.0, min(12.0, sum(a * b for a, b in zip(w, x, strict=True)))) for w in weights]
@@ -182,9 +186,14 @@ def _sigmoid(x: float) -> float:
 
 
 class NativeMixer:
-    """The mixer in C, some microseconds a character; 64 MiB. Its contexts are told apart by 16 bits of a hash."""
+    """The mixer in C, some microseconds a character; 64 MiB.
+
+    Contexts are told apart by 16 bits of a hash: a new one is taken for another in one case of 32,768 at most.
+    """
 
     def __init__(self, library: ctypes.CDLL, counts: Sequence[int], letters: Sequence[bool]) -> None:
+        if len(counts) < 2 or len(letters) != len(counts):
+            raise ValueError(f"letters: expected one for each of two symbols or more, found {len(letters)} for {len(counts)}.")
         number, pointer, real = ctypes.c_int64, ctypes.c_void_p, ctypes.c_double
         library.lstmlm_contexts_new.argtypes, library.lstmlm_contexts_new.restype = [number, pointer, pointer, real], pointer
         library.lstmlm_contexts_free.argtypes = [pointer]
@@ -206,14 +215,18 @@ class NativeMixer:
     def learn(self, ids: Tensor) -> None:
         """See `Mixer`."""
         self._known = self._known or len(ids) > 0
-        self._read(ids, None)
+        for piece in self._checked(ids).split(PIECE):
+            self._read(piece, None)
 
     def read(self, ids: Tensor, logits: Tensor) -> list[float]:
         """See `Mixer`."""
         if not self._joined:
             self._library.lstmlm_contexts_weigh(self._handle, *(AFTER if self._known else ALONE))
             self._joined = True
-        return self._read(ids, torch.log_softmax(logits, -1).float().contiguous())
+        if logits.shape != (len(ids), self._symbols):
+            raise ValueError(f"logits: expected {(len(ids), self._symbols)}, found {tuple(logits.shape)}.")
+        nats: list[float] = self._read(self._checked(ids), torch.log_softmax(logits, -1).float().contiguous()).tolist()
+        return nats
 
     def follow(self, symbol: int) -> None:
         """See `Mixer`."""
@@ -230,11 +243,8 @@ class NativeMixer:
             raise ValueError(f"ids: expected some below {self._symbols}, found {int(ids.min())} to {int(ids.max())}.")
         return ids.to(torch.int32).contiguous()
 
-    def _read(self, ids: Tensor, network: Tensor | None) -> list[float]:
-        ids, nats = self._checked(ids), torch.empty(len(ids), dtype=torch.float64)
-        if network is not None and network.shape != (len(ids), self._symbols):
-            raise ValueError(f"logits: expected {(len(ids), self._symbols)}, found {tuple(network.shape)}.")
+    def _read(self, ids: Tensor, network: Tensor | None) -> Tensor:
+        nats = torch.empty(len(ids), dtype=torch.float64)
         given = None if network is None else network.data_ptr()
         self._library.lstmlm_contexts_read(self._handle, len(ids), ids.data_ptr(), given, SLOW, FAST, nats.data_ptr())
-        found: list[float] = nats.tolist()
-        return found
+        return nats

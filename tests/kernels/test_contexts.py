@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lstmlm.kernels import build
-from lstmlm.kernels.contexts import ContextMixer, Mixer, NativeMixer, tree
+from lstmlm.kernels.contexts import ContextMixer, Mixer, NativeMixer, open_mixer, tree
 from tests.helpers import some_ids
 
 V = 11
@@ -48,9 +48,9 @@ def test_probabilities_sum_to_1(primed: int) -> None:
         assert nats == pytest.approx(-math.log(given[int(ids[t])]), abs=1e-5)
 
 
-@pytest.mark.parametrize("primed", [0, 700])
+@pytest.mark.parametrize("primed", [0, 8000])
 def test_native_equals_python(primed: int) -> None:
-    """Both give the same nats, with a text read before and without one."""
+    """Both give the same nats, with a text read before and without one: no context of many is taken for another."""
     ids, logits = some_ids(primed + 800), 3 * torch.randn(800, V)
     found = []
     for which in MIXERS:
@@ -76,6 +76,15 @@ def test_only_what_came_before(which: str) -> None:
 
 
 @pytest.mark.parametrize("which", MIXERS)
+def test_what_a_network_rules_out(which: str) -> None:
+    """Branches that a network gives no probability at all are left to the counts: what comes costs a finite number of nats."""
+    logits = torch.zeros(20, V)
+    logits[:, 3:] = -2000.0
+
+    assert all(0 < nats < 20 for nats in mixer(which).read(some_ids(20), logits))
+
+
+@pytest.mark.parametrize("which", MIXERS)
 def test_it_learns(which: str) -> None:
     """A text that repeats itself soon takes less than by a network that knows nothing, and less where it was read before."""
     ids = torch.tensor([1, 7, 7, 2, 9] * 60)
@@ -92,3 +101,18 @@ def test_what_is_no_symbol_is_refused() -> None:
     for ids, logits in (([11], (1, V)), ([-1], (1, V)), ([3], (1, V - 1)), ([3], (2, V))):
         with pytest.raises(ValueError, match="expected"):
             one.read(torch.tensor(ids), torch.zeros(*logits))
+    with pytest.raises(ValueError, match="letters: expected one for each"):
+        NativeMixer(build.library(), COUNTS, LETTERS[:-1])
+
+
+def test_the_slow_mixer_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where C cannot run the slow mixer is there, with a line that says why."""
+
+    def missing() -> None:
+        raise build.Unavailable("it is Sunday")
+
+    monkeypatch.setattr(build, "library", missing)
+    slow, note = open_mixer(COUNTS, LETTERS)
+
+    assert isinstance(slow, ContextMixer)
+    assert "native is not available (it is Sunday)" in note
