@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from lstmlm.cli.text_input import one_symbol, statistics_text
 from lstmlm.display.console import Console
 from lstmlm.errors import TextError, UsageError, printable
+from lstmlm.units import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,7 +64,7 @@ def run(
     if json:
         console.as_json(_as_dict(model, mark, len(ids), layers, count, costs, swapped, pair, top))
         return
-    console.headline(f"{layers[0].marks:,} marks '{printable(mark)}' in {len(ids):,} characters")
+    console.headline(f"{counted(layers[0].marks, 'mark')} '{printable(mark)}' in {len(ids):,} characters")
     console.result("")
     _show_shifts(console, layers, mark, top)
     if costs:
@@ -119,7 +120,7 @@ def _show_worth(console: Console, costs: "dict[str, MemoryAblation]", count: int
         rows.append([name, f"{worth.total:.2f}", extra, *parts])
     heads = [f"{a + 1}-{b}" for a, b in zip((0, *EDGES[3:-1]), EDGES[3:], strict=True)]
     console.headline(
-        f"what the memory is worth: bits of {LENGTH} characters after the mark, mean of {count:,} marks; "
+        f"what the memory is worth: bits of {LENGTH} characters after the mark, mean of {counted(count, 'mark')}; "
         "then bits/char by distance"
     )
     console.table(rows, ("state", "bits", "more than carried (95 %)", *heads))

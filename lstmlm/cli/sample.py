@@ -372,7 +372,7 @@ def _write(console: Console, samples: _Samples, text: str, pieces: "Pieces", sep
     if samples.rare:
         console.say(f"{counted(samples.rare, 'character')} of it U+FFFD, the model's symbol for any rare one")
     if cut:
-        told = f"{cut} of {counted(samples.count, 'sample')} cut at {samples.length} characters, marked {mark}"
+        told = f"{cut} of {counted(samples.count, 'sample')} cut at {counted(samples.length, 'character')}, marked {mark}"
         console.say(f"{told}: give a longer --length")
 
 

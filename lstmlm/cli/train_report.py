@@ -159,8 +159,11 @@ def finish(console: Console, json: bool, trainer: "Trainer", folder: Path, max_b
     counting = trainer.validation.counting_nats
     if scored:
         if early := p.steps is not None and p.step < p.steps:
+            by = f"by {p.final_nats / p.best_nats - 1:.1%}"
             above = (
-                f"{p.worse} validations in a row were worse than the best, the last one by {p.final_nats / p.best_nats - 1:.0%}"
+                f"the last validation was worse than the best {by}"
+                if p.worse == 1
+                else f"{p.worse} validations in a row were worse than the best, the last one {by}"
             )
             console.say(
                 f"stopped at step {p.step:,} of {p.steps:,}: {above}. The best model is kept; with "

@@ -134,7 +134,7 @@ def test_a_model_that_has_learnt_nothing_is_said_to_have(lstmlm: Lstmlm, text: P
 
 def test_noise_asks_for_text_not_for_time(lstmlm: Lstmlm) -> None:
     """Where a run stopped by itself, having learnt nothing, more time is not what it is told to take."""
-    noise = random.Random(0)
+    noise = random.Random(3)  # whose validation part no chance makes easy
     Path("noise.txt").write_text("".join(noise.choices("ab\n" + "cdefghijkl" * 2, [40, 20, 20, *[1] * 20], k=900)))
     result = lstmlm("train", "noise.txt", *TINY, "--lr", "0.3", "--steps", "400", "--set", "train.patience=1")
 
