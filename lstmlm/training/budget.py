@@ -1,8 +1,9 @@
 """What a run does with its time: how many steps it takes, when it looks at the validation text and at how much of it.
 
-A budget in steps or passes is a number of steps, and all else follows from it by counting: no clock changes the result. A budget
-in minutes becomes steps by what steps are seen to take, anew all through the run (`Budget`). The trainer asks; `auto_tune`
-chooses the sizes.
+A budget in steps or passes is a number of steps, and all else follows from it by counting: no clock changes the result of a run
+that does not diverge. One that does goes back to its last checkpoint, and where that is follows from `train.save_every`, or
+else from the clock (`trainer.SAVE_SECONDS`). A budget in minutes becomes steps by what steps are seen to take, anew all through
+the run (`Budget`). The trainer asks; `auto_tune` chooses the sizes.
 """
 
 import math
