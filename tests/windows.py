@@ -7,6 +7,7 @@ cannot be opened. The C is that of this machine.
 import contextlib
 import mmap
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -84,6 +85,8 @@ def become() -> None:
     filelock.FileLock = filelock.SoftFileLock  # the other one is made for the system at hand
     for name in MODULES:
         sys.modules[name] = None  # type: ignore[assignment]  # what an import then finds is that there is none
+    room = shutil.disk_usage("/")
+    shutil.disk_usage = lambda path: room  # Windows has a way of its own to ask, and the one here is about to go
     for module, names in GONE.items():
         for name in names:
             if hasattr(module, name):
