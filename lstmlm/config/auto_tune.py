@@ -19,7 +19,7 @@ WIDTHS = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 ENOUGH_CHARS, ENOUGH_POWER = 0.6e6, 1.4
 WIDEST = ((50_000, 128), (300_000, 384), (600_000, 512), (3_000_000, 768), (math.inf, 1024))  # for texts below so many characters
 RATES = ((7.0, 1.1e-2), (math.inf, 8e-3))  # for 256 units, below so many passes
-# At so many passes, so much dropout of values and of recurrent weights; between them by the logarithm.
+# At so many passes of 384 units or fewer, so much dropout of values and of recurrent weights; between them by the logarithm.
 DROPOUTS = ((1.5, 0.0, 0.0), (4.0, 0.05, 0.0), (7.0, 0.15, 0.0), (14.0, 0.3, 0.1), (30.0, 0.4, 0.2))
 # Of that rate, where a run starts from a trained model: with it tuning was better than parent and new model in all that
 # `scripts/experiments/tuning.py --hidden 64 --factors 1 0.5 0.25` had tried; with 1 and with 0.25 not in one case each.
@@ -95,11 +95,11 @@ def choose(
         if train.minutes is not None:
             moved = replace(train, window=other, batch=batch)
             _, _, count = _by_time(replace(config, model=replace(model, hidden=hidden), train=moved), chars, left, step_seconds)
-        if count * other >= 0.8 * steps * window:  # where what each step costs besides its characters allows it
+        if count * other >= 0.6 * steps * window:  # where what each step costs besides its characters allows it
             window, steps = other, count
     passes = steps * math.prod(clamped(batch, window, chars)) / chars
     rate = next(rate for most, rate in RATES if passes < most)
-    values, weights = dropouts(passes)
+    values, weights = dropouts(passes * max(1.0, hidden / 384))  # a wider network knows a text by heart sooner
     dropout = model.dropout if model.dropout is not None else values
     weight_dropout = model.weight_dropout if model.weight_dropout is not None else weights
     lr = train.lr if train.lr is not None else rate * math.sqrt(256 / hidden) * (TUNING if tuned else 1.0)

@@ -106,6 +106,16 @@ def test_dropout_grows_with_the_passes(passes: float, expected: tuple[float, flo
     assert auto_tune.dropouts(passes) == expected
 
 
+def test_a_wide_network_has_more_dropout() -> None:
+    """Twice 384 units have the dropout of twice the passes; fewer units have that of 384."""
+    train = TrainConfig(epochs=8)
+    found = [choose(RunConfig(ModelConfig(hidden=units), train=train), LONG)[0].model for units in (128, 384, 768)]
+    drops = [(model.dropout, model.weight_dropout) for model in found]
+
+    assert drops[0] == drops[1]
+    assert drops[2] == pytest.approx(auto_tune.dropouts(16), abs=0.01)
+
+
 def test_a_tuned_run_has_a_smaller_rate() -> None:
     """From a trained model the rate is half that of a new one of its size; a rate that was set stays."""
     new = RunConfig(ModelConfig(hidden=64), train=TrainConfig(steps=100))
