@@ -95,7 +95,7 @@ def choose(
         if train.minutes is not None:
             moved = replace(train, window=other, batch=batch)
             _, _, count = _by_time(replace(config, model=replace(model, hidden=hidden), train=moved), chars, left, step_seconds)
-        if count * other >= 0.6 * steps * window:  # where what each step costs besides its characters allows it
+        if count * other >= 0.8 * steps * window:  # where what each step costs besides its characters allows it
             window, steps = other, count
     passes = steps * math.prod(clamped(batch, window, chars)) / chars
     rate = next(rate for most, rate in RATES if passes < most)
