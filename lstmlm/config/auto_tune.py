@@ -19,7 +19,8 @@ WIDTHS = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 ENOUGH_CHARS, ENOUGH_POWER = 0.6e6, 1.4
 WIDEST = ((50_000, 128), (300_000, 384), (600_000, 512), (3_000_000, 768), (math.inf, 1024))  # for texts below so many characters
 RATES = ((7.0, 1.1e-2), (math.inf, 8e-3))  # for 256 units, below so many passes
-# At so many passes of 384 units or fewer, so much dropout of values and of recurrent weights; between them by the logarithm.
+DROPOUT_UNITS = 384  # a wider network knows a text by heart sooner: as if it read it so many times as often as it is wider
+# At so many passes of so many units or fewer, so much dropout of values and of recurrent weights; between them by the logarithm.
 DROPOUTS = ((1.5, 0.0, 0.0), (4.0, 0.05, 0.0), (7.0, 0.15, 0.0), (14.0, 0.3, 0.1), (30.0, 0.4, 0.2))
 # Of that rate, where a run starts from a trained model: with it tuning was better than parent and new model in all that
 # `scripts/experiments/tuning.py --hidden 64 --factors 1 0.5 0.25` had tried; with 1 and with 0.25 not in one case each.
@@ -28,6 +29,7 @@ BATCHES = (16, 8, 4)  # the first that leaves time for enough steps
 WINDOW = 64
 SHORT_WINDOW = 32  # in a run that reads fewer than SHORT_RUN characters, twice the steps of half the window are better
 SHORT_RUN = 1_200_000
+SHORT_LEAST = 0.8  # of the characters that windows of 64 read, as what a step costs besides its characters counts twice
 SHORT_PASSES = 2  # and reads its text less often than that: it was not tried with more
 LONG_WINDOW = 128  # from WIDE_RUN characters on half the steps of twice the window are as good, quicker, and remember more
 WIDE_RUN = 6_000_000
@@ -95,11 +97,11 @@ def choose(
         if train.minutes is not None:
             moved = replace(train, window=other, batch=batch)
             _, _, count = _by_time(replace(config, model=replace(model, hidden=hidden), train=moved), chars, left, step_seconds)
-        if count * other >= 0.8 * steps * window:  # where what each step costs besides its characters allows it
+        if count * other >= SHORT_LEAST * steps * window:
             window, steps = other, count
     passes = steps * math.prod(clamped(batch, window, chars)) / chars
     rate = next(rate for most, rate in RATES if passes < most)
-    values, weights = dropouts(passes * max(1.0, hidden / 384))  # a wider network knows a text by heart sooner
+    values, weights = dropouts(passes * max(1.0, hidden / DROPOUT_UNITS))
     dropout = model.dropout if model.dropout is not None else values
     weight_dropout = model.weight_dropout if model.weight_dropout is not None else weights
     lr = train.lr if train.lr is not None else rate * math.sqrt(256 / hidden) * (TUNING if tuned else 1.0)
@@ -116,17 +118,21 @@ def choose(
     weight_decay = train.weight_decay if train.weight_decay is not None else 0.01
     chosen_train = replace(train, batch=batch, window=window, lr=lr, warmup=warmup, weight_decay=weight_decay)
     chosen = replace(config, model=chosen_model, train=chosen_train)
-    line = ""
-    if _opened(config.model, config.train):
-        several = f"{model.members} members of " if model.members > 1 else ""
-        budget = counted(steps, "step") if train.minutes is None else counted(train.minutes, "minute")
-        often = f"{passes:.2g}" if passes < 99.5 else f"{passes:,.0f}"
-        about = f"some {counted(steps, 'step')}, about" if train.minutes is not None else "about"
-        line = (
-            f"{several}{layers} x {hidden} units, batch {batch}, window {window}, rate {lr:.2g}, dropout {dropout:g} "
-            f"(weights {weight_dropout:g}): chosen for {budget} on {chars:,} characters, {about} {often} passes"
-        )
-    return chosen, line, steps
+    return chosen, _said(chosen, chars, steps, passes) if _opened(config.model, config.train) else "", steps
+
+
+def _said(chosen: RunConfig, chars: int, steps: int, passes: float) -> str:
+    """Say in one line what was chosen, and for what."""
+    model, train = chosen.model, chosen.train
+    several = f"{model.members} members of " if model.members > 1 else ""
+    budget = counted(steps, "step") if train.minutes is None else counted(train.minutes, "minute")
+    often = f"{passes:.2g}" if passes < 99.5 else f"{passes:,.0f}"
+    about = f"some {counted(steps, 'step')}, about" if train.minutes is not None else "about"
+    return (
+        f"{several}{model.layers} x {model.hidden} units, batch {train.batch}, window {train.window}, rate {train.lr:.2g}, "
+        f"dropout {model.dropout:g} (weights {model.weight_dropout:g}): chosen for {budget} on {chars:,} characters, "
+        f"{about} {often} passes"
+    )
 
 
 def dropouts(passes: float) -> tuple[float, float]:

@@ -38,7 +38,7 @@ ENTRIES = ("lstmlm_forward", "lstmlm_generator_new", "lstmlm_contexts_new")
 SECONDS = 120
 """A compiler that takes longer is stopped."""
 
-ROOM = 16_000_000
+LEAST_FREE = 16_000_000
 """Bytes that are free where it is compiled: objects, the compiler's own files and the result take some 3 MB."""
 
 
@@ -98,7 +98,7 @@ def _workplace() -> Iterator[Path]:
                         continue
                 made = tempfile.TemporaryDirectory(prefix="lstmlm-", dir=place, ignore_cleanup_errors=WINDOWS)  # it is loaded
                 folder = stack.enter_context(made)
-                if shutil.disk_usage(folder).free >= ROOM:
+                if shutil.disk_usage(folder).free >= LEAST_FREE:
                     break
                 reason = "No space left on device"
             except OSError as error:
@@ -267,7 +267,7 @@ def _compile(compiler: list[str], folder: Path) -> Path:
     made = folder / f"native{SUFFIX}"
     sources, complaint = sorted(SOURCES.glob("*.c")), ""
     objects = [str(folder / f"{source.stem}.o") for source in sources]
-    # The compiler's own temporary files go where the result goes: it was found to have room.
+    # The compiler's own temporary files go where the result goes: it was found to have space.
     names = "TMPDIR", "ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR"
     environment = {**os.environ, **dict.fromkeys(names, str(folder))}
     run = partial(subprocess.run, capture_output=True, timeout=SECONDS, text=True, errors="replace", env=environment)

@@ -354,7 +354,7 @@ def test_it_is_compiled_where_there_is_room(cache: Path, monkeypatch: pytest.Mon
     assert compilations[0].parent == cache
 
     (build.SOURCES / "answer.h").write_text("#define ANSWER 45\n")
-    monkeypatch.setattr(build, "ROOM", 1 << 62)
+    monkeypatch.setattr(build, "LEAST_FREE", 1 << 62)
     with pytest.raises(Unavailable, match="cannot be written: No space left"):
         build.library()
     assert len(kept(cache)) == 1

@@ -39,7 +39,7 @@ def test_a_device_has_its_kernel(device: str, best: str, monkeypatch: pytest.Mon
 def test_what_a_kernel_does_without_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where norm and dropout are torch's, though the kernel is Triton's, the line says so."""
     made = EagerKernel()
-    made.note = "norm and dropout are torch's (it is Sunday)"  # type: ignore[attr-defined]
+    made.note = "norm and dropout are torch's (it is Sunday)"  # type: ignore[attr-defined]  # Triton's has it
     monkeypatch.setattr(kernels, "_load", lambda *_: made)
 
     assert kernels.choose("auto", device="cuda") == (made, "norm and dropout are torch's (it is Sunday)")
