@@ -1,4 +1,4 @@
-"""Compare what `train` makes of texts with counts, bzip2 and a plain `torch.nn.LSTM` that had the same time.
+"""Compare what `train` makes of texts with counts, compressors and a plain `torch.nn.LSTM` that had the same time.
 
     rivals.py FILE ... [--minutes 1 10] [--seed 1] [--threads 0]
 
@@ -6,12 +6,15 @@ The first nine tenths of each text are learnt, the last tenth is scored, every c
 bits per character. `lstmlm train FILE --minutes M` chooses for itself. The rival is an embedding, one layer of 256 units and a
 linear readout, batch 32, windows of 64 with the state carried on, Adam at 0.004 falling to 0 with the time, gradients clipped
 at 1. Its time is that of its steps alone; lstmlm's is that of the whole process. Counts of what follows three characters, and
-bzip2 of the last tenth after the first nine, are those of `eval`. Run it with nothing else on the machine.
+bzip2 of the last tenth after the first nine, are those of `eval`, and so are *dynamic* and *mixed* (`--mix`), which go on
+learning as a compressor does. zpaq, where the program is installed, has what it adds to an archive for the last tenth. Run it
+with nothing else on the machine.
 """
 
 import argparse
 import json
 import math
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -86,6 +89,21 @@ def printed(*words: object) -> dict[str, Any]:
     return found
 
 
+def zpaq(text: str, cut: int) -> float:
+    """Return the bits per character that `zpaq -method 5` takes for the text from `cut` on, after all before; NaN without it."""
+    program = shutil.which("zpaq")
+    if program is None:
+        return math.nan
+    sizes = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for length in (cut, len(text)):
+            source, archive = Path(scratch, "text"), Path(scratch, f"{length}.zpaq")
+            source.write_bytes(text[:length].encode())
+            subprocess.run([program, "add", archive, source, "-method", "5"], check=True, capture_output=True)
+            sizes.append(archive.stat().st_size)
+    return 8 * (sizes[1] - sizes[0]) / (len(text) - cut)
+
+
 def measure(file: Path, minutes: float, seed: int, threads: int) -> list[str]:
     """Return the row of a text and a time."""
     machine = ("--threads", threads)
@@ -94,7 +112,7 @@ def measure(file: Path, minutes: float, seed: int, threads: int) -> list[str]:
         began = time.perf_counter()
         run = printed("train", file, "--minutes", minutes, "--seed", seed, "--out", out, *machine)
         seconds = time.perf_counter() - began
-        own = printed("eval", "-m", out, *machine)
+        own = printed("eval", "-m", out, "--mix", *machine)
     text = file.read_bytes().decode("utf-8-sig")
     cut = len(text) - own["chars"]
     if threads:
@@ -103,7 +121,8 @@ def measure(file: Path, minutes: float, seed: int, threads: int) -> list[str]:
     ids = torch.tensor([symbols[char] for char in text])
     rival = trained(ids[:cut], len(symbols), minutes * 60, seed)
     plain = own["baselines_bits_per_char"]
-    found = (plain["order3"], plain["bzip2"], bits(rival, ids[:cut], ids[cut:]), own["bits_per_char"])
+    found = [plain["order3"], plain["bzip2"], zpaq(text, cut), bits(rival, ids[:cut], ids[cut:])]
+    found += [own["bits_per_char"], own["dynamic"]["bits_per_char"], own["mixed"]["bits_per_char"]]
     cells = [file.stem, f"{len(text):,}", f"{minutes:g}", f"{seconds:.1f}", f"{run['parameters']:,}"]
     return [*cells, *(f"{one:.4f}" for one in found)]
 
@@ -121,7 +140,8 @@ def main() -> None:
         for file in asked.files:
             rows.append(measure(file, minutes, asked.seed, asked.threads))
             print(table(rows[-1:]), file=sys.stderr)
-    print(table(rows, ("text", "chars", "minutes", "seconds", "parameters", "order 3", "bzip2", "nn.LSTM", "lstmlm")))
+    rivals = ("order 3", "bzip2", "zpaq", "nn.LSTM")
+    print(table(rows, ("text", "chars", "minutes", "seconds", "parameters", *rivals, "lstmlm", "dynamic", "mixed")))
 
 
 if __name__ == "__main__":
