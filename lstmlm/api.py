@@ -33,7 +33,7 @@ from lstmlm.model import devices, weights
 from lstmlm.model.weights import StoredNetwork
 from lstmlm.storage import checkpoint, run_dir
 from lstmlm.storage.header import Header
-from lstmlm.units import bits
+from lstmlm.units import bits, counted
 
 if TYPE_CHECKING:
     from lstmlm.analysis.activations import Gates
@@ -232,7 +232,7 @@ class LanguageModel:
         model, scores = self.config.model, self.meta["scores"]
         count, alone = model.members, self._opened.member if self._opened else 0
         members = "" if count == 1 else f"member {alone} of {count}, " if alone else f"{count} members of "
-        symbols = "bytes" if self.tokenizer.kind == "byte" else f"{len(self.tokenizer)} characters"
+        symbols = "bytes" if self.tokenizer.kind == "byte" else counted(len(self.tokenizer), "character")
         nats = None if members and alone else scores.get("validation_nats_per_char")  # that is of all together
         reached = f", {bits(nats):.3f} bits/char in validation" if nats is not None else ""
         parameters = self.meta["parameters"] // (count if alone else 1)

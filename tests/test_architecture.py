@@ -263,6 +263,14 @@ def test_only_the_sampler_knows_temperature(path: Path) -> None:
     assert not {word for word in words if "temperature" in word}
 
 
+@each_module
+def test_what_is_read_is_called_a_text(path: Path) -> None:
+    """A message about a file that is read, learnt or scored begins with `text`, whichever command and module say it."""
+    strings = [node.value for node in ast.walk(tree(path)) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+
+    assert [string for string in strings if string.startswith(("corpus ", "corpus:"))] == []
+
+
 def undocumented(node: ast.AST, where: str) -> Iterator[str]:
     """Yield the public classes, functions and methods that have no docstring."""
     for child in ast.iter_child_nodes(node):

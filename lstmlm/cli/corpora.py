@@ -49,7 +49,7 @@ def _refuse_names(corpus: Corpus) -> None:
         *lines, _ = corpus.tokenizer.decode(ids).split("\n")
         if lines and all(0 < len(line) < 4096 and "\0" not in line and os.path.lexists(line) for line in lines[:SHOWN]):
             raise UsageError(
-                f"corpus -: expected a text on standard input, found names of files, such as {printable(lines[0][:80])}. To "
+                f"text -: expected a text on standard input, found names of files, such as {printable(lines[0][:80])}. To "
                 "learn what is in the files: --files-from -. To learn the names: put them into a file first."
             )
 
@@ -81,9 +81,9 @@ def known_texts(
     if not named:
         again = "" if folder is None else f" It goes on with: {going_on(['TEXT'], folder)}"
         if not sources:
-            raise TextError(f"corpus: expected the place of the text that the run learns, found none written down.{again}")
+            raise TextError(f"text: expected the place of the text that the run learns, found none written down.{again}")
         if "-" in [*sources, val or old_val]:
-            raise TextError(f"corpus: expected the text that the run learns, found none: it was standard input.{again}")
+            raise TextError(f"text: expected the text that the run learns, found none: it was standard input.{again}")
         for name in [*sources, *([old_val] if old_val else [])]:
             _refuse_special(name, f"Name the text itself.{again}")
         return sources, val or old_val
@@ -180,16 +180,16 @@ def _sources(model: "LanguageModel", advice: str) -> tuple[list[str], str | None
     if model.text_place is not None:
         sources, val = known_texts(model.corpus, [model.text_place], None)
     if not sources:
-        raise TextError(f"corpus: expected the place of the text that the run was trained on, found none written down. {advice}")
+        raise TextError(f"text: expected the place of the text that the run was trained on, found none written down. {advice}")
     if "-" in sources:
-        raise TextError(f"corpus: expected the text that the run was trained on, found none: it was standard input. {advice}")
+        raise TextError(f"text: expected the text that the run was trained on, found none: it was standard input. {advice}")
     if model.text_place is None and model.corpus.get("count"):
         raise TextError(
-            f"corpus: expected the names of the texts that the run was trained on, found {len(sources)} of "
+            f"text: expected the names of the texts that the run was trained on, found {len(sources)} of "
             f"{printable(str(model.corpus['count']))}. {advice}"
         )
     if val == "-":
-        raise TextError(f"corpus: expected the validation text that the run had, found none: it was standard input. {advice}")
+        raise TextError(f"text: expected the validation text that the run had, found none: it was standard input. {advice}")
     for name in [*sources, *([val] if val else [])]:
         _refuse_special(name, advice)
     if model.text_place is None:
@@ -199,8 +199,7 @@ def _sources(model: "LanguageModel", advice: str) -> tuple[list[str], str | None
 
 def _has_changed(names: list[str], advice: str) -> TextError:
     return TextError(
-        f"corpus {printable(' '.join(names))}: expected the text that the run was trained on, found one that has changed. "
-        f"{advice}"
+        f"text {printable(' '.join(names))}: expected the text that the run was trained on, found one that has changed. {advice}"
     )
 
 
@@ -210,5 +209,5 @@ def _refuse_special(name: str, advice: str) -> None:
         mode = os.stat(name).st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             raise TextError(
-                f"corpus {printable(name)}: expected the text that the run was trained on, found a pipe or device. {advice}"
+                f"text {printable(name)}: expected the text that the run was trained on, found a pipe or device. {advice}"
             )

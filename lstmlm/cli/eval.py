@@ -12,6 +12,7 @@ from lstmlm.cli import eval_report, text_reader
 from lstmlm.cli.eval_report import Scores
 from lstmlm.cli.options import MACHINE, MODEL, OUTPUT, Device, Encoding, Json, Models, Quiet, TextPlace, Threads, most_bits, words
 from lstmlm.cli.text_input import listed, open_model, validation_text
+from lstmlm.data.sources import refuse_twice
 from lstmlm.display.console import Console
 from lstmlm.errors import CheckFailed, TextError, UsageError, printable
 from lstmlm.units import bits, counted
@@ -299,8 +300,7 @@ def _refuse_contradictions(
     given_after = after is not None or after_file is not None
     if given_after and (cold or beside):
         raise UsageError("--after: expected no --protocol cold, --dynamic or --baselines beside it, found one.")
-    if [*texts, files_from, after_file].count("-") > 1:
-        raise UsageError("eval -: expected standard input once, found it twice. It can be read only once.")
+    refuse_twice([*texts, files_from, after_file])
     several = len(models) > 1
     if several and (chars or beside or max_bpc is not None):
         raise UsageError("-m twice: expected no --chars, --max-bpc, --dynamic or --baselines beside it, found one.")

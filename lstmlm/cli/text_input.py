@@ -195,7 +195,7 @@ def validation_text(model: "LanguageModel", corpus: "Corpus", most: int | None, 
         TextError: There is none.
     """
     if not len(corpus.val):
-        raise TextError(f"corpus: expected a validation part in this run, found none. {advice}")
+        raise TextError(f"text: expected a validation part in this run, found none. {advice}")
     return written(model, corpus.val.tensor(0, len(corpus.val) if most is None else most).tolist())
 
 

@@ -117,7 +117,7 @@ def open_text(console: Console, group: ProcessGroup, start: Start, texts: Texts)
     """
     config, names, val = start.config, texts.names, texts.val
     if group.size > 1 and "-" in [*names, *texts.typed]:
-        raise UsageError("corpus -: expected files, as each process reads the text, found standard input. Put it into a file.")
+        raise UsageError("text -: expected files, as each process reads the text, found standard input. Put it into a file.")
     if config.train.device == "cuda":  # what cannot be is said before a text is read
         devices.choose("cuda", None, group.local_rank, group.local_size)
     how = {"val": val, **start.of_text}

@@ -94,7 +94,7 @@ def _run(group: ProcessGroup) -> None:
     config = run_config.from_dict(asked.config, "rank 0")
     if corpus.fingerprint != asked.fingerprint:
         raise TextError(
-            f"corpus {printable(' '.join(texts.names))}: expected the text that rank 0 reads ({asked.fingerprint[:12]}), found "
+            f"text {printable(' '.join(texts.names))}: expected the text that rank 0 reads ({asked.fingerprint[:12]}), found "
             f"another one ({corpus.fingerprint[:12]}). Copy it to this machine."
         )
 

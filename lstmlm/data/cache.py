@@ -306,6 +306,6 @@ def writing_to(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise SystemProblem(
-            f"cache folder {printable(str(folder))}: expected to write the ids of the corpus, found: "
+            f"cache folder {printable(str(folder))}: expected to write the ids of the text, found: "
             f"{error.strerror or error}. Free some space, make it writable, or set another folder (LSTMLM_CACHE)."
         ) from error

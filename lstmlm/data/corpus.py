@@ -26,7 +26,7 @@ from lstmlm.data import cache, splits
 from lstmlm.data.decoding import Reading, Tally, documents, encoding_of, join, readable
 from lstmlm.data.ids import Ids, Store
 from lstmlm.data.packing import Counter, Packer, SymbolSet
-from lstmlm.data.sources import CHUNK, PACKED, TAR, LeftOut, Selection, Source, changed, find_sources
+from lstmlm.data.sources import CHUNK, PACKED, TAR, LeftOut, Selection, Source, changed, find_sources, refuse_twice
 from lstmlm.data.tokenizer import ByteTokenizer, CharTokenizer, OnUnknown, Tokenizer, describe, from_dict, separator_ids
 from lstmlm.errors import SystemProblem, TextError, UsageError, printable
 from lstmlm.units import counted
@@ -132,6 +132,7 @@ def open_corpus(
         raise UsageError(f"--min-count: expected none with bytes, which are 256 and all known, found {min_count}. Leave it out.")
     read_in = encoding_of(tokenizer, encoding, field, normalize)
     how = Reading(read_in, field, normalize, symbols is None and tokenizer == "char")
+    refuse_twice([*sources, val])
     names = [list(sources)] + ([[val]] if val is not None else [])
     with contextlib.suppress(SystemProblem):  # no such folder; other people's files can be read without it
         bundled = bundled or resource_dir("data")
@@ -139,8 +140,6 @@ def open_corpus(
     bad: dict[str, TextError] = {}
     texts = [find_sources(group, bundled, selection, left_out, bad if skip_bad else None) for group in names]
     how = replace(how, alone=sum(map(len, texts)) == 1 and not texts[0][0].archive)
-    if sum(source.path is None for text in texts for source in text) > 1:
-        raise UsageError("corpus -: expected standard input once, found it twice. It can be read only once.")
     if skip_bad:
         texts = [readable(text, how, bad) for text in texts]
         if not all(texts):
@@ -456,16 +455,16 @@ class _Plan:
             notes += [note for tally in tallies for note in tally.notes()]
         if self.how.field and not any(tally.records for tally in tallies):
             raise TextError(
-                f"corpus {self.texts[0][0].name}: expected records with a field {printable(repr(self.how.field))}, found no file "
+                f"text {self.texts[0][0].name}: expected records with a field {printable(repr(self.how.field))}, found no file "
                 f"that ends in .jsonl, .csv or .tsv. {self._no_records()}"
             )
         if packers[0].skipped:
             what = "left out" if self.on_unknown == "skip" else "replaced by like ones, or left out,"
             found = _named([describe(char) for char in packers[0].strange])
-            notes.append(f"{packers[0].skipped} characters {what} that the model does not know: {found}")
+            notes.append(f"{counted(packers[0].skipped, 'character')} {what} that the model does not know: {found}")
         if isinstance(tokenizer, CharTokenizer) and self.symbols is not None and len(tokenizer) > len(self.symbols):
             new = [describe(char) for char in tokenizer.symbols if char not in self.symbols]
-            notes.append(f"{len(new)} characters are new to the model, and are learnt: {_named(new)}")
+            notes.append(f"new to the model, and learnt: {counted(len(new), 'character')}, {_named(new)}")
         if tokenizer.rare is not None:
             learnt, held = (part[tokenizer.rare] for part in counts)
             notes.append(
@@ -476,7 +475,8 @@ class _Plan:
         if val_unknown:
             found = _named([describe(char) for char in packers[1].strange])
             notes.append(
-                f"{val_unknown} validation characters that training does not have, 20.09 bits each in its score: {found}"
+                f"{counted(val_unknown, 'validation character')} that training does not have, 20.09 bits each in its score: "
+                + found
             )
         only = [symbol for symbol, (learnt, held) in enumerate(zip(*counts, strict=True)) if held and not learnt]
         if only and not self.byte:
@@ -485,7 +485,7 @@ class _Plan:
             notes.append(f"only in the validation part, and so never learnt: {found}, {counted(times, 'time')}")
         size = sum(map(sum, counts))
         if self.val_fraction and train == size:
-            few = "" if self.split == "tail" else f", and {self.drawn} of {self.units} {self.split}"
+            few = "" if self.split == "tail" else f", and {self.drawn} of {counted(self.units, self.split[:-1])}"
             notes.append(f"no validation part: {train} characters{few} are too few for one")
         elif self.split != "tail":
             what = "records" if self.how.field else self.split
@@ -583,7 +583,7 @@ def _refuse_short(sources: list[Source], chars: int, skipped: int, least: int) -
         return
     name = sources[0].name if len(sources) == 1 else f"{sources[0].name} and {len(sources) - 1} more"
     found = "none: it is empty" if not chars else "none that training has" if skipped else str(chars)
-    raise TextError(f"corpus {name}: expected at least {least} character{'s' * (least > 1)}, found {found}. Use a longer text.")
+    raise TextError(f"text {name}: expected at least {counted(least, 'character')}, found {found}. Use a longer text.")
 
 
 def fingerprint_of(digests: list[str], train: int, *drawn: object) -> str:

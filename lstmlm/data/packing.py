@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from lstmlm.data.ids import stored_type
 from lstmlm.data.tokenizer import CharTokenizer, OnUnknown, Tokenizer, describe
 from lstmlm.errors import TextError
+from lstmlm.units import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -134,8 +135,8 @@ class Packer:
             more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
             found = ", ".join(map(describe, names[:NAMED]))
             raise TextError(
-                f"corpus {self._name + ' ' if self._name else ''}at character {self._done + places[0]}: expected the "
-                f"{self._size} characters that the model knows, found {found}{more}. {self._advice}".rstrip()
+                f"text {self._name + ' ' if self._name else ''}at character {self._done + places[0]}: expected the "
+                f"{counted(self._size, 'character')} that the model knows, found {found}{more}. {self._advice}".rstrip()
             )
         self.skipped += len(places)
         self.strange = list(dict.fromkeys(self.strange + names))[:NAMED]

@@ -272,9 +272,8 @@ def find_sources(
         TextError: If a name leads nowhere, to nothing readable, or to a device.
     """
     if not names:
-        raise UsageError("corpus: expected the name of a file, found none. Give one, such as `stories`.")
-    if list(names).count("-") > 1:
-        raise UsageError("text -: expected standard input once, found it twice. It can be read only once.")
+        raise UsageError("text: expected the name of a file, found none. Give one, such as `stories`.")
+    refuse_twice(names)
     found: list[Source] = []
     for name in names:
         try:
@@ -284,6 +283,16 @@ def find_sources(
                 raise
             bad[printable(name)] = error
     return found
+
+
+def refuse_twice(names: Sequence[str | None]) -> None:
+    """Refuse to read standard input more than once.
+
+    Raises:
+        UsageError: It is named twice.
+    """
+    if list(names).count("-") > 1:
+        raise UsageError("text -: expected standard input once, found it twice. It can be read only once.")
 
 
 def require(names: Sequence[str], bundled: Path | None = None) -> None:
@@ -520,7 +529,7 @@ def _missing(name: str, bundled: Path | None) -> TextError:
     close = difflib.get_close_matches(path.name, alike, 2, 0.6)
     hints = [f"Did you mean {' or '.join(printable(repr(offers[c])) for c in close)}?"] if close else []
     if own:
-        hints.append(f"Corpora that come along: {', '.join(own)}.")
+        hints.append(f"Texts that come along: {', '.join(own)}.")
     if "://" in name:
         return TextError(
             f"text {printable(repr(name))}: expected a file or folder, found an address. Fetch it into a file first."

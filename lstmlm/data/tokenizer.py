@@ -295,7 +295,7 @@ def separator_ids(separator: str | None, tokenizer: Tokenizer) -> tuple[int, ...
         hint = "Did you mean a line end, --document-separator $'\\n'? " if "\\" in separator else ""
         why = "which it has not" if tokenizer.rare is None else "which it has not, or more rarely than --min-count"
         raise UsageError(
-            f"--document-separator '{printable(separator[:40])}': expected a text that the corpus has, found "
+            f"--document-separator '{printable(separator[:40])}': expected what stands in the text, found "
             f"{describe(unknown[0][1])}, {why}. {hint}Give what stands between its documents, or leave it out."
         )
     return tuple(tokenizer.encode(separator))

@@ -21,7 +21,7 @@ from lstmlm.errors import TextError, UsageError, not_finite, printable
 from lstmlm.evaluation.reader import reading
 from lstmlm.evaluation.reading import TOGETHER, Reader
 from lstmlm.evaluation.scoring import Model, first_char, which_char
-from lstmlm.units import bits
+from lstmlm.units import bits, counted
 
 BLANK = "____"
 COMBINATIONS = 10_000  # texts compared for one question: eight names in four blanks are 4096
@@ -61,7 +61,7 @@ class Question:
         if len(self.candidates) ** blanks > COMBINATIONS:
             raise UsageError(
                 f"candidates: expected at most {COMBINATIONS:,} combinations, found {len(self.candidates)} in each of "
-                f"{blanks} blanks. Give fewer candidates or blanks."
+                f"{counted(blanks, 'blank')}. Give fewer candidates or blanks."
             )
 
     @property

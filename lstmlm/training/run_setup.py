@@ -432,7 +432,7 @@ def refuse_other_text(corpus: "Corpus", saved: Checkpoint, folder: Path, names: 
     if was.get("fingerprint") != corpus.fingerprint:
         run = printable(str(folder))
         raise TextError(
-            f"corpus {printable(' '.join(names))}: expected the text that the run in {run} was "
+            f"text {printable(' '.join(names))}: expected the text that the run in {run} was "
             f"trained on ({printable(str(was.get('chars')))} characters, {printable(str(was.get('fingerprint'))[:12])}), found "
             f"another one ({corpus.chars} characters, {corpus.fingerprint[:12]}). {_of_another_text(folder)}"
         )

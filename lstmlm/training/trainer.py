@@ -53,6 +53,7 @@ from lstmlm.training.optim import learning_rate
 from lstmlm.training.run_files import RunFiles
 from lstmlm.training.teacher import Teacher
 from lstmlm.training.validation import Interrupted, Validation, surely_less
+from lstmlm.units import counted
 
 RETRIES = 3  # times in a row that a diverged run is stepped back, each with half the rate
 CALM = 1000  # steps without that after which one of them is forgotten: a long run may meet many, far from each other
@@ -185,7 +186,7 @@ class Trainer:
         steps = auto_tune.steps_of(self.config, self.streams.steps_per_epoch)
         if steps is not None and steps < p.step:
             raise UsageError(
-                f"--resume: expected a budget of at least the {p.step:,} steps that the run has taken, found {steps:,}. "
+                f"--resume: expected a budget of at least the {counted(p.step, 'step')} that the run has taken, found {steps:,}. "
                 "Ask for more, or leave it out to go on as it was."
             )
         if self._stops_early():  # it was asked to go on all the same

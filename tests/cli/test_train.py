@@ -810,7 +810,7 @@ def test_from_with_new_characters(lstmlm: Lstmlm, text: Path, rule: str, members
     assert set(lstmlm("info", "runs/new", "--json").json["vocabulary"]) == set(known) | (
         set("Ħé\u201c\u201d") if rule == "grow" else set()
     )
-    said = {"skip": "left out", "replace": "replaced", "grow": "4 characters are new to the model"}
+    said = {"skip": "left out", "replace": "replaced", "grow": "new to the model, and learnt: 4 characters"}
     assert said[rule] in result.err
 
 

@@ -93,6 +93,18 @@ def test_a_given_vocabulary_is_kept(read: Reader) -> None:
     assert split.train.tensor(0, 5).tolist() == [symbols.index(c) for c in "hello"]
 
 
+def test_one_thing_is_said_to_be_one(read: Reader) -> None:
+    """What a note counts is in the singular where it is one."""
+    path = read.file("a" * 40 + "b")
+    grown = read(path, symbols="a", on_unknown="grow").notes[-2:]
+    left_out = read(path, symbols="a", on_unknown="skip").notes
+
+    assert any(note.startswith("new to the model, and learnt: 1 character, 'b'") for note in grown)
+    assert any(note.startswith("1 character left out that the model does not know: 'b'") for note in left_out)
+    with pytest.raises(TextError, match=r"expected the 1 character that the model knows, found 'b'"):
+        read(path, symbols="a")
+
+
 @pytest.mark.parametrize("unknown", ["€", "A"])
 def test_characters_outside_a_given_vocabulary_are_named(read: Reader, unknown: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A new text with characters that the model does not know is refused, with the first one's place."""

@@ -33,7 +33,7 @@ def test_unknown_characters() -> None:
 
         assert Ids(packed, packer.width, 0, len(packed)).tensor(0, len(packed)).tolist() == symbols.encode(text, rule)
         assert packer.skipped == len(symbols.unknown(text))
-    with pytest.raises(TextError, match=r"corpus book\.txt at character 2: .* and 1 more\. Leave them out\.$"):
+    with pytest.raises(TextError, match=r"text book\.txt at character 2: .* and 1 more\. Leave them out\.$"):
         packing.Packer(symbols, name="book.txt", advice="Leave them out.").pack(text)
     with pytest.raises(TextError, match=r" and 1 more\.$"):
         packing.Packer(symbols).pack(text)
