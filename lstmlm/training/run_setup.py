@@ -17,7 +17,7 @@ from lstmlm.config.schema import BUDGETS
 from lstmlm.config.setting import Value
 from lstmlm.data.saved_model import check, parts
 from lstmlm.errors import CheckpointError, TextError, UsageError, printable
-from lstmlm.storage import atomic, checkpoint, run_dir
+from lstmlm.storage import aside, atomic, checkpoint, run_dir
 from lstmlm.storage.checkpoint import Checkpoint
 from lstmlm.training import distributed
 from lstmlm.training.events import TrainState
@@ -192,7 +192,7 @@ def _lock(
     if weakened:
         report(weakened)
     atomic.clean(folder)
-    atomic.put_back(folder, replaced(folder))
+    aside.put_back(folder, replaced(folder))
 
 
 def started_again(folder: Path) -> bool:
@@ -252,7 +252,7 @@ def model_of(flag: str, name: str, folder: Path, overwrite: bool) -> Checkpoint:
         UsageError: It is in the folder that is to be deleted.
     """
     path, saved = run_dir.load(name, check=check)
-    own = {(folder / place).resolve() for place in ("", atomic.ASIDE, atomic.MOVING)}  # set aside, it comes back and is replaced
+    own = {(folder / place).resolve() for place in ("", aside.ASIDE, aside.MOVING)}  # set aside, it comes back and is replaced
     if overwrite and folder.is_dir() and path.parent.resolve() in own:
         raise UsageError(f"--overwrite: {printable(str(folder))} holds the model of {flag}. Choose another folder with --out.")
     return saved
@@ -390,7 +390,7 @@ def refuse_existing(folder: Path, asked_for: bool, teacher: Checkpoint | None = 
 
 def _is_unbegun(folder: Path, teacher: Checkpoint | None) -> bool:
     """Say whether all that lies in a folder is what a run with this teacher writes before its configuration and checkpoints."""
-    places = folder, folder / atomic.ASIDE, folder / atomic.MOVING
+    places = folder, folder / aside.ASIDE, folder / aside.MOVING
     found = [place / name for place in places if place.is_dir() for name in run_dir.contents(place)]
     return all(
         path in places
