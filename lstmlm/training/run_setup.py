@@ -4,6 +4,8 @@
 """
 
 import contextlib
+import errno
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -151,6 +153,8 @@ def resolve_start(
             again, start = as_asked()
         refuse_existing(folder, start.resumes or start.overwrites, start.teacher)
         start = replace(start, locked=True)
+    elif held is not None and not start.resumes:
+        _refuse_place(folder)
     if not start.resumes:
         return start
     saved = saved_in(folder)
@@ -386,6 +390,22 @@ def refuse_existing(folder: Path, asked_for: bool, teacher: Checkpoint | None = 
             f"run {printable(str(folder))}: expected an empty or new folder, found {found}. "
             f"Use --resume to go on with it, --overwrite to begin again, or --out {free} for another folder."
         )
+
+
+def _refuse_place(folder: Path) -> None:
+    """Refuse a name where no folder can be made: said before a text is read, which may take long.
+
+    Raises:
+        SystemProblem: The folder above may not be written to.
+        UsageError: A file, or a link to nothing, is in its way.
+    """
+    name = f"--out {printable(str(folder))}"
+    above = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not above.is_dir():
+        kind = "a file" if above.exists() else "a link to nothing"
+        raise UsageError(f"{name}: expected a folder or nothing, found {kind}, {printable(str(above))}. Choose another --out.")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise atomic.problem(OSError(errno.EACCES, ""), f"cannot make the folder {folder}")
 
 
 def _is_unbegun(folder: Path, teacher: Checkpoint | None) -> bool:
