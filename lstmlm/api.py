@@ -9,24 +9,26 @@ import copy
 import itertools
 import math
 import os
-import re
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
-from lstmlm import kernels, machine
-from lstmlm.config import run_config
+from lstmlm import arguments, kernels, machine
+from lstmlm.arguments import in_python
 from lstmlm.config.run_config import RunConfig
 from lstmlm.data import saved_model
 from lstmlm.data.saved_model import check, parts
-from lstmlm.data.tokenizer import OnUnknown, Tokenizer, describe, in_form, readable, separator_ids
-from lstmlm.errors import CheckpointError, LstmlmError, TextError, UsageError, not_finite, printable
+from lstmlm.data.tokenizer import OnUnknown, Tokenizer, in_form, readable, separator_ids
+from lstmlm.errors import CheckpointError, TextError, UsageError, not_finite, printable
+from lstmlm.evaluation import text_sampler
 from lstmlm.evaluation.reading import TOGETHER
-from lstmlm.evaluation.sampler import Sampling, generate_each, probabilities
+from lstmlm.evaluation.sampler import Sampling, probabilities
+from lstmlm.evaluation.text_sampler import Ends, drawn_seed
+from lstmlm.evaluation.text_sampler import Sample as Sample  # what `LanguageModel.sample` gives
 from lstmlm.kernels import generate as native_generate
 from lstmlm.kernels.buffers import floats_of_bytes
 from lstmlm.model import devices, weights
@@ -41,53 +43,6 @@ if TYPE_CHECKING:
     from lstmlm.evaluation.scoring import Score
     from lstmlm.model.char_lm import CharLM
     from lstmlm.model.ensemble import Network
-
-_ARGUMENTS = (
-    (r"`--([a-z-]+) ([\w.-]+)`", lambda found: f'`{_argument(found[1])}="{found[2]}"`'),
-    (r"--(device) (auto|cpu|cuda)\b", lambda found: f'{found[1]}="{found[2]}"'),
-    (r"--set ", lambda found: ""),
-    (r"--(resume|overwrite)\b", lambda found: f"{found[1]}=True"),
-    (r"--from\b", lambda found: "start_from"),
-    (r"--([a-z][a-z-]*)", lambda found: _argument(found[1])),
-    (rf"\b(?:model|data|train)\.({'|'.join(one.name for one in run_config.keys().values())})\b", lambda found: found[1]),
-    (r"lstmlm train stories", lambda found: 'lstmlm.train("stories")'),
-)
-"""What messages say of the command line, and what that is in Python."""
-
-
-@contextlib.contextmanager
-def in_python() -> Iterator[None]:
-    """Let an error that leaves the block speak of arguments, not of flags: `temperature`, not `--temperature`."""
-    try:
-        yield
-    except LstmlmError as error:
-        text = str(error)
-        for flag, argument in _ARGUMENTS:
-            text = re.sub(flag, argument, text)
-        error.args = (text,)
-        raise
-
-
-def _argument(flag: str) -> str:
-    return flag.replace("-", "_")
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A text that the network wrote after a prompt.
-
-    text: Without the prompt, and without the stop text.
-    seed: Draws the same text again.
-    nats: Minus the log probability of its characters under the network, at temperature 1 and uncut.
-    stop: Why it ended: length, lines or stop.
-    prompt: What it goes on from.
-    """
-
-    text: str
-    seed: int
-    nats: float
-    stop: str
-    prompt: str = ""
 
 
 class Stream(Iterator[str]):
@@ -346,13 +301,13 @@ class LanguageModel:
         from lstmlm.evaluation.scoring import Scorer, which_char
 
         with self._terms():
+            arguments.require_text(text=text, after=after)
             if not text:
                 raise TextError("text to score: expected at least one character, found none.")
             if protocol not in ("warm", "cold"):
                 raise UsageError(f"protocol {protocol!r}: expected warm or cold.")
-            sizes = {"window": window} if batch is None else {"window": window, "batch": batch}
-            _require_whole(**sizes)
-            if (least := min(sizes.values())) < 1:
+            window, rows = arguments.whole(window=window, batch=1 if batch is None else batch)
+            if (least := min(window, rows)) < 1:
                 raise UsageError(f"window and batch: expected at least 1, found {least}.")
             if after and protocol == "cold":
                 raise UsageError("after: expected none with cold windows, which start from nothing, found one.")
@@ -360,8 +315,9 @@ class LanguageModel:
             before, ids = map(self.tokenizer.encode_scored, (after, text))
             rare = self.tokenizer.rare
             strange = {position for position, _ in self.tokenizer.unknown(text)}
-            rows = batch if protocol == "cold" else None  # streams of a text that is read warm read parts of it again
-            scorer = Scorer(self.readable, self.counts, protocol, window, rows, after=before, rare=rare)
+            # Streams of a text that is read warm read parts of it again: their number is not the caller's.
+            given = rows if protocol == "cold" and batch is not None else None
+            scorer = Scorer(self.readable, self.counts, protocol, window, given, after=before, rare=rare)
             scorer.costs = []
             left_out = len(strange) if rare is None else 0
             scorer.add(ids, len(ids) + left_out, len(text.encode("utf-8", "surrogatepass")))
@@ -394,9 +350,13 @@ class LanguageModel:
         from lstmlm.evaluation.cloze import Filler, Question
 
         with self._terms():
+            arguments.require_text(text=text)
+            arguments.require_word(get_args(OnUnknown), on_unknown=on_unknown)
+            if isinstance(choices, str):
+                raise TypeError("choices: expected several strings, found one.")
             encode = partial(self.tokenizer.encode, on_unknown=on_unknown)
             filler = Filler(self.readable, encode, self.counts, self.opening, self.tokenizer.rare)
-            return next(filler.rank([Question(text, tuple(choices))]))
+            return next(filler.rank([Question(text, tuple(arguments.strings("choices", choices)))]))
 
     def gates(self, text: str, *, on_unknown: OnUnknown = "error") -> "Gates":
         """Return what every gate and unit does along a text, which is read after what parts documents, or a line end.
@@ -408,6 +368,8 @@ class LanguageModel:
             UsageError: There are several networks.
         """
         with self._terms():
+            arguments.require_text(text=text)
+            arguments.require_word(get_args(OnUnknown), on_unknown=on_unknown)
             ids = self.tokenizer.encode(text, on_unknown)
             if not ids:
                 raise TextError("text: expected a character that the model knows, found none.")
@@ -456,11 +418,11 @@ class LanguageModel:
             UsageError: A number makes no sense, or the model cannot write a stop text or a line end.
         """
         with self._terms():
-            _require_whole(length=length, n=n, seed=seed or 0, top_k=top_k, lines=lines)
+            length, n, lines = arguments.whole(length=length, n=n, lines=lines)
             if length < 1 or n < 1:
                 raise UsageError(f"length and n: expected at least 1, found {min(length, n)}.")
-            prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-            how = Sampling(temperature, top_k, top_p, greedy, exact)
+            prompts = arguments.strings("prompt", prompt)
+            how = _sampling(temperature, top_k, top_p, greedy, exact)
             first = drawn_seed(seed)
             each = max(1, TOGETHER // n)
             begun = [
@@ -513,11 +475,12 @@ class LanguageModel:
         Raises: as `sample`; at once.
         """
         with self._terms():
-            _require_whole(length=length, seed=seed or 0, top_k=top_k, lines=lines)
+            arguments.require_text(prompt=prompt)
+            length, lines = arguments.whole(length=length, lines=lines)
             if length < 0:
                 raise UsageError(f"length: expected a number from 0 on (0: without end), found {length}.")
             first = drawn_seed(seed)
-            how = Sampling(temperature, top_k, top_p, greedy, exact)
+            how = _sampling(temperature, top_k, top_p, greedy, exact)
             pieces = self.draw(prompt, length=length, n=1, seed=first, how=how, stop=stop, lines=lines, on_unknown=on_unknown)
             return Stream(pieces, first, prompt)
 
@@ -546,71 +509,16 @@ class LanguageModel:
             TextError: As `sample`; at once.
             UsageError: As `sample`; at once.
         """
-        stop = [stop] if isinstance(stop, str) else stop
-        self._check_stop(stop, lines)
-        _check_sampling(how)
+        arguments.require_word(get_args(OnUnknown), on_unknown=on_unknown)
+        ends = Ends(length, tuple(arguments.strings("stop", stop)), lines)
+        text_sampler.refuse_endless(self.tokenizer, ends)
+        how.refuse()
         # Here and not with the first piece: what is wrong with the prompt is said before anything of it is written.
-        prompts = [self._prompt_ids(one, on_unknown) for one in ([prompt] if isinstance(prompt, str) else prompt)]
+        prompts = [self._prompt_ids(one, on_unknown) for one in arguments.strings("prompt", prompt)]
         if self.config.train.precision == "float32":
             how = replace(how, exact=True)
         seeds = [seed + index for index in range(n)] * len(prompts)
-        return self._drawn([ids for ids in prompts for _ in range(n)], seeds, length, how, stop, lines)
-
-    def _check_stop(self, stop: Sequence[str], lines: int) -> None:
-        """Refuse what would never end a sample: a text that the model cannot write.
-
-        Raises:
-            UsageError: With what was perhaps meant.
-        """
-        for text in stop:
-            if not text:
-                raise UsageError("--stop: expected a text of at least one character, found none.")
-            if unknown := self.tokenizer.unknown(text):
-                hint = "Did you mean a line end, --stop $'\\n'?" if "\\n" in text else "It would never come: leave it out."
-                found = describe(unknown[0][1])
-                raise UsageError(
-                    f"--stop '{printable(text[:40])}': expected characters that the model knows, found {found}. {hint}"
-                )
-        if lines < 0 or (lines and self.tokenizer.unknown("\n")):
-            found = "one that does not" if lines > 0 else str(lines)
-            raise UsageError(f"--lines: expected a number from 1 on and a model that knows the line end, found {found}.")
-
-    def _drawn(
-        self, prompts: list[list[int]], seeds: list[int], length: int, how: Sampling, stop: Sequence[str], lines: int
-    ) -> Iterator[tuple[int, str, Sample | None]]:
-        n = len(seeds)
-        decoders = [self.tokenizer.stream_decoder() for _ in range(n)]
-        held = [""] * n
-        chars_left, lines_left = [length] * n, [lines] * n
-        nats = [0.0] * n
-        open_ = set(range(n))
-        for chosen, costs in generate_each(self._network, prompts, seeds, how):
-            for index in sorted(open_):
-                nats[index] += costs[index]
-                if not math.isfinite(nats[index]):
-                    raise not_finite()
-                reason = ""
-                for char in decoders[index].push([chosen[index]]):  # of a model of bytes sometimes none, or two
-                    lines_left[index] -= char == "\n"
-                    if lines and not lines_left[index]:
-                        reason = "lines"
-                        break
-                    held[index] += char
-                    chars_left[index] -= 1
-                    if not chars_left[index]:  # never, where there was none at the start
-                        reason = "length"
-                        break
-                if hit := _first(held[index], stop):
-                    held[index], reason = held[index][: hit[0]], "stop"
-                keep = 0 if reason else _overlap(held[index], stop)
-                piece, held[index] = held[index][: len(held[index]) - keep], held[index][len(held[index]) - keep :]
-                if reason:
-                    open_.discard(index)
-                    yield index, piece, Sample("", seeds[index], nats[index], reason)
-                elif piece:
-                    yield index, piece, None
-            if not open_:
-                return
+        return text_sampler.draw(self._network, self.tokenizer, [ids for ids in prompts for _ in range(n)], seeds, how, ends)
 
     def next(self, prompt: str = "", k: int = 5, *, on_unknown: OnUnknown = "error") -> list[tuple[str, float]]:
         r"""Return the characters that most likely come next, the likeliest first, each with its probability.
@@ -627,7 +535,9 @@ class LanguageModel:
             UsageError: k is below 1.
         """
         with self._terms():
-            _require_whole(k=k)
+            arguments.require_text(prompt=prompt)
+            arguments.require_word(get_args(OnUnknown), on_unknown=on_unknown)
+            [k] = arguments.whole(k=k)
             if k < 1:
                 raise UsageError(f"k: expected at least 1, found {k}.")
             found = probabilities(self._network, self._prompt_ids(prompt, on_unknown))
@@ -657,25 +567,14 @@ class LanguageModel:
 def load(path: str | os.PathLike[str] | None = None, *, threads: int | None = None, device: str = "auto") -> LanguageModel:
     """Open a trained model; see `lstmlm.load`."""
     with in_python():
-        _require_whole(threads=threads or 0)
-        if threads is not None and threads < 1:
-            raise UsageError(f"threads: expected at least 1, or None, found {threads}.")
-        name = None if path is None else file_name("path", path)
+        if threads is not None:
+            [threads] = arguments.whole(threads=threads)
+            if threads < 1:
+                raise UsageError(f"threads: expected at least 1, or None, found {threads}.")
+        name = None if path is None else arguments.file_name("path", path)
         model = LanguageModel.open(name, threads=threads or 0, device=device, whole_process=False)
     model._terms = in_python
     return model
-
-
-def file_name(argument: str, given: object) -> str:
-    """Return the name of a file or folder that an argument gives.
-
-    Raises:
-        TypeError: It is neither a string nor a path.
-    """
-    name = os.fspath(given) if isinstance(given, str | os.PathLike) else given
-    if not isinstance(name, str):
-        raise TypeError(f"{argument}: expected a string or a path, found {type(given).__name__}.")
-    return name
 
 
 def _reopened(opened: _Opened) -> LanguageModel:
@@ -693,46 +592,13 @@ def _reopened(opened: _Opened) -> LanguageModel:
     return model.member(opened.member) if opened.member else model
 
 
-def _require_whole(**numbers: object) -> None:
-    """Refuse what is no whole number, by its name: half a character is never reached, and a sample would not end.
+def _sampling(temperature: float, top_k: int, top_p: float, greedy: bool, exact: bool) -> Sampling:
+    """Return how the next id is chosen, of numbers of any type.
 
     Raises:
-        UsageError: Says which.
+        UsageError: One of them is no number, or neither True nor False.
     """
-    for name, value in numbers.items():
-        if not isinstance(value, SupportsIndex):
-            raise UsageError(f"{name}: expected a whole number, found {printable(repr(value)[:40])}.")
-
-
-def drawn_seed(given: int | None) -> int:
-    """Return a seed, drawn where none is given."""
-    if given is None:
-        return int.from_bytes(os.urandom(4), "big") >> 1  # `secrets` takes 5 ms to import
-    if not 0 <= given <= 2**62:
-        raise UsageError(f"seed: expected a number from 0 to 2**62, or None, found {given}.")
-    return given
-
-
-def _check_sampling(how: Sampling) -> None:
-    """Refuse what is no probability or temperature; NaN is neither.
-
-    Raises:
-        UsageError: Says which.
-    """
-    if not 0 <= how.temperature < math.inf:
-        raise UsageError(f"--temperature: expected a number from 0 on, found {how.temperature}.")
-    if not 0 <= how.top_p <= 1:
-        raise UsageError(f"--top-p: expected a number from 0 to 1, found {how.top_p}.")
-    if how.top_k < 0:
-        raise UsageError(f"--top-k: expected a whole number from 0 on (0: all), found {how.top_k}.")
-
-
-def _first(text: str, stop: Sequence[str]) -> tuple[int, str] | None:
-    """Return where the first stop text begins, and which it is."""
-    hits = [(position, s) for s in stop if (position := text.find(s)) >= 0]
-    return min(hits) if hits else None
-
-
-def _overlap(text: str, stop: Sequence[str]) -> int:
-    """Return how many characters at the end of a text may be the beginning of a stop text."""
-    return max((k for s in stop for k in range(1, min(len(s), len(text) + 1)) if text.endswith(s[:k])), default=0)
+    temperature, top_p = arguments.real(temperature=temperature, top_p=top_p)
+    [top_k] = arguments.whole(top_k=top_k)
+    greedy, exact = arguments.switches(greedy=greedy, exact=exact)
+    return Sampling(temperature, top_k, top_p, greedy, exact)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lstmlm import machine
-from lstmlm.api import LanguageModel, file_name, in_python, load
+from lstmlm.api import LanguageModel, load
+from lstmlm.arguments import file_name, in_python
 from lstmlm.config import run_config
 from lstmlm.config.run_config import Layer
 from lstmlm.errors import UsageError, printable
@@ -41,6 +42,8 @@ def train(
 
     started = time.perf_counter()
     with in_python(), tempfile.TemporaryDirectory(prefix="lstmlm-") as scratch, contextlib.ExitStack() as held:
+        if progress is not None and not callable(progress):
+            raise TypeError(f"progress: expected a function, found {type(progress).__name__}.")
         names, lasting = _names(text), True
         if isinstance(text, str) and "\n" in text:
             written, lasting = Path(scratch, "text.txt"), False

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import lstmlm
-from lstmlm.api import LanguageModel, _first, _overlap
+from lstmlm.api import LanguageModel
 from lstmlm.config.run_config import DataConfig, ModelConfig, RunConfig, to_dict
 from lstmlm.data.tokenizer import FORMS, CharTokenizer
 from lstmlm.errors import CheckpointError, LstmlmError, TextError, UsageError
@@ -174,7 +174,7 @@ def test_a_model_of_bytes_writes_whole_characters(
     """The length of a sample counts characters, also of a model of bytes, and it never ends within one."""
     model = LanguageModel.open(make_run(tmp_path / "bytes", byte=True))
     drawn = "aé–𝄞".encode() + b"\xe2b" + b"c" * 9
-    monkeypatch.setattr("lstmlm.api.generate_each", lambda *_: (([byte], [1.0]) for byte in drawn))
+    monkeypatch.setattr("lstmlm.evaluation.text_sampler.generate_each", lambda *_: (([byte], [1.0]) for byte in drawn))
 
     streamed = "".join(piece for _, piece, _ in model.draw("ab", length=length, n=1, seed=0, how=Sampling()))
 
@@ -211,6 +211,38 @@ def test_sample_refused(model: LanguageModel, how: dict[str, Any]) -> None:
         model.sample("ab", **how)
 
 
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        (lambda model: model.score(b"ab"), "text: expected a string, found b'ab'"),
+        (lambda model: model.score("ab", after=None), "after: expected a string, found None"),
+        (lambda model: model.sample(5), "prompt: expected a string, or several, found 5"),
+        (lambda model: model.sample(["ab", b"c"]), "prompt: expected a string, or several"),
+        (lambda model: model.sample("ab", stop=[7]), "stop: expected a string, or several"),
+        (lambda model: model.sample("ab", temperature="hot"), "temperature: expected a number, found 'hot'"),
+        (lambda model: model.sample("ab", greedy="no"), "greedy: expected True or False, found 'no'"),
+        (lambda model: model.sample("ab", on_unknown="leave"), "on_unknown: expected error, skip or replace, found 'leave'"),
+        (lambda model: model.stream(["ab", "c"]), "prompt: expected a string, found"),
+        (lambda model: model.next(None), "prompt: expected a string, found None"),
+        (lambda model: model.fill("____", "ab"), "choices: expected several strings, found one"),
+        (lambda model: model.fill("____", ["a", 5]), "choices: expected a string, or several, found ['a', 5]"),
+        (lambda model: model.gates(5), "text: expected a string, found 5"),
+    ],
+)  # fmt: skip
+def test_another_type_is_named(model: LanguageModel, what: Callable[[Any], object], words: str) -> None:
+    """What is of another type is refused by its name, not taken apart into characters nor met by whatever breaks on it."""
+    with pytest.raises((TypeError, UsageError), match=re.escape(words)):
+        what(model)
+
+
+def test_numbers_of_other_libraries(model: LanguageModel) -> None:
+    """A seed or a length that is a whole number of another type, as NumPy's and torch's are, is that number."""
+    threes: list[Any] = [torch.tensor(3), 3]
+    of_torch, of_python = (model.sample("ab", length=three, seed=three, top_k=three, n=three) for three in threes)
+
+    assert of_torch == of_python
+
+
 def test_without_prompt(model: LanguageModel) -> None:
     """Without a prompt a text begins as after a line end, or after the commonest character where there is none."""
     bare, after_a_line = (model.sample(prompt, length=9, seed=0)[0] for prompt in ("", "\n"))
@@ -235,15 +267,6 @@ def test_refused(tmp_path: Path, change: dict[str, Any]) -> None:
 
     with pytest.raises(CheckpointError):
         LanguageModel.open(path)
-
-
-def test_stop_arithmetic() -> None:
-    """The first stop text in a text is found, and how much of its end may still become one."""
-    assert _first("xxabc", ["c", "ab"]) == (2, "ab")
-    assert _first("xx", ["c"]) is None
-    assert _overlap("xxab", ["abc", "b!"]) == 2
-    assert _overlap("xxb", ["abc", "b!"]) == 1
-    assert _overlap("xx", ["abc"]) == 0
 
 
 def test_a_seed_is_drawn_and_kept(model: LanguageModel) -> None:
@@ -500,7 +523,7 @@ def test_train_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_odd_arguments() -> None:
-    """What is no name of a file is a TypeError that says for which argument, and what was found."""
+    """What is no name of a file, or no function, is a TypeError that says for which argument, and what was found."""
     anything: Any = lstmlm
     with pytest.raises(TypeError, match=r"^text: expected a string or a path, found bytes\.$"):
         anything.train(b"a text\n")
@@ -510,6 +533,8 @@ def test_odd_arguments() -> None:
         anything.train(None)
     with pytest.raises(TypeError, match=r"^val: expected a string or a path, found int\.$"):
         anything.train("a\nb\n", val=3)
+    with pytest.raises(TypeError, match=r"^progress: expected a function, found int\.$"):
+        anything.train("a\nb\n", progress=3)
     with pytest.raises(TypeError, match=r"^path: expected a string or a path, found int\.$"):
         anything.load(3)
 

@@ -31,8 +31,9 @@ ALLOWED: dict[str, set[str]] = {
         "units",
     },
     "lstmlm": {"api_train", "api", "training"},
-    "api_train": {"api", "training", "data", "storage", "config", "errors", "machine"},
-    "api": {"analysis", "evaluation", "data", "model", "storage", "config", "kernels", "errors", "machine", "units"},
+    "api_train": {"api", "arguments", "training", "data", "storage", "config", "errors", "machine"},
+    "api": {"arguments", "analysis", "evaluation", "data", "model", "storage", "config", "kernels", "errors", "machine", "units"},
+    "arguments": {"config", "errors"},
     "display": {"training", "errors", "units"},
     "export": {"model", "storage", "errors"},
     "analysis": {"evaluation", "model", "errors", "units"},
@@ -50,9 +51,10 @@ ALLOWED: dict[str, set[str]] = {
 
 # No torch when these are imported: `lstmlm --help` and every refusal are instant.
 TORCH_FREE = (
-    *("__main__", "api", "api_train", "cli", "config", "data", "display", "errors", "lstmlm", "machine", "storage", "units"),
+    *("__main__", "api", "api_train", "arguments", "cli", "config", "data", "display", "errors", "lstmlm", "machine"),
+    *("storage", "units"),
     *("evaluation/cloze", "evaluation/per_line", "evaluation/reader", "evaluation/reading", "evaluation/sampler"),
-    *("evaluation/sampling", "evaluation/scoring", "model/devices", "model/weights"),
+    *("evaluation/sampling", "evaluation/scoring", "evaluation/text_sampler", "model/devices", "model/weights"),
     *("kernels/__init__", "kernels/buffers", "kernels/build", "kernels/generate", "kernels/pace"),
     *("training/clock_log", "training/distributed", "training/events", "training/malloc", "training/run_setup"),
 )

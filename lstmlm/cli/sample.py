@@ -191,8 +191,8 @@ def sample(
         )
 
     with freeze_gc():
-        from lstmlm.api import drawn_seed
         from lstmlm.evaluation.sampler import Sampling
+        from lstmlm.evaluation.text_sampler import drawn_seed
 
     console = Console(quiet=quiet)
     opened = open_model(console, model, threads, device, corpus)

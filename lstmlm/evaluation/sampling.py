@@ -3,10 +3,13 @@
 Temperature, top-k and top-p are in these three alone.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
+
+from lstmlm.errors import UsageError
 
 NOISE_BLOCK = 256  # steps of noise drawn at once; the stream of a seed does not depend on it
 SECONDS = 0.05  # about how long a block of characters may take before its first one is seen
@@ -30,6 +33,19 @@ class Sampling:
     top_p: float = 1.0
     greedy: bool = False
     exact: bool = False
+
+    def refuse(self) -> None:
+        """Refuse what is no probability or temperature; NaN is neither.
+
+        Raises:
+            UsageError: Says which.
+        """
+        if not 0 <= self.temperature < math.inf:
+            raise UsageError(f"--temperature: expected a number from 0 on, found {self.temperature}.")
+        if not 0 <= self.top_p <= 1:
+            raise UsageError(f"--top-p: expected a number from 0 to 1, found {self.top_p}.")
+        if self.top_k < 0:
+            raise UsageError(f"--top-k: expected a whole number from 0 on (0: all), found {self.top_k}.")
 
 
 def blocks(

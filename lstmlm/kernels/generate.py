@@ -6,6 +6,7 @@
 import ctypes
 import itertools
 import math
+import sys
 import time
 import weakref
 from array import array
@@ -249,6 +250,7 @@ class Generator:
         K = len(noise) // n
         ids, nats = array("q", bytes(8 * K * n)), array("f", bytes(4 * K * n))
         greedy = choice.greedy or choice.divisor == 0 or math.isnan(choice.divisor)
+        divisor = max(choice.divisor, sys.float_info.min)  # in C a number below that is 0
         done = 0
         while done < K:
             began = time.perf_counter()
@@ -259,7 +261,7 @@ class Generator:
                 threads,
                 count,
                 _start(noise) + 4 * n * done,
-                choice.divisor,
+                divisor,
                 choice.keep,
                 choice.share,
                 greedy,

@@ -1,6 +1,6 @@
-"""Files that are written whole or not at all, and journals that only grow.
+"""Files that are written whole or not at all, and files that are read without ever waiting.
 
-`write_atomic` and `Journal` are the entry points. Every call that can fail on the way to the disk goes through `calls`, one
+`write_atomic` and `read_regular` are the entry points. Every call that can fail on the way to the disk goes through `calls`, one
 object with one method for each, so that a test can let the k-th of them fail or kill the process there.
 
 What a power loss can take depends on the system: where a folder cannot be synced (Windows, some network drives) a
@@ -9,17 +9,14 @@ file that was just written may come back as its previous version, but never as a
 
 import contextlib
 import errno
-import json
 import os
 import re
 import stat
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
 
-from lstmlm.errors import CheckpointError, SystemProblem, printable
+from lstmlm.errors import SystemProblem, printable
 from lstmlm.machine import WINDOWS
 
 Bytes = bytes | bytearray | memoryview
@@ -27,17 +24,11 @@ Bytes = bytes | bytearray | memoryview
 # Flags that some systems lack: text translation on Windows, waiting on a FIFO, terminals that take over.
 _BINARY = getattr(os, "O_BINARY", 0)
 _CAREFUL = _BINARY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
-_NO_LINK = _BINARY | getattr(os, "O_NOFOLLOW", 0)
+NO_LINK = _BINARY | getattr(os, "O_NOFOLLOW", 0)
 
 _CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}
 _TEMP = re.compile(r"\..+\.[0-9a-f]{1,16}\.tmp")
 _ABANDONED = 86_400  # seconds without a write after which a draft that cannot be locked has no writer any more
-
-ASIDE = ".old"
-"""Folder with the files that a new run takes the place of, complete, until the new run is committed."""
-MOVING = ".old.moving"
-"""The same while files are on their way into it or back."""
-_REPLACED = ".old.done"
 
 _AGAIN = "then run the command again (a run goes on with --resume)"
 _FREE = f"Free some space, {_AGAIN}"
@@ -128,11 +119,11 @@ class Draft:
 
     def write(self, data: Bytes) -> int:
         """Append bytes, and return how many."""
-        return _write_all(self.fd, data)
+        return write_all(self.fd, data)
 
     def commit(self, target: Path) -> None:
         """Sync, close, and take the place of `target`, in the same folder; the name is synced too."""
-        _sync(self.fd)
+        sync(self.fd)
         # The lock lasts until the draft has its name. On Windows there is none, and a file that is open keeps its name.
         held = -1 if WINDOWS else os.dup(self.fd)
         try:
@@ -213,64 +204,9 @@ def sync_folder(folder: Path) -> None:
         return
     fd = calls.open(folder, os.O_RDONLY)
     try:
-        _sync(fd)
+        sync(fd)
     finally:
         calls.close(fd)
-
-
-@contextlib.contextmanager
-def set_aside(folder: Path, names: Sequence[str]) -> Iterator[None]:
-    """Take files out of the way while others take their place, and put them back unless that is done.
-
-    All of them lie in the folder `ASIDE` while the block runs. The one rename that ends it is the commit: before that,
-    whatever happens, `put_back` in this process or in a later one makes the folder as it was.
-
-    Args:
-        folder: Locked by the caller.
-        names: Of files in it, some perhaps a folder deeper; they need not exist.
-
-    Raises:
-        SystemProblem: If the system refuses, here or in the block; the files are as they were.
-    """
-    try:
-        try:
-            began = _move_aside(folder, names)
-            yield
-            if began:
-                calls.replace(folder / ASIDE, folder / _REPLACED)
-                sync_folder(folder)
-        except BaseException:
-            put_back(folder, names)
-            raise
-    except OSError as error:
-        raise problem(error, f"cannot begin a run in {folder}") from error
-    _remove(folder / _REPLACED)
-
-
-def put_back(folder: Path, names: Sequence[str]) -> None:
-    """Put back what `set_aside` took away and nothing has replaced, and remove what it has replaced.
-
-    What the system refuses now stays set aside until the next call.
-
-    Args:
-        folder: Locked by the caller.
-        names: As `set_aside` was given.
-    """
-    with contextlib.suppress(OSError):
-        if (folder / ASIDE).is_dir():  # complete: what has one of the names now is new
-            for name in names:
-                with contextlib.suppress(FileNotFoundError):
-                    calls.unlink(folder / name)
-            with contextlib.suppress(OSError):  # a disk that refuses this may still rename
-                sync_folder(folder)
-            calls.replace(folder / ASIDE, folder / MOVING)
-        if (folder / MOVING).is_dir():
-            for path in _files_below(folder / MOVING):
-                calls.replace(path, folder / path.relative_to(folder / MOVING))
-            with contextlib.suppress(OSError):
-                sync_folder(folder)
-            _remove(folder / MOVING)
-    _remove(folder / _REPLACED)
 
 
 def is_draft(name: str) -> bool:
@@ -323,107 +259,9 @@ def read_regular(path: Path, most: int) -> bytes:
     return b"".join(parts)
 
 
-class Journal:
-    """A file that only grows, one record at a time, and can be cut back to a length that is known to be good.
-
-    A record is written completely or not at all as far as this process can tell; a kill may leave half a record at
-    the end, which `open` with the length stored in the checkpoint cuts off. So sync the journal, then write the
-    checkpoint that holds its `size`.
-    """
-
-    def __init__(self, path: Path, fd: int, size: int) -> None:
-        self.path = path
-        self._fd = fd
-        self._size = size
-
-    @classmethod
-    def open(cls, path: Path, size: int = 0) -> Self:
-        """Open a journal and cut it to its first `size` bytes; 0 begins a new one.
-
-        Raises:
-            CheckpointError: If it is no file, or shorter, or `size` is not the end of a line.
-            SystemProblem: If the system refuses.
-        """
-        name = printable(str(path))
-        try:
-            fd = calls.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | _NO_LINK)
-            try:
-                status = os.fstat(fd)
-                if not stat.S_ISREG(status.st_mode):
-                    raise CheckpointError(f"journal {name}: expected a file, found a FIFO or device. Move it away.")
-                found = status.st_size
-                if found < size:
-                    raise CheckpointError(
-                        f"journal {name}: expected at least {size} bytes, as the checkpoint says, found {found}: "
-                        f"the last {size - found} are missing. Put the file back from a copy, or begin again with "
-                        "--overwrite."
-                    )
-                os.lseek(fd, max(size - 1, 0), os.SEEK_SET)
-                if size and os.read(fd, 1) != b"\n":
-                    raise CheckpointError(
-                        f"journal {name}: expected the end of a line at byte {size}, as the checkpoint says, found "
-                        "other text. Put the file back from a copy, or begin again with --overwrite."
-                    )
-                if found > size:
-                    calls.truncate(fd, size)
-                # A checkpoint that counts on this file must not outlive its name.
-                sync_folder(path.parent)
-            except BaseException:
-                calls.close(fd)
-                raise
-        except OSError as error:
-            raise problem(error, f"cannot open {path}") from error
-        return cls(path, fd, size)
-
-    @property
-    def size(self) -> int:
-        """Length in bytes of the records so far."""
-        return self._size
-
-    def append(self, record: dict[str, Any]) -> None:
-        """Append one record as one line of strict JSON (a value that is not finite is a ValueError)."""
-        self.append_text(json.dumps(record, allow_nan=False) + "\n")
-
-    def append_text(self, text: str) -> None:
-        """Append text, which ends with a line end, and hand it to the system at once.
-
-        Raises:
-            SystemProblem: If the system refuses; the journal is cut back to what it was.
-        """
-        if not text.endswith("\n"):
-            raise ValueError("a record ends with a line end")
-        data = text.encode("utf-8", "surrogateescape")
-        try:
-            _write_all(self._fd, data)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                calls.truncate(self._fd, self._size)
-            raise problem(error, f"cannot write {self.path}") from error
-        self._size += len(data)
-
-    def sync(self) -> None:
-        """Wait until every record would survive a power loss."""
-        try:
-            _sync(self._fd)
-        except OSError as error:
-            raise problem(error, f"cannot write {self.path}") from error
-
-    def close(self) -> None:
-        """Close the file; calling it again does nothing."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            calls.close(fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
-
-
 def _create(path: Path, mode: int) -> int:
     """Open a new file and lock it."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_LINK
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | NO_LINK
     while True:
         fd = calls.open(path, flags, mode)
         _flock(fd, wait=True)  # `clean` may be looking at it
@@ -455,7 +293,7 @@ def _remove_abandoned(path: Path) -> bool:
     fd = -1
     try:
         if not WINDOWS:  # there a file that is open cannot be removed
-            fd = os.open(path, os.O_RDWR | _CAREFUL | _NO_LINK)
+            fd = os.open(path, os.O_RDWR | _CAREFUL | NO_LINK)
             free = _flock(fd, wait=False)
             if free is None:
                 free = time.time() - os.fstat(fd).st_mtime > _ABANDONED
@@ -470,39 +308,8 @@ def _remove_abandoned(path: Path) -> bool:
     return True
 
 
-def _move_aside(folder: Path, names: Sequence[str]) -> bool:
-    """Move files into the folder `ASIDE`; say whether there were any."""
-    found = [name for name in names if os.path.lexists(folder / name)]
-    if not found:
-        return False
-    for name in found:
-        place = folder / MOVING / name
-        for parent in [p for p in reversed(place.relative_to(folder).parents) if p.name]:
-            with contextlib.suppress(FileExistsError):
-                calls.mkdir(folder / parent)
-        calls.replace(folder / name, place)
-        sync_folder(place.parent)
-    sync_folder(folder)
-    calls.replace(folder / MOVING, folder / ASIDE)
-    sync_folder(folder)
-    return True
-
-
-def _files_below(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
-
-
-def _remove(folder: Path) -> None:
-    """Remove a folder of set aside files, as far as the system lets us: what stays is litter, not harm."""
-    with contextlib.suppress(OSError):
-        for path in _files_below(folder):
-            calls.unlink(path)
-        for path in sorted(folder.rglob("*"), reverse=True):
-            os.rmdir(path)
-        os.rmdir(folder)
-
-
-def _write_all(fd: int, data: Bytes) -> int:
+def write_all(fd: int, data: Bytes) -> int:
+    """Write all of `data`, and return how many bytes that was; a system may take it in parts."""
     view = memoryview(data).cast("B")
     done = 0
     while done < len(view):
@@ -513,7 +320,8 @@ def _write_all(fd: int, data: Bytes) -> int:
     return done
 
 
-def _sync(fd: int) -> None:
+def sync(fd: int) -> None:
+    """Wait until what was written would survive a power loss, where the system can do that."""
     try:
         calls.fsync(fd)
     except OSError as error:

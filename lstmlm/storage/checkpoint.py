@@ -33,7 +33,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from lstmlm import machine
 from lstmlm.errors import CheckpointError, Diverged, SystemProblem, TextError, printable
 from lstmlm.storage import atomic
-from lstmlm.storage.atomic import Journal as Journal  # a checkpoint stores how long the run's journals are
 from lstmlm.storage.header import DTYPES, FORMAT, MAX_HEADER, DamageError, Header, foreign, parse
 
 if TYPE_CHECKING:

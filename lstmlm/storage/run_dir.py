@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from lstmlm.errors import CheckpointError, SystemProblem, printable
-from lstmlm.storage import atomic, checkpoint
+from lstmlm.storage import aside, atomic, checkpoint
 from lstmlm.storage.header import KINDS, Header, parse_json
 
 ROOT = Path("runs")
@@ -89,7 +89,7 @@ def find(model: str | Path | None, kind: str = "best", root: Path = ROOT) -> Pat
 
 def folder_of(path: Path) -> Path:
     """Return the run folder of a checkpoint, also of one that a killed --overwrite has set aside in it."""
-    return path.parent.parent if path.parent.name in (atomic.ASIDE, atomic.MOVING) else path.parent
+    return path.parent.parent if path.parent.name in (aside.ASIDE, aside.MOVING) else path.parent
 
 
 def load(
@@ -246,7 +246,7 @@ def _exists(path: Path) -> bool:
 
 def _files(folder: Path, kinds: Sequence[str] = KINDS) -> list[Path]:
     """Return the checkpoints of a folder: of the run in it, or of one that a killed --overwrite has set aside."""
-    for place in (folder, folder / atomic.ASIDE, folder / atomic.MOVING):
+    for place in (folder, folder / aside.ASIDE, folder / aside.MOVING):
         if files := [file for kind in kinds if _exists(file := place / f"{kind}{SUFFIX}")]:
             return files
     return []

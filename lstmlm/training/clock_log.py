@@ -11,8 +11,8 @@ from pathlib import Path
 
 from lstmlm.errors import LstmlmError
 from lstmlm.storage import atomic
-from lstmlm.storage.atomic import Journal
 from lstmlm.storage.header import parse_json
+from lstmlm.storage.journal import Journal
 
 NAME = "clock.jsonl"
 MAX_BYTES = 256 << 20  # of the file: some ten million records

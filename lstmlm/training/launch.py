@@ -18,7 +18,7 @@ from lstmlm.data.tokenizer import separator_ids
 from lstmlm.errors import SystemProblem
 from lstmlm.kernels import Kernel
 from lstmlm.model import devices, weights
-from lstmlm.storage import atomic, checkpoint
+from lstmlm.storage import aside, atomic, checkpoint
 from lstmlm.training import distributed, run_setup, step_timing, tuning
 from lstmlm.training import teacher as teachers
 from lstmlm.training.distributed import ProcessGroup
@@ -174,7 +174,7 @@ def begin(trainer: Trainer, start: Start, steps: int) -> None:
         if start.changed or not (folder / "config.yaml").exists():
             atomic.write_text(folder / "config.yaml", text)
         return
-    with atomic.set_aside(folder, run_setup.replaced(folder)):  # what --overwrite deletes is there until the new run is
+    with aside.set_aside(folder, run_setup.replaced(folder)):  # what --overwrite deletes is there until the new run is
         if job:
             atomic.write_text(folder / run_setup.JOB, job)
         if start.teacher:

@@ -19,7 +19,8 @@ from lstmlm.model.cell import LSTMState
 from lstmlm.model.char_lm import load_weights
 from lstmlm.model.lstm import StackState
 from lstmlm.storage import checkpoint
-from lstmlm.storage.checkpoint import Checkpoint, Journal
+from lstmlm.storage.checkpoint import Checkpoint
+from lstmlm.storage.journal import Journal
 from lstmlm.training.clock_log import Times
 from lstmlm.training.events import TrainState
 from lstmlm.training.members import Members

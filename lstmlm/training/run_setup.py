@@ -4,6 +4,8 @@
 """
 
 import contextlib
+import errno
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -17,7 +19,7 @@ from lstmlm.config.schema import BUDGETS
 from lstmlm.config.setting import Value
 from lstmlm.data.saved_model import check, parts
 from lstmlm.errors import CheckpointError, TextError, UsageError, printable
-from lstmlm.storage import atomic, checkpoint, run_dir
+from lstmlm.storage import aside, atomic, checkpoint, run_dir
 from lstmlm.storage.checkpoint import Checkpoint
 from lstmlm.training import distributed
 from lstmlm.training.events import TrainState
@@ -151,6 +153,8 @@ def resolve_start(
             again, start = as_asked()
         refuse_existing(folder, start.resumes or start.overwrites, start.teacher)
         start = replace(start, locked=True)
+    elif held is not None and not start.resumes:
+        _refuse_place(folder)
     if not start.resumes:
         return start
     saved = saved_in(folder)
@@ -192,7 +196,7 @@ def _lock(
     if weakened:
         report(weakened)
     atomic.clean(folder)
-    atomic.put_back(folder, replaced(folder))
+    aside.put_back(folder, replaced(folder))
 
 
 def started_again(folder: Path) -> bool:
@@ -252,7 +256,7 @@ def model_of(flag: str, name: str, folder: Path, overwrite: bool) -> Checkpoint:
         UsageError: It is in the folder that is to be deleted.
     """
     path, saved = run_dir.load(name, check=check)
-    own = {(folder / place).resolve() for place in ("", atomic.ASIDE, atomic.MOVING)}  # set aside, it comes back and is replaced
+    own = {(folder / place).resolve() for place in ("", aside.ASIDE, aside.MOVING)}  # set aside, it comes back and is replaced
     if overwrite and folder.is_dir() and path.parent.resolve() in own:
         raise UsageError(f"--overwrite: {printable(str(folder))} holds the model of {flag}. Choose another folder with --out.")
     return saved
@@ -388,9 +392,25 @@ def refuse_existing(folder: Path, asked_for: bool, teacher: Checkpoint | None = 
         )
 
 
+def _refuse_place(folder: Path) -> None:
+    """Refuse a name where no folder can be made: said before a text is read, which may take long.
+
+    Raises:
+        SystemProblem: The folder above may not be written to.
+        UsageError: A file, or a link to nothing, is in its way.
+    """
+    name = f"--out {printable(str(folder))}"
+    above = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not above.is_dir():
+        kind = "a file" if above.exists() else "a link to nothing"
+        raise UsageError(f"{name}: expected a folder or nothing, found {kind}, {printable(str(above))}. Choose another --out.")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise atomic.problem(OSError(errno.EACCES, ""), f"cannot make the folder {folder}")
+
+
 def _is_unbegun(folder: Path, teacher: Checkpoint | None) -> bool:
     """Say whether all that lies in a folder is what a run with this teacher writes before its configuration and checkpoints."""
-    places = folder, folder / atomic.ASIDE, folder / atomic.MOVING
+    places = folder, folder / aside.ASIDE, folder / aside.MOVING
     found = [place / name for place in places if place.is_dir() for name in run_dir.contents(place)]
     return all(
         path in places

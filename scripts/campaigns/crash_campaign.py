@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT))
 os.environ.update({"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
 
 from lstmlm.errors import CheckpointError  # noqa: E402  # the checkout may not be installed
-from lstmlm.storage import atomic, run_dir  # noqa: E402  # as above
+from lstmlm.storage import aside, run_dir  # noqa: E402  # as above
 from tests import test_end_to_end as processes  # noqa: E402  # as above
 from tests.cli.test_train import digest  # noqa: E402  # as above
 
@@ -56,8 +56,8 @@ def way_on(out: str, beginning: str) -> list[str]:
     folder = Path(out)
     if beginning == "overwrite":
         older = run_dir.load(folder, "last")[1].meta["config"]["model"]["hidden"] == 5
-        aside = any((folder / name).exists() for name in (atomic.ASIDE, atomic.MOVING))
-        return ["--overwrite"] if older or aside else ["--resume"]
+        set_aside = any((folder / name).exists() for name in (aside.ASIDE, aside.MOVING))
+        return ["--overwrite"] if older or set_aside else ["--resume"]
     committed = folder / ("last.safetensors" if beginning == "from" else "config.yaml")
     return ["--resume"] if committed.exists() else [*BEGINNINGS[beginning], "--overwrite"]
 

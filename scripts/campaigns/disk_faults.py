@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from lstmlm.errors import CheckpointError  # noqa: E402  # the checkout may not be installed
-from lstmlm.storage import atomic, checkpoint, run_dir  # noqa: E402  # as above
+from lstmlm.storage import aside, checkpoint, run_dir  # noqa: E402  # as above
 from tests.cli.conftest import TEXT  # noqa: E402  # as above
 from tests.cli.test_train import digest  # noqa: E402  # as above
 
@@ -73,7 +73,7 @@ def strike(library: Path, scenario: str, action: str, at: int, whole: dict[str, 
         except CheckpointError as error:
             return f"no model to read: {error}"
     expected, flags = whole[scenario], ["--resume", "-q"]
-    if any((folder / name).exists() for name in (atomic.ASIDE, atomic.MOVING)):
+    if any((folder / name).exists() for name in (aside.ASIDE, aside.MOVING)):
         expected = whole["old"]
     elif (folder / "last.safetensors").exists():
         if scenario == "overwrite" and checkpoint.read(folder / "last.safetensors").meta["config"]["model"]["hidden"] == 5:

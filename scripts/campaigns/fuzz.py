@@ -46,6 +46,7 @@ from lstmlm.data.corpus import open_corpus  # noqa: E402  # as above
 from lstmlm.errors import CheckpointError, LstmlmError, SystemProblem  # noqa: E402  # as above
 from lstmlm.storage import atomic, checkpoint  # noqa: E402  # as above
 from lstmlm.storage.checkpoint import Blob, Checkpoint  # noqa: E402  # as above
+from lstmlm.storage.journal import Journal  # noqa: E402  # as above
 from tests.cli.conftest import TEXT, TINY, call  # noqa: E402  # as above
 
 Outcome = tuple[int, int]  # cases tried, cases survived
@@ -222,7 +223,7 @@ def save_for_ever(folder: Path) -> None:
     path = folder / "last.safetensors"
     atomic.clean(folder)
     before = checkpoint.read(path).meta if path.exists() else META
-    journal = atomic.Journal.open(folder / "metrics.jsonl", before["training"]["metrics_bytes"])
+    journal = Journal.open(folder / "metrics.jsonl", before["training"]["metrics_bytes"])
     step = before["step"]
     print("saving", flush=True)
     while True:

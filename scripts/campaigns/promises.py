@@ -31,7 +31,8 @@ BEGIN, END = "<!-- promises -->\n", "<!-- end -->"
 
 PROMISES: list[tuple[str, str, Callable[[int], str]]] = [
     ("Every write can fail: each call refused, killed or cut short, and syncs lost",
-     "tests/storage/test_atomic.py tests/cli/test_train.py -k 'failing or kill or power or bad_disk'",
+     "tests/storage/test_atomic.py tests/storage/test_aside.py tests/storage/test_journal.py tests/cli/test_train.py "
+     "-k 'failing or kill or power or bad_disk'",
      lambda n: f"{n} tests, each for all calls"),
     ("Damage is seen: flipped bits, every truncation", "tests/storage/test_checkpoint.py -k seen",
      lambda n: f"{n} tests, each for all places"),

@@ -368,7 +368,7 @@ def test_bytes_are_written_as_they_are(lstmlm: Lstmlm, tmp_path: Path, monkeypat
     """A model of bytes writes into a pipe the bytes that it drew; JSON and terminals get U+FFFD for what is no UTF-8."""
     make_run(tmp_path / "runs" / "bytes", byte=True)
     data = "é\n".encode() + b"\xf6\xffb"
-    monkeypatch.setattr("lstmlm.api.generate_each", lambda *_: (([byte], [1.0]) for byte in data))
+    monkeypatch.setattr("lstmlm.evaluation.text_sampler.generate_each", lambda *_: (([byte], [1.0]) for byte in data))
     plain, told = lstmlm("sample", "--length", "5", "-q"), lstmlm("sample", "--length", "5", "--json", "-q")
     given = lstmlm("sample", "--prompt-file", "-", "--length", "5", "-q", stdin=b"\xe4\n")
     asked = lstmlm("sample", "--prompts", "-", "--length", "5", "-q", stdin=b"\xe4\n")
@@ -383,7 +383,7 @@ def test_bytes_are_written_as_they_are(lstmlm: Lstmlm, tmp_path: Path, monkeypat
 def test_a_pipe_gets_every_line_at_once(lstmlm: Lstmlm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is written into a pipe is there at the end of each line, not when some buffer is full."""
     make_run(tmp_path / "runs" / "bytes", byte=True)
-    monkeypatch.setattr("lstmlm.api.generate_each", lambda *_: (([byte], [1.0]) for byte in b"Bob\nis\nhere"))
+    monkeypatch.setattr("lstmlm.evaluation.text_sampler.generate_each", lambda *_: (([byte], [1.0]) for byte in b"Bob\nis\nhere"))
     written: list[tuple[str, bool]] = []
     monkeypatch.setattr(
         "lstmlm.display.console.Console.result", lambda _, text, end="\n", flush=False: written.append((text + end, flush))

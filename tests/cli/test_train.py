@@ -50,6 +50,28 @@ def test_leaves(lstmlm: Lstmlm, text: Path) -> None:
     assert load_preset("runs/text/config.yaml")[1]["train.steps"].value == 12
 
 
+@pytest.mark.parametrize(
+    ("out", "code", "words"),
+    [
+        ("text.txt/run", 2, "expected a folder or nothing, found a file, "),
+        ("link", 2, "expected a folder or nothing, found a link to nothing, "),
+        ("closed/a/run", 5, "cannot make the folder closed/a/run: permission denied"),
+    ],
+)
+def test_a_place_without_a_folder_is_refused_before_reading(
+    lstmlm: Lstmlm, text: Path, monkeypatch: pytest.MonkeyPatch, out: str, code: int, words: str
+) -> None:
+    """Where no run folder can be made that is said at once: a long text is not read first."""
+    Path("link").symlink_to("nowhere")
+    Path("closed").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode, **_: Path(path).name != "closed")  # whoever runs the tests may be root
+    monkeypatch.setattr(corpora, "open_named", None)
+    result = lstmlm("train", text, *TINY, "--out", out)
+
+    assert result.code == code
+    assert words in result.err
+
+
 def test_curve(lstmlm: Lstmlm, text: Path) -> None:
     """With -v the way down is drawn on stderr before the last words; in a pipe without it, or with -q, it is not."""
     often = "--set", "train.eval_every=2", "--overwrite"

@@ -100,6 +100,7 @@ HOW = [
     Sampling(temperature=0.0),
     Sampling(top_k=1),
     Sampling(temperature=1e-30),
+    Sampling(temperature=5e-324),
     Sampling(top_k=500, top_p=1.0),
 ]
 

@@ -1,6 +1,5 @@
 """What must hold when the disk fails, the process is killed or the power goes, at every single call."""
 
-import contextlib
 import errno
 import itertools
 import os
@@ -18,6 +17,7 @@ import pytest
 import lstmlm
 from lstmlm.errors import CheckpointError, SystemProblem
 from lstmlm.storage import atomic
+from lstmlm.storage.journal import Journal
 
 ROOT = Path(lstmlm.__file__).parents[1]
 OLD, NEW = b"the old text, " * 3, [b"the ", b"new text", b" in pieces"]
@@ -119,36 +119,6 @@ def test_a_failing_call_never_loses_the_file(
             assert os.listdir(tmp_path) == ["file"]
         for stale in tmp_path.glob(".*"):
             stale.unlink()
-
-
-@pytest.mark.parametrize("error", ERRORS)
-def test_a_failing_journal_keeps_whole_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int) -> None:
-    """A record that could not be written is not there in part, and the journal goes on when the disk does."""
-    path = tmp_path / "metrics.jsonl"
-    with atomic.Journal.open(path) as journal:
-        journal.append({"step": 1})
-        monkeypatch.setattr(atomic, "calls", Half(error))
-        with pytest.raises(SystemProblem):
-            journal.append({"step": 2})
-        monkeypatch.setattr(atomic, "calls", atomic.Disk())
-        journal.append({"step": 3})
-
-        assert path.read_text() == '{"step": 1}\n{"step": 3}\n'
-        assert journal.size == path.stat().st_size
-
-
-class Half(atomic.Disk):
-    """A disk that takes half a record, then fails once."""
-
-    def __init__(self, error: int) -> None:
-        self.error, self.count = error, 0
-
-    def write(self, fd: int, data: atomic.Bytes) -> int:
-        """Write half, then fail."""
-        self.count += 1
-        if self.count == 1:
-            return super().write(fd, memoryview(data)[: len(data) // 2])
-        raise OSError(self.error, os.strerror(self.error))
 
 
 KILLED = """
@@ -314,7 +284,7 @@ def test_a_power_loss_never_leaves_a_checkpoint_ahead_of_its_journal(tmp_path: P
     losing = Losing(tmp_path)
     monkeypatch.setattr(atomic, "calls", losing)
     path, states = tmp_path / "metrics.jsonl", 0
-    with atomic.Journal.open(path) as journal:
+    with Journal.open(path) as journal:
         for step in range(3):
             journal.append({"step": step})
             journal.append({"step": step, "loss": 1.5})
@@ -408,75 +378,6 @@ def test_without_locks_a_draft_goes_with_its_age(tmp_path: Path, monkeypatch: py
     assert draft.exists() == stays
 
 
-ASIDE = """
-    import os, signal, sys
-    from pathlib import Path
-    from lstmlm.storage import atomic as disk
-
-    class Deadly(disk.Disk):
-        def __getattribute__(self, name):
-            call = super().__getattribute__(name)
-            def counted(*args):
-                global left
-                left -= 1
-                if left == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return call(*args)
-            return counted
-
-    folder, left, names = Path(sys.argv[1]), int(sys.argv[2]), ["one", "two", "deep/three", "four"]
-    disk.put_back(folder, names)
-    disk.calls = Deadly()
-    if sys.argv[3] == "begin":
-        with disk.set_aside(folder, names):
-            disk.write_text(folder / "four", "new")
-            disk.write_text(folder / "one", "new")
-    else:
-        disk.put_back(folder, names)
-"""
-FOLDER = {"one": "old 1", "two": "old 2", "deep/three": "old 3", "deep/mine": "mine", "mine": "mine"}
-
-
-def _contents(folder: Path) -> dict[str, str]:
-    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
-
-
-def _aside(folder: Path, at: int, what: str) -> int:
-    command = [sys.executable, "-c", textwrap.dedent(ASIDE), str(folder), str(at), what]
-    return subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False).returncode
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no kill -9 on this system")
-def test_a_kill_while_files_are_set_aside_loses_none(tmp_path: Path) -> None:
-    """Killed at any call, and at any call of putting back: what is there in the end is all of the old files or the new ones."""
-    new = {"one": "new", "four": "new", "deep/mine": "mine", "mine": "mine"}
-    seen = []
-    for at in itertools.count(1):
-        folder = tmp_path / str(at)
-        for name, text in FOLDER.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_text(text)
-        ended = _aside(folder, at, "begin")
-        if at % 6 == 1:  # each fourth and more of these states are put back by processes that are killed too
-            for again in itertools.count(1):
-                if _aside(folder, again, "put back") == 0:
-                    break
-        atomic.put_back(folder, ["one", "two", "deep/three", "four"])
-        atomic.clean(folder)
-
-        assert _contents(folder) in (FOLDER, new), at
-        assert not list(folder.glob(".*")), at
-        seen.append(_contents(folder) == new)
-        if ended == 0:
-            break
-
-    assert seen == sorted(seen), "old up to the commit, new from there on"
-    assert seen[0] is False
-    assert seen[-1] is True
-    assert at > 20
-
-
 @pytest.mark.parametrize("kind", ["FIFO", "folder", "/dev/zero", "/proc/kmsg"])
 def test_what_is_no_plain_file_is_never_waited_for(tmp_path: Path, kind: str) -> None:
     """A FIFO, a folder, a device and a file that says nothing yet are refused at once, whoever reads or writes there."""
@@ -492,7 +393,7 @@ def test_what_is_no_plain_file_is_never_waited_for(tmp_path: Path, kind: str) ->
     with pytest.raises((OSError, ValueError)):
         atomic.read_regular(path, 1 << 20)
     with pytest.raises((CheckpointError, SystemProblem)):
-        atomic.Journal.open(path)
+        Journal.open(path)
 
 
 def test_a_file_is_read_up_to_a_size(tmp_path: Path) -> None:
@@ -502,15 +403,6 @@ def test_a_file_is_read_up_to_a_size(tmp_path: Path) -> None:
 
     assert atomic.read_regular(path, 1_500_000) == path.read_bytes()[:1_500_000]
     assert atomic.read_regular(path, 1 << 30) == path.read_bytes()
-
-
-def test_what_nobody_had_is_not_set_aside(tmp_path: Path) -> None:
-    """Where there is nothing to replace, a block that fails leaves what it has written: a later command goes on from it."""
-    with contextlib.suppress(ZeroDivisionError), atomic.set_aside(tmp_path, ["one"]):
-        atomic.write_text(tmp_path / "one", "new")
-        raise ZeroDivisionError
-
-    assert _contents(tmp_path) == {"one": "new"}
 
 
 @pytest.mark.parametrize("error", ERRORS)
@@ -534,50 +426,6 @@ def test_make_folder_refuses_a_file_in_its_place(tmp_path: Path) -> None:
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(SystemProblem, match="a file, not a folder"):
             atomic.make_folder(path)
-
-
-def test_a_journal_is_cut_back_to_the_length_a_checkpoint_stores(tmp_path: Path) -> None:
-    """Records after the stored length, whole or half, are cut off; those before it are kept byte for byte."""
-    path = tmp_path / "metrics.jsonl"
-    with atomic.Journal.open(path) as journal:
-        journal.append({"step": 1})
-        size = journal.size
-        journal.append({"step": 2})
-    with path.open("a") as file:
-        file.write('{"ste')
-    with atomic.Journal.open(path, size) as journal:
-        journal.append({"step": 2, "again": True})
-        journal.append_text("{}\n")
-
-    assert path.read_text() == '{"step": 1}\n{"step": 2, "again": true}\n{}\n'
-
-
-def test_a_journal_that_lacks_records_is_refused(tmp_path: Path) -> None:
-    """A journal shorter than the checkpoint says, missing, or with other lines is exit 4 and says what is missing."""
-    path = tmp_path / "metrics.jsonl"
-    with pytest.raises(CheckpointError, match="the last 12 are missing"):
-        atomic.Journal.open(path, 12)
-    path.write_text('{"step": 1}\n')
-    with pytest.raises(CheckpointError, match=r"expected at least 20 bytes.* found 12: the last 8 are missing"):
-        atomic.Journal.open(path, 20)
-    with pytest.raises(CheckpointError, match="the end of a line at byte 5"):
-        atomic.Journal.open(path, 5)
-
-    assert path.read_text() == '{"step": 1}\n'
-
-
-def test_a_journal_takes_only_whole_lines_of_strict_json(tmp_path: Path) -> None:
-    """NaN and text without a line end are errors of the caller, and nothing of them is written."""
-    with atomic.Journal.open(tmp_path / "metrics.jsonl") as journal:
-        with pytest.raises(ValueError, match="JSON"):
-            journal.append({"loss": float("nan")})
-        with pytest.raises(ValueError, match="line end"):
-            journal.append_text("half")
-
-        assert journal.size == 0
-    journal.close()
-
-    assert (tmp_path / "metrics.jsonl").read_text() == ""
 
 
 def test_an_error_is_one_short_message_without_control_characters() -> None:

@@ -17,6 +17,7 @@ import lstmlm
 from lstmlm.errors import CheckpointError, SystemProblem
 from lstmlm.storage import atomic, checkpoint, run_dir
 from lstmlm.storage.checkpoint import Checkpoint
+from lstmlm.storage.journal import Journal
 
 ROOT = Path(lstmlm.__file__).parents[1]
 META: dict[str, Any] = {
@@ -344,8 +345,8 @@ def test_no_descriptor_is_left_open(home: Path) -> None:
         with pytest.raises(CheckpointError):
             run_dir.load("run", "last")
         with pytest.raises(CheckpointError):
-            atomic.Journal.open(folder / "metrics.jsonl", 10)
-        atomic.Journal.open(folder / "metrics.jsonl").close()
+            Journal.open(folder / "metrics.jsonl", 10)
+        Journal.open(folder / "metrics.jsonl").close()
         atomic.write_text(folder / "config.yaml", "")
 
     assert len(list(open_files.iterdir())) == before
