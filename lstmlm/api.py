@@ -271,6 +271,7 @@ class LanguageModel:
         """
         from lstmlm.model import ensemble
 
+        [number] = arguments.whole(member=number)
         models = ensemble.members(self.network)
         if not 1 <= number <= len(models):
             raise UsageError(f"member: expected a number from 1 to {len(models)}, as the model has so many, found {number}.")
@@ -567,6 +568,7 @@ class LanguageModel:
 def load(path: str | os.PathLike[str] | None = None, *, threads: int | None = None, device: str = "auto") -> LanguageModel:
     """Open a trained model; see `lstmlm.load`."""
     with in_python():
+        arguments.require_text(device=device)
         if threads is not None:
             [threads] = arguments.whole(threads=threads)
             if threads < 1:

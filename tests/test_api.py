@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import pytest
 import torch
@@ -227,6 +227,8 @@ def test_sample_refused(model: LanguageModel, how: dict[str, Any]) -> None:
         (lambda model: model.fill("____", "ab"), "choices: expected several strings, found one"),
         (lambda model: model.fill("____", ["a", 5]), "choices: expected a string, or several, found ['a', 5]"),
         (lambda model: model.gates(5), "text: expected a string, found 5"),
+        (lambda model: model.member("first"), "member: expected a whole number, found 'first'"),
+        (lambda model: lstmlm.load(model.path, device=cast("Any", None)), "device: expected a string, found None"),
     ],
 )  # fmt: skip
 def test_another_type_is_named(model: LanguageModel, what: Callable[[Any], object], words: str) -> None:

@@ -1,5 +1,6 @@
 """The command `lstmlm export`: a model for programs that know nothing of this one."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -79,6 +80,11 @@ def export(
         files = [name]
     else:
         loader = name.with_suffix(".py")
+        if loader.stem in {*sys.stdlib_module_names, "torch", "safetensors"}:
+            raise UsageError(
+                f"{flag} {printable(str(name))}: expected a name that no module of Python or torch has, found one: who imports "
+                f"{loader.stem} beside {loader.name} gets the wrong one. Choose another name with --out."
+            )
         safe_output.refuse_other(flag, str(name), to_torch.MARK)
         safe_output.refuse_other(flag, str(loader))
         safe_output.write_bytes(flag, str(name), to_torch.weights(opened.network, symbols, rare), to_torch.MARK)

@@ -50,6 +50,17 @@ def test_without_the_extra_the_way_to_it_is_said(lstmlm: Lstmlm, run: Path, monk
     assert not Path("tale.onnx").exists()
 
 
+@pytest.mark.parametrize("name", ["code", "random", "torch"])
+def test_the_loader_takes_no_modules_name(lstmlm: Lstmlm, run: Path, name: str) -> None:
+    """A loader called like a module would be imported in its place, by torch too: exit 2, and nothing is written."""
+    run.rename(run.with_name(name))
+    result = lstmlm("export", "--to", "torch")
+
+    assert result.code == 2
+    assert f"{name}.safetensors: expected a name that no module of Python or torch has" in result.err
+    assert not list(Path().glob("*.*"))
+
+
 @pytest.mark.parametrize("name", ["tale.safetensors", "tale.py"])
 def test_a_file_of_somebody_else_stays(lstmlm: Lstmlm, run: Path, name: str) -> None:
     """A checkpoint or a script that lies where a file would go is exit 2, and neither file is written."""
