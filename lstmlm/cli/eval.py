@@ -358,7 +358,8 @@ def _score_files(console: Console, scoring: "_Scoring", names: str, max_bpc: flo
         elif several:
             cells = [f"{bits(one.score.nats):.3f}" for one in found.values()]
             best = eval_report.likeliest(_costs(found))
-            console.result("\t".join([*cells, str(first.chars), printable(best or "-"), printable(name)]), flush=True)
+            chars = list(found.values())[text_reader.reads_characters(list(scoring.models.values()))].score.chars
+            console.result("\t".join([*cells, str(chars), printable(best or "-"), printable(name)]), flush=True)
         else:
             console.result(f"{first.bits_per_char:.4f}\t{first.chars}\t{printable(name)}", flush=True)
         if max_bpc is not None and not first.bits_per_char <= max_bpc:
@@ -503,7 +504,7 @@ class _Scoring:
                 chars = len(in_form(piece, model.tokenizer.form)) if model.tokenizer.kind == "char" else len(ids)
                 if len(ids) < chars or model.tokenizer.rare in ids:
                     missing.update(char for _, char in model.tokenizer.unknown(piece))
-                    if isinstance(text, text_reader.Text):
+                    if isinstance(text, text_reader.Text) and scorer is scorers[0]:  # whose notes are said
                         text.form = text.form or model.tokenizer.other_form(piece)
                 scorer.add(ids, chars, size)
             for scorer in learning:

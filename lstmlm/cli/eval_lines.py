@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lstmlm.cli.eval_report import likeliest
 from lstmlm.cli.text_input import statistics_text
-from lstmlm.cli.text_reader import Text
+from lstmlm.cli.text_reader import Text, reads_characters
 from lstmlm.data.lines import whole_lines
 from lstmlm.data.tokenizer import readable
 from lstmlm.display.console import Console, colour_allowed, columns, unicode_allowed
@@ -64,6 +64,7 @@ def run(
     # A pipe may bring its next line tomorrow: what has come is shown.
     live = texts == ["-"] and not options.sort and not chars
     (model, *_) = models.values()
+    counts = reads_characters(list(models.values()))
     text = Text(texts, list(models.values()), encoding, by_line=True) if texts else None
     pieces = text or [statistics_text(model, None, advice="Name a text to score.")]
     scored: Iterator[tuple[Line, ...]] = (
@@ -82,7 +83,7 @@ def run(
         return
     if options.sort:
         # An empty line is one character: were it ranked by that, those of a text with paragraphs would hide all others.
-        every = iter(sorted(every, key=lambda found: (not found[0].text.strip(), -_rate(found), found[0].number)))
+        every = iter(sorted(every, key=lambda found: (not found[0].text.strip(), -_rate(found, counts), found[0].number)))
     names = list(map(printable, models))
     if not options.json:
         head = (
@@ -94,24 +95,24 @@ def run(
             console.as_json(_as_dict(list(models), found, options), flush=live)
         else:
             shown = found[0].body.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-            console.result("\t".join([*_cells(names, found), printable(shown)]), flush=live)
+            console.result("\t".join([*_cells(names, found, counts), printable(shown)]), flush=live)
 
 
-def _rate(found: "Sequence[Line]") -> float:
-    """Return the bits per character of a line by the likeliest model."""
-    return min(found, key=lambda line: line.bits).bits_per_char
+def _rate(found: "Sequence[Line]", counts: int) -> float:
+    """Return the bits per character of a line by the likeliest model, of characters as one of them counts them for all lines."""
+    return min(line.bits for line in found) / max(1, found[counts].chars)
 
 
 def _likeliest(names: Sequence[str], found: "Sequence[Line]") -> str | None:
     return likeliest(dict(zip(names, (line.bits for line in found), strict=True)))
 
 
-def _cells(names: Sequence[str], found: "Sequence[Line]") -> list[str]:
-    """Return what stands before the text in a line's row."""
+def _cells(names: Sequence[str], found: "Sequence[Line]", counts: int) -> list[str]:
+    """Return what stands before the text in a line's row; of several models one counts its characters."""
     line = found[0]
     if len(found) == 1:
         return [str(line.number), str(line.chars), str(line.unknown), f"{line.bits:.3f}", f"{line.bits_per_char:.4f}"]
-    return [str(line.number), str(line.chars), *(f"{one.bits:.3f}" for one in found), _likeliest(names, found) or "-"]
+    return [str(line.number), str(found[counts].chars), *(f"{one.bits:.3f}" for one in found), _likeliest(names, found) or "-"]
 
 
 def _as_dict(names: Sequence[str], found: "Sequence[Line]", options: LineOptions) -> dict[str, object]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from lstmlm.cli.text_input import standard_input
 from lstmlm.config import run_config
 from lstmlm.data.corpus import fingerprint_of
-from lstmlm.data.decoding import Reading, Tally, decode, encoding_of, join
+from lstmlm.data.decoding import Reading, Tally, at_borders, decode, encoding_of, join
 from lstmlm.data.sources import Selection, Source, find_sources
 from lstmlm.errors import UsageError, printable
 from lstmlm.storage import run_dir
@@ -27,13 +27,13 @@ class Text:
 
     For models of bytes bytes stay bytes: those that are no UTF-8 come as the characters that stand for them
     (`surrogateescape`), which the tokenizer takes back. Where there is a model of characters too, the text is decoded, and all
-    read that.
+    read that. Where models read unlike Unicode forms it comes as it is, in pieces that each of them can bring into its own.
 
     Args:
         names: Files, folders, bundled texts, or `-`.
         models: That are to score it.
-        encoding: What it is written in; None: what the text of the first model of characters was. Its field of records and its
-            Unicode form are that model's too.
+        encoding: What it is written in; None: what the text of the first model of characters was. Its field of records is that
+            model's too.
         by_line: A pipe is read line by line, as it comes; and a byte that is no text is an unknown character.
         alone: It is not one of many that are scored alike.
 
@@ -55,14 +55,17 @@ class Text:
         *,
         alone: bool = True,
     ) -> None:
-        lead = next((model for model in models if model.tokenizer.kind == "char"), models[0])
+        forms = {model.tokenizer.form for model in models}
+        self._apart = len(forms) > 1
+        form = "none" if self._apart else forms.pop()
+        lead = models[reads_characters(models)]
         data = lead.config.data
-        read_in = encoding_of(lead.tokenizer.kind, encoding or data.encoding, data.field, data.normalize)
+        read_in = encoding_of(lead.tokenizer.kind, encoding or data.encoding, data.field, lead.tokenizer.form)
         self.encoding = None if read_in == "bytes" else read_in
         self.words = 0
         self.form: str | None = None
         errors = "surrogateescape" if by_line else "strict"
-        self._how = Reading(read_in, data.field, data.normalize, errors=errors, alone=alone and len(names) == 1)
+        self._how = Reading(read_in, data.field, form, errors=errors, alone=alone and len(names) == 1)
         self._sources = find_sources(names, run_config.resource_dir("data"), Selection(encoding=read_in))
         self._live = by_line and list(names) == ["-"]
         self._tally = Tally()
@@ -74,6 +77,8 @@ class Text:
             pieces = codecs.iterdecode((piece for _, piece in join(raw, self._tally)), "utf-8", "surrogateescape")
         else:
             pieces = decode(raw, self._how, self._tally)
+        if self._apart:
+            pieces = at_borders(pieces)
         inside = False  # a word that may go on
         for piece in pieces:
             if piece:
@@ -119,6 +124,11 @@ class Text:
         """
         own = fingerprint_of([text._tally.digest.hexdigest() for text in texts], sum(model.counts))
         return bool(model.meta["corpus"].get("fingerprint") == own)
+
+
+def reads_characters(models: "Sequence[LanguageModel]") -> int:
+    """Return the place of the first model that reads characters, in which a text is counted; of models of bytes the first."""
+    return next((place for place, model in enumerate(models) if model.tokenizer.kind == "char"), 0)
 
 
 def refuse_models(command: str, names: Sequence[str], flag: str = "-m") -> None:

@@ -16,7 +16,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import AnyStr, Literal
+from typing import AnyStr
 
 from lstmlm.data import recognition, records
 from lstmlm.data.recognition import HEAD
@@ -259,18 +259,20 @@ def _texts(pieces: Iterable[tuple[Source, bytes]], how: Reading, tally: Tally) -
 
 def _normalized(texts: Iterable[str], form: str) -> Iterable[str]:
     """Give texts in a Unicode form, whatever the borders between them."""
-    return texts if form == "none" else _in_form(texts, FORMS[form])
+    return texts if form == "none" else (unicodedata.normalize(FORMS[form], text) for text in at_borders(texts))
 
 
-def _in_form(texts: Iterable[str], form: Literal["NFC", "NFD"]) -> Iterator[str]:
+def at_borders(texts: Iterable[str]) -> Iterator[str]:
+    """Give a text in other pieces, each of which can be brought into a Unicode form by itself; no whole line is held back."""
     held = ""
     for text in texts:
         held += text
-        cut = next((at for at in range(len(held) - 1, max(-1, len(held) - HELD), -1) if BORDER.match(held[at])), 0)
+        cut = len(held) if held.endswith(("\n", "\r")) else 0
+        cut = cut or next((at for at in range(len(held) - 1, max(-1, len(held) - HELD), -1) if BORDER.match(held[at])), 0)
         cut = cut or (len(held) if len(held) > HELD else 0)
-        yield unicodedata.normalize(form, held[:cut])
+        yield held[:cut]
         held = held[cut:]
-    yield unicodedata.normalize(form, held)
+    yield held
 
 
 def _decoded(source: Source, raws: Iterable[bytes], how: Reading, tally: Tally) -> Iterator[str]:

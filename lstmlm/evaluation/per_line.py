@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lstmlm.data.tokenizer import Tokenizer
+from lstmlm.data.tokenizer import Tokenizer, in_form
 from lstmlm.errors import not_finite
 from lstmlm.evaluation.reader import reading
 from lstmlm.evaluation.scoring import CODE_POINTS, Model, first_char, warm
@@ -29,8 +29,8 @@ class Line:
     """One line and its score.
 
     number: From 1.
-    text: With its line end, if it has one.
-    costs: Bits of each symbol that counts, in order: of a character, or for a model of bytes of a byte.
+    text: As it was given, with its line end, if it has one.
+    costs: Bits of each symbol that counts, in order: of a character in the model's Unicode form, or of a byte.
     unknown: How many of them have no symbol of their own.
     """
 
@@ -97,14 +97,15 @@ class LineScorer:
         Raises:
             CheckpointError: The model gives something that is no probability.
         """
-        ends = [len(line.removesuffix("\n").removesuffix("\r")) for line in lines]
+        formed = [in_form(line, self._tokenizer.form) for line in lines]
+        ends = [len(line.removesuffix("\n").removesuffix("\r")) for line in formed]
         ids = [
             self._tokenizer.encode_scored(line[:end]) + self._tokenizer.encode(line[end:], on_unknown="skip")
-            for line, end in zip(lines, ends, strict=True)
+            for line, end in zip(formed, ends, strict=True)
         ]
         costs = self._in_a_row(ids) if self._carried else self._apart(ids)
         found = []
-        for line, end, own in zip(lines, ends, costs, strict=True):
+        for given, line, end, own in zip(lines, formed, ends, costs, strict=True):
             self._number += 1
             unknown = [position for position, _ in self._tokenizer.unknown(line) if position < end]
             each = [bits(nats) for nats in own]
@@ -116,7 +117,7 @@ class LineScorer:
                 if self._tokenizer.rare is None:
                     each.insert(position, 0.0)
                 each[position] += math.log2(CODE_POINTS)
-            found.append(Line(self._number, line, each, len(unknown)))
+            found.append(Line(self._number, given, each, len(unknown)))
         return found
 
     def _in_a_row(self, ids: list[list[int]]) -> list[list[float]]:

@@ -9,6 +9,8 @@ from typer.testing import CliRunner, Result
 
 import lstmlm
 from lstmlm.cli.app import app
+from lstmlm.data.decoding import at_borders
+from lstmlm.data.tokenizer import in_form
 from lstmlm.errors import TextError, UsageError
 from tests.cli.trained import TEXT, make_run
 
@@ -175,6 +177,44 @@ def test_lines_by_several_models(run: Path, tmp_path: Path) -> None:
         assert [entry["bits"] for entry in one["models"]] == pytest.approx(expected, abs=1e-4)
         assert row[2:5] == [*(f"{entry['bits']:.3f}" for entry in one["models"]), one["likeliest"]]
         assert one["likeliest"] == str((run, other)[expected[1] < expected[0]])
+
+
+def test_models_of_unlike_forms(tmp_path: Path) -> None:
+    """Models of composed and decomposed characters, of text as it is and of bytes each score as alone, in any order of -m."""
+    text = in_form("Bob voit l'é à côté.Ħ\n\n", "nfc") + in_form("Déjà vu ñ\n", "nfd")
+    Path("mixed").write_text(text, encoding="utf-8")
+    known = text + in_form(text, "nfc")
+    bare = text.replace("Ħ", "")
+    models = [make_run(tmp_path / "runs" / form, in_form(bare, form), form=form) for form in ("nfd", "nfc")]
+    models += [make_run(tmp_path / "runs" / "none", known), make_run(tmp_path / "runs" / "bytes", byte=True)]
+    alone = {str(m): [json.loads(line) for line in evaluate(m, "--lines", "mixed", "--json").stdout.splitlines()] for m in models}
+    whole = {str(m): json.loads(evaluate(m, "mixed", "--json").stdout)["nats_per_char"] for m in models}
+    for first, *others in (models, models[::-1], models[2:] + models[:2]):
+        named = [word for other in others for word in ("-m", str(other))]
+        lines = [json.loads(line) for line in evaluate(first, *named, "--lines", "mixed", "--json").stdout.splitlines()]
+        rows = [line.split("\t") for line in evaluate(first, *named, "--lines", "mixed").stdout.splitlines()[1:]]
+        scores = json.loads(evaluate(first, *named, "mixed", "--json").stdout)["models"]
+
+        counts = next(str(m) for m in (first, *others) if m.name != "bytes")
+        assert [row[1] for row in rows] == [str(line["chars"]) for line in alone[counts]]
+        assert {one["model"]: one["nats_per_char"] for one in scores} == pytest.approx(whole, rel=1e-6)
+        for number, line in enumerate(lines):
+            for one in line["models"]:
+                expected = {key: alone[one["model"]][number][key] for key in ("chars", "unknown", "bits", "bits_per_char")}
+                assert {key: one[key] for key in expected} == pytest.approx(expected, rel=1e-5)
+    assert [line["unknown"] for line in alone[str(models[0])]] == [1, 0, 0]
+
+
+def test_lines_of_a_pipe_are_shown_as_they_come(tmp_path: Path) -> None:
+    """A line that is whole is not held back until the next one, though a mark that joins its last character may follow others."""
+    arriving, seen = iter(["Bob\n", "e", "\u0301\n"]), []
+    for piece in at_borders(arriving):
+        seen.append(piece)
+        if "\n" in piece:
+            break
+
+    assert "".join(seen) == "Bob\n"
+    assert list(at_borders(["e", "\u0301\n"])) == ["", "e\u0301\n", ""]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1", "utf-16"])

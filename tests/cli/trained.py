@@ -20,9 +20,12 @@ def make_run(
     corpus: dict[str, Any] | None = None,
     byte: bool = False,
     rare: bool = False,
+    form: str = "none",
     **model: Any,
 ) -> Path:
-    """Write `best.safetensors` of an untrained model with the vocabulary of a text, and perhaps a symbol for all rare ones."""
+    """Write `best.safetensors` of an untrained model with the vocabulary of a text, perhaps in a Unicode form, and perhaps a
+    symbol for all rare ones.
+    """
     sizes = ModelConfig(**{"hidden": 6, "layers": 2, "dropout": 0.0, **model})
     tokenizer = ByteTokenizer() if byte else CharTokenizer(text, rare=rare)
     ids = tokenizer.encode(text)
@@ -30,7 +33,7 @@ def make_run(
     separator = separator_ids(sizes.document_separator, tokenizer)
     network = ensemble.of([CharLM(sizes, len(tokenizer), kernel, separator) for _ in range(sizes.members)])
     meta = {
-        "config": to_dict(RunConfig(model=sizes, data=DataConfig(min_count=2 if rare else 1))),
+        "config": to_dict(RunConfig(model=sizes, data=DataConfig(min_count=2 if rare else 1, normalize=form))),
         "tokenizer": tokenizer.to_dict(),
         "counts": [ids.count(symbol) for symbol in range(len(tokenizer))],
         "step": 1,
