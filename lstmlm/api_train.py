@@ -60,7 +60,15 @@ def train(
         parent = None if start_from is None else file_name("start_from", start_from)
         teacher = None if distill is None else file_name("distill", distill)
         start = run_setup.resolve_start(
-            folder, layers, held, lambda sentence: None, parent=parent, teacher=teacher, resume=resume, overwrite=overwrite
+            folder,
+            layers,
+            held,
+            lambda sentence: None,
+            names=names if lasting else ["-"],
+            parent=parent,
+            teacher=teacher,
+            resume=resume,
+            overwrite=overwrite,
         )
         _run(start, names, validation, progress or (lambda event: None), held, started, lasting=lasting, version=version)
     return load(folder, device=start.config.train.device)

@@ -494,7 +494,7 @@ def test_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert model.score("Bob").nats == other.score("Bob").nats
     assert model.config.model.hidden == 9
     assert "in validation" in repr(model)
-    with pytest.raises(UsageError, match=r"run runs/memory: expected an empty or new folder.* Use resume=True to go on with it"):
+    with pytest.raises(UsageError, match=r"run runs/memory: expected an empty or new folder.* Use resume=True with a larger"):
         lstmlm.train(TEXT, out="runs/memory")
     with pytest.raises(TextError, match="nowhere"):
         lstmlm.train("nowhere")

@@ -165,6 +165,7 @@ def train(
             layers,
             None if only_shows else held,
             console.say,
+            names=named,
             parent=parent,
             teacher=distill,
             resume=resume,
@@ -180,7 +181,7 @@ def train(
         text = train_run.open_text(console, group, start, texts)
         plan = train_run.prepare(console, group, start, text)
         if dry_run:
-            train_report.show_plan(console, as_json, plan.config, text, plan.kernel.name, plan.steps, plan.teacher)
+            train_report.show_plan(console, as_json, plan, text, start.saved)
             return
         from lstmlm.training import launch  # with torch
 

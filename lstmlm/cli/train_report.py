@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lstmlm.config.setting import Value
     from lstmlm.data.corpus import Corpus
     from lstmlm.training.events import Clock
-    from lstmlm.training.teacher import Teacher
+    from lstmlm.training.launch import Plan
     from lstmlm.training.trainer import Trainer
 
 LEAST_COMPARED, UNLIKE = 1000, 1.4  # characters of either part, and how many times as much the one takes that is unlike
@@ -82,6 +82,11 @@ def announce(console: Console, corpus: "Corpus", trainer: "Trainer", kernel: str
         f"{printable(where)}: {_parameters(trainer)}, {len(corpus.train):,} characters, vocabulary {len(corpus.tokenizer)}, "
         f"{budget}, kernel {kernel}{_taught(trainer)}" + (f", {trainer.group.size} processes" if trainer.group.size > 1 else "")
     )
+    _say_at_its_end(console, saved, steps)
+
+
+def _say_at_its_end(console: Console, saved: Checkpoint | None, steps: int | None) -> None:
+    """Say of a run that goes on, but has taken all of its steps, how it goes further."""
     if saved and steps is not None and steps <= saved.meta["step"]:
         console.say("it has taken all of its steps; to go further: a larger --steps, or --minutes M more")
 
@@ -254,25 +259,21 @@ def prompt(corpus: "Corpus") -> str:
     return words if words.isprintable() and not corpus.tokenizer.unknown(words) else ""
 
 
-def show_plan(
-    console: Console,
-    json: bool,
-    config: RunConfig,
-    corpus: "Corpus",
-    kernel: str,
-    steps: int,
-    teacher: "Teacher | None" = None,
-) -> None:
-    """Show sizes, parameters, memory and steps of a run that is not made."""
+def show_plan(console: Console, json: bool, planned: "Plan", corpus: "Corpus", saved: Checkpoint | None) -> None:
+    """Show sizes, parameters, memory and steps of a run that is not made, and where one that goes on stands."""
     from lstmlm.model import weights
     from lstmlm.training.memory import memory_bytes
 
+    config, teacher = planned.config, planned.teacher
     parameters = weights.parameter_count(config.model, len(corpus.tokenizer))
     vocabulary = len(corpus.tokenizer)
     memory = memory_bytes(config, vocabulary, parameters, machine.memory_used(), teacher.config if teacher else None)
-    plan = auto_tune.plan(config, len(corpus.train), vocabulary, parameters, steps, memory)
+    plan = auto_tune.plan(config, len(corpus.train), vocabulary, parameters, planned.steps, memory)
+    if saved:
+        plan["resumes_at_step"] = saved.meta["step"]
+        _say_at_its_end(console, saved, planned.steps if config.train.minutes is None else None)
     if json:
-        console.as_json({"schema": 1, "command": "train", "dry_run": True, "kernel": kernel, **plan})
+        console.as_json({"schema": 1, "command": "train", "dry_run": True, "kernel": planned.kernel.name, **plan})
     else:
         console.table(
             [(key.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value)) for key, value in plan.items()]

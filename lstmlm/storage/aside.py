@@ -72,6 +72,14 @@ def put_back(folder: Path, names: Sequence[str]) -> None:
     _remove(folder / _REPLACED)
 
 
+def once_put_back(folder: Path, name: str) -> Path:
+    """Return where a file lies that will be called so in a folder once `put_back` has been called; it need not exist."""
+    if (folder / ASIDE).is_dir():
+        return folder / ASIDE / name
+    moving = folder / MOVING / name
+    return moving if moving.exists() else folder / name
+
+
 def _move_aside(folder: Path, names: Sequence[str]) -> bool:
     """Move files into the folder `ASIDE`; say whether there were any."""
     found = [name for name in names if os.path.lexists(folder / name)]

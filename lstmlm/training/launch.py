@@ -3,7 +3,6 @@
 `prepare` is the entry point, for the command `train` and for `api.train`.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,9 +12,10 @@ import torch
 from lstmlm import kernels, machine
 from lstmlm.config import auto_tune, run_config
 from lstmlm.config.run_config import RunConfig
+from lstmlm.config.schema import BUDGETS
 from lstmlm.data.corpus import Corpus
 from lstmlm.data.tokenizer import separator_ids
-from lstmlm.errors import SystemProblem
+from lstmlm.errors import SystemProblem, UsageError
 from lstmlm.kernels import Kernel
 from lstmlm.model import devices, weights
 from lstmlm.storage import aside, atomic, checkpoint
@@ -27,7 +27,7 @@ from lstmlm.training.memory import memory_bytes
 from lstmlm.training.run_setup import Start
 from lstmlm.training.teacher import Teacher
 from lstmlm.training.trainer import Trainer
-from lstmlm.units import size
+from lstmlm.units import counted, size
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def prepare(start: Start, text: Corpus, clock: Clock, group: ProcessGroup, repor
         report: See `devices.choose`.
 
     Raises:
-        UsageError: See `devices.with_kernel` and `teacher.of`.
+        UsageError: Fewer steps are asked for than the run that goes on has taken; and see `devices.with_kernel` and `teacher.of`.
     """
     config = replace(start.config, data=replace(start.config.data, split=text.split))
     torch.set_num_threads(threads(config, group))
@@ -95,6 +95,12 @@ def prepare(start: Start, text: Corpus, clock: Clock, group: ProcessGroup, repor
         return auto_tune.choose(config, len(text.train), vocabulary, left, measure, tuned=start.parent is not None)
 
     whole, chosen, steps = choose()
+    taken = start.saved.meta["step"] if start.saved else 0
+    if whole.train.minutes is None and steps < taken and start.changed.keys() & set(BUDGETS):
+        raise UsageError(
+            f"--resume: expected a budget of at least the {counted(taken, 'step')} that the run has taken, found {steps:,}. Ask "
+            "for more, or leave it out to go on as it was."
+        )
     runs, wrong = kernels.at_sizes(kernel, device, *sizes(whole, text))
     if runs is not kernel:
         teacher = taught(runs)
@@ -138,8 +144,8 @@ def identity(text: Corpus, names: list[str], val: str | None, plan: Plan, versio
     return {
         "corpus": {
             "name": text.name,
-            "sources": list(map(_lasting, names)),
-            "val": _lasting(val) if val else None,
+            "sources": list(map(run_setup.lasting, names)),
+            "val": run_setup.lasting(val) if val else None,
             "fingerprint": text.fingerprint,
             "chars": text.chars,
             **({"teacher": plan.teacher.digest} if plan.teacher else {}),
@@ -189,8 +195,3 @@ def begin(trainer: Trainer, start: Start, steps: int) -> None:
         # First the checkpoint: a configuration alone would be resumed from random weights, or without its teacher.
         trainer.begin()
         atomic.write_text(folder / "config.yaml", text)
-
-
-def _lasting(name: str) -> str:
-    """Return what a later command, started elsewhere, finds a text by: its path, or its name if it comes along or is stdin."""
-    return os.path.abspath(name) if name != "-" and os.path.exists(name) else name

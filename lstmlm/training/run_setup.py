@@ -7,8 +7,9 @@ import contextlib
 import errno
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from lstmlm.storage import aside, atomic, checkpoint, run_dir
 from lstmlm.storage.checkpoint import Checkpoint
 from lstmlm.training import distributed
 from lstmlm.training.events import TrainState
+from lstmlm.units import counted
 
 if TYPE_CHECKING:
     from lstmlm.data.corpus import Corpus
@@ -56,7 +58,10 @@ TEACHER = "teacher.safetensors"
 """The model that --distill names, as it was when the run began: the run goes on with it, whatever becomes of the other one."""
 
 JOURNALS = ("metrics.jsonl", "samples.txt", "clock.jsonl")
-OURS = (JOB, TEACHER, "config.yaml", "best.safetensors", "last.safetensors", *JOURNALS)
+RUN = ("config.yaml", "best.safetensors", "last.safetensors")
+"""Of which one at least lies in the folder of a run that has begun."""
+
+OURS = (JOB, TEACHER, *RUN, *JOURNALS)
 TENSORBOARD = "tensorboard"
 SEVERAL = ("step-*.safetensors", f"{TENSORBOARD}/events.out.tfevents.*")
 """Files of a run, which a new one takes the place of with --overwrite; see `replaced`."""
@@ -69,6 +74,7 @@ class Start:
     folder: Of the run.
     config: As far as it is decided.
     origins: Where each of its values came from.
+    names: Of its text, as they were asked for.
     saved: The checkpoint that it goes on from.
     parent: The model that it is fine-tuned from.
     teacher: The model that it learns from too.
@@ -81,6 +87,7 @@ class Start:
     folder: Path
     config: RunConfig
     origins: dict[str, str]
+    names: Sequence[str] = ()
     saved: Checkpoint | None = None
     parent: Checkpoint | None = None
     teacher: Checkpoint | None = None
@@ -118,6 +125,7 @@ def resolve_start(
     held: contextlib.ExitStack | None,
     report: Callable[[str], None],
     *,
+    names: Sequence[str] = (),
     parent: str | None = None,
     teacher: str | None = None,
     resume: bool = False,
@@ -130,6 +138,7 @@ def resolve_start(
         layers: Of its configuration.
         held: Keeps the folder locked, where there is one; see `lock`. None: nothing will be written.
         report: Called with a sentence where the folder cannot be locked.
+        names: Of its text.
         parent: What --from names.
         teacher: What --distill names.
         resume: The run in the folder is to go on.
@@ -144,27 +153,28 @@ def resolve_start(
         )
         config, origins = resolved(layers, known, taught_by)
         taught_by = taught_by and _weights_alone(taught_by)
-        return again, Start(folder, config, origins, None, known, taught_by, resume or again, overwrite and not again)
+        return again, Start(folder, config, origins, names, None, known, taught_by, resume or again, overwrite and not again)
 
     again, start = as_asked()
     if held is not None and folder.exists():
-        _lock(folder, held, report, start.teacher, expected=resume or overwrite or again)
+        _lock(start, held, report)
         if again != started_again(folder):  # what a killed command had set aside is back
             again, start = as_asked()
-        refuse_existing(folder, start.resumes or start.overwrites, start.teacher)
+        refuse_existing(start)
         start = replace(start, locked=True)
     elif held is not None and not start.resumes:
         _refuse_place(folder)
     if not start.resumes:
         return start
-    saved = saved_in(folder)
+    at = folder.joinpath if held is not None else partial(aside.once_put_back, folder)
+    saved = saved_in(folder, at)
     if saved:
         ended = not again and TrainState.from_meta(saved.meta["training"]).ended
         config, origins, changed = resumed(parts(saved.meta)[0], layers, ended=ended)
     else:
-        name, begun = run_config.load_preset(str(folder / "config.yaml"))
+        name, begun = run_config.load_preset(str(at("config.yaml")))
         config, origins, changed = resumed(run_config.resolve([(name, begun)]).config, layers)
-    taught_by = teacher_in(folder, saved) if saved else None
+    taught_by = teacher_in(saved, at) if saved else None
     return replace(start, config=config, origins=origins, saved=saved, teacher=taught_by, changed=changed)
 
 
@@ -181,16 +191,14 @@ def refuse_together(resume: bool, overwrite: bool, parent: object, teacher: obje
 def lock(start: Start, held: contextlib.ExitStack, report: Callable[[str], None]) -> None:
     """Make and lock the folder of a run, where that was not done when it was resolved, and refuse what has come into it since."""
     if not start.locked:
-        expected = start.resumes or start.overwrites
-        _lock(start.folder, held, report, start.teacher, expected=expected)
-        refuse_existing(start.folder, expected, start.teacher)
+        _lock(start, held, report)
+        refuse_existing(start)
 
 
-def _lock(
-    folder: Path, held: contextlib.ExitStack, report: Callable[[str], None], teacher: Checkpoint | None, *, expected: bool
-) -> None:
+def _lock(start: Start, held: contextlib.ExitStack, report: Callable[[str], None]) -> None:
     """Lock the run folder, made where it is missing, and put right what a killed command left there."""
-    refuse_existing(folder, expected, teacher)  # where others' files lie, not even a lock is left
+    folder = start.folder
+    refuse_existing(start)  # where others' files lie, not even a lock is left
     atomic.make_folder(folder)
     weakened = held.enter_context(run_dir.lock(folder))
     if weakened:
@@ -273,15 +281,15 @@ def _weights_alone(saved: Checkpoint) -> Checkpoint:
     return Checkpoint("best", {**saved.meta, "training": {}}, tensors)
 
 
-def teacher_in(folder: Path, saved: Checkpoint) -> Checkpoint | None:
-    """Return the teacher that a run goes on with; None: it learns from its text alone.
+def teacher_in(saved: Checkpoint, at: Callable[[str], Path]) -> Checkpoint | None:
+    """Return the teacher that a run goes on with; None: it learns from its text alone. See `saved_in`.
 
     Raises:
         CheckpointError: It is missing, damaged, or another model.
     """
     if "teacher" not in saved.meta["corpus"]:
         return None
-    path = folder / TEACHER
+    path = at(TEACHER)
     found = checkpoint.read(path, check) if path.exists() else None
     if found is None or checkpoint.digest(found) != saved.meta["corpus"]["teacher"]:
         raise CheckpointError(
@@ -296,24 +304,31 @@ def _shown(value: Value) -> str:
     return str(value).lower() if isinstance(value, bool) else printable(str(value))
 
 
-def saved_in(folder: Path) -> Checkpoint | None:
-    """Return the checkpoint to resume from; None where the run was stopped before its first checkpoint."""
+def saved_in(folder: Path, at: Callable[[str], Path]) -> Checkpoint | None:
+    """Return the checkpoint to resume from; None where the run was stopped before its first checkpoint.
+
+    Args:
+        folder: Of the run.
+        at: Says where a file of it lies: in the folder, once it is locked; before that perhaps where a killed --overwrite has
+            set it aside.
+    """
     if not folder.is_dir():
         raise CheckpointError(f"run {printable(str(folder))}: expected a folder to resume from, found none. {_others()}")
-    if not (folder / "last.safetensors").exists():
-        if (folder / "best.safetensors").exists():
+    if not at("last.safetensors").exists():
+        if at("best.safetensors").exists():
             raise CheckpointError(
                 f"run {printable(str(folder))}: expected last.safetensors to resume from, found best.safetensors alone, which "
                 "does not say how training goes on. Put last.safetensors back from a copy, or train on from these weights in a "
                 f"new run: --from {printable(str(folder))} --out DIR."
             )
-        trained = _size(folder / "metrics.jsonl")
+        trained = _size(at("metrics.jsonl"))
         if trained:
             raise CheckpointError(
-                f"run {printable(str(folder))}: expected last.safetensors to resume from, found none, though {trained} bytes of "
-                "metrics.jsonl say that it has trained. Put last.safetensors back from a copy, or begin again with --overwrite."
+                f"run {printable(str(folder))}: expected last.safetensors to resume from, found none, though "
+                f"{counted(trained, 'byte')} of metrics.jsonl say that it has trained. Put last.safetensors back from a copy, or "
+                "begin again with --overwrite."
             )
-        if (folder / "config.yaml").exists():
+        if at("config.yaml").exists():
             return None
         raise CheckpointError(
             f"run {printable(str(folder))}: expected last.safetensors to resume from, found none. If it was stopped before its "
@@ -325,7 +340,7 @@ def saved_in(folder: Path) -> Checkpoint | None:
         check(header, resumes=True)
         TrainState.from_meta(header.meta["training"])
 
-    return checkpoint.read(folder / "last.safetensors", known)
+    return checkpoint.read(at("last.safetensors"), known)
 
 
 def _size(path: Path) -> int:
@@ -373,22 +388,24 @@ def resumed(
     return resolved.config, resolved.sources, recorded
 
 
-def refuse_existing(folder: Path, asked_for: bool, teacher: Checkpoint | None = None) -> None:
+def refuse_existing(start: Start) -> None:
     """Refuse to overwrite an existing run, unless that was asked for; nothing is deleted here.
 
     What a run of the same teacher has left that was stopped before its first checkpoint is none.
     """
+    folder = start.folder
     if not folder.exists():
         return
     if not folder.is_dir():
         raise UsageError(f"--out {printable(str(folder))}: expected a folder or nothing, found a file. Choose another --out.")
-    if asked_for or _is_unbegun(folder, teacher):
+    if start.resumes or start.overwrites or _is_unbegun(folder, start.teacher):
         return
     if theirs := [name for name in run_dir.contents(folder) if name != JOB]:
-        found, free = _run_of(folder) or printable(", ".join(theirs[:4])), printable(str(_free(folder)))
+        found = _run_of(folder) or printable(", ".join(theirs[:4]))
+        ways = [*_ways_on(folder, start.names), f"--out {printable(str(_free(folder)))} for another folder"]
         raise UsageError(
             f"run {printable(str(folder))}: expected an empty or new folder, found {found}. "
-            f"Use --resume to go on with it, --overwrite to begin again, or --out {free} for another folder."
+            f"Use {', or '.join(filter(None, (', '.join(ways[:-1]), ways[-1])))}."
         )
 
 
@@ -406,6 +423,45 @@ def _refuse_place(folder: Path) -> None:
         raise UsageError(f"{name}: expected a folder or nothing, found {kind}, {printable(str(above))}. Choose another --out.")
     if not os.access(above, os.W_OK | os.X_OK):
         raise atomic.problem(OSError(errno.EACCES, ""), f"cannot make the folder {folder}")
+
+
+def _ways_on(folder: Path, names: Sequence[str]) -> list[str]:
+    """Say how to go on in a folder that is taken, by what works: --resume of a run of this text, --overwrite of any run.
+
+    Args:
+        folder: In which something lies.
+        names: Of the text that is to be learnt.
+    """
+    at = partial(aside.once_put_back, folder)
+    if not any(at(name).exists() for name in RUN):
+        return []
+    ways = ["--overwrite to begin again"]
+    with contextlib.suppress(CheckpointError):
+        saved = saved_in(folder, at)
+        if saved is None:
+            return ["--resume to go on with it", *ways]
+        teacher_in(saved, at)
+        was = saved.meta["corpus"].get("sources")
+        if isinstance(was, list) and len(was) == len(names) and all(map(_is_same, map(str, was), map(lasting, names))):
+            ended = TrainState.from_meta(saved.meta["training"]).ended
+            further = "with a larger --steps, or --minutes M more, " if ended else ""
+            return [f"--resume {further}to go on with it", *ways]
+    return ways
+
+
+def _is_same(was: str, name: str) -> bool:
+    """Say whether a file is that of a run: where it lay, or moved or copied from there, by its name and size."""
+    with contextlib.suppress(OSError, ValueError):  # a checkpoint may be a stranger's, and name what cannot be a name
+        if os.path.realpath(was) == os.path.realpath(name):
+            return True
+        if os.path.basename(was) == os.path.basename(name):
+            return not os.path.exists(was) or os.path.getsize(was) == os.path.getsize(name)
+    return False
+
+
+def lasting(name: str) -> str:
+    """Return what a later command, started elsewhere, finds a text by: its path, or its name if it comes along or is stdin."""
+    return os.path.abspath(name) if name != "-" and os.path.exists(name) else name
 
 
 def _is_unbegun(folder: Path, teacher: Checkpoint | None) -> bool:
@@ -433,7 +489,7 @@ def _run_of(folder: Path) -> str:
     """Say of which text the run in a folder is, where that can be told."""
     for kind in ("last", "best"):
         with contextlib.suppress(CheckpointError):
-            corpus = checkpoint.read_header(folder / f"{kind}.safetensors").meta["corpus"]
+            corpus = checkpoint.read_header(aside.once_put_back(folder, f"{kind}.safetensors")).meta["corpus"]
             sources = corpus.get("sources")
             text = sources[0] if isinstance(sources, list) and sources else corpus.get("name")
             return f"the run of {printable(str(text)[:200])}"

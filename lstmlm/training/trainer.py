@@ -21,7 +21,7 @@ from lstmlm.config.schema import BUDGETS
 from lstmlm.data.batches import Streams
 from lstmlm.data.corpus import Corpus
 from lstmlm.data.tokenizer import separator_ids
-from lstmlm.errors import Diverged, Stopped, UsageError
+from lstmlm.errors import Diverged, Stopped
 from lstmlm.evaluation.scoring import which_char
 from lstmlm.kernels import Kernel
 from lstmlm.kernels.cuda_graph import read_back
@@ -53,7 +53,6 @@ from lstmlm.training.optim import learning_rate
 from lstmlm.training.run_files import RunFiles
 from lstmlm.training.teacher import Teacher
 from lstmlm.training.validation import Interrupted, Validation, surely_less
-from lstmlm.units import counted
 
 RETRIES = 3  # times in a row that a diverged run is stepped back, each with half the rate
 CALM = 1000  # steps without that after which one of them is forgotten: a long run may meet many, far from each other
@@ -166,7 +165,6 @@ class Trainer:
 
         Raises:
             CheckpointError: Something is missing or has another shape; nothing is half restored silently.
-            UsageError: The new budget is smaller than what has been done.
         """
         self._restore(saved)
         if changed:
@@ -184,11 +182,6 @@ class Trainer:
         if not changed.keys() & set(BUDGETS):
             return
         steps = auto_tune.steps_of(self.config, self.streams.steps_per_epoch)
-        if steps is not None and steps < p.step:
-            raise UsageError(
-                f"--resume: expected a budget of at least the {counted(p.step, 'step')} that the run has taken, found {steps:,}. "
-                "Ask for more, or leave it out to go on as it was."
-            )
         if self._stops_early():  # it was asked to go on all the same
             p.worse = 0
         p.steps, p.exact_step = steps, -1

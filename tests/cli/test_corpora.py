@@ -64,7 +64,7 @@ def test_the_text_is_looked_at_before_the_folder(lstmlm: Lstmlm, run: Path) -> N
     assert (missing.code, used.code) == (3, 2)
     assert "found nothing there" in missing.err
     assert "found the run of" in used.err
-    assert "text.txt. Use --resume" in used.err
+    assert "text.txt. Use --overwrite" in used.err  # what is to go on is another text
 
 
 def test_settings_choose_and_split(lstmlm: Lstmlm, tmp_path: Path) -> None:

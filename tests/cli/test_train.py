@@ -268,17 +268,22 @@ def refused(_: object) -> None:
     raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
+def set_aside(run: Path, place: str) -> None:
+    """Leave a run as a killed --overwrite does: what it had lies below it, and of the new run there is no checkpoint."""
+    (run / place).mkdir()
+    for name in ("config.yaml", "best.safetensors", "last.safetensors", "metrics.jsonl", "samples.txt"):
+        os.replace(run / name, run / place / name)
+    if place == ".old":  # of the new run, not yet committed
+        (run / "metrics.jsonl").write_text("")
+        (run / "config.yaml").write_text("train:\n  steps: 3\n")
+
+
 @pytest.mark.parametrize("named", ["text.txt", "runs/text", ""])
 @pytest.mark.parametrize("moved", [".old", ".old.moving"])
 def test_a_run_that_was_set_aside_is_still_the_run(lstmlm: Lstmlm, run: Path, text: Path, moved: str, named: str) -> None:
     """Killed while --overwrite begins, the old run is what others read, and --resume, however it is named, puts it back."""
     before = digest(run)
-    (run / moved).mkdir()
-    for name in ("config.yaml", "best.safetensors", "last.safetensors", "metrics.jsonl", "samples.txt"):
-        os.replace(run / name, run / moved / name)
-    if moved == ".old":  # of the new run, not yet committed
-        (run / "metrics.jsonl").write_text("")
-        (run / "config.yaml").write_text("train:\n  steps: 3\n")
+    set_aside(run, moved)
 
     assert lstmlm("info").code == 0
     assert lstmlm("sample", "-m", run, "--length", "3").code == 0
@@ -537,6 +542,38 @@ def test_the_run_in_the_way_is_named(lstmlm: Lstmlm, run: Path, text: Path) -> N
     longer = lstmlm("train", text, "--resume")
     assert longer.code == 3
     assert "--from runs/text --out runs/text-3" in longer.err
+
+
+def test_what_is_offered_where_a_folder_is_taken_works(lstmlm: Lstmlm, run: Path, text: Path) -> None:
+    """--resume is offered where it goes on: with the run's own text, further than one that has ended, from a whole file."""
+
+    def offered(name: Path, out: Path) -> str:
+        result = lstmlm("train", name, *TINY, "--lr", "0.05", "--out", out)
+        assert (result.code, "--out" in result.err) == (2, True)
+        return result.err.partition(". Use ")[2]
+
+    Path("other.txt").write_text(TEXT, encoding="utf-8")
+    for place in ("begun", "cut", "best", "aside", "notes"):
+        shutil.copytree(run, place)
+    for name in ("last.safetensors", "best.safetensors", "metrics.jsonl", "samples.txt"):
+        Path("begun", name).unlink()
+    os.truncate("cut/last.safetensors", 100)
+    Path("best/last.safetensors").unlink()
+    set_aside(Path("aside"), ".old")
+    for path in Path("notes").iterdir():
+        path.unlink()
+    Path("notes/letter.md").write_text("dear")
+
+    ended, unbegun, aside = offered(text, Path("runs/text")), offered(text, Path("begun")), offered(text, Path("aside"))
+    assert ended.startswith("--resume with a larger --steps, or --minutes M more, to go on with it, --overwrite to begin again")
+    assert aside.startswith("--resume with a larger --steps")
+    assert unbegun.startswith("--resume to go on with it, --overwrite to begin again, or --out begun-2")
+    for name in ("cut", "best"):
+        assert offered(text, Path(name)).startswith(f"--overwrite to begin again, or --out {name}-2 ")
+    assert offered(Path("other.txt"), Path("runs/text")).startswith("--overwrite to begin again, or --out runs/text-2 ")
+    assert offered(text, Path("notes")).startswith("--out notes-2 for another folder.")
+    for out, flags in ((run, ["--steps", "13"]), (Path("begun"), []), (Path("aside"), ["--steps", "13"])):
+        assert lstmlm("train", text, "--resume", "--out", out, *flags).code == 0
 
 
 def test_nothing_to_train(lstmlm: Lstmlm, run: Path) -> None:
@@ -893,6 +930,28 @@ def test_dry_run(lstmlm: Lstmlm, text: Path) -> None:
     assert told["steps"] == 12
     assert told["memory_bytes"] > 100_000_000  # torch alone
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("moved", ["", ".old", ".old.moving"])
+def test_dry_run_of_a_run_that_goes_on(lstmlm: Lstmlm, run: Path, text: Path, moved: str) -> None:
+    """--resume with --dry-run or --print-config shows the run that would go on, also a set-aside one, and changes nothing."""
+    if moved:
+        set_aside(run, moved)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    shown = lstmlm("train", "--resume", "--dry-run")
+    further = lstmlm("train", "--resume", run, "--dry-run", "--steps", "30", "--json")
+    fewer = lstmlm("train", "--resume", run, "--dry-run", "--steps", "5")
+    settings = lstmlm("train", "--resume", run, "--print-config", "--json").json["config"]
+
+    assert (shown.code, further.code) == (0, 0), shown.err + further.err
+    assert "it has taken all of its steps" in shown.err
+    assert "resumes at step" in shown.out
+    assert "all of its steps" not in further.err
+    assert (further.json["steps"], further.json["resumes_at_step"]) == (30, 12)
+    assert settings["train"]["steps"] == 12
+    assert (fewer.code, "at least the 12 steps that the run has taken, found 5" in fewer.err) == (2, True)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert lstmlm("train", "--resume", run, "--steps", "5").err == fewer.err
 
 
 def test_print_config(lstmlm: Lstmlm, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
