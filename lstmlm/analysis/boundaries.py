@@ -40,7 +40,7 @@ class ForgetGateShift:
     """What the forget gates of one layer do at a mark. Means over steps.
 
     at: Mean forget gate of each unit at the mark. (S)
-    after: The same one step later. (S)
+    after: The same one step later; NaN where every mark ends the text or is followed by another. (S)
     elsewhere: The same at all other steps. (S)
     marks: How many marks that is.
     interval: Of the mean at the mark minus the mean elsewhere, over all units.
@@ -60,7 +60,7 @@ class ForgetGateShift:
     @property
     def is_significant_drop(self) -> bool:
         """Whether the rule above calls this an effect."""
-        return self.interval[1] < 0 and self.difference <= -EFFECT
+        return self.marks > 1 and self.interval[1] < 0 and self.difference <= -EFFECT
 
     @property
     def closed_units(self) -> int:
@@ -133,7 +133,8 @@ def forget_gates_at(model: CharLM, ids: Tensor, mark: int) -> list[ForgetGateShi
                     singles[index, counts[0] - len(values) : counts[0]] = values.mean(-1)
     result = []
     for index, total in enumerate(sums):
-        at, after, elsewhere = (total[row] / max(1, counts[row]) for row in range(3))
+        at, elsewhere = (total[row] / max(1, counts[row]) for row in (0, 2))
+        after = total[1] / counts[1]
         result.append(ForgetGateShift(at, after, elsewhere, counts[0], interval(singles[index] - elsewhere.mean())))
     return result
 

@@ -13,7 +13,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from lstmlm import __version__
 from lstmlm.cli.options import OUTPUT
-from lstmlm.errors import printable
+from lstmlm.errors import UsageError, printable
 
 COMMANDS = {
     "train": "Learn a text.",
@@ -47,6 +47,8 @@ class _Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> Any:
         """Read what was typed; of a setting that is no flag of `train` it is said how it is set."""
+        if not ctx.resilient_parsing:  # else it completes what is half typed
+            self._refuse_swallowed(args)
         typed = [*args, "VALUE"]  # what stands behind the last one, for a hint; click uses up the list that it is given
         try:
             return super().parse_args(ctx, args)
@@ -62,6 +64,22 @@ class _Command(TyperCommand):
             at, word = next((at, word) for at, word in enumerate(typed) if word.partition("=")[0] == flag)
             value = word.partition("=")[2] or typed[at + 1]
             ctx.fail(f"No such option: {flag}. Did you mean --set {key}={printable(value)}?")
+
+    def _refuse_swallowed(self, args: list[str]) -> None:
+        """Refuse an option whose value was forgotten, so that the next option would be taken for it."""
+        options = [param for param in self.params if param.param_type_name == "option"]
+        known = {name for option in options for name in (*option.opts, *option.secondary_opts)}
+        with_value = {name: option.metavar for option in options if not getattr(option, "is_flag", False) for name in option.opts}
+        words = iter(args)
+        for word in words:
+            if word == "--":
+                return
+            if word not in with_value:
+                continue
+            value = next(words, "")
+            if value.startswith("--") and value in known and with_value[word] != "TEXT":  # a text may be anything
+                hint = f"; if that is meant, write {word}={value}" if word.startswith("--") else ""
+                raise UsageError(f"{word}: expected a value behind it, found the option {value}. Give it one{hint}.")
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """Return what stands behind the command's name in the first line of its help."""

@@ -181,7 +181,7 @@ def _rows(facts: dict[str, Any], values: "dict[str, Value]") -> list[tuple[str, 
     members = values["model.members"]
     each = f" ({members} members of {facts['parameters'] // members:,})" if isinstance(members, int) and members > 1 else ""
     rows = [
-        ("model", f"{facts['model']} ({facts['kind']}, {facts['bytes'] / 2**20:.1f} MiB)"),
+        ("model", f"{facts['model']} ({facts['kind']}, {size(facts['bytes'])})"),
         ("parameters", f"{facts['parameters']:,}{each}"),
         ("step", f"{facts['step']:,}"),
     ]

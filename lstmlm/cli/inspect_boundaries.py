@@ -1,5 +1,6 @@
 """The command `lstmlm inspect --at`: what happens at a mark, over a whole text."""
 
+import math
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +80,9 @@ def sentence(number: int, layer: "ForgetGateShift", mark: str) -> str:
 
     low, high = layer.interval
     closed = f"{layer.closed_units} of {len(layer.at)} units fall below 0.1"
+    if layer.marks == 1:
+        verb = f"layer {number}: one mark cannot tell an effect from chance, so take a text with more"
+        return f"{verb}: its mean forget gate changes by {layer.difference:+.3f}, {closed}"
     if low <= 0 <= high:
         verb = f"layer {number}: no effect at '{mark}' that can be told from none"
     elif abs(layer.difference) < EFFECT:
@@ -96,7 +100,7 @@ def _show_shifts(console: Console, layers: "list[ForgetGateShift]", mark: str, t
             str(n),
             f"{la.elsewhere.mean():.3f}",
             f"{la.at.mean():.3f}",
-            f"{la.after.mean():.3f}",
+            f"{after:.3f}" if math.isfinite(after := float(la.after.mean())) else "-",
             f"{la.closed_units} of {len(la.at)}",
         ]
         for n, la in enumerate(layers, start=1)
@@ -115,7 +119,8 @@ def _show_worth(console: Console, costs: "dict[str, MemoryAblation]", count: int
     rows: list[list[str | int | float]] = []
     for name, worth in costs.items():
         low, high = worth.interval
-        extra = "" if worth is carried else f"{worth.total - carried.total:+.2f} ({low:+.2f} to {high:+.2f})"
+        sure = f" ({low:+.2f} to {high:+.2f})" if count > 1 else ""  # one mark, drawn again, is always itself
+        extra = "" if worth is carried else f"{worth.total - carried.total:+.2f}{sure}"
         parts = [f"{sum(worth.bits[a:b]) / (b - a):.3f}" for a, b in zip((0, *EDGES[3:-1]), EDGES[3:], strict=True)]
         rows.append([name, f"{worth.total:.2f}", extra, *parts])
     heads = [f"{a + 1}-{b}" for a, b in zip((0, *EDGES[3:-1]), EDGES[3:], strict=True)]
@@ -207,7 +212,7 @@ def _as_dict(
                 "units": len(layer.at),
                 "forget_elsewhere": float(layer.elsewhere.mean()),
                 "forget_at": float(layer.at.mean()),
-                "forget_after": float(layer.after.mean()),
+                "forget_after": after if math.isfinite(after := float(layer.after.mean())) else None,
                 "difference": layer.difference,
                 "interval": list(layer.interval),
                 "is_significant_drop": layer.is_significant_drop,

@@ -182,13 +182,23 @@ def sample(
         raise UsageError("--keep-line-end: expected --prompt-file too, found it alone.")
     if new and (lines or 1) > 1:
         raise UsageError(f"--new: expected samples that are looked up whole, found --lines {lines}. Use -n {lines} --lines 1.")
-    if next_ is not None and (count, temperature, top_k, top_p, greedy, seed, ends, new) != (
-        *(1, 1.0, 0, 1.0, False, None, False, False),
-    ):
-        raise UsageError(
-            "--next draws nothing, and shows the network's own probabilities: expected no --temperature, --top-k, --top-p, "
-            "--greedy, --seed, --stop, --lines, --new or -n, found one. Leave it out."
-        )
+    if next_ is not None:
+        of_drawing = {
+            "--temperature": temperature != 1.0,
+            "--top-k": top_k != 0,
+            "--top-p": top_p != 1.0,
+            "--greedy": greedy,
+            "--seed": seed is not None,
+            "--stop": bool(stop),
+            "--lines": bool(lines),
+            "--new": new,
+            "-n": count != 1,
+        }
+        if found := " and ".join(flag for flag, given in of_drawing.items() if given):
+            raise UsageError(
+                f"--next draws nothing, and shows the network's own probabilities: expected no {found} beside it, found both. "
+                "Leave one out."
+            )
 
     with freeze_gc():
         from lstmlm.evaluation.sampler import Sampling

@@ -118,7 +118,8 @@ def one_of(flag: str, given: str, words: Sequence[str]) -> str:
         return given
     near = difflib.get_close_matches(given.lower(), words, 1)
     hint = f" Did you mean {near[0]}?" if near else ""
-    raise UsageError(f"{flag}: expected {', '.join(words[:-1])} or {words[-1]}, found {_quoted(given)}.{hint}")
+    named = " or ".join(piece for piece in (", ".join(words[:-1]), words[-1]) if piece)
+    raise UsageError(f"{flag}: expected {named}, found {_quoted(given)}.{hint}")
 
 
 def one_text(command: str, words: Sequence[str]) -> str | None:

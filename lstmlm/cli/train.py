@@ -156,7 +156,7 @@ def train(
         run_config.resolve(layers)  # what is wrong with the settings is said before the folder is looked at
         listed_names = listed(files_from) if files_from is not None else []
         named, folder = train_run.named([*(corpus or []), *listed_names], out, resume)
-        refuse_models("train", named, "--from")
+        refuse_models("train", named, "--resume --out" if resume else "--from")
         if not resume:  # else what the run says of itself comes first
             require([*named, *([val] if val else [])], run_config.resource_dir("data"))
         only_shows = dry_run or print_config

@@ -30,7 +30,7 @@ _CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}
 _TEMP = re.compile(r"\..+\.[0-9a-f]{1,16}\.tmp")
 _ABANDONED = 86_400  # seconds without a write after which a draft that cannot be locked has no writer any more
 
-_AGAIN = "then run the command again (a run goes on with --resume)"
+_AGAIN = "then run the command again (`lstmlm train --resume` goes on with a run)"
 _FREE = f"Free some space, {_AGAIN}"
 _ELSEWHERE = "Change its permissions, or choose another folder"
 _MEANING = {

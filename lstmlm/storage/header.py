@@ -4,6 +4,7 @@ Everything is checked against the size of the file and against fixed bounds befo
 point, for `checkpoint`.
 """
 
+import codecs
 import json
 import math
 import re
@@ -135,7 +136,18 @@ def foreign(start: bytes, length: int, size: int) -> tuple[str, ...]:
         return expected, f"{size} bytes: it is cut off"
     if start.startswith(b"{", 8):
         return f"a header of at most {MAX_HEADER} bytes", f"{length}"
+    if _is_text(start):
+        return expected, "a text", "A model of it is made by: lstmlm train FILE"
     return expected, "other data, or a damaged start"
+
+
+def _is_text(start: bytes) -> bool:
+    """Say whether the first bytes of a file are plain text, but for a character that is cut in two."""
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(start)
+    except UnicodeDecodeError:
+        return False
+    return all(character.isprintable() or character.isspace() for character in text)
 
 
 def parse_json(text: str) -> Any:

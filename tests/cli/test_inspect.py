@@ -275,6 +275,18 @@ def test_at_measures_a_mark(run: Path) -> None:
     assert all(layer["sentence"] in shown for layer in found["layers"])
 
 
+def test_one_mark_is_no_evidence(run: Path) -> None:
+    """Of one mark no certainty is claimed, and what stands behind a last mark is nothing, not a gate at zero."""
+    found = as_json("-m", str(run), "Bob ran home.", "--at", ".")
+    shown = inspect("-m", str(run), "Bob ran home.", "--at", ".").stdout
+
+    assert found["marks"] == 1
+    assert all(layer["forget_after"] is None and not layer["is_significant_drop"] for layer in found["layers"])
+    assert "one mark cannot tell an effect from chance" in shown
+    assert "95 %" not in shown
+    assert "nan" not in shown
+
+
 def test_at_counts_over_a_bounded_text_unless_told(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A longer text than stated is counted over to there, and that is said; --all counts over the whole of it."""
     monkeypatch.setattr("lstmlm.cli.inspect_boundaries.CHARS", 200)

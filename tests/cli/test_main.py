@@ -198,6 +198,10 @@ MISTAKES = [
     ("sample --prompt-file runs", 3, "runs"), ("eval none.txt", 3, "none.txt"),
     ("eval runs/text/best.safetensors", 2, "Did you mean -m runs/text/best.safetensors?"),
     ("eval runs/text", 2, "Did you mean -m runs/text?"),
+    ("train - --resume runs/text", 2, "Did you mean --resume --out runs/text?"),
+    ("sample --next 3 -n 2", 2, "expected no -n beside it"), ("eval -m text.txt text.txt", 4, "lstmlm train FILE"),
+    ("eval text.txt --lines --sort foo", 2, "--sort: expected surprise, found 'foo'"),
+    ("inspect --find --file text.txt", 2, "write --find=--file"), ("sample -m --json", 2, "found the option --json"),
     ("info none", 4, "runs/text"), ("info text.txt", 4, "text.txt"), ("info runs/text/best.safetensor", 4, "best.safetensors"),
 ]  # fmt: skip
 

@@ -212,7 +212,7 @@ MISTAKES = """
 2 | train text.txt --overwrite --steps 1 --out ""
 2 | train text.txt --steps 1 --out a --val ""
 2 | train text.txt --steps 1 --out a --from ""
-5 | train text.txt --hidden 7 --out text.txt/run
+2 | train text.txt --hidden 7 --out text.txt/run
 2 | train text.txt --resume --overwrite
 2 | train text.txt --resume --hidden 9 --out runs/text
 3 | train my.yaml --resume --out runs/text
