@@ -17,11 +17,18 @@ from lstmlm.units import counted
 WIDTHS = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 # Characters for 128 units, and how their number grows with the width: fewer, and a narrower network that sees more is better.
 ENOUGH_CHARS, ENOUGH_POWER = 0.6e6, 1.4
-WIDEST = ((50_000, 128), (300_000, 384), (600_000, 512), (3_000_000, 768), (math.inf, 1024))  # for texts below so many characters
+WIDEST = (
+    (50_000, 128),
+    (300_000, 384),
+    (1_500_000, 512),
+    (3_000_000, 768),
+    (math.inf, 1024),
+)  # for texts below so many characters
 RATES = ((7.0, 1.1e-2), (math.inf, 8e-3))  # for 256 units, below so many passes
-DROPOUT_UNITS = 384  # a wider network knows a text by heart sooner: as if it read it so many times as often as it is wider
-# At so many passes of so many units or fewer, so much dropout of values and of recurrent weights; between them by the logarithm.
-DROPOUTS = ((1.5, 0.0, 0.0), (4.0, 0.05, 0.0), (7.0, 0.15, 0.0), (14.0, 0.3, 0.1), (30.0, 0.4, 0.2))
+# How often a text is read again, times the recurrent weights for each of its characters: so much dropout of values and of
+# recurrent weights, between the rows by the logarithm. Weights beyond MOST_WEIGHTS a character were not measured.
+DROPOUTS = ((0.3, 0.0, 0.0), (1.8, 0.05, 0.0), (3.5, 0.13, 0.0), (7.0, 0.25, 0.05), (20.0, 0.3, 0.1), (40.0, 0.4, 0.2))
+MOST_WEIGHTS = 3.0
 # Of that rate, where a run starts from a trained model: with it tuning was better than parent and new model in all that
 # `scripts/experiments/tuning.py --hidden 64 --factors 1 0.5 0.25` had tried; with 1 and with 0.25 not in one case each.
 TUNING = 0.5
@@ -101,7 +108,7 @@ def choose(
             window, steps = other, count
     passes = steps * math.prod(clamped(batch, window, chars)) / chars
     rate = next(rate for most, rate in RATES if passes < most)
-    values, weights = dropouts(passes * max(1.0, hidden / DROPOUT_UNITS))
+    values, weights = dropouts(passes, 4 * layers * hidden**2 / chars)
     dropout = model.dropout if model.dropout is not None else values
     weight_dropout = model.weight_dropout if model.weight_dropout is not None else weights
     lr = train.lr if train.lr is not None else rate * math.sqrt(256 / hidden) * (TUNING if tuned else 1.0)
@@ -135,13 +142,19 @@ def _said(chosen: RunConfig, chars: int, steps: int, passes: float) -> str:
     )
 
 
-def dropouts(passes: float) -> tuple[float, float]:
-    """Return how much dropout of values and of recurrent weights a run of so many passes has, to two digits."""
+def dropouts(passes: float, weights: float) -> tuple[float, float]:
+    """Return the dropout of values and of recurrent weights, to two digits.
+
+    Args:
+        passes: How often the text is read.
+        weights: Recurrent weights for each of its characters.
+    """
+    known = max(0.0, passes - 1) * min(weights, MOST_WEIGHTS)
     for (low, *less), (high, *more) in pairwise(DROPOUTS):
-        if passes < high:
-            way = math.log(max(1.0, passes / low)) / math.log(high / low)
-            values, weights = (round(one + way * (other - one), 2) for one, other in zip(less, more, strict=True))
-            return values, weights
+        if known < high:
+            way = math.log(max(1.0, known / low)) / math.log(high / low)
+            dropped, of_weights = (round(one + way * (other - one), 2) for one, other in zip(less, more, strict=True))
+            return dropped, of_weights
     return DROPOUTS[-1][1:]
 
 

@@ -98,22 +98,34 @@ def test_a_longer_run_has_more_of_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("passes", "expected"),
-    [(0.1, (0.0, 0.0)), (1.5, (0.0, 0.0)), (4.0, (0.05, 0.0)), (10.0, (0.23, 0.05)), (30.0, (0.4, 0.2)), (500.0, (0.4, 0.2))],
+    ("passes", "weights", "expected"),
+    [
+        (0.1, 9.0, (0.0, 0.0)),
+        (1.0, 9.0, (0.0, 0.0)),
+        (2.8, 1.0, (0.05, 0.0)),
+        (8.0, 1.0, (0.25, 0.05)),
+        (15.0, 0.5, (0.25, 0.05)),
+        (15.0, 1.0, (0.28, 0.08)),
+        (41.0, 1.0, (0.4, 0.2)),
+        (500.0, 1.0, (0.4, 0.2)),
+        (3.0, auto_tune.MOST_WEIGHTS, (0.22, 0.04)),
+        (3.0, 500.0, (0.22, 0.04)),
+    ],
 )
-def test_dropout_grows_with_the_passes(passes: float, expected: tuple[float, float]) -> None:
-    """A pass more or less changes it by little: at the rows of the table it is theirs, between them by the logarithm."""
-    assert auto_tune.dropouts(passes) == expected
+def test_dropout_grows_with_the_passes(passes: float, weights: float, expected: tuple[float, float]) -> None:
+    """None in one pass; at the rows of the table it is theirs, between them by the logarithm; weights count up to a limit."""
+    assert auto_tune.dropouts(passes, weights) == expected
 
 
 def test_a_wide_network_has_more_dropout() -> None:
-    """Twice 384 units have the dropout of twice the passes; fewer units have that of 384."""
-    train = TrainConfig(epochs=8)
-    found = [choose(RunConfig(ModelConfig(hidden=units), train=train), LONG)[0].model for units in (128, 384, 768)]
+    """Twice the units of a layer know a text by heart four times as soon, and so do as many on a quarter of the text."""
+    found = [
+        choose(RunConfig(ModelConfig(hidden=units), train=TrainConfig(epochs=8)), chars)[0].model
+        for units, chars in ((128, LONG), (256, LONG), (512, LONG), (256, LONG // 4))
+    ]
     drops = [(model.dropout, model.weight_dropout) for model in found]
 
-    assert drops[0] == drops[1]
-    assert drops[2] == pytest.approx(auto_tune.dropouts(16), abs=0.01)
+    assert drops[0] < drops[1] < drops[2] == drops[3]
 
 
 def test_a_tuned_run_has_a_smaller_rate() -> None:
