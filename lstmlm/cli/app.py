@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from lstmlm import __version__
+from lstmlm.cli import completion
 from lstmlm.cli.options import OUTPUT
 from lstmlm.errors import UsageError, printable
 
@@ -101,7 +102,8 @@ class _Command(TyperCommand):
         for group, rows in found.items():
             if rows:
                 example = self.groups.get(group)
-                with formatter.section(f"{group}, e.g. {example}" if example else group):
+                heading = f"{group}, e.g. {example}"
+                with formatter.section(heading if example and len(heading) < formatter.width else group):
                     formatter.write_dl(rows, col_max=26)
 
 
@@ -124,6 +126,7 @@ class _Group(TyperGroup):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"lstmlm.cli.{cmd_name}")
+        completion.offer(getattr(module, cmd_name))
         alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
         rules = getattr(module, "RULES", None)
         alone.command(cmd_name, cls=_Command, short_help=COMMANDS[cmd_name], epilog=rules)(getattr(module, cmd_name))
