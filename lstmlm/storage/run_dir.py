@@ -257,12 +257,14 @@ def _advice(path: Path, root: Path) -> str:
     names = [str(run.folder) for run in found(path) or found(root)]
     if not names:
         return f"There is no run below {printable(str(root))}/ either: train one (lstmlm train stories)."
-    wanted = str(path)
     same = [name for name in names if Path(name).name.lower() == path.name.lower()]
+    # The names alone: what all runs have in common, the folder that they lie in, makes none of them like another.
+    alike = {Path(name).name: name for name in reversed([*map(str, _files(path.parent)), *names])}
     near = (
         same
-        or difflib.get_close_matches(wanted, [*map(str, _files(path.parent)), *names], 1)
-        or [name for name in names if difflib.get_close_matches(path.name, [Path(name).name], 1)]
+        or [alike[name] for name in difflib.get_close_matches(path.name, alike, 1)]
+        or [name for name in names if path.is_relative_to(name)]
+        or [name for name in names if len(names) == 1 and Path(name).is_relative_to(path)]
     )
     if near:
         return f"Did you mean {printable(near[0])}?"

@@ -130,6 +130,13 @@ def test_the_same_name_elsewhere_comes_first(home: Path, wrong: str) -> None:
     assert refusal(wrong).endswith("Did you mean runs/t?")
 
 
+def test_a_common_folder_makes_no_name_alike(home: Path) -> None:
+    """Runs that share only the folder with what was typed are listed, and none of them is said to be meant."""
+    make("runs/t", "best")
+
+    assert refusal("runs/nothere").endswith("There are: runs/t.")
+
+
 def test_a_name_like_no_other_gets_a_list(home: Path) -> None:
     """Where nothing is similar the runs that exist are listed, the newest first, and not without end."""
     for number in range(9):
