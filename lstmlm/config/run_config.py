@@ -317,9 +317,15 @@ def from_dict(nested: object, source: str = "", ignored: list[str] | None = None
     return _build(values)
 
 
-def _as_yaml(value: Value) -> str:
-    """Return a value as YAML, a text in quotes where it could be taken for something else."""
-    plain = not isinstance(value, str) or (re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", value) and value not in NONE_WORDS)
+def _as_yaml(one: Setting, value: Value) -> str:
+    """Return a setting's value as YAML, a text in quotes where it could be taken for something else."""
+    if value is None:
+        return one.none_word
+    plain = (
+        not isinstance(value, str)
+        or (value in one.choices and not one.optional)
+        or (re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", value) and value not in NONE_WORDS)
+    )
     return write(value) if plain else '"' + printable(str(value).replace("\\", "\\\\").replace('"', '\\"')) + '"'
 
 
@@ -338,6 +344,6 @@ def to_yaml(config: RunConfig, sources: Mapping[str, str] | None = None) -> str:
     for key, one in KEYS.items():
         if f"{one.section}:" not in lines:
             lines.append(f"{one.section}:")
-        line = f"  {one.name}: {one.none_word if values[key] is None else _as_yaml(values[key])}"
+        line = f"  {one.name}: {_as_yaml(one, values[key])}"
         lines.append(f"{line:<30} # {shorten(sources[key], 160)}" if sources else line)
     return "\n".join(lines) + "\n"

@@ -642,6 +642,13 @@ def test_resolve_shows_each_source() -> None:
     assert len(KEYS) == sum("#" in line for line in lines)
 
 
+def test_auto_is_plain_everywhere() -> None:
+    """A setting that is `auto` shows it without quotes, whether that is a word of its own or stands for nothing set."""
+    lines = to_yaml(resolve([]).config).splitlines()
+    assert {"  split: auto", "  layers: auto", "  device: auto"} <= set(lines)
+    assert not [line for line in lines if '"auto"' in line]
+
+
 def test_resolve_budget() -> None:
     """The latest layer's budget holds; two in one layer are refused; none means three minutes."""
     assert ("minutes", 3.0) == resolve([]).config.train.budget == RunConfig().train.budget
