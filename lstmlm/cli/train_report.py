@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from lstmlm.training.launch import Plan
     from lstmlm.training.trainer import Trainer
 
+SPARE = 1.25  # of the minutes that are called enough: with more of them more is timed first
 LEAST_COMPARED, UNLIKE = 1000, 1.4  # characters of either part, and how many times as much the one takes that is unlike
 ORDER_FROM, FEWEST_LINES, SORTED = 20_000, 50, 0.97  # characters whose lines are looked at, how many, and how many rise
 PROMPT_FROM, PROMPT_WORDS, PROMPT_CHARS = 2000, 2, 24  # characters that are looked at, and how much of them is offered
@@ -103,19 +104,20 @@ def _parameters(trainer: "Trainer") -> str:
     return f"{one:,} parameters" if count == 1 else f"{count} members of {one:,} parameters"
 
 
-def warn_of_few(console: Console, config: RunConfig, steps: int, left: float, clock: "Clock") -> None:
+def warn_of_few(console: Console, config: RunConfig, steps: int, step_seconds: float, clock: "Clock") -> None:
     """Say where the minutes are too few to learn much, and how many are enough.
 
     Args:
         console: Where.
         config: Of the run.
         steps: That fit into the time.
-        left: Seconds for them.
+        step_seconds: What one took when it was timed. What is left is no measure: timing may have used it up.
         clock: Of the command.
     """
     if config.train.minutes is None or steps >= auto_tune.FEWEST_STEPS:
         return
-    enough = math.ceil((clock.seconds() + left * auto_tune.FEWEST_STEPS / steps) / 6) / 10
+    seconds = clock.seconds() + auto_tune.FEWEST_STEPS * step_seconds / auto_tune.TRAINING
+    enough = math.ceil(SPARE * max(seconds, 60 * config.train.minutes) / 6) / 10
     console.warn(
         f"some {counted(steps, 'step')} in {counted(config.train.minutes, 'minute')}: too few to learn much. Give it "
         f"--minutes {enough:g}."

@@ -146,7 +146,7 @@ def prepare(console: Console, group: ProcessGroup, start: Start, text: Corpus) -
     for line in plan.notes:
         console.say(line)
     if not start.saved:
-        train_report.warn_of_few(console, plan.config, plan.steps, plan.left(), clock)
+        train_report.warn_of_few(console, plan.config, plan.steps, plan.step_seconds, clock)
     return plan
 
 

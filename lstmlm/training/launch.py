@@ -43,6 +43,7 @@ class Plan:
     left: Says how many seconds of a budget in minutes are left.
     choose: Chooses once more what was left open, by what steps take now on all threads; see `auto_tune.choose`.
     teacher: From which the run learns too.
+    step_seconds: What a step took when steps were timed last; 0: none was.
     """
 
     config: RunConfig
@@ -54,6 +55,7 @@ class Plan:
     left: Callable[[], float]
     choose: Callable[[], tuple[RunConfig, str, int]]
     teacher: Teacher | None = None
+    step_seconds: float = 0.0
 
 
 def prepare(start: Start, text: Corpus, clock: Clock, group: ProcessGroup, report: Callable[[str], None] | None = None) -> Plan:
@@ -85,7 +87,13 @@ def prepare(start: Start, text: Corpus, clock: Clock, group: ProcessGroup, repor
 
     teacher = taught(kernel)
     separator = separator_ids(config.model.document_separator, text.tokenizer)
-    measure = step_timing.timer(vocabulary, kernel, device, config.model.members, group.size, teacher, separator)
+    timer = step_timing.timer(vocabulary, kernel, device, config.model.members, group.size, teacher, separator)
+
+    timed = [0.0]
+
+    def measure(config: RunConfig) -> float:
+        timed.append(timer(config))
+        return timed[-1]
 
     def left() -> float:
         return max(0.0, 60 * (config.train.minutes or 0.0) - clock.seconds())
@@ -104,7 +112,7 @@ def prepare(start: Start, text: Corpus, clock: Clock, group: ProcessGroup, repor
     runs, wrong = kernels.at_sizes(kernel, device, *sizes(whole, text))
     if runs is not kernel:
         teacher = taught(runs)
-    return Plan(whole, device, runs, steps, clock, [*filter(None, (chosen, why, wrong))], left, choose, teacher)
+    return Plan(whole, device, runs, steps, clock, [*filter(None, (chosen, why, wrong))], left, choose, teacher, timed[-1])
 
 
 def threads(config: RunConfig, group: ProcessGroup) -> int:

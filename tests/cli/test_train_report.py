@@ -1,7 +1,9 @@
 import pytest
 
-from lstmlm.cli.train_report import Reading
+from lstmlm.cli.train_report import Reading, warn_of_few
+from lstmlm.config.run_config import resolve
 from lstmlm.display.console import Console
+from lstmlm.training.events import Clock
 
 
 def test_progress_of_a_pass(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -30,3 +32,15 @@ def test_progress_of_a_pipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     reading("reading", 5 << 20, 0)
 
     assert capsys.readouterr().err == "reading: 5 MiB\n"
+
+
+def test_the_minutes_that_are_advised_are_enough(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """They hold 200 steps after what has gone by, also where timing has used up the budget and an estimate says 1 step."""
+    monkeypatch.setattr(Clock, "seconds", lambda self: 9.0)
+    config = resolve([("x", {"train.minutes": 0.1})]).config
+    warn_of_few(Console(), config, 1, 0.03, Clock(0.0))
+    advised = float(capsys.readouterr().err.split("--minutes ")[1].rstrip(".\n"))
+
+    assert 60 * advised >= 9.0 + 200 * 0.03
+    warn_of_few(Console(), config, 200, 0.03, Clock(0.0))
+    assert capsys.readouterr().err == ""
