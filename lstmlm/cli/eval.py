@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -185,7 +185,6 @@ def eval(
     tail -f log | lstmlm eval --lines -
     """
     texts = text or []
-    dynamic = dynamic or mix
     _refuse_contradictions(
         texts,
         models or [],
@@ -196,7 +195,7 @@ def eval(
         protocol=protocol,
         window=window,
         batch=batch,
-        beside=dynamic or bool(baselines),
+        beside=_given({"--mix": mix, "--dynamic": dynamic, "--baselines": baselines}),
         lines=lines,
         chars=chars,
         sort=sort,
@@ -204,6 +203,7 @@ def eval(
         state=state,
         json=json,
     )
+    dynamic = dynamic or mix
 
     from lstmlm.training import malloc
 
@@ -257,7 +257,7 @@ def _refuse_contradictions(
     protocol: str,
     window: int | None,
     batch: int | None,
-    beside: bool,
+    beside: str,
     lines: bool,
     chars: bool,
     sort: str | None,
@@ -267,7 +267,7 @@ def _refuse_contradictions(
 ) -> None:
     """Refuse what contradicts itself, and what means nothing without something else.
 
-    All is as `eval` has it; `beside`: the text is to be scored by other means too (--dynamic, --mix or --baselines).
+    All is as `eval` has it; `beside`: the flags by which the text is to be scored by other means too, if any.
 
     Raises:
         UsageError: With what does not go together, or what is missing.
@@ -275,8 +275,17 @@ def _refuse_contradictions(
     cold = protocol == "cold"
     if lines and chars:
         raise UsageError("eval: expected --lines or --chars, found both.")
-    if (lines or chars) and (max_bpc is not None or cold or beside):
-        raise UsageError("--lines and --chars: expected no --max-bpc, --protocol cold, --dynamic or --baselines, found one.")
+    in_parts = "--lines" if lines else "--chars" if chars else ""
+    several = len(models) > 1
+    first = "--after" if after is not None else "--after-file" if after_file is not None else ""
+    for flag, others in (
+        (in_parts, {"--max-bpc": max_bpc is not None, "--protocol cold": cold, beside: beside}),
+        ("--files-from" if files_from else "", {"TEXT": texts, in_parts: in_parts, beside: beside}),
+        (first, {"--protocol cold": cold, beside: beside}),
+        ("-m twice" if several else "", {"--chars": chars, "--max-bpc": max_bpc is not None, beside: beside}),
+    ):
+        if flag and (found := _given(others)):
+            raise UsageError(f"{flag}: expected no {found} beside it, found both. Leave one out.")
     for flag, given, needed, there in (
         ("--sort", sort, "--lines", lines),
         ("--no-line-ends", no_line_ends, "--lines", lines),
@@ -290,25 +299,20 @@ def _refuse_contradictions(
         raise UsageError("--chars: expected no --json. `inspect --json` gives the surprise of every character.")
     if files_from == "":
         raise UsageError("--files-from: expected the name of a list, or - for stdin, found nothing.")
-    if files_from and (lines or chars or texts or beside):
-        raise UsageError("--files-from: expected no texts, --lines, --chars, --dynamic or --baselines beside it, found one.")
     for flag, given in (("--after", after), ("--after-file", after_file)):
         if given == "":
             raise UsageError(f"{flag}: expected what is to be read first, found nothing. Give it, or leave {flag} out.")
     if after is not None and after_file is not None:
         raise UsageError("--after and --after-file: expected one of them, found both. Leave one out.")
-    given_after = after is not None or after_file is not None
-    if given_after and (cold or beside):
-        raise UsageError("--after: expected no --protocol cold, --dynamic or --baselines beside it, found one.")
     refuse_twice([*texts, files_from, after_file])
-    several = len(models) > 1
-    if several and (chars or beside or max_bpc is not None):
-        raise UsageError("-m twice: expected no --chars, --max-bpc, --dynamic or --baselines beside it, found one.")
-    if (several or given_after) and not (texts or files_from):
-        raise UsageError(
-            f"{'-m twice' if several else '--after'}: expected a text to score, found none. Name one, or - for stdin."
-        )
+    if (several or first) and not (texts or files_from):
+        raise UsageError(f"{'-m twice' if several else first}: expected a text to score, found none. Name one, or - for stdin.")
     text_reader.refuse_models("eval", texts)
+
+
+def _given(flags: Mapping[str, object]) -> str:
+    """Return the flags that were given, in words."""
+    return " and ".join(flag for flag, given in flags.items() if given)
 
 
 def _known(console: Console, model: "LanguageModel", given: str) -> list[int]:

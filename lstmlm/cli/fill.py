@@ -13,6 +13,7 @@ import typer
 from lstmlm.cli.options import MACHINE, MODEL, OUTPUT, Device, Json, Model, OnUnknown, Quiet, TextPlace, Threads
 from lstmlm.cli.text_input import one_symbol, one_text, open_model, read_text
 from lstmlm.config import run_config
+from lstmlm.data.sources import refuse_twice
 from lstmlm.display.console import Console
 from lstmlm.errors import TextError, UsageError, printable
 
@@ -45,7 +46,9 @@ answer and, if wanted, kind and distance (characters back to what has to be reme
 
 
 def fill(
-    typed: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]", help="With ____ where something is missing.")] = None,
+    typed: Annotated[
+        list[str] | None, typer.Argument(metavar="[TEXT]", help="With ____ for what is missing; - for stdin.")
+    ] = None,
     choice: Annotated[
         list[str] | None, typer.Option(metavar="WORD", help="A candidate; repeatable.", rich_help_panel="Candidates")
     ] = None,
@@ -91,6 +94,10 @@ def fill(
         raise UsageError(
             "fill: expected candidates for the blank, found none. Give --choice twice or more, or --choices, or --words."
         )
+
+    refuse_twice([text, choices])
+    if text == "-":
+        text = read_text("fill", "-").removesuffix("\n").removesuffix("\r")  # of `echo`: nobody means it
 
     from lstmlm.evaluation.cloze import BLANK, Filler, Question, parse_set
 

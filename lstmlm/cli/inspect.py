@@ -61,7 +61,7 @@ over the first 200,000 characters.
 
 
 def inspect(
-    typed: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]", help="The text itself.")] = None,
+    typed: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]", help="The text itself, or - for stdin.")] = None,
     file: Annotated[
         str | None, typer.Option(metavar="FILE|-", help="Read the text from a file or stdin.", rich_help_panel=ALONG)
     ] = None,
@@ -139,6 +139,8 @@ def inspect(
     modes = [flag for flag, on in (("--at", at is not None), ("--find", find is not None), ("--reach", reach)) if on]
     if text is not None and file is not None:
         raise UsageError("inspect: expected a TEXT or --file, found both.")
+    if text == "-":
+        text, file = None, "-"
     if text is None and file is None and not modes:
         raise UsageError("inspect: expected a TEXT, or --file with one, found none.")
     if swap is not None and at is None:

@@ -182,6 +182,17 @@ def sample(
         raise UsageError("--keep-line-end: expected --prompt-file too, found it alone.")
     if new and (lines or 1) > 1:
         raise UsageError(f"--new: expected samples that are looked up whole, found --lines {lines}. Use -n {lines} --lines 1.")
+    if greedy:
+        of_chance = {
+            f"--temperature {temperature:g}": temperature not in (0.0, 1.0),
+            f"--top-k {top_k}": top_k > 1,
+            f"--top-p {top_p:g}": 0.0 < top_p < 1.0,
+            f"-n {count}": count > 1,
+        }
+        if found := " and ".join(flag for flag, given in of_chance.items() if given):
+            raise UsageError(
+                f"--greedy writes one text, the same always: expected no {found} beside it, found both. Leave one out."
+            )
     if next_ is not None:
         of_drawing = {
             "--temperature": temperature != 1.0,

@@ -129,6 +129,13 @@ def test_contradictions_are_usage_errors(arguments: list[str], run: Path, tmp_pa
     assert isinstance(fill("-m", str(run), *arguments).exception, UsageError)
 
 
+def test_a_dash_is_stdin(run: Path) -> None:
+    """As a text, without the line end of `echo`; the candidates cannot come from there too."""
+    choices = ("--choice", "Bob", "--choice", "Dan")
+    assert fill("-m", str(run), "-", *choices, stdin="____ is.\n").stdout == fill("-m", str(run), "____ is.", *choices).stdout
+    assert isinstance(fill("-m", str(run), "-", "--choices", "-", stdin="Bob Dan").exception, UsageError)
+
+
 def test_a_text_without_a_blank_and_unknown_characters_are_text_errors(run: Path) -> None:
     """Exit 3, saying what was expected, and naming the character."""
     no_blank = fill("-m", str(run), "Bob is.", "--choice", "a", "--choice", "b")

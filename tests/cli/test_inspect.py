@@ -258,6 +258,12 @@ def test_texts_that_cannot_be_read_are_text_errors(run: Path) -> None:
     assert inspect("-m", str(run), "--file", "-", stdin="Bob is").stdout.lstrip().startswith("Bob is")
 
 
+def test_a_dash_is_stdin(run: Path) -> None:
+    """As a text, as it is of other commands and of --file."""
+    piped = inspect("-m", str(run), "-", stdin="Bob is")
+    assert piped.stdout == inspect("-m", str(run), "Bob is").stdout
+
+
 MARKED = "Bob is a baker. Dan ran home. Bob ate bread. " * 12
 
 

@@ -94,6 +94,13 @@ def test_greedy(lstmlm: Lstmlm, run: Path, ways: tuple[str, ...]) -> None:
     assert lstmlm("sample", *SOME, *ways).out == lstmlm("sample", "--length", "20", "--seed", "9", "--greedy").out
 
 
+@pytest.mark.parametrize("flags", ["--temperature 0.7", "--top-k 5", "--top-p 0.9", "-n 2"])
+def test_greedy_draws_nothing(lstmlm: Lstmlm, run: Path, flags: str) -> None:
+    """What only a draw obeys, or several samples that would all be the same, contradicts --greedy, and is named."""
+    refused = lstmlm("sample", *SOME, "--greedy", *flags.split())
+    assert (refused.code, f"expected no {flags} beside it" in refused.err) == (2, True)
+
+
 def test_stop(lstmlm: Lstmlm, run: Path) -> None:
     """A sample ends before the stop text, though its characters come one by one; the first of several texts counts."""
     text = lstmlm("sample", "--length", "60", "--seed", "5", "--json").json["text"]
