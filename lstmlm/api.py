@@ -27,6 +27,7 @@ from lstmlm.errors import CheckpointError, TextError, UsageError, not_finite, pr
 from lstmlm.evaluation import text_sampler
 from lstmlm.evaluation.reading import TOGETHER
 from lstmlm.evaluation.sampler import Sampling, probabilities
+from lstmlm.evaluation.sampling import DRAWN_TOGETHER
 from lstmlm.evaluation.text_sampler import Ends, drawn_seed
 from lstmlm.evaluation.text_sampler import Sample as Sample  # what `LanguageModel.sample` gives
 from lstmlm.kernels import generate as native_generate
@@ -274,7 +275,10 @@ class LanguageModel:
         [number] = arguments.whole(member=number)
         models = ensemble.members(self.network)
         if not 1 <= number <= len(models):
-            raise UsageError(f"member: expected a number from 1 to {len(models)}, as the model has so many, found {number}.")
+            several = f"a number from 1 to {len(models)}, as the model has so many"
+            there = several if len(models) > 1 else "1, as the model is one network"
+            with self._terms():
+                raise UsageError(f"--member: expected {there}, found {number}.")
         opened = self._opened and self._opened._replace(member=number)
         alone = LanguageModel(self.path, self.meta, self.tokenizer, self.config, models[number - 1], None, opened)
         alone._terms = self._terms
@@ -425,22 +429,31 @@ class LanguageModel:
             prompts = arguments.strings("prompt", prompt)
             how = _sampling(temperature, top_k, top_p, greedy, exact)
             first = drawn_seed(seed)
-            each = max(1, TOGETHER // n)
-            begun = [
-                self.draw(
+            most = DRAWN_TOGETHER[self.device]
+            each = max(1, min(TOGETHER, most) // n)
+
+            def drawn(low: int, start: int) -> Iterator[tuple[int, str, Sample | None]]:
+                return self.draw(
                     prompts[low : low + each],
                     length=length,
-                    n=n,
-                    seed=first,
+                    n=min(most, n - start),
+                    seed=first + start,
                     how=how,
                     stop=stop,
                     lines=lines,
                     on_unknown=on_unknown,
                 )
-                for low in range(0, len(prompts), each)
-            ]
+
+            # What is wrong with any prompt is said before the first is gone on from.
+            begun = [(low, drawn(low, 0)) for low in range(0, len(prompts), each)]
+
+            def parts() -> Iterator[Iterator[tuple[int, str, Sample | None]]]:
+                for low, pieces in begun:
+                    yield pieces
+                    yield from (drawn(low, start) for start in range(most, n, most))
+
             samples: list[Sample] = []
-            for pieces in begun:
+            for pieces in parts():
                 texts: dict[int, list[str]] = defaultdict(list)
                 ends: dict[int, Sample] = {}
                 for index, piece, end in pieces:

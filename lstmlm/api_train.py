@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lstmlm import machine
 from lstmlm.api import LanguageModel, load
-from lstmlm.arguments import file_name, in_python
+from lstmlm.arguments import file_name, in_python, switches
 from lstmlm.config import run_config
 from lstmlm.config.run_config import Layer
 from lstmlm.errors import UsageError, printable
@@ -52,6 +52,7 @@ def train(
         validation = None if val is None else file_name("val", val)
         for argument, name in [*(("text", name) for name in names), *([("val", validation)] if validation else [])]:
             _refuse_no_name(argument, name)
+        resume, overwrite = switches(resume=resume, overwrite=overwrite)
         run_setup.refuse_together(resume, overwrite, start_from, distill)
         keys = {one.name: one.key for one in run_config.keys().values()}
         layers: list[Layer] = [("", {keys.get(name, name): value for name, value in settings.items() if value is not None})]

@@ -48,10 +48,13 @@ def file_name(argument: str, given: object) -> str:
 
     Raises:
         TypeError: It is neither a string nor a path.
+        UsageError: It is empty, which would be the folder one is in, or has a NUL.
     """
     name = os.fspath(given) if isinstance(given, str | os.PathLike) else given
     if not isinstance(name, str):
         raise TypeError(f"{argument}: expected a string or a path, found {type(given).__name__}.")
+    if not name or "\0" in name:
+        raise UsageError(f"{argument}: expected the name of a file or folder, found {_shown(name)}. Name one, or leave it out.")
     return name
 
 

@@ -15,6 +15,8 @@ Anything else that is raised is a fault of the program itself: exit 70, with its
 A message reads `<what> <where>: expected <x>, found <y>. <next step>.` and has at most six lines.
 """
 
+import shlex
+
 
 class LstmlmError(Exception):
     """The root: whatever is raised on purpose and shown without a traceback."""
@@ -78,4 +80,24 @@ def not_finite() -> CheckpointError:
 
 def printable(text: str) -> str:
     """Return text from outside the program with control and format characters escaped, fit for a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def in_shell(*words: str) -> str:
+    r"""Return the words of a command as bash and zsh read them, fit for a terminal: what is not printable as `$'\xff'`."""
+    return " ".join(map(_word, words))
+
+
+def _word(word: str) -> str:
+    if word.isprintable():
+        return shlex.quote(word)
+    # A shell takes \x85 for a byte: the character U+0085 is \u0085 there, and likewise up to U+00AD.
+    long = (f"\\u{ord(c):04x}" if "\x80" <= c <= "\xad" else "\\" + c if c in "\\'" else printable(c) for c in word)
+    return f"$'{''.join(long)}'"
+
+
+def _escaped(char: str) -> str:
+    """Return an escape of a character, or of the byte of a name that is no text (`surrogateescape`)."""
+    if "\udc80" <= char <= "\udcff":
+        return f"\\x{ord(char) - 0xDC00:02x}"
+    return char.encode("unicode_escape").decode("ascii")

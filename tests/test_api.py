@@ -21,7 +21,7 @@ from lstmlm.api import LanguageModel
 from lstmlm.config.run_config import DataConfig, ModelConfig, RunConfig, to_dict
 from lstmlm.data.tokenizer import FORMS, CharTokenizer
 from lstmlm.errors import CheckpointError, LstmlmError, TextError, UsageError
-from lstmlm.evaluation import scoring
+from lstmlm.evaluation import sampling, scoring
 from lstmlm.evaluation.sampler import Sampling
 from lstmlm.kernels.eager import EagerKernel
 from lstmlm.model.char_lm import CharLM
@@ -107,6 +107,14 @@ def test_sample(model: LanguageModel) -> None:
     assert together == [model.sample("ab", length=30, seed=seed)[0] for seed in (4, 5, 6)]
     assert {len(sample.text) for sample in together} == {30}
     assert [sample.stop for sample in together] == ["length"] * 3
+
+
+def test_more_samples_than_are_drawn_together(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many samples some are drawn at a time, so that any number may be begun; they are those of their seeds."""
+    monkeypatch.setitem(sampling.DRAWN_TOGETHER, "cpu", 2)
+    expected = [model.sample(prompt, length=9, seed=seed)[0] for prompt in ("ab", "cd") for seed in range(4, 9)]
+
+    assert model.sample(["ab", "cd"], length=9, n=5, seed=4) == expected
 
 
 def test_sample_nats(model: LanguageModel) -> None:
@@ -539,6 +547,23 @@ def test_odd_arguments() -> None:
         anything.train("a\nb\n", progress=3)
     with pytest.raises(TypeError, match=r"^path: expected a string or a path, found int\.$"):
         anything.load(3)
+
+
+@pytest.mark.parametrize("argument", ["out", "start_from", "distill", "val"])
+@pytest.mark.parametrize("name", ["", "a\0b"])
+def test_no_name(argument: str, name: str) -> None:
+    """An empty name is not the folder one is in, whose run `overwrite` would delete, nor a name with a NUL that of anything."""
+    given: dict[str, Any] = {argument: name}
+    with pytest.raises(UsageError, match=rf"^{argument}: expected the name of a file or folder, found '.*'\. Name one"):
+        lstmlm.train("a\nb\n", steps=1, **given)
+
+
+@pytest.mark.parametrize("argument", ["overwrite", "resume"])
+def test_no_switch(argument: str) -> None:
+    """A text, "no" too, is no True: it would have deleted a run."""
+    given: dict[str, Any] = {argument: "no"}
+    with pytest.raises(UsageError, match=rf"^{argument}: expected True or False, found 'no'"):
+        lstmlm.train("a\nb\n", steps=1, **given)
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shlex
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ from lstmlm.config import run_config
 from lstmlm.config.run_config import RunConfig
 from lstmlm.data.corpus import Corpus, open_configured
 from lstmlm.data.sources import find_sources
-from lstmlm.errors import TextError, UsageError, printable
+from lstmlm.errors import TextError, UsageError, in_shell, printable
 from lstmlm.machine import ids_folder
 
 if TYPE_CHECKING:
@@ -104,7 +103,7 @@ def may_have_moved(folder: Path) -> Iterator[None]:
 
 def going_on(texts: list[str], folder: Path) -> str:
     """Return the command that goes on with the run in a folder, on these texts."""
-    return printable(shlex.join(["lstmlm", "train", *texts, "--resume", "--out", str(folder)]))
+    return in_shell("lstmlm", "train", *texts, "--resume", "--out", str(folder))
 
 
 def _recorded(was: dict[str, Any]) -> tuple[list[str], str | None]:

@@ -89,7 +89,7 @@ def as_dict(scores: Scores, protocol: str, window: int) -> dict[str, object]:
         "chars": score.chars,
         "bytes": score.bytes,
         "unknown": score.unknown,
-        "known_bits_per_char": score.known_bits_per_char,
+        "known_bits_per_char": score.known_bits_per_char if _any_read(score) else None,
         "nats_per_char": score.nats_per_char,
         "bits_per_char": score.bits_per_char,
         "bits_per_byte": score.bits_per_byte,
@@ -144,18 +144,16 @@ def show(console: Console, scores: Scores, protocol: str, window: int) -> None:
     """Print the score, and below it what the same text takes by other means."""
     score, dynamic = scores.score, scores.dynamic
     how = "state carried through the text" if protocol == "warm" else f"windows of {window} from an empty state"
-    without = "without saying which" if score.rare else "without"
-    unknown = (
-        f", {score.unknown:,} of them unknown ({without}: {score.known_bits_per_char:.4f} bits/char)" if score.unknown else ""
-    )
+    without = f" ({'without saying which' if score.rare else 'without'}: {score.known_bits_per_char:.4f} bits/char)"
+    unknown = f", {score.unknown:,} of them unknown{without if _any_read(score) else ''}" if score.unknown else ""
     console.headline(
         f"{score.bits_per_char:.4f} bits/char   {score.nats_per_char:.4f} nats/char   perplexity {score.perplexity:.2f}   "
         f"first guess right {score.accuracy:.1%}",
     )
     size = f"{score.bits_per_byte:.4f} bits/byte{'' if scores.utf8 else ' in UTF-8'}"
     console.result(f"{counted(score.chars, 'character')}{unknown}, {size}, {protocol}: {how}")
-    if scores.bits_per_word is not None and scores.perplexity_per_word is not None:
-        per_word = f"{scores.bits_per_word:.4f} bits/word, perplexity {_large(scores.perplexity_per_word)} per word"
+    if scores.bits_per_word is not None:
+        per_word = f"{scores.bits_per_word:.4f} bits/word, perplexity {_large(score.nats / scores.words)} per word"
         console.result(f"{counted(scores.words, 'word')}, {per_word}")
     if dynamic and not scores.chosen:
         console.say("--dynamic takes its usual rate: the training text, on which it chooses one, was not found")
@@ -182,6 +180,15 @@ def show(console: Console, scores: Scores, protocol: str, window: int) -> None:
     console.table(rows, ("the same text by", "bits/char", ""), best=best)
 
 
-def _large(number: float) -> str:
-    """Return a number as people read it: of a text without spaces a word is a line, and its perplexity has hundreds of digits."""
-    return f"{number:,.2f}" if number < 1e9 else f"{number:.1e}"
+def _any_read(score: "Score") -> bool:
+    """Return whether the network read any character of a text: of none it has no mean."""
+    return score.chars - score.unknown + score.rare > 0
+
+
+def _large(nats: float) -> str:
+    """Return e to the power of a number as people read it: the perplexity of a word that is a line has hundreds of digits."""
+    tens = nats / math.log(10)
+    if tens < 9:
+        return f"{math.exp(nats):,.2f}"
+    digits = f"{10 ** (tens % 1):.1f}"  # 9.97 would be shown as 10.0
+    return f"1.0e+{int(tens) + 1}" if digits == "10.0" else f"{digits}e+{int(tens)}"

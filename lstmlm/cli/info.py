@@ -1,6 +1,5 @@
 """The command `lstmlm info`."""
 
-import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +9,7 @@ import typer
 from lstmlm.cli import safe_output
 from lstmlm.cli.options import MODEL, OUTPUT, Json, ModelAgain, ModelArgument, Quiet, one_model
 from lstmlm.display.console import Console
-from lstmlm.errors import CheckpointError, UsageError, printable
+from lstmlm.errors import CheckpointError, UsageError, in_shell, printable
 from lstmlm.units import bits, counted, size
 
 if TYPE_CHECKING:
@@ -203,7 +202,7 @@ def _rows(facts: dict[str, Any], values: "dict[str, Value]") -> list[tuple[str, 
         ("vocabulary", vocabulary),
         ("corpus", f"{corpus.get('name')}{more}, {chars} characters, fingerprint {str(corpus.get('fingerprint'))[:16]}"),
         ("versions", ", ".join(f"{k} {v}" for k, v in facts["versions"].items())),
-        ("command", shlex.join(map(str, facts["command_line"]))),
+        ("command", in_shell(*map(str, facts["command_line"]))),
     ]
     return rows + [
         (key, str(value).lower() if isinstance(value, bool) else str(value)) for key, value in values.items() if value is not None

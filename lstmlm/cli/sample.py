@@ -3,7 +3,6 @@
 import codecs
 import os
 import re
-import shlex
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, cast
@@ -14,7 +13,8 @@ from lstmlm.cli.options import MACHINE, MODEL, OUTPUT, Device, Json, Model, OnUn
 from lstmlm.cli.text_input import open_file, open_model, read_text
 from lstmlm.data.tokenizer import RARE, readable
 from lstmlm.display.console import Console, is_terminal, unicode_allowed
-from lstmlm.errors import CheckFailed, TextError, UsageError, printable
+from lstmlm.errors import CheckFailed, TextError, UsageError, in_shell, printable
+from lstmlm.evaluation.sampling import DRAWN_TOGETHER
 from lstmlm.training.malloc import freeze_gc
 from lstmlm.units import counted
 
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
 DEFAULT_LENGTH = 500
 TRIES = 20  # for each sample that --new is to find
-
-DRAWN_TOGETHER = {"cpu": 64, "cuda": 4096}  # samples drawn as one batch and then written: memory does not grow with their number
-
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line end
 
 
@@ -472,11 +469,7 @@ def _refuse_bare_words(words: list[str], prompt: str | None) -> None:
     if words:
         text = " ".join(words)
         flag = "-m" if os.path.exists(text) else "--prompt"
-        help = (
-            f"Did you mean {flag} {printable(shlex.quote(text))}?"
-            if prompt is None
-            else "Put a prompt of several words in quotes."
-        )
+        help = f"Did you mean {flag} {in_shell(text)}?" if prompt is None else "Put a prompt of several words in quotes."
         raise UsageError(f"sample: expected options alone, found {printable(text)!r}. {help}")
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import difflib
 import os
-import shlex
 import stat
 import sys
 from collections.abc import Iterator, Sequence
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from lstmlm import machine
 from lstmlm.display.console import Console
-from lstmlm.errors import TextError, UsageError, printable
+from lstmlm.errors import TextError, UsageError, in_shell, printable
 from lstmlm.units import counted
 
 if TYPE_CHECKING:
@@ -129,12 +128,12 @@ def one_text(command: str, words: Sequence[str]) -> str | None:
         UsageError: There are several words without quotes, or the text is the name of a file.
     """
     if len(words) > 1:
-        whole = printable(shlex.quote(" ".join(words)))
+        whole = in_shell(" ".join(words))
         raise UsageError(f"{command}: expected one text, found {len(words)} words without quotes. Did you mean {whole}?")
     text = words[0] if words else None
     # A file of one word may be called like a text; one with an ending or a folder is hardly meant as text.
     if text and (os.sep in text or os.path.splitext(text)[1]) and os.path.isfile(text):
-        name = printable(shlex.quote(text))
+        name = in_shell(text)
         raise UsageError(f"{command}: expected the text itself, found the name of a file. Did you mean --file {name}?")
     return text
 

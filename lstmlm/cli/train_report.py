@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from lstmlm.config.run_config import RunConfig
 from lstmlm.config.schema import BUDGETS
 from lstmlm.display.console import Console
 from lstmlm.display.progress_view import PLAIN_SECONDS
-from lstmlm.errors import CheckFailed, printable
+from lstmlm.errors import CheckFailed, in_shell, printable
 from lstmlm.storage.checkpoint import Checkpoint
 from lstmlm.units import bits, counted, duration, size
 
@@ -160,7 +159,7 @@ def finish(console: Console, json: bool, trainer: "Trainer", folder: Path, max_b
         CheckFailed: The best model takes more bits/char than --max-bpc allows.
     """
     p, (nats, exact) = trainer.progress, trainer.best
-    out = shlex.quote(str(folder))
+    out = in_shell(str(folder))
     run_plots.say_curve(console, folder)
     scored = nats < math.inf
     counting = trainer.validation.counting_nats
@@ -193,8 +192,8 @@ def finish(console: Console, json: bool, trainer: "Trainer", folder: Path, max_b
                 f"{'text' if early else 'time (--minutes)'}, or a smaller rate (--lr)."
             )
     words = prompt(trainer.corpus)
-    offered = f" --prompt {shlex.quote(words)}" if words else ""
-    console.say(f"saved {printable(out)}/best.safetensors. Next:\n  lstmlm sample -m {printable(out)}{offered}")
+    offered = f" --prompt {in_shell(words)}" if words else ""
+    console.say(f"saved {out}/best.safetensors. Next:\n  lstmlm sample -m {out}{offered}")
     if json:
         console.as_json(
             {

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import os
-import shlex
 import sys
 import tempfile
 import time
@@ -28,7 +27,7 @@ from lstmlm.data.ids import Ids, Store
 from lstmlm.data.packing import Counter, Packer, SymbolSet
 from lstmlm.data.sources import CHUNK, PACKED, TAR, LeftOut, Selection, Source, changed, find_sources, refuse_twice
 from lstmlm.data.tokenizer import ByteTokenizer, CharTokenizer, OnUnknown, Tokenizer, describe, from_dict, separator_ids
-from lstmlm.errors import SystemProblem, TextError, UsageError, printable
+from lstmlm.errors import SystemProblem, TextError, UsageError, in_shell, printable
 from lstmlm.units import counted
 
 ENDINGS = (
@@ -508,8 +507,8 @@ class _Plan:
         file = next((one.name for text in self.texts for one in text if one.name.lower().endswith(".json")), None)
         if file is None:
             return "Leave out `--field`."
-        lines = shlex.quote(f"{file}l")
-        return f"Of a list in a JSON file `jq -c '.[]' {shlex.quote(file)} > {lines}` makes lines."
+        lines = in_shell(f"{file}l")
+        return f"Of a list in a JSON file `jq -c '.[]' {in_shell(file)} > {lines}` makes lines."
 
     def _key(self, tallies: list[Tally]) -> str:
         return _digest([tally.digest.hexdigest() for tally in tallies], self._settings())

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-from lstmlm.evaluation.sampling import NOISE_BLOCK, blocks
+from lstmlm.evaluation.sampling import NOISE_BLOCK, blocks, twister_seed
 from lstmlm.evaluation.sampling import Sampling as Sampling  # whoever calls `generate` says how
 from lstmlm.kernels.generate import Choice, Generator, fingerprint
 from lstmlm.model.weights import StoredNetwork
@@ -28,7 +28,7 @@ class Noise:
     """
 
     def __init__(self, seeds: Sequence[int]) -> None:
-        self._generators = [_twister(seed) for seed in seeds]
+        self._generators = [_twister(twister_seed(seed)) for seed in seeds]
         self._block = array("f")
         self._next = 0
 

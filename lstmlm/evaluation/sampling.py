@@ -13,8 +13,17 @@ from lstmlm.errors import UsageError
 
 NOISE_BLOCK = 256  # steps of noise drawn at once; the stream of a seed does not depend on it
 SECONDS = 0.05  # about how long a block of characters may take before its first one is seen
+DRAWN_TOGETHER = {"cpu": 64, "cuda": 4096}  # samples drawn as one batch and then written: memory does not grow with their number
 
 _Numbers = TypeVar("_Numbers")
+
+
+def twister_seed(seed: int) -> int:
+    """Return the 32 bits with which a Mersenne Twister begins, torch's too: a seed below 2**32, or all bits of a larger one.
+
+    Seeds in a row differ: the upper half is multiplied by an odd number, and added without carry.
+    """
+    return (seed ^ (seed >> 32) * 0x9E3779B9) & 0xFFFFFFFF
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from lstmlm.evaluation.sampling import NOISE_BLOCK, Sampling, blocks
+from lstmlm.evaluation.sampling import NOISE_BLOCK, Sampling, blocks, twister_seed
 from lstmlm.kernels import arguments
 from lstmlm.kernels.cuda_graph import Graph
 from lstmlm.kernels.native import NativeKernel
@@ -110,7 +110,7 @@ class Noise:
     """
 
     def __init__(self, seeds: Sequence[int]) -> None:
-        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._generators = [torch.Generator().manual_seed(twister_seed(seed)) for seed in seeds]
         self._block = torch.empty(0, len(seeds), 1)
         self._next = 0
 

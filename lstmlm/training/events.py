@@ -165,13 +165,19 @@ class TrainState:
                 "not know. Go on with the version of lstmlm that wrote it, or start from its weights: --from."
             )
         if "step" not in meta:
-            raise CheckpointError("checkpoint: training.step: expected the number of steps done, found none.")
+            raise CheckpointError(
+                "checkpoint: training.step: expected the number of steps done, found none, as in best.safetensors. "
+                "Put the run's own last.safetensors back, or start from its weights: --from."
+            )
         for key, value in meta.items():
             if key in ("best_nats", "final_nats", "exact_nats", "unsure_nats") and value is None:
                 continue
             kind = int if key == "steps" else type(getattr(plain, key))
             if type(value) is not kind and not (key == "steps" and value is None):
-                raise CheckpointError(f"checkpoint: training.{key}: expected {kind.__name__}, found {type(value).__name__}.")
+                raise CheckpointError(
+                    f"checkpoint: training.{key}: expected {kind.__name__}, found {type(value).__name__}. "
+                    "Use a copy, or train again."
+                )
             if isinstance(value, list) and not all(type(one) is float for one in value):
                 raise CheckpointError(f"checkpoint: training.{key}: expected numbers, found something else among them.")
             setattr(plain, key, value)

@@ -70,6 +70,7 @@ def prepare(start: Start, text: Corpus, clock: Clock, group: ProcessGroup, repor
 
     Raises:
         UsageError: Fewer steps are asked for than the run that goes on has taken; and see `devices.with_kernel` and `teacher.of`.
+        SystemProblem: The sizes that are given do not fit into memory, whatever is chosen beside them.
     """
     config = replace(start.config, data=replace(start.config.data, split=text.split))
     torch.set_num_threads(threads(config, group))
@@ -86,6 +87,12 @@ def prepare(start: Start, text: Corpus, clock: Clock, group: ProcessGroup, repor
         return teachers.of(start.teacher, text.tokenizer, by, device, config.train.distill_weight) if start.teacher else None
 
     teacher = taught(kernel)
+    timed = config.train.steps is None and config.train.epochs is None
+    if timed and device.type == "cpu" and config.model.hidden is not None:  # a step of that width would fill memory
+        batch, window = auto_tune.clamped(config.train.batch or 1, config.train.window or 1, len(text.train))
+        least = replace(config, model=replace(config.model, layers=config.model.layers or 1))
+        least = replace(least, train=replace(config.train, batch=batch, window=window))
+        _refuse_too_large(least, vocabulary, teacher, group.local_size)
     separator = separator_ids(config.model.document_separator, text.tokenizer)
     timer = step_timing.timer(vocabulary, kernel, device, config.model.members, group.size, teacher, separator)
 
@@ -131,12 +138,14 @@ def sizes(config: RunConfig, corpus: Corpus) -> tuple[int, int, int, int]:
 
 def refuse_too_large(plan: Plan, corpus: Corpus, processes: int = 1) -> None:
     """Refuse what would use up the machine's memory: the system would end the run, or another program, without a word."""
-    if plan.device.type != "cpu":
-        return
-    config = plan.config
-    parameters = weights.parameter_count(config.model, len(corpus.tokenizer))
-    taught_by = plan.teacher.config if plan.teacher else None
-    needs = memory_bytes(config, len(corpus.tokenizer), parameters, machine.memory_used(), taught_by) * processes
+    if plan.device.type == "cpu":
+        _refuse_too_large(plan.config, len(corpus.tokenizer), plan.teacher, processes)
+
+
+def _refuse_too_large(config: RunConfig, vocabulary: int, teacher: Teacher | None, processes: int) -> None:
+    parameters = weights.parameter_count(config.model, vocabulary)
+    taught_by = teacher.config if teacher else None
+    needs = memory_bytes(config, vocabulary, parameters, machine.memory_used(), taught_by) * processes
     fewer = "fewer --members, " if config.model.members > 1 else ""
     if (has := machine.memory()) is not None and needs > has:
         raise SystemProblem(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lstmlm.config.run_config import RunConfig
+from lstmlm.evaluation.sampling import twister_seed
 from lstmlm.kernels import Kernel
 from lstmlm.kernels.dropout import Dropout
 from lstmlm.kernels.pointwise import Number, Taught
@@ -50,7 +51,7 @@ class Member:
         self._config = config
         self._seed = (config.train.seed + number) % 2**63
         self.prefix = weights.prefix(config.model, number)
-        torch.manual_seed(self._seed)
+        torch.manual_seed(twister_seed(self._seed))
         self.model = CharLM(config.model, vocabulary, kernel, separator).to(device)
         self.optimizer = Optimizer(self.model, config.train, kernel.pointwise)
 

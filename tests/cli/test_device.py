@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lstmlm.cli import sample as sample_command
+from lstmlm.evaluation import sampling
 from lstmlm.model import devices
 from lstmlm.training import dynamic
 from tests import pretend
@@ -27,7 +27,7 @@ COMMANDS = [
 def test_every_command_there_and_here(lstmlm: Lstmlm, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trained, stopped, resumed and used on a device, a model is the CPU's, and each can be used where the other was made."""
     for kind in ("cpu", pretend.DEVICE.type):  # as many at a time: the bits of torch's products depend on the number of rows
-        monkeypatch.setitem(sample_command.DRAWN_TOGETHER, kind, 2)
+        monkeypatch.setitem(sampling.DRAWN_TOGETHER, kind, 2)
     monkeypatch.setattr(dynamic, "DynamicEvaluator", partial(dynamic.DynamicEvaluator, own_chars=256))
     assert lstmlm("train", text, *TINY, "--out", "here").code == 0
     expected = [lstmlm(*command, "-m", "here") for command in COMMANDS]

@@ -411,6 +411,17 @@ def test_the_perplexity_of_a_word_that_is_a_line(lstmlm: Lstmlm, run: Path) -> N
     shown = lstmlm("eval", "-", "-m", run, stdin=b"BobAnn" * 60).out
 
     assert re.search(r"1 word, .* perplexity \d\.\de\+\d+ per word", shown)
+    unknown = lstmlm("eval", "-", "-m", run, stdin="漢".encode() * 600).out
+    assert re.search(r"12052\.4777 bits/word, perplexity 1\.4e\+3628 per word", unknown)
+
+
+def test_nothing_known(lstmlm: Lstmlm, run: Path) -> None:
+    """Of a text that has no character of the model's it says no score of known ones, rather than 0."""
+    told = lstmlm("eval", "-", "-m", run, stdin="漢字".encode())
+    facts = lstmlm("eval", "-", "-m", run, "--json", stdin="漢字".encode()).json
+
+    assert "2 characters, 2 of them unknown, 6.6958 bits/byte" in told.out
+    assert (facts["unknown"], facts["known_bits_per_char"]) == (2, None)
 
 
 def test_trained_on(lstmlm: Lstmlm, run: Path, text: Path, held_out: Path) -> None:

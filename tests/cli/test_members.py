@@ -78,8 +78,8 @@ def test_no_such_member(lstmlm: Lstmlm, ensemble: str, run: Path) -> None:
     results = [lstmlm("inspect", "Bob", "-m", model, "--member", "4") for model in (ensemble, str(run))]
 
     assert [r.code for r in results] == [2, 2]
-    assert "from 1 to 3" in results[0].err
-    assert "from 1 to 1" in results[1].err
+    assert "--member: expected a number from 1 to 3, as the model has so many, found 4." in results[0].err
+    assert "--member: expected 1, as the model is one network, found 4." in results[1].err
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "1.5", "1000000", "many", ""])
