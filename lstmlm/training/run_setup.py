@@ -5,6 +5,7 @@
 
 import contextlib
 import errno
+import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from lstmlm.config.run_config import Layer, RunConfig
 from lstmlm.config.schema import BUDGETS
 from lstmlm.config.setting import Value
 from lstmlm.data.saved_model import check, parts
-from lstmlm.errors import CheckpointError, TextError, UsageError, printable
+from lstmlm.errors import CheckpointError, TextError, UsageError, in_shell, printable
 from lstmlm.storage import aside, atomic, checkpoint, run_dir
 from lstmlm.storage.checkpoint import Checkpoint
 from lstmlm.training import distributed
@@ -340,7 +341,30 @@ def saved_in(folder: Path, at: Callable[[str], Path]) -> Checkpoint | None:
         check(header, resumes=True)
         TrainState.from_meta(header.meta["training"])
 
-    return checkpoint.read(at("last.safetensors"), known)
+    saved = checkpoint.read(at("last.safetensors"), known)
+    _refuse_other_best(folder, at("best.safetensors"), saved)
+    return saved
+
+
+def _refuse_other_best(folder: Path, path: Path, saved: Checkpoint) -> None:
+    """Refuse to go on where the best model is missing or another run's: at its end a run scores that file as its own."""
+    progress = TrainState.from_meta(saved.meta["training"])
+    if not progress.best_step and progress.best_nats == math.inf:
+        return
+    found = "none"
+    if path.exists():
+        best = checkpoint.read_header(path, check).meta
+        (config, tokenizer), (own, known) = parts(best, []), parts(saved.meta, [])
+        same = (config.model, tokenizer.to_dict(), best["counts"]) == (own.model, known.to_dict(), saved.meta["counts"])
+        # One that is newer than the checkpoint was written before a kill, and will be written again.
+        if same and (best["step"] == progress.best_step or best["step"] >= progress.step):
+            return
+        found = "one of another run"
+    raise CheckpointError(
+        f"run {printable(str(folder))}: expected best.safetensors, its best model so far (of step {progress.best_step:,}), found "
+        f"{found}. Put it back from a copy, or train on from the last weights in a new run: "
+        f"--from {in_shell(str(folder / 'last.safetensors'))} --out DIR."
+    )
 
 
 def _size(path: Path) -> int:

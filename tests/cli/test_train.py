@@ -576,6 +576,26 @@ def test_what_is_offered_where_a_folder_is_taken_works(lstmlm: Lstmlm, run: Path
         assert lstmlm("train", text, "--resume", "--out", out, *flags).code == 0
 
 
+def test_a_best_model_that_is_not_the_runs_is_refused(lstmlm: Lstmlm, run: Path, text: Path) -> None:
+    """A run goes on beside its own best model alone: it would score another as its own. The way that is offered works."""
+    Path("other.txt").write_text("Another text, of other characters? 0123456789!\n" * 40, encoding="utf-8")
+    assert lstmlm("train", "other.txt", *TINY).code == 0
+    best = run / "best.safetensors"
+    own = best.read_bytes()
+
+    best.unlink()
+    missing = lstmlm("train", text, "--resume", "--steps", "14")
+    best.write_bytes(Path("runs/other/best.safetensors").read_bytes())
+    other = lstmlm("train", text, "--resume", "--steps", "14")
+
+    assert (missing.code, other.code) == (4, 4)
+    assert "found none. Put it back" in missing.err
+    assert "found one of another run. Put it back" in other.err
+    assert lstmlm("train", text, "--from", run / "last.safetensors", "--out", "new", "--steps", "2").code == 0
+    best.write_bytes(own)
+    assert lstmlm("train", text, "--resume", "--steps", "14").code == 0
+
+
 def test_nothing_to_train(lstmlm: Lstmlm, run: Path) -> None:
     """Without a text and without --resume it is exit 2; with --resume and no run exit 4."""
     assert lstmlm("train").code == 2
