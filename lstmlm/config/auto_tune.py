@@ -44,6 +44,8 @@ FEWEST_STEPS = 200  # in which something can be learnt
 LONG_MEMORY = 400  # `model.forget_span` of a run that reads so many characters; in fewer, units with a long memory are not filled
 LONG_RUN = 1_500_000
 LONG_SHARE, WIDE_SHARE = 0.25, 0.5  # `model.forget_share`, and from WIDE_RUN on: in fewer, so many learn the rest too slowly
+TIMING = 1 / 3  # of what is left of a budget that timing may take; after that it is estimated from what was timed last
+GROWS = 1.7  # as this power of the width a step's time grows, about
 TRAINING = 0.93  # of a budget in minutes that is left for steps: the rest goes into validating and saving
 
 
@@ -169,6 +171,8 @@ def _by_time(
     widest = next(width for most, width in WIDEST if chars < most)
     widths = [width for width in WIDTHS if width <= widest] if model.hidden is None else [model.hidden]
     batch = train.batch or BATCHES[0]
+    enough_left = (1 - TIMING) * left()
+    timed: list[tuple[int, int, float]] = []
 
     @cache
     def steps(width: int, batch: int) -> int:
@@ -177,7 +181,10 @@ def _by_time(
         rates = replace(rates, weight_decay=train.weight_decay or 0.0)
         # Whether values are dropped depends on what is measured here; it is a small part of a step.
         dropped = replace(model, hidden=width, dropout=model.dropout or 0.0, weight_dropout=model.weight_dropout or 0.0)
-        each = max(1e-9, step_seconds(replace(config, model=dropped, train=rates)))
+        if not timed or left() >= enough_left:
+            timed.append((width, rows, max(1e-9, step_seconds(replace(config, model=dropped, train=rates)))))
+        last, streams, taken = timed[-1]
+        each = taken * (width / last) ** GROWS * rows / streams
         return max(1, int(TRAINING * left() / each))
 
     def share(width: int) -> float:  # of what has to be read for such a width
@@ -187,7 +194,7 @@ def _by_time(
     at = len(widths) - 1
     if at:
         first = min(256, widths[-1])
-        guess = first * share(first) ** (1 / (1.7 + ENOUGH_POWER))  # a step's time grows by somewhat less than the square
+        guess = first * share(first) ** (1 / (GROWS + ENOUGH_POWER))
         at = max(0, sum(width <= guess for width in widths) - 1)
         while at + 1 < len(widths) and share(widths[at + 1]) >= 1:
             at += 1

@@ -87,8 +87,8 @@ def prepare(start: Start, text: Corpus, clock: Clock, group: ProcessGroup, repor
         return teachers.of(start.teacher, text.tokenizer, by, device, config.train.distill_weight) if start.teacher else None
 
     teacher = taught(kernel)
-    timed = config.train.steps is None and config.train.epochs is None
-    if timed and device.type == "cpu" and config.model.hidden is not None:  # a step of that width would fill memory
+    by_time = config.train.steps is None and config.train.epochs is None
+    if by_time and device.type == "cpu" and config.model.hidden is not None:  # a step of that width would fill memory
         batch, window = auto_tune.clamped(config.train.batch or 1, config.train.window or 1, len(text.train))
         least = replace(config, model=replace(config.model, layers=config.model.layers or 1))
         least = replace(least, train=replace(config.train, batch=batch, window=window))

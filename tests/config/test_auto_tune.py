@@ -174,6 +174,24 @@ def test_members_share_the_time() -> None:
     assert chosen(1.0, 1)[0].model.hidden != chosen(1.0, 64)[0].model.hidden
 
 
+def test_a_slow_machine_is_not_timed_for_ever() -> None:
+    """Timing stops at a third of the budget; the sizes not tried are estimated from the last one that was."""
+    left, tried = [60.0], []
+
+    def step_seconds(config: RunConfig) -> float:
+        left[0] -= 15
+        tried.append(config.model.hidden)
+        return machine(SPEED / 300)(config)
+
+    config = RunConfig(train=TrainConfig(minutes=1.0, window=auto_tune.WINDOW))
+    slow, _, steps = auto_tune.choose(config, LONG, 65, lambda: left[0], step_seconds)
+
+    assert tried[0] == 256
+    assert len(tried) == 2
+    assert slow.model.hidden in auto_tune.WIDTHS
+    assert steps > 100
+
+
 def test_sizes_follow_the_time_and_the_machine() -> None:
     """More time or a faster machine means a wider network; more passes over a text mean more dropout."""
 
