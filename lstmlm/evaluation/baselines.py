@@ -97,10 +97,10 @@ def _ranked(keys: Tensor) -> tuple[Tensor, int]:
 
 
 def by_bzip2(train: bytes, text: bytes) -> int:
-    """Return the bits that bzip2 needs more for both texts than for the training text."""
-    return 8 * (len(bz2.compress(train + text)) - len(bz2.compress(train)))
+    """Return the bits that bzip2 needs more for both texts than for the training text; 0 where both take less."""
+    return 8 * max(0, len(bz2.compress(train + text)) - len(bz2.compress(train)))
 
 
 def by_xz(train: bytes, text: bytes) -> int:
-    """Return the bits that xz needs more for both texts than for the training text."""
-    return 8 * (len(lzma.compress(train + text)) - len(lzma.compress(train)))
+    """Return the bits that xz needs more for both texts than for the training text; 0 where both take less."""
+    return 8 * max(0, len(lzma.compress(train + text)) - len(lzma.compress(train)))

@@ -74,6 +74,11 @@ def test_compressors() -> None:
     assert baselines.by_xz(train, text) == 8 * (len(lzma.compress(train + text)) - len(lzma.compress(train)))
     assert baselines.by_xz(train, text) < 8 * len(lzma.compress(text))
 
+    again = b"Bob is a sailor. He lives in Dover.\n" * 6
+    train, text = again[:200], again[200:210]
+    assert len(bz2.compress(train + text)) < len(bz2.compress(train))  # it may take less for more
+    assert baselines.by_bzip2(train, text) == 0
+
 
 def test_a_text_that_moves_on_is_like_itself() -> None:
     """A log's dates are new in its end, and in every end of it: it is not unlike; another language is."""
