@@ -446,7 +446,8 @@ def _refuse_place(folder: Path) -> None:
         kind = "a file" if above.exists() else "a link to nothing"
         raise UsageError(f"{name}: expected a folder or nothing, found {kind}, {printable(str(above))}. Choose another --out.")
     if not os.access(above, os.W_OK | os.X_OK):
-        raise atomic.problem(OSError(errno.EACCES, ""), f"cannot make the folder {folder}")
+        why = errno.EROFS if os.statvfs(above).f_flag & os.ST_RDONLY else errno.EACCES
+        raise atomic.problem(OSError(why, ""), f"cannot make the folder {folder}")
 
 
 def _ways_on(folder: Path, names: Sequence[str]) -> list[str]:

@@ -88,7 +88,7 @@ def test_rare_characters_all_the_way(lstmlm: Lstmlm) -> None:
     assert "rare characters, read as one symbol, U+FFFD: 36 of" in begun.err
     assert lstmlm("train", "--resume", "--steps", "4").code == 0
     assert lstmlm("train", "more", "--from", "runs/text", "--steps", "2", "--out", "tuned").code == 0
-    assert "1 characters are new" in lstmlm(
+    assert "new to the model, and learnt: 1 character, " in lstmlm(
         "train", "more", "--from", "runs/text", "--steps", "2", "--out", "grown", "--on-unknown", "grow"
     ).err  # fmt: skip
     assert "data.min_count is 2 in the model" in lstmlm("train", "more", "--from", "tuned", "--min-count", "3", "--out", "x").err

@@ -84,7 +84,7 @@ def test_one_unit_cannot_be_split(read: Reader) -> None:
     got = read(read.file("".join(LINES)), split="paragraphs")
 
     assert len(got.val) == 0
-    assert any("no validation part" in note and "1 paragraphs" in note for note in got.notes)
+    assert any("no validation part" in note and "1 paragraph" in note for note in got.notes)
 
 
 def test_lines_that_end_in_cr(read: Reader) -> None:
