@@ -29,6 +29,7 @@ RATES = ((7.0, 1.1e-2), (math.inf, 8e-3))  # for 256 units, below so many passes
 # recurrent weights, between the rows by the logarithm. Weights beyond MOST_WEIGHTS a character were not measured.
 DROPOUTS = ((0.3, 0.0, 0.0), (1.8, 0.05, 0.0), (3.5, 0.13, 0.0), (7.0, 0.25, 0.05), (20.0, 0.3, 0.1), (40.0, 0.4, 0.2))
 MOST_WEIGHTS = 3.0
+SEVERAL = 0.7  # of that, where networks answer together: with more dropout they err alike, and gain less by it
 # Of that rate, where a run starts from a trained model: with it tuning was better than parent and new model in all that
 # `scripts/experiments/tuning.py --hidden 64 --factors 1 0.5 0.25` had tried; with 1 and with 0.25 not in one case each.
 TUNING = 0.5
@@ -110,7 +111,8 @@ def choose(
             window, steps = other, count
     passes = steps * math.prod(clamped(batch, window, chars)) / chars
     rate = next(rate for most, rate in RATES if passes < most)
-    values, weights = dropouts(passes, 4 * layers * hidden**2 / chars)
+    known = 4 * layers * hidden**2 / chars * (SEVERAL if model.members > 1 else 1.0)
+    values, weights = dropouts(passes, known)
     dropout = model.dropout if model.dropout is not None else values
     weight_dropout = model.weight_dropout if model.weight_dropout is not None else weights
     lr = train.lr if train.lr is not None else rate * math.sqrt(256 / hidden) * (TUNING if tuned else 1.0)

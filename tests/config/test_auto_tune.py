@@ -128,6 +128,16 @@ def test_a_wide_network_has_more_dropout() -> None:
     assert drops[0] < drops[1] < drops[2] == drops[3]
 
 
+def test_several_networks_have_less_dropout() -> None:
+    """Networks that answer together have the dropout of a share of the weights, as they gain less where they err alike."""
+    train = TrainConfig(epochs=8)
+    one, several = (choose(RunConfig(ModelConfig(hidden=512, members=count), train=train), LONG)[0].model for count in (1, 3))
+    known = auto_tune.dropouts(8, auto_tune.SEVERAL * 4 * 512**2 / LONG)
+
+    assert (several.dropout, several.weight_dropout) == pytest.approx(known, abs=0.01)
+    assert (several.dropout or 0) < (one.dropout or 0)
+
+
 def test_a_tuned_run_has_a_smaller_rate() -> None:
     """From a trained model the rate is half that of a new one of its size; a rate that was set stays."""
     new = RunConfig(ModelConfig(hidden=64), train=TrainConfig(steps=100))
@@ -168,7 +178,8 @@ def test_members_share_the_time() -> None:
     for minutes in (0.2, 1.0, 6.0):
         several, line = chosen(minutes, 4)
         alone, other = chosen(minutes / 4, 1)
-        assert replace(several.model, members=1) == alone.model
+        sizes = replace(several.model, members=1, dropout=alone.model.dropout, weight_dropout=alone.model.weight_dropout)
+        assert sizes == alone.model
         assert "4 members of " in line
         assert "members" not in other
     assert chosen(1.0, 1)[0].model.hidden != chosen(1.0, 64)[0].model.hidden
