@@ -15,7 +15,7 @@ from lstmlm.config import run_config
 from lstmlm.config.run_config import Layer
 from lstmlm.errors import UsageError, printable
 from lstmlm.storage import run_dir
-from lstmlm.training import run_setup
+from lstmlm.training import resuming, run_setup
 from lstmlm.training.run_setup import Start
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def _run(
 
     corpus = open_configured(names, start.config, cache_dir=machine.ids_folder(), val=val, **start.of_text)
     if start.saved:
-        run_setup.refuse_other_text(corpus, start.saved, start.folder, names)
+        resuming.refuse_other_text(corpus, start.saved, start.folder, names)
     held.callback(torch.set_num_threads, torch.get_num_threads())
     plan = launch.prepare(start, corpus, Clock(started), ProcessGroup())
     launch.refuse_too_large(plan, corpus)

@@ -7,11 +7,13 @@ import contextlib
 import operator
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, SupportsFloat, SupportsIndex
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, SupportsFloat, SupportsIndex, TypeVar
 
 from lstmlm.config import run_config
 from lstmlm.errors import LstmlmError, UsageError, printable
+
+T = TypeVar("T")
 
 _ARGUMENTS = (
     (r"`--([a-z-]+) ([\w.-]+)`", lambda found: f'`{_argument(found[1])}="{found[2]}"`'),
@@ -98,12 +100,7 @@ def whole(**numbers: object) -> list[int]:
     Raises:
         UsageError: Says which is none.
     """
-    found = []
-    for name, value in numbers.items():
-        if not isinstance(value, SupportsIndex):
-            raise UsageError(f"{name}: expected a whole number, found {_shown(value)}.")
-        found.append(operator.index(value))
-    return found
+    return _converted(numbers, SupportsIndex, operator.index, "a whole number")
 
 
 def real(**numbers: object) -> list[float]:
@@ -112,12 +109,15 @@ def real(**numbers: object) -> list[float]:
     Raises:
         UsageError: Says which is none.
     """
-    found = []
+    return _converted(numbers, SupportsFloat, float, "a number")
+
+
+def _converted(numbers: dict[str, object], kind: type, convert: Callable[[Any], T], what: str) -> list[T]:
+    """Return values as Python's own, or refuse by its name the first that is not of a kind."""
     for name, value in numbers.items():
-        if not isinstance(value, SupportsFloat):
-            raise UsageError(f"{name}: expected a number, found {_shown(value)}.")
-        found.append(float(value))
-    return found
+        if not isinstance(value, kind):
+            raise UsageError(f"{name}: expected {what}, found {_shown(value)}.")
+    return [convert(value) for value in numbers.values()]
 
 
 def switches(**given: object) -> list[bool]:

@@ -56,7 +56,8 @@ TORCH_FREE = (
     *("evaluation/cloze", "evaluation/per_line", "evaluation/reader", "evaluation/reading", "evaluation/sampler"),
     *("evaluation/sampling", "evaluation/scoring", "evaluation/text_sampler", "model/devices", "model/weights"),
     *("kernels/__init__", "kernels/buffers", "kernels/build", "kernels/generate", "kernels/pace"),
-    *("training/clock_log", "training/distributed", "training/events", "training/malloc", "training/run_setup"),
+    *("training/clock_log", "training/distributed", "training/events", "training/malloc"),
+    *("training/resuming", "training/run_folder", "training/run_setup"),
 )
 
 LOADER = "export/loader"  # travels with an exported model, for whoever has torch and safetensors: it is no part of this program

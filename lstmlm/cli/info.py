@@ -104,7 +104,7 @@ def _verify(console: Console, name: str | None, json: bool) -> None:
         CheckpointError: One is not; that of the first one.
     """
     from lstmlm.storage import checkpoint, run_dir
-    from lstmlm.training.run_setup import replaced
+    from lstmlm.training.run_folder import replaced
 
     paths = run_dir.candidates(name)
     if paths != [Path(name or "")]:  # a run

@@ -182,6 +182,10 @@ def train(
         plan = train_run.prepare(console, group, start, text)
         if dry_run:
             train_report.show_plan(console, as_json, plan, text, start.saved)
+            try:
+                run_setup.refuse_existing(start)
+            except UsageError as refusal:
+                console.warn(f"without --dry-run this is refused: {refusal}")
             return
         from lstmlm.training import launch  # with torch
 

@@ -27,7 +27,7 @@ from lstmlm.display.tensorboard import Board
 from lstmlm.errors import Stopped, UsageError
 from lstmlm.model import devices
 from lstmlm.storage import run_dir
-from lstmlm.training import malloc, run_setup
+from lstmlm.training import malloc, resuming
 from lstmlm.training.distributed import ProcessGroup
 from lstmlm.training.events import Clock, Event
 from lstmlm.training.run_setup import Start
@@ -126,7 +126,7 @@ def open_text(console: Console, group: ProcessGroup, start: Start, texts: Texts)
     with group.local_rank_zero_first(), corpora.may_have_moved(start.folder) if texts.known else contextlib.nullcontext():
         text = corpora.open_named(names, config, **how, progress=train_report.Reading(console))
     if start.saved:
-        run_setup.refuse_other_text(text, start.saved, start.folder, texts.typed)
+        resuming.refuse_other_text(text, start.saved, start.folder, texts.typed)
     for note in text.notes:
         console.say(note)
     if not start.first:

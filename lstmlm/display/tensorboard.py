@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lstmlm.training.events import Event, StepDone, SteppedBack, Validated
-from lstmlm.training.run_setup import TENSORBOARD
+from lstmlm.training.run_folder import TENSORBOARD
 from lstmlm.units import bits
 
 if TYPE_CHECKING:

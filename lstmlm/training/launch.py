@@ -19,7 +19,7 @@ from lstmlm.errors import SystemProblem, UsageError
 from lstmlm.kernels import Kernel
 from lstmlm.model import devices, weights
 from lstmlm.storage import aside, atomic, checkpoint
-from lstmlm.training import distributed, run_setup, step_timing, tuning
+from lstmlm.training import distributed, run_folder, step_timing, tuning
 from lstmlm.training import teacher as teachers
 from lstmlm.training.distributed import ProcessGroup
 from lstmlm.training.events import Clock
@@ -88,8 +88,9 @@ def prepare(start: Start, text: Corpus, clock: Clock, group: ProcessGroup, repor
 
     teacher = taught(kernel)
     by_time = config.train.steps is None and config.train.epochs is None
-    if by_time and device.type == "cpu" and config.model.hidden is not None:  # a step of that width would fill memory
-        batch, window = auto_tune.clamped(config.train.batch or 1, config.train.window or 1, len(text.train))
+    if by_time and device.type == "cpu" and config.model.hidden is not None:  # a step that is timed would fill memory
+        known = config.train.batch or auto_tune.BATCHES[-1], config.train.window or auto_tune.WINDOW
+        batch, window = auto_tune.clamped(*known, len(text.train))
         least = replace(config, model=replace(config.model, layers=config.model.layers or 1))
         least = replace(least, train=replace(config.train, batch=batch, window=window))
         _refuse_too_large(least, vocabulary, teacher, group.local_size)
@@ -161,8 +162,8 @@ def identity(text: Corpus, names: list[str], val: str | None, plan: Plan, versio
     return {
         "corpus": {
             "name": text.name,
-            "sources": list(map(run_setup.lasting, names)),
-            "val": run_setup.lasting(val) if val else None,
+            "sources": list(map(run_folder.lasting, names)),
+            "val": run_folder.lasting(val) if val else None,
             "fingerprint": text.fingerprint,
             "chars": text.chars,
             **({"teacher": plan.teacher.digest} if plan.teacher else {}),
@@ -191,17 +192,17 @@ def begin(trainer: Trainer, start: Start, steps: int) -> None:
     text = run_config.to_yaml(trainer.config)
     if start.saved:
         if job:
-            atomic.write_text(folder / run_setup.JOB, job)
+            atomic.write_text(folder / run_folder.JOB, job)
         trainer.begin()
         # Killed between its first checkpoint and this, it has none; and what was changed is in the checkpoint first.
         if start.changed or not (folder / "config.yaml").exists():
             atomic.write_text(folder / "config.yaml", text)
         return
-    with aside.set_aside(folder, run_setup.replaced(folder)):  # what --overwrite deletes is there until the new run is
+    with aside.set_aside(folder, run_folder.replaced(folder)):  # what --overwrite deletes is there until the new run is
         if job:
-            atomic.write_text(folder / run_setup.JOB, job)
+            atomic.write_text(folder / run_folder.JOB, job)
         if start.teacher:
-            checkpoint.write(folder / run_setup.TEACHER, start.teacher)
+            checkpoint.write(folder / run_folder.TEACHER, start.teacher)
         if start.parent is None and start.teacher is None:
             # First the configuration: a run killed between the two is resumed from it.
             atomic.write_text(folder / "config.yaml", text)

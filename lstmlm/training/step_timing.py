@@ -24,6 +24,8 @@ from lstmlm.training.teacher import Teacher
 MOST_STEPS = 100  # steps that are timed
 SHARE = 0.004  # of a budget in minutes, for each size that is measured ...
 LEAST = 0.05  # ... but so many seconds
+MOST_WORK = 5e10  # multiplications of a step that is timed whole, a second or two of it; of a larger one a part is timed
+LEAST_ROWS, LEAST_WINDOW = 16, 8  # of that part, where the step has so many: with fewer a character takes longer
 SHARE_OF_SPEED = 0.95  # of a recurrence's speed that a whole training step reaches: scripts/bench/bench.py train
 
 
@@ -98,11 +100,14 @@ def step_seconds(
         separator: Ids of what parts documents.
 
     Returns:
-        Seconds: the mean of the quicker half, as it is the machine that is asked for and not what else runs on it at times; on
-        all threads or on one, whichever is quicker, as the trainer does.
+        Seconds of all characters of the step, of which a part may have been timed: the mean of the quicker half, as it is the
+        machine that is asked for and not what else runs on it at times; on all threads or on one, whichever is quicker, as the
+        trainer does.
     """
     window = config.train.window
     assert window is not None
+    whole = rows * window
+    rows, window = _timed_part(config, vocabulary, rows, window)
     quickly = replace(config, model=replace(config.model, orthogonal=False))
     members = Members(quickly, vocabulary, kernel, device, separator, teacher)
     members.prepare({rows}, window, rows)
@@ -127,4 +132,17 @@ def step_seconds(
                 began = time.perf_counter()
     finally:
         torch.set_num_threads(threads)
-    return min(statistics.mean(sorted(times)[: (len(times) + 1) // 2]) for times in taken.values())
+    found = min(statistics.mean(sorted(times)[: (len(times) + 1) // 2]) for times in taken.values())
+    return found * whole / (rows * window)
+
+
+def _timed_part(config: RunConfig, vocabulary: int, rows: int, window: int) -> tuple[int, int]:
+    """Return the rows and the window that are timed for a step: a part of both, where all of it would take long."""
+    readout = vocabulary * (config.model.hidden or 0)
+    share = MOST_WORK / (3 * config.model.members * (_weights(config.model) + readout) * rows * window)
+    if share >= 1:
+        return rows, window
+    fewer = max(min(rows, LEAST_ROWS), int(rows * share))
+    share *= rows / fewer
+    shorter = max(min(window, LEAST_WINDOW), int(window * share))
+    return fewer, min(window, shorter)

@@ -952,6 +952,18 @@ def test_dry_run(lstmlm: Lstmlm, text: Path) -> None:
     assert not Path("runs").exists()
 
 
+def test_dry_run_where_there_is_a_run(lstmlm: Lstmlm, run: Path, text: Path) -> None:
+    """--dry-run shows the plan, and says that without it the folder would be refused; with --overwrite it would not."""
+    shown = lstmlm("train", text, "--out", run, *TINY, "--dry-run")
+    over = lstmlm("train", text, "--out", run, *TINY, "--dry-run", "--overwrite")
+
+    assert (shown.code, over.code) == (0, 0)
+    assert "without --dry-run this is refused: run" in shown.err
+    assert "--overwrite to begin again" in shown.err
+    assert "refused" not in over.err
+    assert "parameters" in shown.out
+
+
 @pytest.mark.parametrize("moved", ["", ".old", ".old.moving"])
 def test_dry_run_of_a_run_that_goes_on(lstmlm: Lstmlm, run: Path, text: Path, moved: str) -> None:
     """--resume with --dry-run or --print-config shows the run that would go on, also a set-aside one, and changes nothing."""

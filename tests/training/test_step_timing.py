@@ -1,4 +1,5 @@
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -28,13 +29,13 @@ class Watch:
     """A clock on which a step takes as long as it is said to."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, steps: dict[int, list[float]]) -> None:
-        self.now, self.rows = 0.0, 0
+        self.now, self.rows, self.window = 0.0, 0, 0
         self.steps = {count: iter(seconds) for count, seconds in steps.items()}
         learn = Members.learn
 
         def watched(*args: object) -> object:
             self.now += next(self.steps[torch.get_num_threads()], 0.1)
-            self.rows = args[1].shape[1]  # type: ignore[attr-defined]  # ids
+            self.window, self.rows = args[1].shape  # type: ignore[attr-defined]  # ids
             return learn(*args)  # type: ignore[arg-type]  # as they came
 
         monkeypatch.setattr(Members, "learn", watched)
@@ -64,6 +65,19 @@ def test_one_thread_where_that_is_quicker(monkeypatch: pytest.MonkeyPatch) -> No
 
     assert step_timing.step_seconds(configured(), 7, EagerKernel(), torch.device("cpu"), 6, 3.0) == pytest.approx(0.2)
     assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize(("share", "rows", "window"), [(1, 64, 40), (1 / 2, 32, 40), (1 / 8, 16, 20), (1e-9, 16, 8)])
+def test_of_a_long_step_a_part_is_timed(monkeypatch: pytest.MonkeyPatch, share: float, rows: int, window: int) -> None:
+    """A step that would take minutes is estimated by fewer rows, then by a shorter window."""
+    monkeypatch.setattr("lstmlm.training.step_timing.MOST_WORK", share * 3 * (4 * 9 * 9 + 7 * 9) * 64 * 40)
+    config = configured()
+    config = replace(config, train=replace(config.train, window=40))
+    watch = Watch(monkeypatch, {1: [0.1] * 20})
+    found = step_timing.step_seconds(config, 7, EagerKernel(), torch.device("cpu"), 64, 1.0)
+
+    assert (watch.rows, watch.window) == (rows, window)
+    assert found == pytest.approx(0.1 * 64 * 40 / (rows * window))
 
 
 @pytest.mark.parametrize(("processes", "rows"), [(1, 6), (2, 3)])
