@@ -120,6 +120,11 @@ def as_dict(scores: Scores, protocol: str, window: int) -> dict[str, object]:
     }
 
 
+def costs(found: dict[str, Scores]) -> dict[str, float]:
+    """Return the bits that the text takes by each model, by the model's name."""
+    return {name: bits(scores.score.nats) for name, scores in found.items()}
+
+
 def likeliest(costs: Mapping[str, float]) -> str | None:
     """Return the model to which a text costs least, in all: characters and bytes alike. None: to several alike."""
     least = min(costs.values())
@@ -129,10 +134,10 @@ def likeliest(costs: Mapping[str, float]) -> str | None:
 
 def show_models(console: Console, found: dict[str, Scores]) -> None:
     """Print a row for each model, and which of them is the likeliest to have written the text."""
-    costs = {name: bits(one.score.nats) for name, one in found.items()}
-    best, least = likeliest(costs), min(costs.values())
+    each = costs(found)
+    best, least = likeliest(each), min(each.values())
     rows = [
-        (name, costs[name], one.score.bits_per_char, one.score.unknown, f"+{costs[name] - least:.2f}")
+        (name, each[name], one.score.bits_per_char, one.score.unknown, f"+{each[name] - least:.2f}")
         for name, one in found.items()
     ]
     headers = ("model", "bits of the text", "bits/char", "unknown", "worse by")
