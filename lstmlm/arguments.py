@@ -23,6 +23,7 @@ _ARGUMENTS = (
     (r"--from\b", lambda found: "start_from"),
     (r"--([a-z][a-z-]*)", lambda found: _argument(found[1])),
     (rf"\b(?:model|data|train)\.({'|'.join(one.name for one in run_config.keys().values())})\b", lambda found: found[1]),
+    (r"\b(or|is) null\b", lambda found: f"{found[1]} None"),
     (r"lstmlm train stories", lambda found: 'lstmlm.train("stories")'),
 )
 """What messages say of the command line, and what that is in Python."""
