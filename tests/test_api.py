@@ -427,7 +427,7 @@ def test_it_says_what_it_is(model: LanguageModel) -> None:
         (lambda m: lstmlm.load(threads=0), "threads: expected at least 1"),
         (lambda m: lstmlm.train("a.txt", hiden=3), "Did you mean hidden?"),
         (lambda m: lstmlm.train("a.txt", lr=-1), "lr: expected"),
-        (lambda m: lstmlm.train("a.txt", minutes="x"), "or None, found 'x'. The default is None."),
+        (lambda m: lstmlm.train("a.txt", minutes="x"), "or None, found 'x'. The default is None."),  # type: ignore[arg-type]  # is refused
         (lambda m: lstmlm.train([]), "text: expected"),
         (lambda m: lstmlm.train("a text " * 900), "expected the name of a file or folder, found a text of 6,300 characters."),
         (lambda m: lstmlm.train(["a\n", "b\n"]), "text: expected the name of a file or folder, found a text of 2 characters."),

@@ -16,7 +16,7 @@ import torch
 import lstmlm
 from lstmlm import kernels
 from lstmlm.api import LanguageModel
-from lstmlm.data.corpus import fingerprint_of
+from lstmlm.data.prepare import fingerprint_of
 from lstmlm.errors import UsageError
 from lstmlm.kernels import build, native
 from lstmlm.kernels import generate as generating

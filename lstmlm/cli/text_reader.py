@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from lstmlm.cli.text_input import standard_input
 from lstmlm.config import run_config
-from lstmlm.data.corpus import fingerprint_of
 from lstmlm.data.decoding import Reading, Tally, at_borders, decode, encoding_of, join
+from lstmlm.data.prepare import fingerprint_of
 from lstmlm.data.sources import Selection, Source, find_sources
 from lstmlm.errors import UsageError, printable
 from lstmlm.storage import run_dir

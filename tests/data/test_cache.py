@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lstmlm.data import cache, corpus, sources
+from lstmlm.data import cache, prepare, sources
 from lstmlm.errors import SystemProblem, TextError
 from lstmlm.storage import atomic
 from tests.corpora import EVERY, PACK, Reader, text_of
@@ -30,7 +30,7 @@ class TestLarge:
         monkeypatch.setattr(cache, "MEMORY_LIMIT", 5000)
         monkeypatch.setattr(cache, "SEGMENT", 7001)
         monkeypatch.setattr(sources, "CHUNK", 1013)
-        monkeypatch.setattr(corpus, "CHUNK", 1013)
+        monkeypatch.setattr(prepare, "CHUNK", 1013)
 
     @pytest.fixture(name="passes")
     def _passes(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
