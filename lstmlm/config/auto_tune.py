@@ -35,11 +35,8 @@ SEVERAL = 0.7  # of that, where networks answer together: with more dropout they
 TUNING = 0.5
 BATCHES = (16, 8, 4)  # the first that leaves time for enough steps
 WINDOW = 64
-SHORT_WINDOW = 32  # in a run that reads fewer than SHORT_RUN characters, twice the steps of half the window are better
-SHORT_RUN = 1_200_000
-SHORT_LEAST = 0.8  # of the characters that windows of 64 read, as what a step costs besides its characters counts twice
-SHORT_PASSES = 2  # and reads its text less often than that: it was not tried with more
 LONG_WINDOW = 128  # from WIDE_RUN characters on half the steps of twice the window are as good, quicker, and remember more
+LONG_LEAST = 0.8  # of the characters that windows of 64 would read
 WIDE_RUN = 6_000_000
 FEWEST_STEPS = 200  # in which something can be learnt
 LONG_MEMORY = 400  # `model.forget_span` of a run that reads so many characters; in fewer, units with a long memory are not filled
@@ -101,14 +98,13 @@ def choose(
         assert found is not None
         steps = found
     read = steps * math.prod(clamped(batch, window, chars))
-    other = SHORT_WINDOW if read < min(SHORT_RUN, SHORT_PASSES * chars) else LONG_WINDOW if read >= WIDE_RUN else window
-    if config.train.window is None and train.steps is None and other != window:
-        count = steps * window // other
+    if config.train.window is None and train.steps is None and read >= WIDE_RUN:
+        count = steps * window // LONG_WINDOW
         if train.minutes is not None:
-            moved = replace(train, window=other, batch=batch)
+            moved = replace(train, window=LONG_WINDOW, batch=batch)
             _, _, count = _by_time(replace(config, model=replace(model, hidden=hidden), train=moved), chars, left, step_seconds)
-        if count * other >= SHORT_LEAST * steps * window:
-            window, steps = other, count
+        if count * LONG_WINDOW >= LONG_LEAST * steps * window:
+            window, steps = LONG_WINDOW, count
     passes = steps * math.prod(clamped(batch, window, chars)) / chars
     rate = next(rate for most, rate in RATES if passes < most)
     known = 4 * layers * hidden**2 / chars * (SEVERAL if model.members > 1 else 1.0)

@@ -59,18 +59,21 @@ def test_what_is_set_stays() -> None:
 
 
 def test_the_window_grows_with_what_a_run_reads() -> None:
-    """A run of some time or passes has short windows and more steps below SHORT_RUN characters, long ones from WIDE_RUN on."""
-    short, usual, long = (
+    """A run of some time or passes has long windows, and half the steps, from WIDE_RUN characters on; one of steps never."""
+    usual, long = (
         choose(RunConfig(train=TrainConfig(epochs=read / LONG)), LONG)
-        for read in (0.9 * auto_tune.SHORT_RUN, 1.1 * auto_tune.SHORT_RUN, 1.1 * auto_tune.WIDE_RUN)
+        for read in (0.9 * auto_tune.WIDE_RUN, 1.1 * auto_tune.WIDE_RUN)
     )
-    windows = [found[0].train.window for found in (short, usual, long)]
-    given = choose(RunConfig(train=TrainConfig(epochs=0.9 * auto_tune.SHORT_RUN / LONG, window=auto_tune.WINDOW)), LONG)
+    epochs = 1.1 * auto_tune.WIDE_RUN / LONG
+    given = choose(RunConfig(train=TrainConfig(epochs=epochs, window=auto_tune.WINDOW)), LONG)
 
-    assert windows == [auto_tune.SHORT_WINDOW, auto_tune.WINDOW, auto_tune.LONG_WINDOW]
-    assert short[2] == 2 * given[2]
-    assert given[0].train.window == auto_tune.WINDOW
-    assert choose(RunConfig(train=TrainConfig(steps=7)), LONG)[0].train.window == auto_tune.WINDOW
+    assert [found[0].train.window for found in (usual, long, given)] == [
+        auto_tune.WINDOW,
+        auto_tune.LONG_WINDOW,
+        auto_tune.WINDOW,
+    ]
+    assert long[2] == given[2] // 2
+    assert choose(RunConfig(train=TrainConfig(steps=1_000_000)), LONG)[0].train.window == auto_tune.WINDOW
 
 
 def test_a_long_run_starts_with_long_memories() -> None:
