@@ -2,7 +2,7 @@
 
 The file holds a header of one page, the ids in 1, 2 or 4 bytes each, and a trailer that says what they are and holds the
 checksums of their segments. It is written beside, fsynced and renamed; only `restamp` writes a part of it anew, its first page.
-All of it is checked before it is used, and whatever is damaged, stale or half-written counts as no file at all. `corpus` asks
+All of it is checked before it is used, and whatever is damaged, stale or half-written counts as no file at all. `prepare` asks
 `find` first, and writes with a `Writer` where nothing is found. When a file is written, those that nobody has used for long go,
 and the longest unused ones beyond a size; `kept` and `clear` are for `lstmlm info`, and count the files of other versions too.
 """

@@ -1,8 +1,8 @@
 """Raw bytes of files -> decoded text, in pieces, in constant memory, with what is worth knowing about it counted.
 
-`documents` is the entry point for `corpus`, `decode` for `eval`; `join` does for bytes what can be done for them. Every character
-arrives as it was written, unless another Unicode form is asked for: line ends are never changed, only put between files where one
-is missing, and what cannot be decoded is refused with its place, never replaced.
+`documents` is the entry point for `prepare`, `decode` for `eval`; `join` does for bytes what can be done for them. Every
+character arrives as it was written, unless another Unicode form is asked for: line ends are never changed, only put between files
+where one is missing, and what cannot be decoded is refused with its place, never replaced.
 """
 
 import codecs

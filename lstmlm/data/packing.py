@@ -1,6 +1,6 @@
 """Text -> the characters in it, and text -> ids as they are stored, at the speed of the machine.
 
-`SymbolSet` collects the characters in the first pass of `corpus`, `Packer` writes the ids in the second. Plain ASCII takes one
+`SymbolSet` collects the characters in the first pass of `prepare`, `Packer` writes the ids in the second. Plain ASCII takes one
 table look-up for each byte; all other text goes through its code points in a tensor, because a dict of Python
 (`str.translate`) is ten times slower.
 """

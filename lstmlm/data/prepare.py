@@ -36,7 +36,7 @@ ProgressCallback = Callable[[str, int, int], None]  # what is being done, bytes 
 
 @dataclass(kw_only=True)
 class Preparation:
-    """What is to be read and how, and what that would be called in the cache; see `open_corpus`."""
+    """What is to be read and how, and what that would be called in the cache; see `corpus.open_corpus`."""
 
     texts: list[list[Source]]
     tokenizer: str

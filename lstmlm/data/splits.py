@@ -1,6 +1,6 @@
 """Which part of a text is held out for validation: its end, or lines, paragraphs or files drawn by a seed.
 
-`corpus` counts the units of a text in its first pass, draws some of them, and tells them apart in its second pass.
+`prepare` counts the units of a text in its first pass, draws some of them, and tells them apart in its second pass.
 """
 
 import random

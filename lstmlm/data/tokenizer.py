@@ -1,7 +1,7 @@
 """Characters <-> ids, and bytes <-> ids.
 
 A token is one code point (`CharTokenizer`) or one byte of UTF-8 (`ByteTokenizer`); nothing is merged, normalised or dropped.
-`corpus` makes one from a text, `from_dict` one from a checkpoint, for `api`.
+`prepare` makes one from a text, `from_dict` one from a checkpoint, for `api`.
 """
 
 import codecs

@@ -70,7 +70,8 @@ def prepare(start: Start, text: Corpus, clock: Clock, group: ProcessGroup, repor
 
     Raises:
         UsageError: Fewer steps are asked for than the run that goes on has taken; and see `devices.with_kernel` and `teacher.of`.
-        SystemProblem: The sizes that are given do not fit into memory, whatever is chosen beside them.
+        SystemProblem: On a CPU, for a budget in minutes: the sizes that are given do not fit into memory with those that are
+            timed first beside them.
     """
     config = replace(start.config, data=replace(start.config.data, split=text.split))
     torch.set_num_threads(threads(config, group))
@@ -88,10 +89,11 @@ def prepare(start: Start, text: Corpus, clock: Clock, group: ProcessGroup, repor
 
     teacher = taught(kernel)
     by_time = config.train.steps is None and config.train.epochs is None
-    if by_time and device.type == "cpu" and config.model.hidden is not None:  # a step that is timed would fill memory
+    if by_time and device.type == "cpu":  # a step that is timed would fill memory
         known = config.train.batch or auto_tune.BATCHES[-1], config.train.window or auto_tune.WINDOW
         batch, window = auto_tune.clamped(*known, len(text.train))
-        least = replace(config, model=replace(config.model, layers=config.model.layers or 1))
+        hidden, layers = config.model.hidden or auto_tune.WIDTHS[0], config.model.layers or 1
+        least = replace(config, model=replace(config.model, hidden=hidden, layers=layers))
         least = replace(least, train=replace(config.train, batch=batch, window=window))
         _refuse_too_large(least, vocabulary, teacher, group.local_size)
     separator = separator_ids(config.model.document_separator, text.tokenizer)

@@ -1,6 +1,6 @@
 """What a run goes on from: its last checkpoint, its teacher, and what may be otherwise from there on.
 
-`saved_in` and `resumed` are the entry points, for `run_setup`.
+`saved_in` and `resumed` are the entry points, for `run_setup`; `refuse_other_text` is for `train` here and in Python.
 """
 
 import math

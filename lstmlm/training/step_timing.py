@@ -5,6 +5,7 @@ are drawn. On a GPU a recurrence of a middling size is measured, as each size wo
 """
 
 import gc
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from lstmlm.config.run_config import ModelConfig, RunConfig
 from lstmlm.kernels import Kernel
 from lstmlm.kernels.cuda_graph import read_back, speed_of
 from lstmlm.model.lstm import StackState
+from lstmlm.model.weights import weight_shapes
 from lstmlm.training import malloc
 from lstmlm.training.members import Members
 from lstmlm.training.teacher import Teacher
@@ -26,6 +28,7 @@ SHARE = 0.004  # of a budget in minutes, for each size that is measured ...
 LEAST = 0.05  # ... but so many seconds
 MOST_WORK = 5e10  # multiplications of a step that is timed whole, a second or two of it; of a larger one a part is timed
 LEAST_ROWS, LEAST_WINDOW = 16, 8  # of that part, where the step has so many: with fewer a character takes longer
+SEGMENTS = 4  # of `train.segment` in that part
 SHARE_OF_SPEED = 0.95  # of a recurrence's speed that a whole training step reaches: scripts/bench/bench.py train
 
 
@@ -107,7 +110,7 @@ def step_seconds(
     window = config.train.window
     assert window is not None
     whole = rows * window
-    rows, window = _timed_part(config, vocabulary, rows, window)
+    rows, window = _timed_part(config, _multiplied(config.model, vocabulary, teacher), rows, window)
     quickly = replace(config, model=replace(config.model, orthogonal=False))
     members = Members(quickly, vocabulary, kernel, device, separator, teacher)
     members.prepare({rows}, window, rows)
@@ -136,13 +139,30 @@ def step_seconds(
     return found * whole / (rows * window)
 
 
-def _timed_part(config: RunConfig, vocabulary: int, rows: int, window: int) -> tuple[int, int]:
-    """Return the rows and the window that are timed for a step: a part of both, where all of it would take long."""
-    readout = vocabulary * (config.model.hidden or 0)
-    share = MOST_WORK / (3 * config.model.members * (_weights(config.model) + readout) * rows * window)
+def _multiplied(model: ModelConfig, vocabulary: int, teacher: Teacher | None) -> float:
+    """Return the multiplications of a character: forwards and two ways back for each weight but the table of the first layer."""
+    own = 3 * _products(model, vocabulary)
+    return own + _products(teacher.config, vocabulary) if teacher else own  # which only reads
+
+
+def _products(model: ModelConfig, vocabulary: int) -> int:
+    shapes = weight_shapes(model, vocabulary)
+    return model.members * sum(math.prod(shape) for name, shape in shapes.items() if len(shape) == 2 and name != "layers.0.U")
+
+
+def _timed_part(config: RunConfig, multiplied: float, rows: int, window: int) -> tuple[int, int]:
+    """Return the rows and the window that are timed for a step: a part of both, where all of it would take long.
+
+    Args:
+        config: With no size open.
+        multiplied: Multiplications of a character.
+        rows: Of the step.
+        window: Likewise.
+    """
+    share = MOST_WORK / (multiplied * rows * window)
     if share >= 1:
         return rows, window
     fewer = max(min(rows, LEAST_ROWS), int(rows * share))
-    share *= rows / fewer
-    shorter = max(min(window, LEAST_WINDOW), int(window * share))
-    return fewer, min(window, shorter)
+    segment = config.train.segment
+    least = SEGMENTS * segment if segment else LEAST_WINDOW  # of which all but the last are read twice
+    return fewer, min(window, max(least, int(window * share * rows / fewer)))

@@ -59,7 +59,7 @@ def test_what_is_set_stays() -> None:
 
 
 def test_the_window_grows_with_what_a_run_reads() -> None:
-    """A run of some time or passes has long windows, and half the steps, from WIDE_RUN characters on; one of steps never."""
+    """A run of some passes has long windows, and half the steps, from WIDE_RUN characters on; a run of some steps never."""
     usual, long = (
         choose(RunConfig(train=TrainConfig(epochs=read / LONG)), LONG)
         for read in (0.9 * auto_tune.WIDE_RUN, 1.1 * auto_tune.WIDE_RUN)
@@ -74,6 +74,23 @@ def test_the_window_grows_with_what_a_run_reads() -> None:
     ]
     assert long[2] == given[2] // 2
     assert choose(RunConfig(train=TrainConfig(steps=1_000_000)), LONG)[0].train.window == auto_tune.WINDOW
+
+
+@pytest.mark.parametrize(("slower", "window"), [(1.0, 128), (1.2, 128), (1.3, 64)])
+def test_a_long_window_that_reads_much_less_is_not_taken(slower: float, window: int) -> None:
+    """Of a budget in minutes windows of 128 are timed too, and taken where they read four fifths of what 64 read."""
+    assert (auto_tune.WINDOW, auto_tune.LONG_WINDOW, auto_tune.LONG_LEAST) == (64, 128, 0.8)
+    usual = machine()
+
+    def step_seconds(config: RunConfig) -> float:
+        return usual(config) * (slower if config.train.window == auto_tune.LONG_WINDOW else 1.0)
+
+    config = RunConfig(ModelConfig(hidden=256), train=TrainConfig(minutes=10.0))
+    chosen, _, steps = auto_tune.choose(config, LONG, 65, lambda: 600.0, step_seconds)
+
+    assert chosen.train.window == window
+    taken = step_seconds(chosen)
+    assert steps == int(auto_tune.TRAINING * 600 / taken)
 
 
 def test_a_long_run_starts_with_long_memories() -> None:

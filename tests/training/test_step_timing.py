@@ -19,9 +19,9 @@ from lstmlm.training.members import Members
 from lstmlm.training.teacher import Teacher
 
 
-def configured(**model: int) -> RunConfig:
+def configured(**model: Any) -> RunConfig:
     """Return a configuration with no size open."""
-    network = ModelConfig(**{"hidden": 9, "layers": 1, "dropout": 0.0, "weight_dropout": 0.0, **model})  # type: ignore[arg-type]  # all are numbers
+    network = ModelConfig(**{"hidden": 9, "layers": 1, "dropout": 0.0, "weight_dropout": 0.0, **model})
     return RunConfig(network, train=TrainConfig(minutes=1.0, batch=6, window=5, lr=0.01, warmup=0, weight_decay=0.0))
 
 
@@ -67,17 +67,45 @@ def test_one_thread_where_that_is_quicker(monkeypatch: pytest.MonkeyPatch) -> No
     assert torch.get_num_threads() == 2
 
 
-@pytest.mark.parametrize(("share", "rows", "window"), [(1, 64, 40), (1 / 2, 32, 40), (1 / 8, 16, 20), (1e-9, 16, 8)])
-def test_of_a_long_step_a_part_is_timed(monkeypatch: pytest.MonkeyPatch, share: float, rows: int, window: int) -> None:
-    """A step that would take minutes is estimated by fewer rows, then by a shorter window."""
+@pytest.mark.parametrize(
+    ("share", "segment", "rows", "window"),
+    [(1, 0, 64, 40), (1 / 2, 0, 32, 40), (1 / 8, 0, 16, 20), (1e-9, 0, 16, 8), (1e-9, 5, 16, 20), (1e-9, 20, 16, 40)],
+)
+def test_of_a_long_step_a_part_is_timed(
+    monkeypatch: pytest.MonkeyPatch, share: float, segment: int, rows: int, window: int
+) -> None:
+    """A step of more than a second or two is estimated by fewer rows, then by a shorter window, but of some segments still."""
     monkeypatch.setattr("lstmlm.training.step_timing.MOST_WORK", share * 3 * (4 * 9 * 9 + 7 * 9) * 64 * 40)
     config = configured()
-    config = replace(config, train=replace(config.train, window=40))
+    config = replace(config, train=replace(config.train, window=40, segment=segment))
     watch = Watch(monkeypatch, {1: [0.1] * 20})
     found = step_timing.step_seconds(config, 7, EagerKernel(), torch.device("cpu"), 64, 1.0)
 
     assert (watch.rows, watch.window) == (rows, window)
     assert found == pytest.approx(0.1 * 64 * 40 / (rows * window))
+
+
+@pytest.mark.parametrize(
+    ("model", "weights"),
+    [
+        ({"hidden": 9, "layers": 2}, 3 * 4 * 81 + 63),
+        ({"hidden": 9, "layers": 1, "members": 3}, 3 * (4 * 81 + 63)),
+        ({"hidden": 9, "layers": 2, "readout": "direct"}, 4 * 81 + 4 * 9 * 7 + 4 * 49),
+    ],
+)
+def test_the_work_of_a_step(monkeypatch: pytest.MonkeyPatch, model: dict[str, Any], weights: int) -> None:
+    """What is timed whole is told by the weights that are multiplied, three times each, and a teacher's once."""
+    config = configured(**model)
+    watch = Watch(monkeypatch, {1: [0.1] * 40})
+    taught_by = Teacher(ensemble.build(config.model, 7, EagerKernel()), config.model, 0.4)
+    found = []
+    for teacher, times in ((None, 3), (taught_by, 4)):
+        for enough in (1.0, 0.99):
+            monkeypatch.setattr("lstmlm.training.step_timing.MOST_WORK", enough * times * weights * 20 * 5)
+            step_timing.step_seconds(config, 7, EagerKernel(), torch.device("cpu"), 20, 0.0, teacher)
+            found.append(watch.rows)
+
+    assert found == [20, 19, 20, 19]
 
 
 @pytest.mark.parametrize(("processes", "rows"), [(1, 6), (2, 3)])
