@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lstmlm.config.run_config import TrainConfig
-from lstmlm.evaluation.scoring import streams_of
+from lstmlm.evaluation.scoring import STREAMS, streams_of
 
 SHARE = 0.08  # of a run that may go into validating, the exact score at its end included
 EXACT_SHARE = 2 / 3  # of that, at most, for the exact score
@@ -20,6 +20,7 @@ LEAST_CHARS = 8192  # of a validation text, if it has as many: fewer say too lit
 MOST_CHARS = 1 << 18  # of a validation text, its beginning; `lstmlm eval` scores all of a longer one
 READING = 0.45  # of the time of a training step, for reading as many characters, in strict float32
 EXACTLY = 2.0  # times what a text has are read for its exact score, more or less at most: then it is given up
+FEW_STREAMS = 1.5  # times as long takes a character then as in a validation of all its streams side by side: measured
 PATIENCE = 3  # validations in a row that are worse than the best ...
 WORSE = 1.05  # ... and, the last of them, by this factor, after twice the steps: what follows is known by heart
 SLOWER = 0.5  # of the steps that sizes were chosen for: where no more fit in, a smaller network learns more, begun anew ...
@@ -210,7 +211,8 @@ class Budget:
         if looks is None:
             return step + max(0, int(fit * (1 - 0.75 * SHARE)))
         each = self._look or 1.3 * looks.chars * self.cost
-        fit -= each + (EXACTLY * text * self.cost if looks.exact else 0.0)
+        slower = FEW_STREAMS if streams_of(text, looks.chars) == STREAMS else 1.0
+        fit -= each + (EXACTLY * text * self.cost * slower if looks.exact else 0.0)
         between = max(looks.gap, (step + fit) / LOOKS)
         fit -= each * max(0, int(fit / (between + each)))
         return step + max(0, int(fit))

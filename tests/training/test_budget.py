@@ -113,17 +113,18 @@ def test_the_last_seconds_count_most() -> None:
     assert machine.budget.per_step == pytest.approx(0.5, rel=0.2)
 
 
-def test_steps_fill_the_time() -> None:
-    """Steps, validations, the exact score and the end of the process fit into what is left, and fill it."""
+@pytest.mark.parametrize(("chars", "slower"), [(20_000, 1.0), (111_539, budget.FEW_STREAMS)])
+def test_steps_fill_the_time(chars: int, slower: float) -> None:
+    """Steps, validations, the exact score in fewer streams and the end of the process fit into what is left, and fill it."""
     machine = Machine()
     machine.step(0.1, 50)
-    machine.look(0.6, 20_000)
-    looks = Looks(20_000, 50, exact=True)
+    machine.look(0.6, chars)
+    looks = Looks(chars, 50, exact=True)
     steps = machine.budget.steps(50, looks, 111_539)
-    exact = budget.EXACTLY * 111_539 * machine.budget.cost * 0.1
+    exact = budget.EXACTLY * 111_539 * machine.budget.cost * 0.1 * slower
     spent = machine.now + (steps - 50) * 0.1 + 0.6 * (1 + (steps - 50) // 55) + exact
 
-    assert machine.budget.cost == pytest.approx(6 / 26_000)
+    assert machine.budget.cost == pytest.approx(6 / (1.3 * chars))
     assert 57.5 < spent < 60
 
 
