@@ -16,7 +16,7 @@ from lstmlm.model import cell
 from lstmlm.model.cell import GATES, LSTMState
 from lstmlm.model.char_lm import CharLM
 from lstmlm.model.ensemble import Network
-from lstmlm.model.lstm import TORCH_ORDER, LSTMLayer, to_order
+from lstmlm.model.lstm import TORCH_ORDER, LSTMLayer, multiplying, to_order
 
 TEXT = "Où est Bob? Bob est là; Ann le voit.\n" * 5  # 185 characters
 EXACT = 1e-10  # float64: a few hundred roundings of 1e-16 in a chain, with a margin
@@ -100,34 +100,38 @@ def grown(layer: LSTMLayer) -> LSTMLayer:
     return layer
 
 
-def recurrence(kernel: Kernel, a: Tensor, W: Tensor, H_0: Tensor, C_0: Tensor) -> tuple[Tensor, Tensor]:
+def recurrence(
+    kernel: Kernel, a: Tensor, W: Tensor, H_0: Tensor, C_0: Tensor, scale: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Run a kernel's forward pass on copies; return H and the last cell state."""
-    _, C, H = kernel.forward(a.clone(), W, H_0, C_0)
+    _, C, H = kernel.forward(a.clone(), W, H_0, C_0, multiplied=multiplying(scale))
     return H, C[-1].clone()
 
 
-def reference(a: Tensor, W: Tensor, H_0: Tensor, C_0: Tensor) -> tuple[Tensor, Tensor]:
+def reference(a: Tensor, W: Tensor, H_0: Tensor, C_0: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Run the reference on given pre-activations: the input weights are the identity."""
-    H, last = cell.layer(a, torch.eye(a.shape[-1], dtype=a.dtype), W, None, LSTMState(H_0, C_0))
+    H, last = cell.layer(a, torch.eye(a.shape[-1], dtype=a.dtype), W, None, LSTMState(H_0, C_0), scale)
     return H, last.cell
 
 
 def kernel_gradients(
-    kernel: Kernel, inputs: tuple[Tensor, Tensor, Tensor, Tensor], dH: Tensor, dC_T: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return da, dH_0, dC_0 of a kernel for the inputs (a, W, H_0, C_0)."""
+    kernel: Kernel, inputs: tuple[Tensor, Tensor, Tensor, Tensor], dH: Tensor, dC_T: Tensor, scale: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """Return da, dH_0, dC_0 of a kernel for the inputs (a, W, H_0, C_0), and with a scale that one's gradient."""
     a, W, H_0, C_0 = inputs
-    gates, C, _ = kernel.forward(a.clone(), W, H_0, C_0)
-    da, dH_0, dC_0 = kernel.backward(dH.clone(), dC_T.clone(), gates, C, C_0, W)
-    return da, dH_0, dC_0
+    by = None if scale is None else multiplying(scale.clone())
+    gates, C, H = kernel.forward(a.clone(), W, H_0, C_0, multiplied=by)
+    back = kernel.backward(dH.clone(), dC_T.clone(), gates, C, C_0, W, multiplied=by)
+    return back if by is None else (*back, by.scale * torch.cat([H_0[None], H[:-1]]))
 
 
-def reference_gradients(inputs: tuple[Tensor, Tensor, Tensor, Tensor], dH: Tensor, dC_T: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return da, dH_0, dC_0 as autograd finds them through the reference."""
-    a, W, H_0, C_0 = (t.detach().clone().requires_grad_() for t in inputs)
-    H, C_T = reference(a, W, H_0, C_0)
-    da, dH_0, dC_0 = torch.autograd.grad((H * dH).sum() + (C_T * dC_T).sum(), (a, H_0, C_0))
-    return da, dH_0, dC_0
+def reference_gradients(
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor], dH: Tensor, dC_T: Tensor, scale: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """Return the same as autograd finds it through the reference."""
+    a, W, H_0, C_0, *by = (t.detach().clone().requires_grad_() for t in (*inputs, *([] if scale is None else [scale])))
+    H, C_T = reference(a, W, H_0, C_0, *by)
+    return torch.autograd.grad((H * dH).sum() + (C_T * dC_T).sum(), (a, H_0, C_0, *by))
 
 
 def small_model(

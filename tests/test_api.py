@@ -407,7 +407,7 @@ def test_gates(model: LanguageModel) -> None:
 
 def test_it_says_what_it_is(model: LanguageModel) -> None:
     """A model shows its file, sizes and vocabulary."""
-    assert repr(model) == f"<LanguageModel {model.path}: 1 x 7 units, 8 characters, 526 parameters, step 1>"
+    assert repr(model) == f"<LanguageModel {model.path}: 1 x 7 units, 8 characters, 582 parameters, step 1>"
     several = lstmlm.load(make_run(model.path.parent / "several", members=3))
     of_all = several.meta["parameters"]
     assert f": 3 members of 2 x 6 units, 21 characters, {of_all:,} parameters, step 1>" in repr(several)

@@ -64,7 +64,8 @@ def slowly(model: CharLM, ids: Tensor, separator: Sequence[int]) -> Tensor:
     for row, end in zip(ids, ended(ids, separator), strict=True):
         x = torch.empty(0)
         for index, layer in enumerate(model.stack()):
-            a = (x @ layer.U if index else layer.U[row]) + states[index].hidden @ layer.W
+            m = states[index].hidden if layer.M is None else (1 + layer.M[row]) * states[index].hidden
+            a = (x @ layer.U if index else layer.U[row]) + m @ layer.W
             state = cell.update(cell.gates(a if layer.b is None else a + layer.b), states[index])
             states[index] = LSTMState(*(part * ~end[:, None] for part in state))
             y = states[index].hidden
@@ -249,7 +250,7 @@ def test_what_is_written_is_read(separator: tuple[int, ...], members: int, how: 
         in_torch = TorchReader(network)
         wanted = in_torch.read([whole], in_torch.empty(1)).nats[0][len(prompt) - 1 :]
         costs = [nats[row] for _, nats in found]
-        assert costs == pytest.approx(list(wanted), abs=1e-4 if how.exact else 0.3)
+        assert costs == pytest.approx(list(wanted), abs=1e-4 if how.exact else 0.5)
     if how.exact:
         others = torch_sampler.generate(network, prompts, [1, 2, 3, 4], how)
         assert [next(others)[0] for _ in range(200)] == [ids for ids, _ in found]

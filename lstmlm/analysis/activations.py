@@ -20,7 +20,7 @@ from lstmlm.evaluation.scoring import first_char
 from lstmlm.model.cell import GATES, LSTMState
 from lstmlm.model.char_lm import CharLM, nats, steps_at_once
 from lstmlm.model.ensemble import Network, members, read
-from lstmlm.model.lstm import ZERO_GATE, LSTMLayer, StackState, input_product
+from lstmlm.model.lstm import ZERO_GATE, LSTMLayer, StackState, input_product, multiplying
 from lstmlm.units import bits
 
 SIGNED = ("new", "cell", "hidden")
@@ -74,7 +74,8 @@ def trace(model: CharLM, ids: Tensor, state: StackState | None = None, forgotten
         if forgotten is not None:
             block = GATES.index("forget")
             a[..., block * S : (block + 1) * S].masked_fill_(forgotten[..., None], ZERO_GATE)
-        gates, C, H = layer.kernel.forward(a, layer.W, before.hidden.contiguous(), before.cell.contiguous())
+        before = LSTMState(*(part.contiguous() for part in before))
+        gates, C, H = layer.kernel.forward(a, layer.W, *before, multiplied=multiplying(layer.scale(x)))
         forget, input_, output, new = gates.split(S, dim=-1)
         layers.append(Activity(forget, input_, output, new, C, H))
         return H, LSTMState(H[-1], C[-1].clone())

@@ -90,8 +90,10 @@ def _gradients(model: CharLM, text: Tensor, entry: tuple[LSTMState, ...]) -> Ten
             products: Sequence[Tensor] = leaves
         else:
             products = (x @ U).unbind(0)
+        scale = layer.scale(x)
         for step, product in enumerate(products):
-            a = product + state.hidden @ W
+            m = state.hidden if scale is None else scale[step].detach() * state.hidden
+            a = product + m @ W
             if layer.b is not None:
                 a = a + layer.b.detach()
             if ends is not None:

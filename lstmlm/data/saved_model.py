@@ -36,6 +36,8 @@ def parts(meta: dict[str, Any], ignored: list[str] | None = None) -> tuple[RunCo
         raise CheckpointError(f"checkpoint: its configuration is refused: {error}{_writer(meta)} {_ANOTHER}") from None
     if config.data.split == "auto":  # it was saved by a version that knew the end alone
         config = replace(config, data=replace(config.data, split="tail"))
+    if "multiplicative" not in meta["config"].get("model", {}):  # likewise one that knew no such layer
+        config = replace(config, model=replace(config.model, multiplicative=False))
     symbols = tokenizer.from_dict(meta["tokenizer"], config.data.normalize)
     if (symbols.rare is not None) != (config.data.min_count > 1 and symbols.kind == "char"):
         raise CheckpointError(

@@ -35,18 +35,30 @@ class Network(nn.Module):
         self.lstms = nn.ModuleList(nn.LSTM(i, width, bias=about["bias"]) for i, width in zip(inputs, widths, strict=True))
         self.norms = nn.ModuleList(nn.LayerNorm(width) if about["layer_norm"] else nn.Identity() for width in normed)
         self.readout = nn.Linear(widths[-1], vocabulary) if about["readout"] == "linear" else nn.Identity()
+        self.M = nn.Parameter(torch.zeros(vocabulary, widths[0])) if about["multiplicative"] else None
 
     def forward(self, ids: Tensor, state: list[tuple[Tensor, Tensor]] | None) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """Read ids (T, B) after a state; return logits (T, B, V) and the state after them."""
         x = nn.functional.one_hot(ids, self.about["vocabulary"]).to(next(self.parameters()).dtype)
         after = []
         for index, lstm in enumerate(self.lstms):
-            y, last = lstm(x, state[index] if state else None)
+            before = state[index] if state else None
+            y, last = lstm(x, before) if index or self.M is None else self.multiplicative(ids, x, before)
             after.append(last)
             if index < len(self.norms):
                 y = self.norms[index](y)
             x = x + y if self.about["residual"] and 0 < index < len(self.norms) else y
         return self.readout(x), after
+
+    def multiplicative(self, ids: Tensor, x: Tensor, state: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Read with the first layer step by step: in front of each, the hidden state is multiplied by 1 + M[id]."""
+        assert self.M is not None
+        hidden, cell = state or [x.new_zeros(1, ids.shape[1], self.M.shape[1])] * 2
+        every = []
+        for x_t, scale in zip(x, 1 + self.M[ids], strict=True):
+            _, (hidden, cell) = self.lstms[0](x_t[None], (hidden * scale, cell))
+            every.append(hidden)
+        return torch.cat(every), (hidden, cell)
 
 
 class Model(nn.Module):

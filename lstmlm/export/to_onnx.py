@@ -19,7 +19,7 @@ from lstmlm.errors import UsageError
 from lstmlm.export.to_torch import about
 from lstmlm.model.char_lm import CharLM
 from lstmlm.model.ensemble import Network, members
-from lstmlm.model.lstm import to_order
+from lstmlm.model.lstm import LSTMLayer, to_order
 from lstmlm.storage import checkpoint
 
 MARK = b"lstmlm-onnx-1"
@@ -59,7 +59,7 @@ def graph(network: Network, symbols: str | None, rare: int | None = None) -> byt
     guesses, after = [], []
     for number, model in enumerate(models):
         own = 2 * len(model.layers)
-        logits, last = _network(build, model, one_hot[0], parts[number * own : (number + 1) * own])
+        logits, last = _network(build, model, "ids", one_hot[0], parts[number * own : (number + 1) * own])
         guesses.append(logits)
         after += last
     if len(guesses) > 1:  # ln of the mean of the probabilities
@@ -90,12 +90,16 @@ def graph(network: Network, symbols: str | None, rare: int | None = None) -> byt
 
 
 class _Graph:
-    """Nodes and constants of a graph in the making. Called with an operator and inputs, it adds a node and names its outputs."""
+    """Nodes and constants of a graph in the making. Called with an operator and inputs, it adds a node and names its outputs.
 
-    def __init__(self) -> None:
+    Args:
+        around: The graph of which this one is a part, whose constants it sees; None: it is none.
+    """
+
+    def __init__(self, around: "_Graph | None" = None) -> None:
         self.nodes: list[Any] = []
-        self.constants: list[Any] = []
-        self._names: Iterator[str] = (f"t{number}" for number in range(1 << 30))
+        self.constants: list[Any] = around.constants if around else []
+        self._names: Iterator[str] = around._names if around else (f"t{number}" for number in range(1 << 30))
 
     def __call__(
         self, operator: str, *inputs: str, outputs: int = 1, names: Sequence[str] = (), **attributes: object
@@ -133,18 +137,18 @@ class _Graph:
         return name
 
 
-def _network(build: _Graph, model: CharLM, x: str, state: Sequence[str]) -> tuple[str, list[str]]:
+def _network(build: _Graph, model: CharLM, ids: str, x: str, state: Sequence[str]) -> tuple[str, list[str]]:
     """Add one network, as `CharLM.forward` reads; return its logits, and its state after them in parts."""
     after: list[str] = []
     last = len(model.layers) - 1
     for index, layer in enumerate(model.stack()):
-        U, W = (build.weight(to_order(weight, ORDER)[None]) for weight in (layer.U, layer.W))
-        b = torch.zeros(4 * layer.width) if layer.b is None else to_order(layer.b, ORDER)
-        both = build.weight(torch.cat([b, torch.zeros_like(b)])[None])  # there are two there, and their sum counts
-        first = [build("Unsqueeze", part, build.integers([0]))[0] for part in state[2 * index : 2 * index + 2]]
-        H, H_T, C_T = build("LSTM", x, U, W, both, "", *first, outputs=3, hidden_size=layer.width)
-        after += [build("Squeeze", part, build.integers([0]))[0] for part in (H_T, C_T)]
-        y = build("Squeeze", H, build.integers([1]))[0]
+        H, C = state[2 * index : 2 * index + 2]
+        if layer.M is None:
+            y, *ended = _layer(build, layer, x, H, C)
+        else:
+            scale = build("Gather", build.weight(1 + layer.M), ids)[0]
+            y, *ended = _multiplicative(build, layer, x, scale, H, C)
+        after += ended
         if model.readout is None and index == last:
             return y, after
         if model.norms is not None:
@@ -154,3 +158,30 @@ def _network(build: _Graph, model: CharLM, x: str, state: Sequence[str]) -> tupl
     assert model.readout is not None  # a stack has at least one layer
     product = build("MatMul", x, build.weight(model.readout.weight.t()))[0]
     return build("Add", product, build.weight(model.readout.bias))[0], after
+
+
+def _layer(build: _Graph, layer: LSTMLayer, x: str, H: str, C: str) -> tuple[str, str, str]:
+    """Add the operator LSTM over all steps of x (T, B, E); return H of every step (T, B, S), and the last H and C (B, S)."""
+    U, W = (build.weight(to_order(weight, ORDER)[None]) for weight in (layer.U, layer.W))
+    b = torch.zeros(4 * layer.width) if layer.b is None else to_order(layer.b, ORDER)
+    both = build.weight(torch.cat([b, torch.zeros_like(b)])[None])  # there are two there, and their sum counts
+    first = [build("Unsqueeze", part, build.integers([0]))[0] for part in (H, C)]
+    every, *last = build("LSTM", x, U, W, both, "", *first, outputs=3, hidden_size=layer.width)
+    H_T, C_T = (build("Squeeze", part, build.integers([0]))[0] for part in last)
+    return build("Squeeze", every, build.integers([1]))[0], H_T, C_T
+
+
+def _multiplicative(build: _Graph, layer: LSTMLayer, x: str, scale: str, H: str, C: str) -> tuple[str, str, str]:
+    """Add the same one step at a time, in front of which H is multiplied by the scale of that step (T, B, S)."""
+    from onnx import TensorProto, helper
+
+    inner = _Graph(build)
+    H_t, C_t, x_t, scale_t = names = [next(inner._names) for _ in range(4)]
+    one = inner("Unsqueeze", x_t, inner.integers([0]))[0]
+    _, *after = _layer(inner, layer, one, inner("Mul", H_t, scale_t)[0], C_t)
+    every = inner("Identity", after[0])[0]
+    given = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names]
+    found = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in (*after, every)]
+    body = helper.make_graph(inner.nodes, "step", given, found)
+    H_T, C_T, y = build("Scan", H, C, x, scale, outputs=3, body=body, num_scan_inputs=2)
+    return y, H_T, C_T

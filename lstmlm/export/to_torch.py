@@ -1,5 +1,7 @@
 """A trained network as plain torch weights: those of `nn.LSTM`, `nn.LayerNorm` and `nn.Linear`, and the code that loads them.
 
+Of a multiplicative layer M stands beside them, and the loader runs its `nn.LSTM` one step at a time.
+
 `weights` and `loader` are the entry points, for `lstmlm export --to torch`; `about`, what a file says of its network, is for
 `to_onnx` too.
 """
@@ -39,6 +41,7 @@ def about(network: Network, symbols: str | None, mark: bytes, rare: int | None =
         "layer_norm": config.layer_norm,
         "residual": config.residual,
         "readout": config.readout,
+        "multiplicative": config.multiplicative,
         "members": len(models),
         "symbols": symbols,
         **({} if rare is None else {"rare": rare}),
@@ -62,6 +65,8 @@ def weights(network: Network, symbols: str | None, rare: int | None = None) -> l
             at = f"{own}.lstms.{index}"
             tensors[f"{at}.weight_ih_l0"] = to_order(layer.U, TORCH_ORDER)
             tensors[f"{at}.weight_hh_l0"] = to_order(layer.W, TORCH_ORDER)
+            if layer.M is not None:
+                tensors[f"{own}.M"] = layer.M.detach()
             if layer.b is not None:  # there are two there, and their sum counts
                 tensors[f"{at}.bias_ih_l0"] = to_order(layer.b, TORCH_ORDER)
                 tensors[f"{at}.bias_hh_l0"] = tensors[f"{at}.bias_ih_l0"].new_zeros(len(layer.b))

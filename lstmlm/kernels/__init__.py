@@ -33,6 +33,17 @@ class Activations(NamedTuple):
     H: Tensor
 
 
+class Multiplied(NamedTuple):
+    """What a multiplicative layer reads in place of H_{t-1}: m_t = scale_t * H_{t-1} (Krause et al. 2016, with a diagonal W_mh).
+
+    scale: By what each H_{t-1} is multiplied. (T, B, S)
+    m: (T, B, S)
+    """
+
+    scale: Tensor
+    m: Tensor
+
+
 class Rows(NamedTuple):
     """Rows of a table, in place of a tensor that holds them: an id is a one-hot vector, and its product a row of U.
 
@@ -52,7 +63,8 @@ class Rows(NamedTuple):
 class Kernel(Protocol):
     """The recurrence, by hand.
 
-        a_t = a[t] + bias + H_{t-1} W
+        m_t = H_{t-1},  of a multiplicative layer scale[t] * H_{t-1}
+        a_t = a[t] + bias + m_t W
         f_t, i_t, o_t = sigmoid(a_t[:3S]),  N_t = tanh(a_t[3S:])
         C_t = f_t * C_{t-1} + i_t * N_t
         H_t = o_t * tanh(C_t)
@@ -89,6 +101,7 @@ class Kernel(Protocol):
         *,
         bias: Tensor | None = None,
         into: Activations | None = None,
+        multiplied: Multiplied | None = None,
     ) -> Activations:
         """Run T steps.
 
@@ -99,10 +112,19 @@ class Kernel(Protocol):
             C_0: Cell state before the first step. (B, S)
             bias: b. (4S)
             into: Where the activations are to be written; new memory if not given. Its gates are `a`, unless that is `Rows`.
+            multiplied: Of a multiplicative layer; its m is written.
         """
 
     def backward(
-        self, dH: Tensor, dC_T: Tensor, gates: Tensor, C: Tensor, C_0: Tensor, W: Tensor
+        self,
+        dH: Tensor,
+        dC_T: Tensor,
+        gates: Tensor,
+        C: Tensor,
+        C_0: Tensor,
+        W: Tensor,
+        *,
+        multiplied: Multiplied | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run the T steps back.
 
@@ -114,9 +136,11 @@ class Kernel(Protocol):
             C: As `forward` kept it. (T, B, S)
             C_0: Cell state before the first step. (B, S)
             W: Recurrent weights. (S, 4S)
+            multiplied: As `forward` was given it. The memory of its scale becomes dm, the gradient of m; times H_{t-1} that is
+                the gradient of the scale.
 
         Returns:
-            da: Gradient of the pre-activations; with x, H and ones it gives dU, dW and db in one product each.
+            da: Gradient of the pre-activations; with x, m and ones it gives dU, dW and db in one product each.
                 (T, B, 4S)
             dH_0: Gradient of the first hidden state, in new memory. (B, S)
             dC_0: Gradient of the first cell state, likewise. (B, S)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lstmlm.kernels import Activations, Kernel, Rows
+from lstmlm.kernels import Activations, Kernel, Multiplied, Rows
 from lstmlm.kernels.pointwise import TorchPointwise, tf32
 
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input  # grad * y * (1 - y), into a given tensor
@@ -48,6 +48,7 @@ class EagerKernel:
         *,
         bias: Tensor | None = None,
         into: Activations | None = None,
+        multiplied: Multiplied | None = None,
     ) -> Activations:
         """Run T steps; see `Kernel.forward`."""
         T, B, S4 = a.shape
@@ -61,10 +62,14 @@ class EagerKernel:
         W = _aligned(W.contiguous())  # once: a product would do so in every step
         H_prev, C_prev = H_0, C_0
         with tf32(self._fast):
-            for a_t, sigmoids, N_t, f_t, i_t, o_t, C_t, H_t in zip(
-                *(a.unbind(0), a[..., : 3 * S].unbind(0), *_last_first(a, S), C.unbind(0), H.unbind(0)), strict=True
+            for t, (a_t, sigmoids, N_t, f_t, i_t, o_t, C_t, H_t) in enumerate(
+                zip(*(a.unbind(0), a[..., : 3 * S].unbind(0), *_last_first(a, S), C.unbind(0), H.unbind(0)), strict=True)
             ):
-                self._multiply(H_prev, W, a_t, add=True)
+                m_t = H_prev
+                if multiplied is not None:
+                    m_t = multiplied.scale[t] * H_prev  # in memory of its own, which begins where the product wants it
+                    multiplied.m[t] = m_t
+                self._multiply(m_t, W, a_t, add=True)
                 sigmoids.sigmoid_()
                 N_t.tanh_()
                 torch.mul(f_t, C_prev, out=C_t).addcmul_(i_t, N_t)
@@ -73,7 +78,15 @@ class EagerKernel:
         return Activations(a, C, H)
 
     def backward(
-        self, dH: Tensor, dC_T: Tensor, gates: Tensor, C: Tensor, C_0: Tensor, W: Tensor
+        self,
+        dH: Tensor,
+        dC_T: Tensor,
+        gates: Tensor,
+        C: Tensor,
+        C_0: Tensor,
+        W: Tensor,
+        *,
+        multiplied: Multiplied | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run the T steps back; see `Kernel.backward`. tanh(C_t) is computed again rather than kept."""
         T, B, S = C.shape
@@ -100,9 +113,15 @@ class EagerKernel:
                 dC.mul_(f[t])
                 _tanh_backward(through, N[t], grad_input=N[t])
                 _sigmoid_backward(ds, sigmoids[t], grad_input=sigmoids[t])
-                # a_t = a[t] + H_{t-1} W
+                # a_t = a[t] + m_t W
                 da_t = _aligned(steps[t])
-                dH_t = torch.addmm(dH[t - 1], da_t, W_back) if t else da_t @ W_back
+                if multiplied is None:
+                    dH_t = torch.addmm(dH[t - 1], da_t, W_back) if t else da_t @ W_back
+                    continue
+                # m_t = scale[t] * H_{t-1}
+                dm_t = da_t @ W_back
+                dH_t = torch.addcmul(dH[t - 1], dm_t, multiplied.scale[t]) if t else dm_t * multiplied.scale[t]
+                multiplied.scale[t] = dm_t
         return gates, dH_t, dC
 
     def product(self, A: Tensor, B: Tensor, out: Tensor | None = None, *, add: bool = False) -> Tensor:

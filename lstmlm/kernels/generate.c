@@ -39,6 +39,7 @@ typedef struct {
     Panel *panels;     /* two for each block of units, for the input and for H */
     float *table;      /* U + b: a row for each id, or just b */
     float *gamma, *beta;
+    float *scale;      /* 1 + M: a row for each id, by which H is multiplied in front of its panels; or 0 */
     Rows H[2];         /* n rows each; H of this step and of the one before */
     float *C;          /* n rows */
 } Layer;
@@ -58,7 +59,8 @@ typedef struct {
 typedef struct Generator {
     size n, V, layers, widest;
     size few; /* streams that a thread has memory of its own for */
-    int in_bytes, residual, direct, threads, fresh;
+    size capacity; /* n as it was made with */
+    int in_bytes, residual, direct, multiplicative, threads, fresh;
     int turn; /* which H is the last */
     float eps;
     int separators;             /* how many ids part documents; 0: none do */
@@ -158,6 +160,7 @@ typedef struct {
     double *p;
     int32_t *heap;
     float *mean;
+    Rows m; /* what a multiplicative layer reads, of all streams */
     int turn; /* as in the generator, which is told at the end */
 } Own;
 
@@ -205,9 +208,24 @@ INLINE vec update(vec f, vec i, vec o, vec N, float *C, int lanes) {
     return sigmoid(o) * hyperbolic(cell);
 }
 
-static void run_layer(const Generator *g, const Layer *layer, const Rows *x, const long long *ids, int turn, int rank, int threads) {
+/* Rows of H, each multiplied by what its id has. Every thread does so for all of them: it is S of the 4 S S products of a stream. */
+static const Rows *multiplied(const Generator *g, const Layer *layer, const Rows *H, const long long *ids, const Rows *m) {
+    const size S = layer->S;
+    for (size r = 0; r < g->n; r++) {
+        const float *scale = layer->scale + (ids[r] == g->V ? 0 : ids[r]) * S; /* at an end nothing that is read counts */
+        for (size u = 0; u < S; u += VECTOR) {
+            const int lanes = (int)least(VECTOR, S - u);
+            store(m->x + r * S + u, load(scale + u, lanes) * load(H->x + r * S + u, lanes), lanes);
+        }
+        if (g->in_bytes) m->worth[r] = quantise(m->x + r * S, S, m->bytes + r * row_of(S));
+    }
+    return m;
+}
+
+static void run_layer(const Generator *g, const Layer *layer, const Rows *x, const long long *ids, const Own *own, int rank, int threads) {
     const size S = layer->S, E = layer->E, count = blocks(S, VECTOR), heights = blocks(g->n, tile_rows[g->in_bytes]);
-    const Rows *before = layer->H + turn, *after = layer->H + !turn;
+    const Rows *before = layer->H + own->turn, *after = layer->H + !own->turn;
+    if (layer->scale) before = multiplied(g, layer, before, ids, &own->m);
     for (size block = count * rank / threads; block < count * (rank + 1) / threads; block++) {
         const Panel *of_x = layer->panels + 2 * block, *of_H = of_x + 1;
         const size unit = block * VECTOR;
@@ -268,7 +286,7 @@ static int reads_alone(const Generator *g) {
 static const float *step(Generator *g, const long long *ids, Own *own, int rank, int threads, int to_logits) {
     Rows x = {0};
     for (size l = 0; l < g->layers; l++) {
-        run_layer(g, g->layer + l, &x, ids, own->turn, rank, threads);
+        run_layer(g, g->layer + l, &x, ids, own, rank, threads);
         meet(&g->barrier, threads);
         const int last = l == g->layers - 1;
         if (last && (g->direct || !to_logits)) break;
@@ -298,7 +316,11 @@ static size lay_out(const Generator *g, char *scratch, Own *own) {
     own->at.x.worth = (float *)at, at += blocks(g->few, 16) * 64;
     own->at.logits = (float *)at, at += reads_alone(g) ? blocks(g->few * g->V, 16) * 64 : 0;
     own->at.ids = (long long *)at, at += g->few * sizeof *own->at.ids;
-    own->at.matched = (int *)at, at += g->few * sizeof *own->at.matched;
+    own->at.matched = (int *)at, at += blocks(g->few * sizeof *own->at.matched, 64) * 64;
+    const size S = g->multiplicative ? g->layer->S : 0;
+    own->m.x = (float *)at, at += blocks(g->capacity * S, 16) * 64;
+    own->m.worth = (float *)at, at += blocks(g->capacity, 16) * 64;
+    own->m.bytes = (act *)at, at += S ? g->capacity * row_of(S) * sizeof(act) : 0;
     return at - scratch;
 }
 
@@ -428,11 +450,11 @@ static int reserve_layer(Generator *g, Layer *layer) {
 
 /* Makes a generator that owns copies of nothing yet; 0 if there is no memory. */
 EXPORT Generator *lstmlm_generator_new(int in_bytes, int threads, size n, size V, size layers, const size *widths, int direct, int residual,
-                                       float eps) {
+                                       int multiplicative, float eps) {
     Generator *g = aligned_memory(64, blocks(sizeof *g, 64) * 64);
     if (!g) return 0;
     memset(g, 0, sizeof *g);
-    g->n = n, g->V = V, g->layers = layers, g->in_bytes = in_bytes, g->direct = direct, g->residual = residual, g->eps = eps, g->fresh = 1;
+    g->n = g->capacity = n, g->multiplicative = multiplicative, g->V = V, g->layers = layers, g->in_bytes = in_bytes, g->direct = direct, g->residual = residual, g->eps = eps, g->fresh = 1;
     g->threads = threads > THREADS_MAX ? THREADS_MAX : threads;
     g->layer = reserve(g, layers * sizeof(Layer));
     if (g->layer) memset(g->layer, 0, layers * sizeof(Layer));
@@ -453,15 +475,20 @@ EXPORT Generator *lstmlm_generator_new(int in_bytes, int threads, size n, size V
     return 0;
 }
 
-/* Packs a layer: U (E or V, 4S), W (S, 4S), b (4S) or 0, gamma and beta (S) or 0. Returns whether there was memory. */
+/* Packs a layer: U (E or V, 4S), W (S, 4S), b (4S) or 0, gamma and beta (S) or 0, M (V, S) or 0. Returns whether there was memory. */
 EXPORT int lstmlm_generator_layer(Generator *g, size index, const float *U, const float *W, const float *b, const float *gamma,
-                                  const float *beta) {
+                                  const float *beta, const float *M) {
     Layer *layer = g->layer + index;
     const size S4 = GATES * layer->S;
     for (size row = 0; row < (layer->E ? 1 : g->V); row++)
         for (size k = 0; k < S4; k++) layer->table[row * S4 + k] = (layer->E ? 0.f : U[row * S4 + k]) + (b ? b[k] : 0.f);
     Packing p = {g->in_bytes, {layer->E, layer->S}, layer->S, {U, W}, layer->panels};
     run_team(pack_gates, &p, g->threads);
+    if (M) {
+        layer->scale = copied(g, M, g->V * layer->S);
+        for (size k = 0; layer->scale && k < g->V * layer->S; k++) layer->scale[k] += 1.f;
+        if (!layer->scale) return 0;
+    }
     if (!gamma) return 1;
     layer->gamma = copied(g, gamma, layer->S);
     layer->beta = copied(g, beta, layer->S);

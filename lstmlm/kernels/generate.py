@@ -36,6 +36,7 @@ class LayerWeights(NamedTuple):
     W: (S, 4S)
     b: (4S), or None
     gamma, beta: (S) each, or None
+    M: (V, S), of a first layer that is multiplicative; or None
     """
 
     U: Floats
@@ -43,6 +44,7 @@ class LayerWeights(NamedTuple):
     b: Floats | None
     gamma: Floats | None
     beta: Floats | None
+    M: Floats | None = None
 
 
 class NetworkWeights(NamedTuple):
@@ -127,6 +129,7 @@ class Generator:
             (ctypes.c_longlong * len(layers))(*self._widths),
             readout is None,
             residual,
+            layers[0].M is not None,
             eps,
         )
         if not handle:
@@ -379,9 +382,11 @@ def _checked(weights: NetworkWeights, V: int) -> list[Floats]:
     """Return all weights that there are; the C code trusts what has passed here."""
     every: list[Floats] = []
     width = V
-    for layer in weights.layers:
+    for index, layer in enumerate(weights.layers):
         S = layer.W.shape[0]
-        shapes = (width, 4 * S), (S, 4 * S), (4 * S,), (S,), (S,)
+        if index and layer.M is not None:
+            raise ValueError("M: expected one in the first layer alone, whose input is an id, found one above.")
+        shapes = (width, 4 * S), (S, 4 * S), (4 * S,), (S,), (S,), (V, S)
         for name, weight, shape in zip(LayerWeights._fields, layer, shapes, strict=True):
             if weight is not None:
                 _check(name, weight, *shape)
@@ -443,10 +448,10 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
 def _declare(library: ctypes.CDLL) -> None:
     number, size, pointer, real = ctypes.c_int, ctypes.c_longlong, ctypes.c_void_p, ctypes.c_double
     library.lstmlm_generator_new.argtypes = [
-        *(number, number, size, size, size, ctypes.POINTER(size), number, number, ctypes.c_float),
+        *(number, number, size, size, size, ctypes.POINTER(size), number, number, number, ctypes.c_float),
     ]
     library.lstmlm_generator_new.restype = pointer
-    library.lstmlm_generator_layer.argtypes = [pointer, size, *[pointer] * 5]
+    library.lstmlm_generator_layer.argtypes = [pointer, size, *[pointer] * 6]
     library.lstmlm_generator_readout.argtypes = [pointer] * 3
     library.lstmlm_generator_state.argtypes = [pointer, size, number, pointer, pointer]
     library.lstmlm_generator_separator.argtypes = [pointer, size, pointer]

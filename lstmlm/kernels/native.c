@@ -1,7 +1,7 @@
 /* The recurrence over T steps, forward and backward: strict float32, or (`low.h`) products of reduced precision between
    states, activations and gradients in float32.
 
-   Every step is a product of H (forward) or da (backward) with weights that were packed before the call, followed, for each block
+   Every step is a product of H or m (forward) or da (backward) with weights that were packed before the call, followed, for each block
    of units while its sums are in the first cache, by the activations and the state update. The order in which a sum runs over k
    follows from the sizes, so the bits of a result depend neither on the number of threads nor on how they divide the work.
 
@@ -99,6 +99,7 @@ typedef struct {
     const int64_t *ids; /* rows of `rows` take the place of what lies in gates */
     const float *rows, *bias, *H_0, *C_0, *C_in, *dH, *dC_T;
     float *gates, *C, *H, *dH_0, *dC_0, *scales;
+    float *scale, *m; /* of a multiplicative layer, whose next product is with m_t = scale_t * H_{t-1}; going back scale becomes dm */
     char *low;
     Barrier barriers[THREADS_MAX];
 } Job;
@@ -168,7 +169,7 @@ INLINE vec update(const float *sums, const float *input, const float *bias, floa
 }
 
 #if HAVE_INTS
-/* H of a step's rows and of the units that are a thread's own, for the next product. */
+/* H, or m, of a step's rows and of the units that are a thread's own, for the next product. */
 static void ints_state(const Job *job, size t, const float *H, const Share *share) {
     const size S = job->S, end = least(S, (share->unit + share->units) * VECTOR);
     for (size row = share->row; row < share->row + share->rows; row++)
@@ -185,6 +186,15 @@ static void ints_state(const Job *job, size t, const float *H, const Share *shar
 }
 #endif
 
+/* m_t of one row and a vector of units from H_{t-1}; without a scale it is that. Behind the last step there is none. */
+INLINE vec multiplied(const Job *job, size t, size state, vec H, int lanes) {
+    if (!job->m || t == job->T) return H;
+    const size at = t * job->B * job->S + state;
+    const vec m = load(job->scale + at, lanes) * H;
+    store(job->m + at, m, lanes);
+    return m;
+}
+
 INLINE void forward(const int kind, Job *job, int rank, int threads) {
     const size S = job->S, B = job->B;
     Share share = divide(kind, job, kind == INTS ? 64 : VECTOR, rank, threads);
@@ -195,6 +205,15 @@ INLINE void forward(const int kind, Job *job, int rank, int threads) {
     }
     _Alignas(64) float sums[CHUNK * GATES * VECTOR];
     const float *H_prev = job->H_0, *C_prev = job->C_0;
+    if (job->m && (kind == FLOAT || kind == INTS)) {
+        for (size row = share.row; row < share.row + share.rows; row++)
+            for (size unit = share.unit * VECTOR; unit < least(S, (share.unit + share.units) * VECTOR); unit += VECTOR) {
+                const int lanes = (int)least(VECTOR, S - unit);
+                multiplied(job, 0, row * S + unit, load(H_prev + row * S + unit, lanes), lanes);
+            }
+        H_prev = job->m;
+        if (kind == FLOAT) meet(share.barrier, share.members);
+    }
 #if HAVE_INTS
     if (kind == INTS) {
         ints_state(job, 0, H_prev, &share);
@@ -204,9 +223,11 @@ INLINE void forward(const int kind, Job *job, int rank, int threads) {
 #if HAVE_HALF || HAVE_PAIRS
     if (kind != FLOAT && kind != INTS) {
         for (size row = share.row; row < share.row + share.rows; row++) {
-            for (size block = share.unit; block < share.unit + share.units; block++)
-                low_store(kind, low_row(kind, job, 0, row), block * VECTOR,
-                          load(H_prev + row * S + block * VECTOR, (int)least(VECTOR, S - block * VECTOR)));
+            for (size block = share.unit; block < share.unit + share.units; block++) {
+                const size state = row * S + block * VECTOR;
+                const int lanes = (int)least(VECTOR, S - block * VECTOR);
+                low_store(kind, low_row(kind, job, 0, row), block * VECTOR, multiplied(job, 0, state, load(H_prev + state, lanes), lanes));
+            }
             /* Beyond the last unit: zero for good, by one of those who share the rows. */
             for (size k = blocks(S, VECTOR) * VECTOR; share.unit == 0 && k < job->low_K; k += VECTOR)
                 for (int t = 0; t < 2; t++) low_store(kind, low_row(kind, job, t, row), k, (vec){0});
@@ -241,6 +262,7 @@ INLINE void forward(const int kind, Job *job, int rank, int threads) {
                     size state = r * S + unit;
                     vec hidden = lanes == VECTOR ? update(sum, input, bias, at, S, C_prev + state, C + state, H + state, VECTOR)
                                                  : update(sum, input, bias, at, S, C_prev + state, C + state, H + state, lanes);
+                    hidden = multiplied(job, t + 1, state, hidden, lanes);
                     (void)hidden;
 #if HAVE_HALF || HAVE_PAIRS
                     if (kind != FLOAT && kind != INTS) low_store(kind, low_row(kind, job, t + 1, r), unit, hidden);
@@ -248,9 +270,9 @@ INLINE void forward(const int kind, Job *job, int rank, int threads) {
                 }
             }
 #if HAVE_INTS
-        if (kind == INTS) ints_state(job, t + 1, H, &share);
+        if (kind == INTS && t + 1 < job->T) ints_state(job, t + 1, job->m ? job->m + (t + 1) * B * S : H, &share);
 #endif
-        H_prev = H, C_prev = C;
+        H_prev = job->m ? job->m + (t + 1) * B * S : H, C_prev = C;
         meet(share.barrier, share.members);
     }
     if (kind == TILES) tiles_end();
@@ -311,6 +333,12 @@ INLINE void backward(const int kind, Job *job, int rank, int threads) {
                     for (size r = row; r < row + rows && lanes > 0; r++) {
                         vec sum = t < job->T - 1 ? load(sums + ((r - row) * wide + v) * VECTOR, VECTOR) : (vec){0}, da[GATES];
                         size at = r * S + unit;
+                        if (job->scale && t < job->T - 1) { /* dm_{t+1}, and from it what reaches H_t */
+                            float *const place = job->scale + (t + 1) * B * S + at;
+                            const vec scale = load(place, lanes);
+                            store(place, sum, lanes);
+                            sum *= scale;
+                        }
                         if (t < 0) {
                             store(job->dH_0 + at, sum, lanes);
                             continue;
@@ -534,18 +562,20 @@ static void run(int kind, int back, int threads, Job *job, void *scratch) {
     run_team(bodies[back][kind], job, threads);
 }
 
-/* The input's part of the pre-activations is in `gates`, or in `rows` at `ids`; the bias may be missing. */
+/* The input's part of the pre-activations is in `gates`, or in `rows` at `ids`; the bias may be missing, and so may scale and m. */
 EXPORT void lstmlm_forward(int kind, int threads, size T, size B, size S, const void *packed, void *scratch, const int64_t *ids,
-                           const float *rows, const float *bias, const float *H_0, const float *C_0, float *gates, float *C, float *H) {
+                           const float *rows, const float *bias, const float *H_0, const float *C_0, float *gates, float *C, float *H,
+                           float *scale, float *m) {
     Job job = {.T = T, .B = B, .S = S, .panels = packed, .ids = ids, .rows = rows, .bias = bias, .H_0 = H_0, .C_0 = C_0,
-               .gates = gates, .C = C, .H = H};
+               .gates = gates, .C = C, .H = H, .scale = scale, .m = m};
     run(kind, 0, threads, &job, scratch);
 }
 
 EXPORT void lstmlm_backward(int kind, int threads, size T, size B, size S, const void *packed, void *scratch, const float *dH,
-                            const float *dC_T, float *gates, const float *C, const float *C_0, float *dH_0, float *dC_0) {
+                            const float *dC_T, float *gates, const float *C, const float *C_0, float *dH_0, float *dC_0,
+                            float *scale) {
     Job job = {.T = T, .B = B, .S = S, .panels = packed, .dH = dH, .dC_T = dC_T, .gates = gates, .C_in = C, .C_0 = C_0,
-               .dH_0 = dH_0, .dC_0 = dC_0};
+               .dH_0 = dH_0, .dC_0 = dC_0, .scale = scale};
     run(kind, 1, threads, &job, scratch);
 }
 

@@ -14,7 +14,7 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from lstmlm.kernels import Activations, Kernel, Rows, arguments, build
+from lstmlm.kernels import Activations, Kernel, Multiplied, Rows, arguments, build
 from lstmlm.kernels.arguments import checked, pointers
 from lstmlm.kernels.build import Unavailable
 from lstmlm.kernels.eager import EagerKernel
@@ -75,6 +75,7 @@ class NativeKernel:
         *,
         bias: Tensor | None = None,
         into: Activations | None = None,
+        multiplied: Multiplied | None = None,
     ) -> Activations:
         """Run T steps; see `Kernel.forward`."""
         T, B, S4 = a.shape
@@ -97,12 +98,20 @@ class NativeKernel:
         if not isinstance(a, Rows) and a.data_ptr() != gates.data_ptr():
             raise ValueError("gates: expected the memory of a, found other memory.")
         scratch = self._call_scratch(back=False, B=B, S=S)
-        given = pointers(form, scratch, ids, table, bias, H_0, C_0, gates, C, H)
+        given = pointers(form, scratch, ids, table, bias, H_0, C_0, gates, C, H, *_checked(multiplied, T, B, S))
         self.library.lstmlm_forward(self.kind, arguments.threads(), T, B, S, *given)
         return into
 
     def backward(
-        self, dH: Tensor, dC_T: Tensor, gates: Tensor, C: Tensor, C_0: Tensor, W: Tensor
+        self,
+        dH: Tensor,
+        dC_T: Tensor,
+        gates: Tensor,
+        C: Tensor,
+        C_0: Tensor,
+        W: Tensor,
+        *,
+        multiplied: Multiplied | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run the T steps back; see `Kernel.backward`."""
         T, B, S = C.shape
@@ -111,7 +120,8 @@ class NativeKernel:
         dH, dC_T = checked("dH", dH.contiguous(), T, B, S), checked("dC_T", dC_T.contiguous(), B, S)
         C, C_0 = checked("C", C.contiguous(), T, B, S), checked("C_0", C_0.contiguous(), B, S)
         dH_0, dC_0 = C.new_empty(B, S), C.new_empty(B, S)
-        given = pointers(form, self._call_scratch(back=True, B=B, S=S), dH, dC_T, gates, C, C_0, dH_0, dC_0)
+        scale, _ = _checked(multiplied, T, B, S)
+        given = pointers(form, self._call_scratch(back=True, B=B, S=S), dH, dC_T, gates, C, C_0, dH_0, dC_0, scale)
         self.library.lstmlm_backward(self.kind, arguments.threads(), T, B, S, *given)
         return gates, dH_0, dC_0
 
@@ -149,6 +159,13 @@ class NativeKernel:
         if kept is None or len(kept) < need:
             kept = self._scratch.bytes = torch.empty(need, dtype=torch.uint8)
         return kept
+
+
+def _checked(multiplied: Multiplied | None, T: int, B: int, S: int) -> tuple[Tensor | None, Tensor | None]:
+    """Return the scale and m, or nothing of a layer that has none."""
+    if multiplied is None:
+        return None, None
+    return checked("scale", multiplied.scale, T, B, S), checked("m", multiplied.m, T, B, S)
 
 
 @cache
@@ -269,19 +286,27 @@ def _recurrence_seconds(kernel: Kernel, other: Kernel) -> tuple[float, float]:
 
 
 def disagreement(kernel: NativeKernel) -> float:
-    """Return the largest relative difference between the kernel and eager in float64, over a small case."""
+    """Return the largest relative difference between the kernel and eager in float64, over a small case.
+
+    It is run as a plain layer and as a multiplicative one.
+    """
     T, B, S = 3, 17, 37
     generator = torch.Generator().manual_seed(0)
-    shapes = [(T, B, 4 * S), (S, 4 * S), (B, S), (B, S), (T, B, S), (B, S)]
-    a, W, H_0, C_0, dH, dC_T = (torch.randn(*shape, generator=generator) for shape in shapes)
-    W *= S**-0.5
+    shapes = [(T, B, 4 * S), (S, 4 * S), (B, S), (B, S), (T, B, S), (B, S), (T, B, S)]
+    given = [torch.randn(*shape, generator=generator) for shape in shapes]
+    given[1] *= S**-0.5
 
     results = []
     for run, dtype in ((EagerKernel(), torch.float64), (kernel, torch.float32)):
-        gates, C, H = run.forward(a.to(dtype, copy=True), W.to(dtype), H_0.to(dtype), C_0.to(dtype))
-        kept = gates.clone()
-        back = run.backward(dH.to(dtype, copy=True), dC_T.to(dtype), gates, C, C_0.to(dtype), W.to(dtype))
-        results.append([kept, C, H, *back, run.product(H.view(-1, S).t(), gates.view(-1, 4 * S))])
+        found = []
+        for multiplicative in (False, True):
+            a, W, H_0, C_0, dH, dC_T, scale = (part.to(dtype, copy=True) for part in given)
+            multiplied = Multiplied(scale, torch.empty_like(scale)) if multiplicative else None
+            gates, C, H = run.forward(a, W, H_0, C_0, multiplied=multiplied)
+            kept = gates.clone()
+            back = run.backward(dH, dC_T, gates, C, C_0, W, multiplied=multiplied)
+            found += [kept, C, H, *back, run.product(H.view(-1, S).t(), gates.view(-1, 4 * S)), *(multiplied or ())]
+        results.append(found)
     return float(torch.stack([(x - y).abs().max() / x.abs().max() for x, y in zip(*results, strict=True)]).max())  # or NaN
 
 
@@ -293,8 +318,8 @@ def _declare(library: ctypes.CDLL) -> None:
     library.lstmlm_packed_size.argtypes, library.lstmlm_packed_size.restype = [number, number, size], size
     library.lstmlm_scratch_size.argtypes, library.lstmlm_scratch_size.restype = [number, number, size, size], size
     library.lstmlm_pack.argtypes = [number, number, number, size, pointer, pointer]
-    library.lstmlm_forward.argtypes = [number, number, size, size, size, *[pointer] * 10]
-    library.lstmlm_backward.argtypes = [number, number, size, size, size, *[pointer] * 9]
+    library.lstmlm_forward.argtypes = [number, number, size, size, size, *[pointer] * 12]
+    library.lstmlm_backward.argtypes = [number, number, size, size, size, *[pointer] * 10]
     library.lstmlm_multiply_size.argtypes, library.lstmlm_multiply_size.restype = [number, size], size
     library.lstmlm_multiply.argtypes = [number, number, size, size, size, number, number, number, *[pointer] * 4]
     library.lstmlm_team.argtypes = [pointer] * 3

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lstmlm.kernels import Activations, Rows
+from lstmlm.kernels import Activations, Multiplied, Rows
 from lstmlm.kernels.build import Unavailable
 from lstmlm.kernels.eager import EagerKernel
 from lstmlm.kernels.fused import checked
@@ -91,6 +91,7 @@ class TritonKernel:
         *,
         bias: Tensor | None = None,
         into: Activations | None = None,
+        multiplied: Multiplied | None = None,
     ) -> Activations:
         """Run T steps; see `Kernel.forward`."""
         T, B, S4 = a.shape
@@ -110,8 +111,10 @@ class TritonKernel:
             checked("bias", bias, S4)
         W = checked("W", W, S, S4, also=self._factors).to(self._factors)
         rounded = self._factors != torch.float32
-        X, product = H_0.to(self._factors), H_0.new_empty(B, S4)
+        X, product, H_before = H_0.to(self._factors), H_0.new_empty(B, S4), H_0
         for t, (gates_t, C_t, H_t) in enumerate(zip(*(part.unbind(0) for part in into), strict=True)):
+            if multiplied is not None:
+                X = torch.mul(multiplied.scale[t], H_before, out=multiplied.m[t]).to(self._factors)
             self._multiply(X, W, product)
             self._launch(
                 self._steps.forward,
@@ -122,13 +125,21 @@ class TritonKernel:
                 BIAS=bias is not None,
                 ROUNDED=rounded,
             )
-            C_before = C_t
+            H_before, C_before = H_t, C_t
             if not rounded:
                 X = H_t
         return into
 
     def backward(
-        self, dH: Tensor, dC_T: Tensor, gates: Tensor, C: Tensor, C_0: Tensor, W: Tensor
+        self,
+        dH: Tensor,
+        dC_T: Tensor,
+        gates: Tensor,
+        C: Tensor,
+        C_0: Tensor,
+        W: Tensor,
+        *,
+        multiplied: Multiplied | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run the T steps back; see `Kernel.backward`. tanh(C_t) is computed again rather than kept."""
         T, B, S = C.shape
@@ -142,11 +153,13 @@ class TritonKernel:
         for t in range(T - 1, -1, -1):
             if t < T - 1:
                 self._multiply(X, W_back, dH_0)
+                _to_hidden(dH_0, multiplied, t + 1)
             before = C[t - 1] if t else C_0
             self._launch(self._steps.backward, dH_0, dH[t], gates[t], before, C[t], dC, X, LAST=t == T - 1, ROUNDED=rounded)
             if not rounded:
                 X = gates[t]
         self._multiply(X, W_back, dH_0)
+        _to_hidden(dH_0, multiplied, 0)
         return gates, dH_0, dC
 
     def product(self, A: Tensor, B: Tensor, out: Tensor | None = None, *, add: bool = False) -> Tensor:
@@ -170,6 +183,14 @@ class TritonKernel:
         B, S = given[-2].shape
         block = min(256, max(32, 1 << (S - 1).bit_length()))
         function[B, -(-S // block)](*given, S, **options, BLOCK=block, num_warps=max(1, block // 128))
+
+
+def _to_hidden(dm: Tensor, multiplied: Multiplied | None, t: int) -> None:
+    """Turn dm_t into the gradient of H_{t-1}; of a multiplicative layer keep it in the scale's place first."""
+    if multiplied is not None:
+        scale = multiplied.scale[t].clone()
+        multiplied.scale[t] = dm
+        dm.mul_(scale)
 
 
 @cache
@@ -293,21 +314,23 @@ def wrong(kernel: TritonKernel, device: torch.device, T: int, B: int, S: int, V:
 
 
 def disagreement(kernel: TritonKernel, device: torch.device, T: int, B: int, S: int, V: int) -> float:
-    """Return the largest relative difference from eager in float64: of all results, with bias, table and `product`."""
+    """Return the largest relative difference from eager in float64: of all results, of a multiplicative layer
+    with bias and table, and of a plain one with neither, and of `product`.
+    """
     generator = torch.Generator().manual_seed(0)
-    shapes = [(V, 4 * S), (4 * S,), (T, B, 4 * S), (S, 4 * S), (B, S), (B, S), (T, B, S), (B, S)]
+    shapes = [(V, 4 * S), (4 * S,), (T, B, 4 * S), (S, 4 * S), (B, S), (B, S), (T, B, S), (B, S), (T, B, S)]
     given = [torch.randn(*shape, generator=generator) for shape in shapes]
     given[3] *= S**-0.5
     ids = torch.randint(V, (T, B), generator=generator).to(device)
     results = []
     for run, dtype in ((EagerKernel(), torch.float64), (kernel, torch.float32)):
-        table, bias, a, W, H_0, C_0, dH, dC_T = (part.to(device, dtype, copy=True) for part in given)
-        for part, added in ((Rows(ids, table), bias), (a, None)):
-            gates, C, H = run.forward(part, W, H_0, C_0, bias=added)
+        table, bias, a, W, H_0, C_0, dH, dC_T, scale = (part.to(device, dtype, copy=True) for part in given)
+        for part, added, by in ((Rows(ids, table), bias, Multiplied(scale, torch.empty_like(scale))), (a, None, None)):
+            gates, C, H = run.forward(part, W, H_0, C_0, bias=added, multiplied=by)
             kept = gates.clone()
-            back = run.backward(dH, dC_T, gates, C, C_0, W)
+            back = run.backward(dH, dC_T, gates, C, C_0, W, multiplied=by)
             rows = back[0].view(T * B, 4 * S)
             large = run.product(H.view(T * B, S).t(), rows), run.product(rows, W.t(), dH.view(T * B, S).clone(), add=True)
-            results.append([part.double() for part in (kept, C, H, *back, *large)])
+            results.append([part.double() for part in (kept, C, H, *back, *large, *(by or ()))])
     pairs = [pair for case in range(2) for pair in zip(results[case], results[2 + case], strict=True)]
     return float(torch.stack([(x - y).abs().max() / x.abs().max() for x, y in pairs]).max())  # or NaN

@@ -59,10 +59,13 @@ def update(gate: Gates, state: LSTMState) -> LSTMState:
     return LSTMState(gate.output * torch.tanh(cell), cell)
 
 
-def layer(x: Tensor, U: Tensor, W: Tensor, b: Tensor | None, state: LSTMState) -> tuple[Tensor, LSTMState]:
+def layer(
+    x: Tensor, U: Tensor, W: Tensor, b: Tensor | None, state: LSTMState, scale: Tensor | None = None
+) -> tuple[Tensor, LSTMState]:
     """Run one LSTM layer over T steps, equation by equation.
 
-        a_t = x_t U + H_{t-1} W + b
+        m_t = H_{t-1},  of a multiplicative layer scale_t * H_{t-1}
+        a_t = x_t U + m_t W + b
         f_t, i_t, o_t = sigmoid(a_t's first three blocks),  N_t = tanh(a_t's last block)
         C_t = f_t * C_{t-1} + i_t * N_t
         H_t = o_t * tanh(C_t)
@@ -73,17 +76,19 @@ def layer(x: Tensor, U: Tensor, W: Tensor, b: Tensor | None, state: LSTMState) -
         W: Recurrent weights, the same order. (S, 4S)
         b: Biases, or None for the article's equations to the letter. (4S)
         state: Hidden and cell state before the first step. (B, S) each
+        scale: Of a multiplicative layer. (T, B, S)
 
     Returns:
         H: Hidden state after every step. (T, B, S)
         last: State after step T; gradients flow through it.
 
     Source: the six equations of the article (README, "The equations"); Hochreiter and Schmidhuber 1997,
-        Gers et al. 2000.
+        Gers et al. 2000; for m_t Krause et al. 2016.
     """
     hidden = []
-    for x_t in x.unbind(0):
-        a_t = x_t @ U + state.hidden @ W
+    for t, x_t in enumerate(x.unbind(0)):
+        m_t = state.hidden if scale is None else scale[t] * state.hidden
+        a_t = x_t @ U + m_t @ W
         if b is not None:
             a_t = a_t + b
         state = update(gates(a_t), state)

@@ -79,6 +79,7 @@ class CharLM(nn.Module):
                 forget_span=config.forget_span or 0.0,
                 forget_share=1.0 if config.forget_share is None else config.forget_share,
                 orthogonal=config.orthogonal,
+                multiplicative=config.multiplicative,
                 start=start,
             )
             for index, width in enumerate(widths)

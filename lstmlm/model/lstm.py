@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
-from lstmlm.kernels import Kernel, Rows
+from lstmlm.kernels import Kernel, Multiplied, Rows
 from lstmlm.kernels.threads import one_thread
 from lstmlm.model.cell import GATES, LSTMState
 
@@ -38,12 +39,14 @@ class _Recurrent(torch.autograd.Function):
         H_0: Tensor,
         C_0: Tensor,
         ends: Tensor | None,
+        scale: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Return H (T, B, S) and the last cell state (B, S)."""
         H_0, C_0 = H_0.contiguous(), C_0.contiguous()
-        gates, C, H = kernel.forward(input_part(kernel, x, U, ends=ends), W, H_0, C_0, bias=b)
+        multiplied = multiplying(scale)
+        gates, C, H = kernel.forward(input_part(kernel, x, U, ends=ends), W, H_0, C_0, bias=b, multiplied=multiplied)
         ctx.kernel, ctx.ends = kernel, ends
-        ctx.save_for_backward(x, U, W, b, H_0, C_0, H)
+        ctx.save_for_backward(x, U, W, b, H_0, C_0, H, *(multiplied or ()))
         ctx.kept = (gates, C)  # not among the saved tensors: backward writes over them
         return H, C[-1].clone()
 
@@ -51,19 +54,26 @@ class _Recurrent(torch.autograd.Function):
     @once_differentiable  # the kernels have no second derivative: asking for it is an error, not a wrong number
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients in the order of `forward`'s arguments."""
-        x, U, W, b, H_0, C_0, H = ctx.saved_tensors
+        x, U, W, b, H_0, C_0, H, *scaled = ctx.saved_tensors
         dH, dC_T = grads
+        multiplied = Multiplied(scaled[0].clone(), scaled[1]) if scaled else None
         if ctx.kept is None:  # a second backward pass over the same graph: the first one used the activations up
-            gates, C, _ = ctx.kernel.forward(input_part(ctx.kernel, x, U, ends=ctx.ends), W, H_0, C_0, bias=b)
+            part = input_part(ctx.kernel, x, U, ends=ctx.ends)
+            gates, C, _ = ctx.kernel.forward(part, W, H_0, C_0, bias=b, multiplied=multiplied)
         else:
             gates, C = ctx.kept
             ctx.kept = None
-        da, dH_0, dC_0 = ctx.kernel.backward(dH.contiguous(), dC_T.contiguous(), gates, C, C_0, W)
+        da, dH_0, dC_0 = ctx.kernel.backward(dH.contiguous(), dC_T.contiguous(), gates, C, C_0, W, multiplied=multiplied)
 
         product = ctx.kernel.product
-        dW = product(H_0.t(), da[0])
-        if len(H) > 1:
-            product(H[:-1].flatten(0, 1).t(), da[1:].flatten(0, 1), dW, add=True)
+        dscale = None
+        if multiplied is not None:
+            dW = product(multiplied.m.flatten(0, 1).t(), da.flatten(0, 1))
+            dscale = torch.cat([H_0[None], H[:-1]]).mul_(multiplied.scale)  # which is dm now
+        else:
+            dW = product(H_0.t(), da[0])
+            if len(H) > 1:
+                product(H[:-1].flatten(0, 1).t(), da[1:].flatten(0, 1), dW, add=True)
         rows = da.view(-1, U.shape[1])
         db = None if b is None else torch.zeros_like(b)
         if x.dim() == 2:
@@ -73,7 +83,7 @@ class _Recurrent(torch.autograd.Function):
             dx = product(rows, U.t()).view_as(x) if ctx.needs_input_grad[1] else None
             dU = product(x.reshape(-1, len(U)).t(), rows)
             ctx.kernel.pointwise.scatter(None, rows, None, db)
-        return None, dx, dU, dW, db, dH_0, dC_0, None
+        return None, dx, dU, dW, db, dH_0, dC_0, None, dscale
 
 
 class _Affine(torch.autograd.Function):
@@ -145,6 +155,11 @@ def input_part(kernel: Kernel, x: Tensor, U: Tensor, out: Tensor | None = None, 
     return part
 
 
+def multiplying(scale: Tensor | None) -> Multiplied | None:
+    """Return a scale (T, B, S), and memory for what it makes; nothing of a layer that has none."""
+    return None if scale is None else Multiplied(scale, torch.empty_like(scale))
+
+
 def with_end(U: Tensor) -> Tensor:
     """Return a table of rows with one more, behind all ids, that closes the gates. (V, 4S) -> (V + 1, 4S)"""
     every = torch.ones(1, dtype=torch.bool, device=U.device)
@@ -176,10 +191,12 @@ def input_product(kernel: Kernel, x: Tensor, U: Tensor, b: Tensor | None, ends: 
 
 
 class LSTMLayer(nn.Module):
-    """One layer: U, W and b with their gates in `cell.GATES` order.
+    """One layer: U, W and b with their gates in `cell.GATES` order; of a multiplicative one M too, a row of S for each id x_t:
+
+        scale_t = 1 + M[x_t]
 
     U starts uniform within 1/sqrt(E) (a table of rows for ids: normal, deviation 0.5), W orthogonal in each gate's
-    block or uniform within 1/sqrt(S), b zero but for the forget gate's (Jozefowicz et al. 2015).
+    block or uniform within 1/sqrt(S), b zero but for the forget gate's (Jozefowicz et al. 2015), M zero.
 
     Args:
         inputs: E, or V where the inputs are ids.
@@ -193,6 +210,7 @@ class LSTMLayer(nn.Module):
             written little by little. Source: Tallec and Ollivier 2018, who draw k evenly, for all units.
         forget_share: Of the units, those that do.
         orthogonal: How W starts.
+        multiplicative: Whether there is M; where the inputs are ids.
         start: False leaves the weights as memory happens to be: others are about to be loaded, and an orthogonal W takes long.
     """
 
@@ -208,6 +226,7 @@ class LSTMLayer(nn.Module):
         forget_span: float = 0.0,
         forget_share: float = 1.0,
         orthogonal: bool = True,
+        multiplicative: bool = False,
         start: bool = True,
     ) -> None:
         super().__init__()
@@ -216,6 +235,7 @@ class LSTMLayer(nn.Module):
         self.U = nn.Parameter(torch.empty(inputs, 4 * width))
         self.W = nn.Parameter(torch.empty(width, 4 * width))
         self.b = nn.Parameter(torch.zeros(4 * width)) if bias else None
+        self.M = nn.Parameter(torch.zeros(inputs, width)) if multiplicative and ids else None
         if not start:
             return
         with torch.no_grad(), one_thread():  # the decomposition that makes a matrix orthogonal has other bits on several
@@ -236,6 +256,10 @@ class LSTMLayer(nn.Module):
                     spread = (torch.logspace(1, math.log2(max(2.0, forget_span)), long, base=2) - 1).log()
                     gates["forget"][:long] = spread
                     gates["input"][:long] = -spread
+
+    def scale(self, x: Tensor) -> Tensor | None:
+        """Return by what each H_{t-1} is multiplied, for ids (T, B): (T, B, S); None where there is no M."""
+        return None if self.M is None else functional.embedding(x, self.M) + 1
 
     def initial_state(self, batch: int) -> LSTMState:
         """Return the empty state: zeros, (B, S) each."""
@@ -259,10 +283,10 @@ class LSTMLayer(nn.Module):
         W = self.W if W is None else W
         if not torch.is_grad_enabled():
             own, hidden, cell = input_part(self.kernel, x, self.U, ends=ends), state.hidden.contiguous(), state.cell.contiguous()
-            _, C, H = self.kernel.forward(own, W, hidden, cell, bias=self.b)
+            _, C, H = self.kernel.forward(own, W, hidden, cell, bias=self.b, multiplied=multiplying(self.scale(x)))
             return H, LSTMState(*(steps[-1].clone() if len(steps) > 1 else steps[0] for steps in (H, C)))  # a view keeps them all
         run: Any = _Recurrent.apply  # torch does not annotate it
-        H, C_T = run(self.kernel, x, self.U, W, self.b, state.hidden, state.cell, ends)
+        H, C_T = run(self.kernel, x, self.U, W, self.b, state.hidden, state.cell, ends, self.scale(x))
         return H, LSTMState(H[-1], C_T)
 
 

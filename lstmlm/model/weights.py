@@ -66,7 +66,7 @@ def network_weights(config: ModelConfig, weights: Mapping[str, Floats]) -> Netwo
     layers = []
     for index in range(config.layers):
         layer, norm = f"layers.{index}", f"norms.{index}"
-        own = (weights.get(name) for name in (f"{layer}.b", f"{norm}.weight", f"{norm}.bias"))
+        own = (weights.get(name) for name in (f"{layer}.b", f"{norm}.weight", f"{norm}.bias", f"{layer}.M"))
         layers.append(LayerWeights(weights[f"{layer}.U"], weights[f"{layer}.W"], *own))
     readout = (weights["readout.weight"], weights["readout.bias"]) if config.readout == "linear" else None
     return NetworkWeights(tuple(layers), readout, config.residual)
@@ -84,6 +84,8 @@ def weight_shapes(config: ModelConfig, vocabulary: int) -> dict[str, tuple[int, 
         shapes |= {f"layers.{index}.U": (inputs, 4 * width), f"layers.{index}.W": (width, 4 * width)}
         if config.bias:
             shapes[f"layers.{index}.b"] = (4 * width,)
+        if config.multiplicative and index == 0:
+            shapes[f"layers.{index}.M"] = (vocabulary, width)
         if config.layer_norm and not direct:
             shapes |= {f"norms.{index}.weight": (width,), f"norms.{index}.bias": (width,)}
         inputs = width

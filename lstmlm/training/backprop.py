@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lstmlm.kernels import Activations
+from lstmlm.kernels import Activations, Multiplied
 from lstmlm.kernels.cuda_graph import Lanes
 from lstmlm.kernels.dropout import Dropout
 from lstmlm.kernels.pointwise import Norm, Number, Taught
@@ -39,7 +39,9 @@ class _Part(NamedTuple):
     x: What the layer above reads. (t, B, S)
     stats: Of the norm. (t, B, 2)
     da: The gates, of which the gradient takes the place. (t B, 4S)
-    H_t: H before each, turned. (S, t B)
+    before: H before each. (t, B, S)
+    multiplied: Of a multiplicative layer.
+    m_t: What the product with W took, turned. (S, t B)
     x_t: x, turned. (S, t B)
     """
 
@@ -49,7 +51,9 @@ class _Part(NamedTuple):
     x: Tensor
     stats: Tensor
     da: Tensor
-    H_t: Tensor
+    before: Tensor
+    multiplied: Multiplied | None
+    m_t: Tensor
     x_t: Tensor
 
 
@@ -71,6 +75,7 @@ class _Memory:
         self.gates = like.new_empty(T, B, 4 * S)
         self.H, self.C = (like.new_zeros(T + 1, B, S) for _ in range(2))  # the state before the first step in front
         self.x = like.new_empty(T, B, S) if transformed else self.H[1:]  # what the layer above reads
+        self.multiplied = None if layer.M is None else Multiplied(*(like.new_empty(T, B, S) for _ in range(2)))
         self.stats = like.new_empty(T, B, 2) if normed else like.new_empty(0)
         self.dhidden, self.dcell = (like.new_zeros(B, S) for _ in range(2))  # of the state behind the steps not yet run back
         self.dropped_weights = (
@@ -86,9 +91,12 @@ class _Memory:
             H, C = (whole[steps.start : steps.stop + 1] for whole in (self.H, self.C))
             gates, x = self.gates[steps], self.x[steps]
             rows = gates.view(-1, gates.shape[2])
-            turned = H[:-1].view(len(rows), -1).t(), x.view(len(rows), -1).t()
+            multiplied = self.multiplied and Multiplied(*(whole[steps] for whole in self.multiplied))
+            m = H[:-1] if multiplied is None else multiplied.m
+            turned = m.view(len(rows), -1).t(), x.view(len(rows), -1).t()
             kept = Activations(gates, C[1:], H[1:])
-            found = self._parts[steps.start, steps.stop] = _Part(kept, H[0], C[0], x, self.stats[steps], rows, *turned)
+            found = _Part(kept, H[0], C[0], x, self.stats[steps], rows, H[:-1], multiplied, *turned)
+            self._parts[steps.start, steps.stop] = found
         return found
 
 
@@ -96,7 +104,7 @@ class _Layer:
     """A layer of one network, and the memory that it works in."""
 
     def __init__(self, layer: LSTMLayer, norm: Norm | None, memory: _Memory, *, transformed: bool) -> None:
-        self.U, self.W, self.b = layer.U, layer.W, layer.b
+        self.U, self.W, self.b, self.M = layer.U, layer.W, layer.b, layer.M
         self.width, self.norm, self.memory, self.transformed = layer.width, norm, memory, transformed
 
     @property
@@ -268,6 +276,7 @@ class Backprop:
     def _read(self, window: Tensor, segment: slice, state: StackState, drop: Dropout | None) -> None:
         """Run a segment of a window of ids forward."""
         ids, ends = window[segment], None if self._ends is None else self._ends[segment]
+        symbols = ids
         self._steps = len(ids)
         table = self._layers[0].U.data
         if ends is not None:
@@ -283,7 +292,11 @@ class Backprop:
             ended = ends[steps] if index and ends is not None else None
             part = input_part(self._kernel, below, U if index else table, here.kept.gates, ended)
             bias = None if layer.b is None else layer.b.data
-            self._kernel.forward(part, W, here.H_0, here.C_0, bias=bias, into=here.kept)
+            if layer.M is not None:
+                assert here.multiplied is not None
+                scale = here.multiplied.scale
+                torch.index_select(layer.M.data, 0, symbols[steps].reshape(-1), out=scale.view(-1, layer.width)).add_(1)
+            self._kernel.forward(part, W, here.H_0, here.C_0, bias=bias, into=here.kept, multiplied=here.multiplied)
             if layer.transformed:
                 residual = below if self._residual(index) else None
                 drop_here = drop and drop.since(steps.start)
@@ -346,7 +359,7 @@ class Backprop:
             dH[-1].add_(memory.dhidden)
             U, W = layer.factors
             gates, C, _ = here.kept
-            _, dhidden, dcell = self._kernel.backward(dH, memory.dcell, gates, C, here.C_0, W)
+            _, dhidden, dcell = self._kernel.backward(dH, memory.dcell, gates, C, here.C_0, W, multiplied=here.multiplied)
             memory.dhidden.copy_(dhidden)
             memory.dcell.copy_(dcell)
             if index:
@@ -365,12 +378,17 @@ class Backprop:
         pointwise, product, rows = self._kernel.pointwise, self._kernel.product, here.da
         db = None if layer.b is None else _grad(layer.b)
         if index == 0:
-            pointwise.scatter(ids.reshape(-1).contiguous(), rows, _grad(layer.U), db)
+            symbols = ids.reshape(-1).contiguous()
+            pointwise.scatter(symbols, rows, _grad(layer.U), db)
+            if layer.M is not None:
+                assert here.multiplied is not None
+                dscale = here.multiplied.scale.mul_(here.before)  # which is dm by now
+                pointwise.scatter(symbols, dscale.view(-1, layer.width), _grad(layer.M), None)
         else:
             pointwise.scatter(None, rows, None, db)
         if self._kernel.factors is not None:
             rows = rows.to(self._kernel.factors)  # once for both
-        product(here.H_t, rows, layer.drecurrent, add=True)
+        product(here.m_t, rows, layer.drecurrent, add=True)
         if index:
             product(self._layers[index - 1].memory.part(self._whole).x_t, rows, _grad(layer.U), add=True)
 

@@ -17,6 +17,7 @@ import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -24,12 +25,12 @@ from torch import Tensor
 from lstmlm.evaluation.sampler import Sampling, generate
 from lstmlm.evaluation.scoring import Scored
 from lstmlm.kernels.contexts import Mixer
-from lstmlm.kernels.pointwise import Pointwise
 from lstmlm.kernels.threads import one_thread
 from lstmlm.model.char_lm import CharLM, nats
 from lstmlm.model.ensemble import Network, average, joined, members
 from lstmlm.model.lstm import StackState
 from lstmlm.training.backprop import Backprop
+from lstmlm.training.optim import ALIGNED
 
 LEARN_EVERY = 32  # characters that are scored before the network learns from them
 LARGEST = 3.0  # times the usual size: what a text that is like no other may ask for in one step
@@ -139,8 +140,9 @@ class _AdaptedNetwork:
         self.model, self.weights, self._gradient = _flat_copy(model)
         self._backprop = Backprop(self.model, 1, LEARN_EVERY)
         self._pointwise = self.model.stack()[0].kernel.pointwise
+        self._count = model.parameter_count()
         usual = self._usual(start, own_chars)
-        overall = _root_mean_square(usual, self._pointwise)
+        overall = self._root_mean_square(usual)
         # A network without any gradient learns nothing, and divides by no zero either.
         self._scale = 1 / (usual + rates.floor * overall).clamp_min(torch.finfo(usual.dtype).tiny)
         self._home = self.weights.clone()
@@ -162,7 +164,7 @@ class _AdaptedNetwork:
     def learn(self, rates: Rates) -> None:
         """Take the step that the last segment's gradient asks for."""
         n = self._gradient.mul_(self._scale)
-        size = _root_mean_square(n, self._pointwise)
+        size = self._root_mean_square(n)
         self.weights.lerp_(self._home, rates.decay)
         self.weights.add_(n, alpha=-rates.rate * min(1.0, LARGEST / max(size, 1e-30)))
 
@@ -178,26 +180,28 @@ class _AdaptedNetwork:
             count += 1
         return squares.div_(max(1, count)).sqrt_()
 
+    def _root_mean_square(self, x: Tensor) -> float:
+        """Return that of what belongs to the weights, of the same bits on any number of threads."""
+        return math.sqrt(float(self._pointwise.squared(x)) / self._count)
+
 
 def _threads(model: Network) -> AbstractContextManager[None]:
     """Let torch compute on one thread meanwhile, unless the kernel has the same bits on any number of them."""
     return nullcontext() if model.stack()[0].kernel.any_threads else one_thread()
 
 
-def _root_mean_square(x: Tensor, pointwise: Pointwise) -> float:
-    """Return the root mean square of a flat tensor, of the same bits on any number of threads."""
-    return math.sqrt(float(pointwise.squared(x)) / len(x))
-
-
 def _flat_copy(model: CharLM) -> tuple[CharLM, Tensor, Tensor]:
-    """Return a copy of a model in evaluation mode, and the flat tensors that its weights and gradients are views of."""
+    """Return a copy of a model in evaluation mode, and the flat tensors that its weights and gradients are views of.
+
+    Each begins where products want it (`optim.ALIGNED`); what lies between is zero and stays zero.
+    """
     first = model.stack()[0]
     copy = CharLM(model.config, len(first.U), first.kernel, model.separator, start=False).to(first.U).eval()
-    weights = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
-    gradient = torch.zeros_like(weights)
-    start = 0
-    for p in copy.parameters():
-        end = start + p.numel()
-        p.data, p.grad = weights[start:end].view(p.shape), gradient[start:end].view(p.shape)
-        start = end
+    unit = ALIGNED // first.U.element_size()
+    starts = [0, *accumulate(-(-p.numel() // unit) * unit for p in model.parameters())]
+    weights, gradient = (first.U.detach().new_zeros(starts[-1]) for _ in range(2))
+    for start, p, own in zip(starts, copy.parameters(), model.parameters(), strict=False):
+        place = slice(start, start + p.numel())
+        weights[place] = own.detach().reshape(-1)
+        p.data, p.grad = weights[place].view(p.shape), gradient[place].view(p.shape)
     return copy, weights, gradient

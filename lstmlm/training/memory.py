@@ -54,7 +54,8 @@ def training_bytes(config: RunConfig, vocabulary: int, parameters: int, teacher:
     recurrent = sum(4 * width * width for width in widths)
     # Packed for the forward and the backward pass, of all layers in turn; dropped, and that one's gradient, of each.
     weights = 2 * max(4 * width * width for width in widths) + 2 * recurrent * bool(model.weight_dropout)
-    values = kept * (7 * sum(widths) + 2 * max(widths)) + min(kept * vocabulary, backprop.SCORES)
+    multiplied = 2 * widths[0] * bool(model.multiplicative)  # the scale and m
+    values = kept * (7 * sum(widths) + 2 * max(widths) + multiplied) + min(kept * vocabulary, backprop.SCORES)
     reading = max(STREAMS, steps_at_once(1, vocabulary)) * (9 * max(widths) + 3 * vocabulary)
     taught = train.batch * train.window * (9 * (teacher.hidden or vocabulary) + 4 * vocabulary) if teacher else 0
     last = max(copies * parameters, 3 * parameters + reading)

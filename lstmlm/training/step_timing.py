@@ -140,14 +140,15 @@ def step_seconds(
 
 
 def _multiplied(model: ModelConfig, vocabulary: int, teacher: Teacher | None) -> float:
-    """Return the multiplications of a character: forwards and two ways back for each weight but the table of the first layer."""
+    """Return the multiplications of a character: forwards and two ways back for each weight but the tables of the first layer."""
     own = 3 * _products(model, vocabulary)
     return own + _products(teacher.config, vocabulary) if teacher else own  # which only reads
 
 
 def _products(model: ModelConfig, vocabulary: int) -> int:
     shapes = weight_shapes(model, vocabulary)
-    return model.members * sum(math.prod(shape) for name, shape in shapes.items() if len(shape) == 2 and name != "layers.0.U")
+    tables = "layers.0.U", "layers.0.M"
+    return model.members * sum(math.prod(shape) for name, shape in shapes.items() if len(shape) == 2 and name not in tables)
 
 
 def _timed_part(config: RunConfig, multiplied: float, rows: int, window: int) -> tuple[int, int]:

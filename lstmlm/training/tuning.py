@@ -17,7 +17,7 @@ from lstmlm.storage.checkpoint import Checkpoint
 def weights_of(parent: Checkpoint, tokenizer: Tokenizer) -> dict[str, Tensor]:
     """Return the weights that a fine-tuned model starts from.
 
-    Every weight of the parent is kept. A character that is new to it has a row of zeros in the input table and in the readout,
+    Every weight of the parent is kept. A character that is new to it has a row of zeros in the input tables and in the readout,
     and there the smallest bias of all: at first it is as unlikely as the rarest, and changes next to nothing.
 
     Args:
@@ -49,6 +49,6 @@ def weights_of(parent: Checkpoint, tokenizer: Tokenizer) -> dict[str, Tensor]:
 
 def _tables(config: RunConfig, found: dict[str, Tensor]) -> list[tuple[str, Tensor]]:
     """Return the weights that have a row for each character, by name."""
-    each = ("layers.0.U", "readout.weight", "readout.bias")
+    each = ("layers.0.U", *(["layers.0.M"] if config.model.multiplicative else []), "readout.weight", "readout.bias")
     names = [weights.prefix(config.model, member) + name for member in range(config.model.members) for name in each]
     return [(name, found[name]) for name in names]

@@ -10,7 +10,7 @@ from lstmlm.kernels import choose
 from lstmlm.model import cell
 from lstmlm.model.cell import LSTMState
 from lstmlm.model.char_lm import CharLM
-from lstmlm.model.lstm import LSTMLayer, input_product
+from lstmlm.model.lstm import LSTMLayer, input_product, multiplying
 from tests.helpers import assert_close, small_model, some_ids
 
 OPTIONS: list[dict[str, Any]] = [
@@ -58,7 +58,8 @@ def compare_with_equations(model: CharLM, x: torch.Tensor) -> None:
         assert isinstance(layer, LSTMLayer)
         state = layer.initial_state(x.shape[1])
         for t in range(len(x)):
-            a = (layer.U[x[t]] if layer_input is None else layer_input[t] @ layer.U) + state.hidden @ layer.W
+            m = state.hidden if layer.M is None else (1 + layer.M[x[t]]) * state.hidden
+            a = (layer.U[x[t]] if layer_input is None else layer_input[t] @ layer.U) + m @ layer.W
             gate = cell.gates(a if layer.b is None else a + layer.b)
             state = cell.update(gate, state)
             for name, expected in zip(Activity._fields, (*gate, state.cell, state.hidden), strict=True):
@@ -81,7 +82,8 @@ def test_gates_equal_the_kernels(name: str) -> None:
     assert isinstance(layer, LSTMLayer)
     zero = torch.zeros(3, layer.width)
     with torch.inference_mode():
-        kept = kernel.forward(input_product(kernel, x, layer.U, layer.b), layer.W, zero, zero)
+        a, multiplied = input_product(kernel, x, layer.U, layer.b), multiplying(layer.scale(x))
+        kept = kernel.forward(a, layer.W, zero, zero, multiplied=multiplied)
     shown = trace(mine, x).layers[0]
 
     assert_close(torch.cat(shown[:4], dim=-1), kept.gates, "gates", 1e-6)

@@ -18,7 +18,7 @@ def ensemble(lstmlm: Lstmlm, text: Path) -> str:
     """Train three members; return their run."""
     result = lstmlm("train", text, *MEMBERS, "--out", "runs/three")
     assert result.code == 0, result.err
-    assert "3 members of 1,536 parameters" in result.err
+    assert "3 members of 1,704 parameters" in result.err
     return "runs/three"
 
 
@@ -37,7 +37,7 @@ def test_every_command_takes_them(lstmlm: Lstmlm, text: Path, ensemble: str) -> 
     assert sum(line["bits"] for line in each if "bits" in line) == pytest.approx(told["bits_per_char"] * told["chars"], rel=1e-5)
     assert [len(json.loads(line)["text"]) for line in sample.out.splitlines()] == [20, 20]
     assert sum(answer["probability"] for answer in filled.json["answers"]) == pytest.approx(1.0)
-    assert "4,608 (3 members of 1,536)" in info.out
+    assert "5,112 (3 members of 1,704)" in info.out
     assert "model.members         3" in info.out
 
 

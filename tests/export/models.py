@@ -18,7 +18,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "direct readout": {"layers": 2, "readout": "direct"},
     "direct, norm, residual": {"layers": 3, "readout": "direct", "layer_norm": True, "residual": True},
     "no bias": {"layers": 2, "bias": False},
-    "the article's": {"bias": False, "readout": "direct"},
+    "plain LSTM": {"layers": 2, "multiplicative": False},
+    "the article's": {"bias": False, "readout": "direct", "multiplicative": False},
     "three members": {"layers": 2, "members": 3, "layer_norm": True},
 }
 

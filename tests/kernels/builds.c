@@ -9,8 +9,10 @@
 
 typedef long long size;
 typedef struct Generator Generator;
-Generator *lstmlm_generator_new(int in_bytes, int threads, size n, size V, size layers, const size *widths, int direct, int residual, float eps);
-int lstmlm_generator_layer(Generator *g, size index, const float *U, const float *W, const float *b, const float *gamma, const float *beta);
+Generator *lstmlm_generator_new(int in_bytes, int threads, size n, size V, size layers, const size *widths, int direct, int residual,
+                                int multiplicative, float eps);
+int lstmlm_generator_layer(Generator *g, size index, const float *U, const float *W, const float *b, const float *gamma, const float *beta,
+                           const float *M);
 int lstmlm_generator_readout(Generator *g, const float *R, const float *r);
 void lstmlm_generator_read(Generator *g, int threads, size K, const long long *ids, int anew);
 void lstmlm_generator_run(Generator *g, int threads, size K, const float *noise, double divisor, size keep, double share, int greedy,
@@ -23,7 +25,7 @@ size lstmlm_packed_size(int kind, int back, size S);
 size lstmlm_scratch_size(int kind, int back, size B, size S);
 void lstmlm_pack(int kind, int back, int threads, size S, const float *W, void *packed);
 void lstmlm_forward(int kind, int threads, size T, size B, size S, const void *packed, void *scratch, const int64_t *ids, const float *rows,
-                    const float *bias, const float *H_0, const float *C_0, float *gates, float *C, float *H);
+                    const float *bias, const float *H_0, const float *C_0, float *gates, float *C, float *H, float *scale, float *m);
 size lstmlm_multiply_size(int threads, size N);
 void lstmlm_multiply(int kind, int threads, size M, size N, size K, int turned_A, int turned_B, int add, const float *A, const float *B,
                      float *C, void *scratch);
@@ -55,16 +57,16 @@ static void require(int right, const char *what) {
 enum { V = 37, S = 70, LAYERS = 3, PROMPT = 20, STEPS = 200 };
 
 /* The first stream of n: its ids in `text`; returns a hash of ids, nats and the last logits. */
-static uint64_t sample(int in_bytes, int n, int threads, size block, double divisor, size keep, double share, char *text) {
+static uint64_t sample(int in_bytes, int multiplicative, int n, int threads, size block, double divisor, size keep, double share, char *text) {
     state = 1;
     const size widths[LAYERS] = {S, S, S};
-    Generator *g = lstmlm_generator_new(in_bytes, threads, n, V, LAYERS, widths, 0, 1, 1e-5f);
+    Generator *g = lstmlm_generator_new(in_bytes, threads, n, V, LAYERS, widths, 0, 1, multiplicative, 1e-5f);
     for (int l = 0; l < LAYERS; l++) {
         const size E = l ? S : V;
         /* One after another: compilers differ in the order of arguments. */
         const float *U = drawn(E * 4 * S, l ? .3f : 1), *W = drawn(S * 4 * S, .3f), *b = drawn(4 * S, .5f);
         const float *gamma = drawn(S, 2), *beta = drawn(S, .2f);
-        lstmlm_generator_layer(g, l, U, W, b, gamma, beta);
+        lstmlm_generator_layer(g, l, U, W, b, gamma, beta, l || !multiplicative ? 0 : drawn(V * S, .5f));
     }
     const float *R = drawn(V * S, .3f), *r = drawn(V, .5f);
     lstmlm_generator_readout(g, R, r);
@@ -91,16 +93,17 @@ static uint64_t sample(int in_bytes, int n, int threads, size block, double divi
 
 static double squashed(double x) { return 1 / (1 + exp(-x)); }
 
-static void check_recurrence(int kind) {
+static void check_recurrence(int kind, int multiplicative) {
     enum { T = 4, B = 5, U = 37 };
     const double within = kind ? 5e-2 : 1e-5;
     state = 2;
     float *a = drawn(T * B * 4 * U, 1), *W = drawn(U * 4 * U, .3f), *H_0 = drawn(B * U, 1), *C_0 = drawn(B * U, 1);
     float *gates = drawn(T * B * 4 * U, 0), *C = drawn(T * B * U, 0), *H = drawn(T * B * U, 0);
+    float *scale = multiplicative ? drawn(T * B * U, 1.5f) : 0, *m = multiplicative ? drawn(T * B * U, 0) : 0;
     void *packed = drawn(lstmlm_packed_size(kind, 0, U) / 4 + 16, 0), *scratch = drawn(lstmlm_scratch_size(kind, 0, B, U) / 4 + 16, 0);
     memcpy(gates, a, sizeof(float) * T * B * 4 * U);
     lstmlm_pack(kind, 0, 2, U, W, packed);
-    lstmlm_forward(kind, 2, T, B, U, packed, scratch, 0, 0, 0, H_0, C_0, gates, C, H);
+    lstmlm_forward(kind, 2, T, B, U, packed, scratch, 0, 0, 0, H_0, C_0, gates, C, H, scale, m);
     for (int t = 0; t < T; t++)
         for (int r = 0; r < B; r++)
             for (int u = 0; u < U; u++) {
@@ -108,7 +111,7 @@ static void check_recurrence(int kind) {
                 double sum[4];
                 for (int gate = 0; gate < 4; gate++) {
                     sum[gate] = a[(t * B + r) * 4 * U + gate * U + u];
-                    for (int k = 0; k < U; k++) sum[gate] += (double)before[k] * W[k * 4 * U + gate * U + u];
+                    for (int k = 0; k < U; k++) sum[gate] += (double)before[k] * (scale ? scale[(t * B + r) * U + k] : 1) * W[k * 4 * U + gate * U + u];
                 }
                 const double cell = squashed(sum[0]) * c + squashed(sum[1]) * tanh(sum[3]);
                 require(fabs(C[(t * B + r) * U + u] - cell) < within, "the recurrence: C is wrong");
@@ -131,15 +134,16 @@ static void check_product(int kind) {
 
 int main(void) {
     for (int kind = 0; kind < 5; kind++)
-        if (lstmlm_has(kind)) check_recurrence(kind), check_product(kind);
+        if (lstmlm_has(kind)) check_recurrence(kind, 0), check_recurrence(kind, 1), check_product(kind);
     for (int in_bytes = 0; in_bytes < 2; in_bytes++)
         for (int how = 0; how < 2; how++) {
+            const int multiplicative = !how;
             char text[64], other[64];
             const double divisor = how ? .7 : 1, share = how ? .9 : 1;
             const size keep = how ? 12 : 0;
-            const uint64_t alone = sample(in_bytes, 1, 1, STEPS, divisor, keep, share, text);
-            require(sample(in_bytes, 1, 3, 7, divisor, keep, share, other) == alone, "threads or blocks change the text");
-            require(sample(in_bytes, 9, 2, 31, divisor, keep, share, other) == alone, "company changes the text");
+            const uint64_t alone = sample(in_bytes, multiplicative, 1, 1, STEPS, divisor, keep, share, text);
+            require(sample(in_bytes, multiplicative, 1, 3, 7, divisor, keep, share, other) == alone, "threads or blocks change the text");
+            require(sample(in_bytes, multiplicative, 9, 2, 31, divisor, keep, share, other) == alone, "company changes the text");
             printf("%s %s %016llx\n", in_bytes ? "bytes" : "float", text, (unsigned long long)alone);
         }
     fprintf(stderr, "%d floats in a vector\n", lstmlm_vector());

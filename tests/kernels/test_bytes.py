@@ -43,6 +43,8 @@ def sensible(**options: Any) -> CharLM:
         for layer in model.stack():
             layer.W.uniform_(-1, 1).mul_(2 * len(layer.W) ** -0.5)
             layer.U.uniform_(-1, 1).mul_(2 * len(layer.U) ** -0.5)
+            if layer.M is not None:
+                layer.M.uniform_(-0.5, 0.5)
         if model.readout is not None:
             model.readout.weight.uniform_(-1, 1).mul_(2 * model.readout.in_features**-0.5)
     return model
@@ -75,7 +77,8 @@ def one_step(model: CharLM, ids: Tensor, states: list[tuple[Tensor, Tensor]]) ->
     x, after = torch.empty(0), []
     for index, (layer, (H, C)) in enumerate(zip(model.layers, states, strict=True)):
         assert isinstance(layer, LSTMLayer)
-        a = product(H, layer.W, torch.ones(1)) + (layer.U[ids] if index == 0 else product(x, layer.U))
+        recurrent = product(H, layer.W, torch.ones(1)) if layer.M is None else product((1 + layer.M[ids]) * H, layer.W)
+        a = recurrent + (layer.U[ids] if index == 0 else product(x, layer.U))
         f, i, o, N = (a if layer.b is None else a + layer.b).chunk(4, -1)
         C = f.sigmoid() * C + i.sigmoid() * N.tanh()
         H = o.sigmoid() * C.tanh()
@@ -99,6 +102,7 @@ SHAPES: list[dict[str, Any]] = [
     {"layers": 2, "hidden": 130, "residual": False, "vocabulary": 17},
     {"layers": 2, "hidden": 65, "layer_norm": False},
     {"layers": 1, "readout": "direct", "bias": False},
+    {"layers": 1, "hidden": 48, "multiplicative": False},
 ]
 
 

@@ -27,28 +27,32 @@ def drawn(T: int, B: int, S: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return (normal(T, B, 4 * S), normal(S, 4 * S, scale=S**-0.5), *state(B, S))
 
 
+@pytest.mark.parametrize("multiplicative", [False, True])
 @pytest.mark.parametrize(("T", "B", "S"), SIZES)
-def test_forward_equals_the_reference(T: int, B: int, S: int) -> None:
+def test_forward_equals_the_reference(T: int, B: int, S: int, multiplicative: bool) -> None:
     """Hidden and cell states are those of the equations in float64, down to one step, one stream, one unit."""
     inputs = drawn(T, B, S)
+    scale = normal(T, B, S) if multiplicative else None
 
-    H, C_T = recurrence(EagerKernel(), *inputs)
-    expected_H, expected_C = reference(*inputs)
+    H, C_T = recurrence(EagerKernel(), *inputs, scale)
+    expected_H, expected_C = reference(*inputs, scale)
 
     assert_close(H, expected_H, "H")
     assert_close(C_T, expected_C, "C_T")
 
 
+@pytest.mark.parametrize("multiplicative", [False, True])
 @pytest.mark.parametrize(("T", "B", "S"), SIZES)
-def test_backward_equals_the_reference(T: int, B: int, S: int) -> None:
-    """The gradients of a, H_0 and C_0 are autograd's in float64, with one arriving at every H_t and at the last C."""
+def test_backward_equals_the_reference(T: int, B: int, S: int, multiplicative: bool) -> None:
+    """The gradients of a, H_0, C_0 and the scale are autograd's in float64, with one arriving at every H_t and at the last C."""
     inputs = drawn(T, B, S)
     dH, dC_T = normal(T, B, S), normal(B, S)
+    scale = normal(T, B, S) if multiplicative else None
 
-    actual = kernel_gradients(EagerKernel(), inputs, dH, dC_T)
-    expected = reference_gradients(inputs, dH, dC_T)
+    actual = kernel_gradients(EagerKernel(), inputs, dH, dC_T, scale)
+    expected = reference_gradients(inputs, dH, dC_T, scale)
 
-    for what, one, other in zip(("da", "dH_0", "dC_0"), actual, expected, strict=True):
+    for what, one, other in zip(("da", "dH_0", "dC_0", "dscale")[: len(expected)], actual, expected, strict=True):
         assert_close(one, other, what)
 
 

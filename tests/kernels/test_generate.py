@@ -369,6 +369,9 @@ def test_lengths_are_checked(kernel: NativeKernel) -> None:
     layers = LayerWeights(U, W, None, None, None), LayerWeights(U_2, W_2, None, None, None)
     with pytest.raises(ValueError, match="one width"):
         Generator(kernel.library, NetworkWeights(layers, (R, r), True), 1, threads=1)
+    above = layers[0], layers[1]._replace(M=arguments.floats(torch.zeros(5, 4)))
+    with pytest.raises(ValueError, match="M: expected one in the first layer alone"):
+        Generator(kernel.library, NetworkWeights(above, (R, r), False), 1, threads=1)
     with pytest.raises(ValueError, match="at least one stream and one thread"):
         Generator(kernel.library, NetworkWeights(layers, (R, r), False), 1, threads=0)
 
@@ -404,11 +407,12 @@ def test_threads_that_read_nothing_take_no_memory(kernel: NativeKernel) -> None:
 def test_weights_that_do_not_fit_are_refused(kernel: NativeKernel) -> None:
     """One row or column less, of any weight: the C code would read beyond its end."""
     V, S = 5, 3
-    shapes = [(V, 4 * S), (S, 4 * S), (4 * S,), (S,), (S,), (S, 4 * S), (S, 4 * S), (4 * S,), (S,), (S,), (V, S), (V,)]
+    shapes = [(V, 4 * S), (S, 4 * S), (4 * S,), (S,), (S,), (S, 4 * S), (S, 4 * S), (4 * S,), (S,), (S,)]
+    shapes += [(V, S), (V,), (V, S)]
 
     def made(*weights: Tensor) -> Generator:
         given = [arguments.floats(weight) for weight in weights]
-        layers = LayerWeights(*given[:5]), LayerWeights(*given[5:10])
+        layers = LayerWeights(*given[:5])._replace(M=given[12]), LayerWeights(*given[5:10])
         return Generator(kernel.library, NetworkWeights(layers, (given[10], given[11]), False), 1, threads=1)
 
     made(*(torch.zeros(shape) for shape in shapes)).read([1])

@@ -13,6 +13,7 @@ from torch import Tensor
 from lstmlm.kernels import Activations, Kernel, arguments, build, native
 from lstmlm.kernels.build import Unavailable
 from lstmlm.kernels.eager import EagerKernel
+from lstmlm.model.lstm import multiplying
 
 # T, B, S: tails of every vector width, tiles of every height, a batch of one, one step, more units than a panel's chunk
 SIZES = [(1, 1, 1), (7, 1, 37), (3, 2, 16), (4, 3, 33), (1, 5, 19), (3, 29, 47), (2, 97, 15), (3, 13, 80), (2, 6, 300)]
@@ -50,22 +51,26 @@ def _rough(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return kernel
 
 
-def problem(T: int, B: int, S: int) -> dict[str, Tensor]:
+def problem(T: int, B: int, S: int, *, multiplicative: bool = False) -> dict[str, Tensor]:
     """Return random inputs of both passes, with weights as large as those of a trained model."""
     generator = torch.Generator().manual_seed(T * 10_000 + B * 100 + S)
     shapes = {"a": (T, B, 4 * S), "W": (S, 4 * S), "H_0": (B, S), "C_0": (B, S), "dH": (T, B, S), "dC_T": (B, S)}
     inputs = {name: torch.randn(*shape, generator=generator) for name, shape in shapes.items()}
     inputs["W"] *= 1.5 * S**-0.5
+    if multiplicative:
+        inputs["scale"] = 1 + 0.3 * torch.randn(T, B, S, generator=generator)
     return inputs
 
 
 def both_passes(kernel: Kernel, inputs: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """Return everything that the two passes give, in the order in which it comes about."""
     x = {name: tensor.to(dtype, copy=True) for name, tensor in inputs.items()}
-    gates, C, H = kernel.forward(x["a"], x["W"], x["H_0"], x["C_0"])
+    by = multiplying(x.get("scale"))
+    gates, C, H = kernel.forward(x["a"], x["W"], x["H_0"], x["C_0"], multiplied=by)
     results = {"gates": gates.clone(), "C": C, "H": H}
-    da, dH_0, dC_0 = kernel.backward(x["dH"], x["dC_T"], gates, C, x["C_0"], x["W"])
-    return {**results, "da": da, "dH_0": dH_0, "dC_0": dC_0}
+    da, dH_0, dC_0 = kernel.backward(x["dH"], x["dC_T"], gates, C, x["C_0"], x["W"], multiplied=by)
+    own = {} if by is None else {"dm": by.scale, "m": by.m}
+    return {**results, "da": da, "dH_0": dH_0, "dC_0": dC_0, **own}
 
 
 def largest_relative(actual: Tensor, expected: Tensor) -> float:
@@ -73,10 +78,11 @@ def largest_relative(actual: Tensor, expected: Tensor) -> float:
     return float((actual.double() - expected.double()).abs().max() / expected.double().abs().max())
 
 
+@pytest.mark.parametrize("multiplicative", [False, True])
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_equals_eager(kernel: native.NativeKernel, size: tuple[int, int, int]) -> None:
-    """Both passes agree with eager in float32 and in float64 to 1e-5 relative, whatever the sizes."""
-    inputs = problem(*size)
+def test_equals_eager(kernel: native.NativeKernel, size: tuple[int, int, int], multiplicative: bool) -> None:
+    """Both passes agree with eager in float32 and in float64 to 1e-5 relative, whatever the sizes and the kind of layer."""
+    inputs = problem(*size, multiplicative=multiplicative)
     exact = both_passes(EagerKernel(), inputs, torch.float64)
     eager = both_passes(EagerKernel(), inputs, torch.float32)
 
@@ -162,10 +168,13 @@ def test_one_piece_equals_three(kernel: native.NativeKernel, B: int) -> None:
     assert torch.equal(dC, whole["dC_0"])
 
 
+@pytest.mark.parametrize("multiplicative", [False, True])
 @pytest.mark.parametrize("B", [1, 3, 7, 40])
-def test_threads_do_not_change_bits(kernel: native.NativeKernel, B: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_do_not_change_bits(
+    kernel: native.NativeKernel, B: int, multiplicative: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Any number of threads, even more than processors, gives the same bits."""
-    inputs = problem(6, B, 70)
+    inputs = problem(6, B, 70, multiplicative=multiplicative)
     results = []
     for threads in (1, 2, 3, 7):
         monkeypatch.setattr(arguments, "threads", lambda n=threads: n)
@@ -227,12 +236,16 @@ def test_refuses_what_it_cannot_read(kernel: native.NativeKernel) -> None:
         kernel.forward(x["a"], x["W"], x["H_0"], x["C_0"], into=elsewhere)
 
 
-def test_self_check_notices_wrong_results(kernel: native.NativeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kernel that computes something else is not used, and the reason says so."""
+@pytest.mark.parametrize("multiplicative", [False, True])
+def test_self_check_notices_wrong_results(
+    kernel: native.NativeKernel, multiplicative: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kernel that computes something else is not used, be it for one kind of layer alone, and the reason says so."""
     right = native.NativeKernel.forward
 
-    def wrong(self: native.NativeKernel, a: Tensor, W: Tensor, H_0: Tensor, C_0: Tensor) -> object:
-        return right(self, a + 1e-3, W, H_0, C_0)
+    def wrong(self: native.NativeKernel, a: Tensor, W: Tensor, H_0: Tensor, C_0: Tensor, **given: Any) -> object:
+        off = 1e-3 if (given["multiplied"] is not None) == multiplicative else 0.0
+        return right(self, a + off, W, H_0, C_0, **given)
 
     monkeypatch.setattr(native.NativeKernel, "forward", wrong)
     monkeypatch.setattr(build, "passed", lambda *_, **__: False)
@@ -247,11 +260,14 @@ def relative(actual: Tensor, expected: Tensor) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("multiplicative", [False, True])
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_reduced_precision_is_within_its_rounding(rough: native.NativeKernel, size: tuple[int, int, int]) -> None:
+def test_reduced_precision_is_within_its_rounding(
+    rough: native.NativeKernel, size: tuple[int, int, int], multiplicative: bool
+) -> None:
     """All results are within eight roundings of the factors' type (the factors, sums of 64) of float64, at all sizes."""
     rounding = ROUNDING.get(rough.kind, 2.0**-8)
-    inputs = problem(*size)
+    inputs = problem(*size, multiplicative=multiplicative)
     exact = both_passes(EagerKernel(), inputs, torch.float64)
 
     actual = both_passes(rough, inputs)
@@ -277,12 +293,13 @@ def test_gradients_of_every_size_survive(rough: native.NativeKernel, magnitude: 
         assert relative(actual["dH_0"][row], exact["dH_0"][row]) < 0.02
 
 
+@pytest.mark.parametrize("multiplicative", [False, True])
 @pytest.mark.parametrize("B", [1, 3, 7, 40])
 def test_reduced_precision_has_the_same_bits_for_any_threads(
-    rough: native.NativeKernel, B: int, monkeypatch: pytest.MonkeyPatch
+    rough: native.NativeKernel, B: int, multiplicative: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Any number of threads gives the same bits here too."""
-    inputs = problem(6, B, 150)
+    inputs = problem(6, B, 150, multiplicative=multiplicative)
     results = []
     for threads in (1, 2, 3, 7):
         monkeypatch.setattr(arguments, "threads", lambda n=threads: n)
@@ -714,8 +731,8 @@ def test_the_self_check_sees_what_is_wrong(
     """One wrong number in the last of the results is a disagreement, and so is a NaN, though it is not larger than any number."""
     right = getattr(kernel, name)
 
-    def spoiled(*given: Tensor) -> Any:
-        found = right(*given)
+    def spoiled(*given: Tensor, **more: Any) -> Any:
+        found = right(*given, **more)
         (found[-1] if isinstance(found, tuple) else found)[3, 4] += wrong
         return found
 

@@ -36,10 +36,11 @@ def by_hand(model: CharLM, ids: Tensor, before: StackState) -> tuple[Tensor, Sta
     assert config.layers is not None
     x, last = functional.one_hot(ids, V).double(), []
     for index in range(config.layers):
-        own = {name: weights.get(f"layers.{index}.{name}") for name in "UWb"}
+        own = {name: weights.get(f"layers.{index}.{name}") for name in "UWbM"}
         assert own["U"] is not None
         assert own["W"] is not None
-        y, after = cell.layer(x, own["U"], own["W"], own["b"], before[index])
+        scale = None if own["M"] is None else 1 + own["M"][ids]
+        y, after = cell.layer(x, own["U"], own["W"], own["b"], before[index], scale)
         last.append(after)
         if config.readout == "direct" and index == config.layers - 1:
             return y, tuple(last)
@@ -58,7 +59,7 @@ def states(model: CharLM) -> StackState:
 
 @pytest.mark.parametrize("readout", ["linear", "direct"])
 @pytest.mark.parametrize("layers", [1, 3])
-@pytest.mark.parametrize("options", [{}, {"layer_norm": False}, {"residual": False}, {"bias": False}])
+@pytest.mark.parametrize("options", [{}, {"layer_norm": False}, {"residual": False}, {"bias": False}, {"multiplicative": False}])
 def test_logits_follow_the_equations(readout: str, layers: int, options: dict[str, Any]) -> None:
     """With each option on and off, logits and last states are those of the equations, and so is every gradient."""
     model = small_model(readout=readout, layers=layers, **options)
@@ -155,13 +156,14 @@ def test_the_future_does_not_reach_back() -> None:
 @pytest.mark.parametrize("norm", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
 def test_parameters_are_counted(readout: str, layers: int, norm: bool, bias: bool) -> None:
-    """The count is the formula's: 4S(E + S + 1) a layer, 2S a norm, V(S + 1) the readout."""
+    """The count is the formula's: 4S(E + S + 1) a layer, VS the factors of the first, 2S a norm, V(S + 1) the readout."""
     S = 7
     model = small_model(readout=readout, layers=layers, layer_norm=norm, bias=bias)
     widths = [S] * layers if readout == "linear" else [S] * (layers - 1) + [V]
     expected = 0
     for inputs, width in zip([V, *widths], widths, strict=False):
         expected += 4 * width * (inputs + width + int(bias))
+    expected += V * widths[0]
     expected += 2 * S * (layers if readout == "linear" else layers - 1) * int(norm)
     expected += V * (S + 1) if readout == "linear" else 0
 

@@ -162,11 +162,11 @@ def test_a_member_less_is_refused(bench: Callable[..., Bench]) -> None:
     read = checkpoint.read(path)
     read.meta["config"]["model"]["members"] = 2
     checkpoint.write(path, read)
-    with pytest.raises(CheckpointError, match=r"members\.2\.layers\.0\.U: expected none"):
+    with pytest.raises(CheckpointError, match=r"members\.2\.layers\.0\.M: expected none"):
         lstmlm.load(str(path))
     read.meta["config"]["model"]["members"] = 64
     checkpoint.write(path, read)
-    with pytest.raises(CheckpointError, match=r"members\.10\.layers\.0\.U: expected .*, found none"):
+    with pytest.raises(CheckpointError, match=r"members\.10\.layers\.0\.M: expected .*, found none"):
         lstmlm.load(str(path))
     read.meta["config"]["model"]["members"] = 10**6
     checkpoint.write(path, read)

@@ -7,7 +7,7 @@ from lstmlm.training import backprop, memory
 from lstmlm.training.memory import OTHER, memory_bytes, training_bytes
 
 V = 5
-NETWORK = ModelConfig(hidden=8, layers=2, dropout=0.0, weight_dropout=0.0)
+NETWORK = ModelConfig(hidden=8, layers=2, dropout=0.0, weight_dropout=0.0, multiplicative=False)
 CONFIG = RunConfig(NETWORK, train=TrainConfig(batch=300, window=10, average=0.0))
 
 
@@ -21,12 +21,14 @@ def test_parts() -> None:
     averaged = replace(CONFIG, train=replace(CONFIG.train, average=0.5))
     pieces = replace(CONFIG, train=replace(CONFIG.train, segment=4))
     dropped = replace(CONFIG, model=replace(NETWORK, weight_dropout=0.1))
+    multiplied = replace(CONFIG, model=replace(NETWORK, multiplicative=True))
     reading = 2048 * (9 * 8 + 3 * V) + 3 * 1000
 
     assert needed(CONFIG) == 4 * 1000 + 2 * 4 * 64 + 3000 * (7 * 16 + 2 * 8 + V) + reading
     assert needed(averaged) - needed(CONFIG) == 1000
     assert needed(CONFIG) - needed(pieces) == 1800 * (7 * 16 + 2 * 8 + V)
     assert needed(dropped) - needed(CONFIG) == 2 * 2 * 4 * 64
+    assert needed(multiplied) - needed(CONFIG) == 3000 * 2 * 8
 
 
 def test_saving_takes_a_copy() -> None:

@@ -22,9 +22,9 @@ def test_growing_keeps_every_weight(tmp_path: Path, members: int) -> None:
     had = {k.removeprefix("model."): v for k, v in checkpoint.to_tensors(parent.tensors).items()}
     grown = tuning.weights_of(parent, new)
     rows = {char: new.encode(char)[0] for char in new.symbols}
-    tables = [name for name in had if name.endswith(("layers.0.U", "readout.weight", "readout.bias"))]
+    tables = [name for name in had if name.endswith(("layers.0.U", "layers.0.M", "readout.weight", "readout.bias"))]
 
-    assert len(tables) == 3 * members
+    assert len(tables) == 4 * members
     assert grown.keys() == had.keys()
     for name, tensor in had.items():
         if name not in tables:
