@@ -27,7 +27,7 @@ WIDEST = (
 RATES = ((7.0, 1.1e-2), (math.inf, 8e-3))  # for 256 units, below so many passes
 # How often a text is read again, times the recurrent weights for each of its characters: so much dropout of values and of
 # recurrent weights, between the rows by the logarithm. Weights beyond MOST_WEIGHTS a character were not measured.
-DROPOUTS = ((0.3, 0.0, 0.0), (1.8, 0.05, 0.0), (3.5, 0.13, 0.0), (7.0, 0.25, 0.05), (20.0, 0.3, 0.1), (40.0, 0.4, 0.2))
+DROPOUTS = ((0.3, 0.0, 0.0), (1.8, 0.05, 0.0), (3.0, 0.17, 0.03), (7.0, 0.27, 0.08), (12.0, 0.33, 0.13), (20.0, 0.4, 0.2))
 MOST_WEIGHTS = 3.0
 SEVERAL = 0.7  # of that, where networks answer together: with more dropout they err alike, and gain less by it
 # Of that rate, where a run starts from a trained model: with it tuning was better than parent and new model in all that

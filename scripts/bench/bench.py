@@ -61,7 +61,7 @@ class Rival(nn.Module):
 
 def ours_like(rival: Rival, layers: int, width: int, kernel: kernels.Kernel) -> CharLM:
     """Make our network with the rival's weights: the first layer's table is its embedding times its input weights."""
-    config = ModelConfig(hidden=width, layers=layers, dropout=0.0, layer_norm=False, residual=False)
+    config = ModelConfig(hidden=width, layers=layers, dropout=0.0, layer_norm=False, residual=False, multiplicative=False)
     model = CharLM(config, VOCABULARY, kernel)
     with torch.no_grad():
         for index, layer in enumerate(model.layers):

@@ -178,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if len(corpus.val) < LENGTH + 2:
             sys.exit(f"{asked.text}: expected {10 * (LENGTH + 2):,} characters or more, found {corpus.chars:,}.")
         torch.manual_seed(asked.seed)
-        network = ModelConfig(hidden=asked.hidden, layers=1, dropout=0.0, forget_bias=asked.forget_bias)
+        network = ModelConfig(hidden=asked.hidden, layers=1, dropout=0.0, forget_bias=asked.forget_bias, multiplicative=False)
         lstm = CharLM(network, len(corpus.tokenizer), kernels.choose()[0])
         torch.manual_seed(asked.seed)
         rnn = PlainRNN(asked.rnn_hidden or asked.hidden, len(corpus.tokenizer), asked.rnn_orthogonal)
