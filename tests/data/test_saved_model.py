@@ -28,7 +28,9 @@ def test_it_scores_as_it_did(run: Path) -> None:
     model = LanguageModel.open(run)
     text = (run / "text.txt").read_text(encoding="utf-8")
     validation = text[len(text) - int(0.1 * len(text)) :]
+    config, _ = saved_model.parts(model.meta)
 
+    assert not config.model.multiplicative  # which no setting of that version could say
     assert model.score(validation).nats_per_char == pytest.approx(model.meta["scores"]["validation_nats_per_char"], abs=0.05)
 
 

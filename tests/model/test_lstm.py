@@ -59,6 +59,24 @@ def test_layers_equal_torch(bias: bool, layers: int) -> None:
                 assert_close(actual, theirs[f"{theirs_name}{i}"].grad, f"d{ours_name} of layer {i}")
 
 
+def test_factors_start_at_one() -> None:
+    """A multiplicative layer begins as the plain one of the same seed; a factor other than 1 counts where its id is read, not before."""
+    layers = []
+    for multiplicative in (False, True):
+        torch.manual_seed(5)
+        layers.append(LSTMLayer(V, S, EagerKernel(), ids=True, multiplicative=multiplicative))
+    plain, scaled = layers
+    ids, before = torch.tensor([1, 2, 3, 4])[:, None], state(1, S, torch.float32)
+    expected = plain(ids, before)[0]
+
+    assert torch.equal(scaled(ids, before)[0], expected)
+    assert scaled.M is not None
+    scaled.M.data[3] = 0.5
+    assert torch.equal(scaled(ids, before)[0][:2], expected[:2])
+    assert not torch.allclose(scaled(ids, before)[0][2:], expected[2:])
+    assert LSTMLayer(V, S, EagerKernel(), multiplicative=True).M is None  # what it reads is no id
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("steps", [1, T])  # fewer ids than rows in the table, and more
 def test_ids_equal_one_hot_vectors(bias: bool, steps: int) -> None:
