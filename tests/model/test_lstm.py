@@ -60,7 +60,7 @@ def test_layers_equal_torch(bias: bool, layers: int) -> None:
 
 
 def test_factors_start_at_one() -> None:
-    """A multiplicative layer begins as the plain one of the same seed; a factor other than 1 counts where its id is read, not before."""
+    """A multiplicative layer begins as the plain one of its seed; a factor other than 1 counts from where its id is read on."""
     layers = []
     for multiplicative in (False, True):
         torch.manual_seed(5)
