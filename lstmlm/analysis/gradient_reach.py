@@ -30,7 +30,7 @@ class Reach:
 
     cell: With respect to C_{t-k} of each layer, k from 0, through H_{t-k} = o tanh(C_{t-k}) too: list of L lists.
     hidden: The same of H_{t-k}.
-    input: With respect to x_{t-k}, as its row of U in the first layer.
+    input: With respect to x_{t-k}, as its row of U in the first layer; by what it multiplies H_{t-k-1} is left out.
     count: Predictions in the mean.
     """
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lstmlm.kernels import Activations, Kernel
+from lstmlm.kernels import Activations, Kernel, Multiplied
 from lstmlm.kernels.pointwise import Number
 
 WARM = 2  # calls before the work is recorded: libraries set themselves up in the first ones, which a recording cannot hold
@@ -118,7 +118,7 @@ def speed_of(kernel: Kernel, device: torch.device, T: int = 64, B: int = 16, S: 
     """Measure a recurrence of a middling size, forward and back, FLOP/s: where steps wait for each other, no product tells it.
 
     Narrower networks are hardly faster there and wider ones hardly slower: what is told of them by this number errs towards
-    seeing less of a text than they will. It is run as training runs it, as a graph.
+    seeing less of a text than they will. It is run as training runs it, as a graph, and multiplicative, as the first layer is.
 
     Args:
         kernel: What runs it.
@@ -131,10 +131,11 @@ def speed_of(kernel: Kernel, device: torch.device, T: int = 64, B: int = 16, S: 
     shapes = [(S, 4 * S), (B, S), (B, S), (T, B, 4 * S), (T, B, S), (T, B, S), (T, B, S), (B, S)]
     W, H_0, C_0, a, C, H, dH, found = (torch.zeros(*shape, device=device) for shape in shapes)
     W = W if kernel.factors is None else W.to(kernel.factors)
+    by = Multiplied(torch.zeros_like(H), torch.zeros_like(H))
 
     def both_ways() -> None:
-        kernel.forward(a, W, H_0, C_0, into=Activations(a, C, H))
-        found.copy_(kernel.backward(dH, C_0, a, C, C_0, W)[1])
+        kernel.forward(a, W, H_0, C_0, into=Activations(a, C, H), multiplied=by)
+        found.copy_(kernel.backward(dH, C_0, a, C, C_0, W, multiplied=by)[1])
 
     graph = Graph(both_ways, device)
     began = 0.0

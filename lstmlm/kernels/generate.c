@@ -315,8 +315,8 @@ static size lay_out(const Generator *g, char *scratch, Own *own) {
     own->at.x.bytes = (act *)at, at += g->few * row_of(g->widest) * sizeof(act);
     own->at.x.worth = (float *)at, at += blocks(g->few, 16) * 64;
     own->at.logits = (float *)at, at += reads_alone(g) ? blocks(g->few * g->V, 16) * 64 : 0;
-    own->at.ids = (long long *)at, at += g->few * sizeof *own->at.ids;
-    own->at.matched = (int *)at, at += blocks(g->few * sizeof *own->at.matched, 64) * 64;
+    own->at.ids = (long long *)at, at += blocks(g->few, 8) * 64;
+    own->at.matched = (int *)at, at += blocks(g->few, 16) * 64;
     const size S = g->multiplicative ? g->layer->S : 0;
     own->m.x = (float *)at, at += blocks(g->capacity * S, 16) * 64;
     own->m.worth = (float *)at, at += blocks(g->capacity, 16) * 64;
@@ -454,7 +454,8 @@ EXPORT Generator *lstmlm_generator_new(int in_bytes, int threads, size n, size V
     Generator *g = aligned_memory(64, blocks(sizeof *g, 64) * 64);
     if (!g) return 0;
     memset(g, 0, sizeof *g);
-    g->n = g->capacity = n, g->multiplicative = multiplicative, g->V = V, g->layers = layers, g->in_bytes = in_bytes, g->direct = direct, g->residual = residual, g->eps = eps, g->fresh = 1;
+    g->n = g->capacity = n, g->multiplicative = multiplicative;
+    g->V = V, g->layers = layers, g->in_bytes = in_bytes, g->direct = direct, g->residual = residual, g->eps = eps, g->fresh = 1;
     g->threads = threads > THREADS_MAX ? THREADS_MAX : threads;
     g->layer = reserve(g, layers * sizeof(Layer));
     if (g->layer) memset(g->layer, 0, layers * sizeof(Layer));

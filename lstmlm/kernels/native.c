@@ -91,7 +91,7 @@ static void product(size batch, size rows, size K, const float *A, size lda, con
 
 #include "low.h"
 
-/* `low` holds, for reduced precision, the left factor of the next product and of the one under way: H or da, one row for each
+/* `low` holds, for reduced precision, the left factor of the next product and of the one under way: H, m or da, one row for each
    row of the batch, `low_K` values each, `low_step` values apart; `scales` what HALF and INTS divided 64 of them by. */
 typedef struct {
     size T, B, S, low_K, low_step;

@@ -150,9 +150,9 @@ class Pointwise(Protocol):
 
         Args:
             ids: int64; None leaves dU alone. (N)
-            da: (N, 4S)
-            dU: (V, 4S)
-            db: (4S)
+            da: (N, K)
+            dU: (V, K)
+            db: None: the rows are not added up. (K)
         """
 
     def squared(self, gradient: Tensor) -> Number:

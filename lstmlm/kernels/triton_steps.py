@@ -37,8 +37,8 @@ def forward(
 ):
     """Compute f, i, o, N, C_t and H_t of a time step.
 
-    `product` is H_{t-1} W, and what is added to it lies in `gates`, or in the rows of `table` that `ids` name. `X` takes H_t as
-    the next product's factor where that is rounded.
+    `product` is H_{t-1} W, of a multiplicative layer m_t W, and what is added to it lies in `gates`, or in the rows of `table`
+    that `ids` name. `X` takes H_t as the next product's factor where that is rounded.
     """
     b = tl.cast(tl.program_id(0), tl.int64)
     u = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)

@@ -1,6 +1,6 @@
 """A layer of the LSTM and the stack of layers, trained through a kernel; and its weights in another order of gates.
 
-`LSTMLayer` holds U, W and b and runs them, for `char_lm`.
+`LSTMLayer` holds U, W, b and M and runs them, for `char_lm`.
 """
 
 import math
@@ -59,6 +59,7 @@ class _Recurrent(torch.autograd.Function):
         multiplied = Multiplied(scaled[0].clone(), scaled[1]) if scaled else None
         if ctx.kept is None:  # a second backward pass over the same graph: the first one used the activations up
             part = input_part(ctx.kernel, x, U, ends=ctx.ends)
+            multiplied = multiplying(multiplied and multiplied.scale)
             gates, C, _ = ctx.kernel.forward(part, W, H_0, C_0, bias=b, multiplied=multiplied)
         else:
             gates, C = ctx.kept

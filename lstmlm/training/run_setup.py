@@ -26,7 +26,7 @@ from lstmlm.training.run_folder import is_same, lasting
 
 SHAPE = (
     "model.hidden", "model.layers", "model.bias", "model.readout", "model.layer_norm", "model.residual", "model.members",
-    "model.document_separator", "data.tokenizer", "data.min_count",
+    "model.multiplicative", "model.document_separator", "data.tokenizer", "data.min_count",
 )  # fmt: skip
 """Keys that a fine-tuned model cannot change, once they have a value: its weights and vocabulary have them."""
 
@@ -196,7 +196,7 @@ def _inherited(parent: Checkpoint) -> dict[str, Value]:
 
     How much is dropped is for the new text to say.
     """
-    values = run_config.flat(run_config.from_dict(parent.meta["config"], "--from", ignored=[]))
+    values = run_config.flat(parts(parent.meta, [])[0])
     sizes = {k: v for k, v in values.items() if k.startswith("model.") and k not in resuming.CHOSEN}
     return {**sizes, **_text_settings(parent)}
 

@@ -47,7 +47,7 @@ def nats(model: LanguageModel, ids: Tensor, storage: str) -> float:
 @torch.inference_mode()
 def to_bfloat16(model: LanguageModel) -> None:
     """Round all weights but those that are read a row at a time, or are vectors."""
-    tables = {id(network.stack()[0].U) for network in members(model.network)}
+    tables = {id(table) for network in members(model.network) for table in (network.stack()[0].U, network.stack()[0].M)}
     for weight in model.network.parameters():
         if weight.dim() == 2 and id(weight) not in tables:
             weight.copy_(weight.bfloat16())

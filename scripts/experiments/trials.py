@@ -42,7 +42,7 @@ SHARES = (0.02, 0.04, 0.08, 0.15, 0.25)
 DEFAULTS: dict[str, float] = {
     "hidden": 256, "layers": 1, "batch": 16, "window": 64, "lr": 8e-3, "final": 1.0, "warmup": 100, "seed": 0, "decay": 0.01,
     "dropout": 0.0, "weight_dropout": 0.0, "state_dropout": 0.0, "beta1": 0.9, "beta2": 0.99, "clip": 1.0,
-    "rotate": 0.0, "grow": 0.0,
+    "rotate": 0.0, "grow": 0.0, "multiplicative": 0.0,
 }  # fmt: skip
 
 
@@ -61,6 +61,7 @@ def trial(text: Path, steps: int, changes: dict[str, float]) -> dict[str, Any]:
         layers=int(asked["layers"]),
         dropout=asked["dropout"],
         weight_dropout=asked["weight_dropout"],
+        multiplicative=bool(asked["multiplicative"]),
     )
     rates = replace(
         TrainConfig(),

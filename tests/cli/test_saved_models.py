@@ -36,6 +36,18 @@ def test_its_training_goes_on(lstmlm: Lstmlm, run: Path) -> None:
     assert after["training"]["look_chars"] > 0
 
 
+def test_another_run_begins_with_it(lstmlm: Lstmlm, run: Path) -> None:
+    """It is fine-tuned as the kind of network that it is; to ask for another kind is exit 2."""
+    line = ("train", run / "text.txt", "--from", run, "--out", "child", "--steps", "2")
+    refused = lstmlm(*line, "--set", "model.multiplicative=true")
+    done = lstmlm(*line)
+
+    assert refused.code == 2
+    assert "model.multiplicative is false in the model of --from" in refused.err
+    assert done.code == 0, done.err
+    assert checkpoint.read_header(Path("child/best.safetensors")).meta["config"]["model"]["multiplicative"] is False
+
+
 def test_info_tells_of_it(lstmlm: Lstmlm, run: Path) -> None:
     """It is described without a warning."""
     result = lstmlm("info", run)

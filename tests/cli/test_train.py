@@ -841,7 +841,10 @@ def test_from_unknown(lstmlm: Lstmlm, run: Path) -> None:
 
 @pytest.mark.parametrize(
     "flags",
-    [("--hidden", "9"), ("--layers", "1"), ("--tokenizer", "byte"), ("--set", "model.layer_norm=false"), ("--config", "article")],
+    [
+        *(("--hidden", "9"), ("--layers", "1"), ("--tokenizer", "byte"), ("--config", "article")),
+        *(("--set", "model.layer_norm=false"), ("--set", "model.multiplicative=false")),
+    ],
 )
 def test_from_other_shape(lstmlm: Lstmlm, run: Path, text: Path, flags: tuple[str, ...]) -> None:
     """Another shape than the model's is exit 2, naming the key, before anything is made."""

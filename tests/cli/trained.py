@@ -32,6 +32,9 @@ def make_run(
     kernel, _ = kernels.choose(precision="float32")
     separator = separator_ids(sizes.document_separator, tokenizer)
     network = ensemble.of([CharLM(sizes, len(tokenizer), kernel, separator) for _ in range(sizes.members)])
+    for layer in network.stack():
+        if layer.M is not None:  # as training leaves them: a row that is taken for another one shows
+            layer.M.data.normal_(std=0.3)
     meta = {
         "config": to_dict(RunConfig(model=sizes, data=DataConfig(min_count=2 if rare else 1, normalize=form))),
         "tokenizer": tokenizer.to_dict(),

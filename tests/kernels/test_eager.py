@@ -142,17 +142,21 @@ def test_gradcheck(T: int, bias: bool) -> None:
 
 
 def test_a_second_backward_pass_over_the_same_graph() -> None:
-    """The activations that the first backward pass used up are made again: a second one gives the same gradients."""
-    layer = grown(LSTMLayer(6, 7, EagerKernel()).double())
+    """The activations that the first backward pass used up are made again: further ones give the same gradients."""
+    dense = grown(LSTMLayer(6, 7, EagerKernel()).double())
+    by_id = grown(LSTMLayer(6, 7, EagerKernel(), ids=True, multiplicative=True).double())
+    assert by_id.M is not None
+    by_id.M.data.copy_(normal(6, 7))
     x = normal(5, 3, 6).requires_grad_()
-    H, last = layer(x, LSTMState(*state(3, 7)))
-    total = (H * normal(5, 3, 7)).sum() + (last.cell * normal(3, 7)).sum()
-    wanted = [x, *layer.parameters()]
+    for layer, given, wanted in ((dense, x, [x]), (by_id, torch.randint(6, (5, 3)), [])):
+        H, last = layer(given, LSTMState(*state(3, 7)))
+        total = (H * normal(5, 3, 7)).sum() + (last.cell * normal(3, 7)).sum()
+        wanted += layer.parameters()
 
-    first = torch.autograd.grad(total, wanted, retain_graph=True)
-    second = torch.autograd.grad(total, wanted)
+        first, *others = (torch.autograd.grad(total, wanted, retain_graph=True) for _ in range(3))
 
-    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+        for other in others:
+            assert all(torch.equal(one, again) for one, again in zip(first, other, strict=True))
 
 
 def test_second_derivatives_are_refused() -> None:
