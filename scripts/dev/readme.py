@@ -1,13 +1,16 @@
-"""Bring the generated tables of the READMEs up to date: settings, presets, and one line for each script."""
+"""Bring the generated tables of the READMEs up to date: settings, presets, a line for each script, and the runs of *Quality*."""
 
 import argparse
 import ast
 import itertools
+import json
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from lstmlm.config import run_config
+from lstmlm.units import counted
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = ("README.md", *(f"{folder}/README.md" for folder in ("lstmlm", "configs", "data", "scripts", "tests")))
@@ -39,7 +42,31 @@ def scripts() -> str:
     return "\n".join(["| script | what it does |", "|---|---|", *rows])
 
 
-TABLES: dict[str, Callable[[], str]] = {"settings": run_config.key_table, "presets": presets, "scripts": scripts}
+def quality() -> str:
+    """Return a table of the runs that `experiment.py quality` has recorded, and of the mean where there are several."""
+    record = ROOT / "scripts" / "experiments" / "results" / "quality.jsonl"
+    runs = [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()]
+    scores = "warm", "cold256", "cold64"
+    rows = ["| asked for | seed | wall time | steps | parameters | " + " | ".join(scores) + " |", "|" + "---|" * 8]
+    for asked, group in itertools.groupby(runs, key=lambda run: (run["label"], run["minutes"], run["also"])):
+        mine = list(group)
+        name = ", ".join([asked[0], counted(asked[1], "minute"), *([f"`{' '.join(asked[2])}`"] if asked[2] else [])])
+        for run in mine:
+            facts = f"{run['seconds']:,.1f} s", f"{run['steps']:,}", f"{run['parameters']:,}"
+            found = (f"{run[score]:.4f}" for score in scores)
+            rows.append(f"| {name if run is mine[0] else ''} | " + " | ".join([str(run["seed"]), *facts, *found]) + " |")
+        if len(mine) > 1:
+            means = (f"{statistics.fmean(run[score] for run in mine):.4f}" for score in scores)
+            rows.append("| mean | | | | | " + " | ".join(means) + " |")
+    return "\n".join(rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "settings": run_config.key_table,
+    "presets": presets,
+    "scripts": scripts,
+    "quality": quality,
+}
 
 
 def updated(text: str) -> str:

@@ -9,6 +9,8 @@ figure is made of. Results are appended to results/<LIST>.jsonl here, and the ta
 
 import argparse
 import json
+import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -16,6 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from lstmlm.machine import processors
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -32,6 +36,7 @@ COMPARISONS: dict[str, dict[str, list[str]]] = {
         "decay 0.1": ["--hidden", "384", "--set", "train.weight_decay=0.1"],
     },
     "recipe": {"default": []},
+    "quality": {"one network": [], "three networks": ["--members", "3"], "five networks": ["--members", "5"]},
     "three": {
         "1x384": ["--hidden", "384", "--dropout", "0", "--lr", "0.0065"],
         "1x512, dropout 0.1": ["--hidden", "512", "--dropout", "0.1", "--lr", "0.0055"],
@@ -85,6 +90,13 @@ def measure(text: Path, flags: list[str], minutes: float, seed: int) -> dict[str
     return result
 
 
+def machine() -> str:
+    """Return the CPU's name and the processors that this process may use."""
+    text = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
+    named = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)
+    return f"{named[1] if named else platform.processor() or platform.machine()}, {len(processors())} cores"
+
+
 def _json(command: list[str]) -> dict[str, Any]:
     done = subprocess.run([*command, "--json", "-q"], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -135,6 +147,7 @@ def main() -> None:
                     result = measure(file, [*flags, *asked.also], asked.minutes, seed)
                     facts = {
                         "label": label,
+                        "machine": machine(),
                         "minutes": round(asked.minutes, 4),
                         "seed": seed,
                         "text": asked.text.stem + (" (choosing)" if asked.choose else ""),
