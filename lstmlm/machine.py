@@ -8,6 +8,7 @@ the ids of large texts.
 import contextlib
 import math
 import os
+import platform
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +16,15 @@ from pathlib import Path
 WINDOWS = os.name == "nt"
 
 _NONE = 1 << 60  # bytes: what cgroups of version 1 say where there is no limit is more
+
+
+def cpu_name(root: Path = Path("/")) -> str:
+    """Return what the system calls this CPU, or its architecture where it has no name for it."""
+    for line in _text(root / "proc/cpuinfo").splitlines():
+        key, _, name = line.partition(":")
+        if key.strip() == "model name":
+            return name.strip()
+    return platform.processor() or platform.machine()
 
 
 def processors() -> set[int]:

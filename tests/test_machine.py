@@ -39,6 +39,15 @@ def test_a_container_has_fewer_processors(tmp_path: Path, values: dict[str, str]
     assert machine.cpus(group(tmp_path, "0::/job\n", values), {}) == expected
 
 
+def test_the_cpu_has_a_name(tmp_path: Path) -> None:
+    """It is the one that the system lists, or where it lists none something that still says what kind it is."""
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cpuinfo").write_text("processor\t: 0\nmodel name\t: Some CPU: fast\nflags\t: fpu\n", encoding="utf-8")
+
+    assert machine.cpu_name(tmp_path) == "Some CPU: fast"
+    assert machine.cpu_name(tmp_path / "nowhere")
+
+
 def test_an_older_container(tmp_path: Path) -> None:
     """Control groups of version 1 say the same in other files; -1 and huge numbers are no limits."""
     values = {

@@ -11,6 +11,7 @@ says "separator", the ids that part documents, begin again behind them: call the
 
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,8 @@ if __name__ == "__main__":
     symbols = model.about["symbols"] or "\n"
     words = " ".join(sys.argv[1:]) or ("\n" if "\n" in symbols else symbols[0])
     try:
-        print(words + model.write(words))
+        print(words + model.write(words), flush=True)
     except ValueError as error:
         sys.exit(f"error: {error}")
+    except BrokenPipeError:  # whoever reads has seen enough; nothing may be written at the end either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -8,8 +8,6 @@ import argparse
 import json
 import math
 import os
-import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -27,6 +25,7 @@ from torch import Tensor, nn
 from lstmlm import kernels
 from lstmlm.config.run_config import ModelConfig, TrainConfig
 from lstmlm.kernels import build, native
+from lstmlm.machine import cpu_name
 from lstmlm.model.char_lm import CharLM, StackState, nats
 from lstmlm.model.lstm import LSTMLayer
 from lstmlm.training.backprop import Backprop
@@ -102,9 +101,7 @@ def alternate(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, 
 
 def machine() -> str:
     """Return the CPU's name, the threads, and what a 2048^3 product of each kind of the native kernel reaches."""
-    text = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
-    named = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)
-    words = [named[1] if named else platform.processor() or platform.machine(), f"{torch.get_num_threads()} threads"]
+    words = [cpu_name(), f"{torch.get_num_threads()} threads"]
     A, B, out = torch.randn(2048, 2048), torch.randn(2048, 2048), torch.empty(2048, 2048)
     try:
         kinds = native.every_kind(native.load("float32"))

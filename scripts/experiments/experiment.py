@@ -9,8 +9,6 @@ figure is made of. Results are appended to results/<LIST>.jsonl here, and the ta
 
 import argparse
 import json
-import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -19,7 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lstmlm.machine import processors
+from lstmlm.machine import cpu_name, cpus
+from lstmlm.units import counted
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -90,13 +89,6 @@ def measure(text: Path, flags: list[str], minutes: float, seed: int) -> dict[str
     return result
 
 
-def machine() -> str:
-    """Return the CPU's name and the processors that this process may use."""
-    text = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
-    named = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)
-    return f"{named[1] if named else platform.processor() or platform.machine()}, {len(processors())} cores"
-
-
 def _json(command: list[str]) -> dict[str, Any]:
     done = subprocess.run([*command, "--json", "-q"], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -147,7 +139,7 @@ def main() -> None:
                     result = measure(file, [*flags, *asked.also], asked.minutes, seed)
                     facts = {
                         "label": label,
-                        "machine": machine(),
+                        "machine": f"{cpu_name()}, {counted(cpus(), 'core')}",
                         "minutes": round(asked.minutes, 4),
                         "seed": seed,
                         "text": asked.text.stem + (" (choosing)" if asked.choose else ""),

@@ -14,7 +14,6 @@ import argparse
 import json
 import math
 import random
-import re
 import statistics
 import sys
 import tempfile
@@ -31,6 +30,7 @@ from lstmlm.data.corpus import open_corpus
 from lstmlm.evaluation import scoring
 from lstmlm.kernels import choose
 from lstmlm.kernels.dropout import Dropout
+from lstmlm.machine import cpu_name
 from lstmlm.model.cell import LSTMState
 from lstmlm.model.char_lm import CharLM
 from lstmlm.training import malloc
@@ -112,7 +112,7 @@ def trial(text: Path, steps: int, changes: dict[str, float]) -> dict[str, Any]:
                     mean.lerp_(w, min(1.0, B * T / (share * seen)))
     found: dict[str, Any] = {
         "text": text.stem,
-        "machine": machine(),
+        "machine": cpu_name(),
         "steps": whole_steps,
         **changes,
         "passes": round(seen / len(corpus.train), 2),
@@ -138,15 +138,6 @@ class Rotated(Streams):
         places = torch.arange(self.window + 1)[:, None] + torch.tensor(starts) + turned
         block = self._view[places % len(self._ids)].to(torch.int64)
         return block[:-1], block[1:], fresh
-
-
-def machine() -> str:
-    """Return the name of this computer's processor, where the system says it."""
-    try:
-        named = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
-    except OSError:
-        return ""
-    return named[1] if named else ""
 
 
 def scores(model: CharLM, ids: torch.Tensor, counts: Any) -> list[float]:

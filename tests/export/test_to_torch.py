@@ -108,6 +108,21 @@ def test_the_loader_writes_text(tmp_path: Path) -> None:
     assert len(done.stdout) == len("a bad") + 500 + 1
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="pipes are closed so on POSIX")
+def test_the_loader_ends_where_nobody_reads_on(tmp_path: Path) -> None:
+    """Into a pipe whose reader has gone it writes nothing more, and says nothing."""
+    written(network(), " abcd", tmp_path)
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-P", "it.py", "a"], cwd=tmp_path, stdout=write, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(write)
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_rare_characters_have_an_id(tmp_path: Path) -> None:
     """Of a model with a symbol for rare characters the loader reads any text, and writes them as U+FFFD."""
     (tmp_path / "it.safetensors").write_bytes(b"".join(to_torch.weights(network(), "abcd\ufffd", 4)))

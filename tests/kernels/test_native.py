@@ -144,15 +144,18 @@ def test_nan_is_not_hidden(kernel: native.NativeKernel) -> None:
     assert not H[:, [0, 1, 3]].isnan().any()
 
 
+@pytest.mark.parametrize("multiplicative", [False, True])
 @pytest.mark.parametrize("B", [1, 2, 3, 11])
-def test_one_piece_equals_three(kernel: native.NativeKernel, B: int) -> None:
+def test_one_piece_equals_three(kernel: native.NativeKernel, B: int, multiplicative: bool) -> None:
     """Nine steps in one call and in three calls that pass the state on have the same bits, forward and backward."""
-    x = problem(9, B, 35)
+    x = problem(9, B, 35, multiplicative=multiplicative)
     whole = both_passes(kernel, x)
 
+    scales = torch.split(x["scale"].clone(), [2, 4, 3]) if multiplicative else [None] * 3
+    factors = [multiplying(scale) for scale in scales]
     pieces, state = [], (x["H_0"], x["C_0"])
-    for part in torch.split(x["a"].clone(), [2, 4, 3]):
-        gates, C, H = kernel.forward(part, x["W"], *state)
+    for part, by in zip(torch.split(x["a"].clone(), [2, 4, 3]), factors, strict=True):
+        gates, C, H = kernel.forward(part, x["W"], *state, multiplied=by)
         pieces.append((gates, C, H, state[1]))
         state = H[-1], C[-1]
     forward = [torch.cat(parts) for parts in list(zip(*pieces, strict=True))[:3]]
@@ -160,12 +163,17 @@ def test_one_piece_equals_three(kernel: native.NativeKernel, B: int) -> None:
         assert torch.equal(joined, whole[name]), name
 
     dH_last, dC = torch.zeros(B, 35), x["dC_T"]
-    for (gates, C, _, C_start), dH in zip(reversed(pieces), reversed(torch.split(x["dH"], [2, 4, 3])), strict=True):
+    gradients = torch.split(x["dH"], [2, 4, 3])
+    for (gates, C, _, C_start), dH, by in zip(reversed(pieces), reversed(gradients), reversed(factors), strict=True):
         dH = torch.cat([dH[:-1], dH[-1:] + dH_last])
-        _, dH_last, dC = kernel.backward(dH, dC, gates, C, C_start, x["W"])
+        _, dH_last, dC = kernel.backward(dH, dC, gates, C, C_start, x["W"], multiplied=by)
     assert torch.equal(torch.cat([piece[0] for piece in pieces]), whole["da"])
     assert torch.equal(dH_last, whole["dH_0"])
     assert torch.equal(dC, whole["dC_0"])
+    for name, joined in zip(
+        ("dm", "m"), map(torch.cat, zip(*(by for by in factors if by is not None), strict=True)), strict=False
+    ):
+        assert torch.equal(joined, whole[name]), name
 
 
 @pytest.mark.parametrize("multiplicative", [False, True])
@@ -310,15 +318,17 @@ def test_reduced_precision_has_the_same_bits_for_any_threads(
             assert torch.equal(value, other[name]), name
 
 
+@pytest.mark.parametrize("multiplicative", [False, True])
 @pytest.mark.parametrize("B", [1, 11])
-def test_reduced_precision_in_three_pieces(rough: native.NativeKernel, B: int) -> None:
+def test_reduced_precision_in_three_pieces(rough: native.NativeKernel, B: int, multiplicative: bool) -> None:
     """Nine steps in one call and in three calls have the same bits here too."""
-    x = problem(9, B, 35)
-    whole = rough.forward(x["a"].clone(), x["W"], x["H_0"], x["C_0"])
+    x = problem(9, B, 35, multiplicative=multiplicative)
+    whole = rough.forward(x["a"].clone(), x["W"], x["H_0"], x["C_0"], multiplied=multiplying(x.get("scale")))
 
     hidden, state = [], (x["H_0"], x["C_0"])
-    for part in torch.split(x["a"].clone(), [2, 4, 3]):
-        _, C, H = rough.forward(part, x["W"], *state)
+    scales = torch.split(x["scale"], [2, 4, 3]) if multiplicative else [None] * 3
+    for part, scale in zip(torch.split(x["a"].clone(), [2, 4, 3]), scales, strict=True):
+        _, C, H = rough.forward(part, x["W"], *state, multiplied=multiplying(scale))
         hidden.append(H)
         state = H[-1], C[-1]
 

@@ -12,12 +12,13 @@ import pytest
 import torch
 
 import lstmlm
-from lstmlm.kernels import Activations, Rows, at_sizes, triton_kernel
+from lstmlm.kernels import Activations, Multiplied, Rows, at_sizes, triton_kernel
 from lstmlm.kernels.build import Unavailable
 from lstmlm.kernels.eager import EagerKernel
 from lstmlm.kernels.triton_kernel import WITHIN, TritonKernel
 from lstmlm.model.cell import LSTMState
 from lstmlm.model.char_lm import CharLM
+from lstmlm.model.lstm import multiplying
 from lstmlm.training.backprop import Backprop
 from tests.helpers import normal, small_model
 
@@ -53,9 +54,10 @@ def test_pieces_are_the_whole(kernel: TritonKernel) -> None:
     """Step by step, a recurrence has the bits of all steps in one call; the interpreter rounds to bfloat16 in its own way."""
     T, B, S = 3, 2, 21
     a, W, H, C = (normal(*shape, dtype=torch.float32).to(DEVICE) for shape in ((T, B, 4 * S), (S, 4 * S), (B, S), (B, S)))
-    whole = kernel.forward(a.clone(), W, H, C)
+    scale = normal(T, B, S, dtype=torch.float32).to(DEVICE)
+    whole = kernel.forward(a.clone(), W, H, C, multiplied=multiplying(scale))
     for t in range(T):
-        _, cells, hidden = kernel.forward(a[t : t + 1].clone(), W, H, C)
+        _, cells, hidden = kernel.forward(a[t : t + 1].clone(), W, H, C, multiplied=multiplying(scale[t : t + 1]))
         H, C = hidden[0], cells[0]
         within = 0.0 if CUDA or kernel.factors is None else WITHIN[torch.bfloat16]
         assert torch.allclose(H, whole.H[t], rtol=0, atol=within)
@@ -65,16 +67,18 @@ def test_pieces_are_the_whole(kernel: TritonKernel) -> None:
 def test_writes_only_where_it_may(kernel: TritonKernel) -> None:
     """What lies around the results, and everything that is only read, comes out as it went in."""
     T, B, S = 2, 3, 37
-    gates, C, H = (torch.full((T + 2, B, width), 7.0, device=DEVICE) for width in (4 * S, S, S))
+    gates, C, H, scale, m = (torch.full((T + 2, B, width), 7.0, device=DEVICE) for width in (4 * S, S, S, S, S))
     ids = torch.randint(5, (T, B)).to(DEVICE)
     read = [normal(*shape, dtype=torch.float32).to(DEVICE) for shape in ((5, 4 * S), (S, 4 * S), (4 * S,), (B, S), (T, B, S))]
     table, W, bias, state, dH = read
     copies = [part.clone() for part in read]
-    into = Activations(gates[1:-1], C[1:-1], H[1:-1])
-    kernel.forward(Rows(ids, table), W, state, state, bias=bias, into=into)
-    kernel.backward(dH, state, into.gates, into.C, state, W)
+    scale[1:-1].normal_()
+    into, by = Activations(gates[1:-1], C[1:-1], H[1:-1]), Multiplied(scale[1:-1], m[1:-1])
+    kernel.forward(Rows(ids, table), W, state, state, bias=bias, into=into, multiplied=by)
+    kernel.backward(dH, state, into.gates, into.C, state, W, multiplied=by)
 
-    assert all(bool((part[[0, -1]] == 7).all()) for part in (gates, C, H))
+    assert all(bool((part[[0, -1]] == 7).all()) for part in (gates, C, H, scale, m))
+    assert all(bool((part[1:-1] != 7).any()) for part in (gates, C, H, scale, m))
     assert all(torch.equal(one, other) for one, other in zip(read, copies, strict=True))
 
 
