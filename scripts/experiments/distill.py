@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from trials import machine
+from lstmlm.machine import cpu_name
 
 RECORD = Path(__file__).parent / "results" / "distill.jsonl"
 OF_TEACHER = 100  # its seed
@@ -61,7 +61,7 @@ def main() -> None:
             told = run("train", text, "--out", out, "--seed", str(seed), "--set", "train.patience=0", *sizes)
             facts = {
                 "text": asked.text.stem,
-                "machine": machine(),
+                "machine": cpu_name(),
                 "label": label,
                 "teacher": teacher.name if known else asked.teacher,
                 "hidden": asked.hidden,
