@@ -220,6 +220,9 @@ class TrainConfig(_Section):
     state_dropout: float = setting(
         0.03, "share of the streams that begin a step with an empty state", low=0, high=1, below_high=True
     )
+    rename: float = setting(
+        0.2, "share of the names in a section of the text that are others in each pass after the first", low=0, high=1
+    )
     lr: float | None = setting(None, "largest learning rate", low=0, high=10, group="Learning", metavar="RATE")
     warmup: int | None = setting(None, "steps over which the rate rises to lr", low=0, high=MANY)
     final_lr: float = setting(1.0, "rate at the last step, as a fraction of lr", low=0, high=1)

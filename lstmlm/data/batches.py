@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from lstmlm.config.auto_tune import clamped
 from lstmlm.data.ids import Ids
+from lstmlm.data.names import Renaming
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,12 +45,14 @@ class Streams:
         ids: The text.
         batch: B; shrinks if the text is too short for it (`clamped`).
         window: T; likewise.
+        renaming: Gives each section other names, from the second pass on: in the first one all of them are new. None: each pass
+            reads the text as it is.
 
     Raises:
         ValueError: If the text has fewer than 2 characters, or B or T is less than 1.
     """
 
-    def __init__(self, ids: Ids, batch: int, window: int) -> None:
+    def __init__(self, ids: Ids, batch: int, window: int, renaming: Renaming | None = None) -> None:
         if len(ids) < 2 or batch < 1 or window < 1:
             raise ValueError(f"cannot cut {len(ids)} characters into {batch} streams of {window} steps")
         self.batch_size, self.window = clamped(batch, window, len(ids))
@@ -61,6 +64,8 @@ class Streams:
         self._sections = self.steps_per_epoch // self.section if self.section < self.steps_per_epoch else 0  # of a stream
         self._drawn = -1  # the pass for which the order was drawn last
         self._orders: list[list[int]] = []
+        self._renaming = renaming
+        self._renamed: dict[int, tuple[tuple[int, int], Tensor]] = {}  # the section that each stream is in, by pass and turn
 
     def starts(self, step: int, first: int = 0, count: int | None = None) -> tuple[list[int], bool]:
         """Return the first input of each stream at `step`, and whether their states are fresh.
@@ -70,13 +75,12 @@ class Streams:
             first: The first stream wanted.
             count: How many streams; None: all from `first` on.
         """
-        p, k = divmod(step, self.steps_per_epoch)
+        p, turn, window = self._place(step)
         offset = self._unread[0] * (p & 1) + self._unread[1] * (p >> 1 & 1)
         streams = range(first, self.batch_size if count is None else first + count)
-        turn, window = divmod(k, self.section)
-        if turn >= self._sections:
-            windows = k - self._sections * self.section
-            return [offset + stream * self.length + k * self.window for stream in streams], windows == 0
+        if turn == self._sections:
+            k = turn * self.section + window
+            return [offset + stream * self.length + k * self.window for stream in streams], window == 0
         if self._drawn != p:
             drawn = random.Random(p)
             self._orders = [drawn.sample(range(self._sections), self._sections) for _ in range(self.batch_size)]
@@ -103,9 +107,30 @@ class Streams:
 
         starts, fresh = self.starts(step, first, count)
         # Rows are time steps, columns streams.
-        block = self._view[torch.arange(self.window + 1)[:, None] + torch.tensor(starts)].to(torch.int64)
+        if step >= self.steps_per_epoch and self._renaming and self._renaming.names:
+            block = torch.stack([self._other_names(step, stream, at) for stream, at in enumerate(starts, first)], 1)
+        else:
+            block = self._view[torch.arange(self.window + 1)[:, None] + torch.tensor(starts)].to(torch.int64)
         self._ids.release_after(block.numel())
         return block[:-1], block[1:], fresh
+
+    def _place(self, step: int) -> tuple[int, int, int]:
+        """Return pass, section of the pass, and window of the section; the last section is what the others leave over."""
+        p, k = divmod(step, self.steps_per_epoch)
+        turn = min(k // self.section, self._sections)
+        return p, turn, k - turn * self.section
+
+    def _other_names(self, step: int, stream: int, start: int) -> "Tensor":
+        """Return what a stream reads at `step`, which starts there in the text, and one character more, with other names."""
+        assert self._renaming
+        p, turn, window = self._place(step)
+        if stream not in self._renamed or self._renamed[stream][0] != (p, turn):
+            whole = self.section if turn < self._sections else self.steps_per_epoch - turn * self.section
+            first = start - window * self.window
+            section = self._view[first : first + whole * self.window + 1]
+            self._renamed[stream] = (p, turn), self._renaming.replaced(section, (p, stream, turn))
+        at = window * self.window
+        return self._renamed[stream][1][at : at + self.window + 1]
 
 
 def _section(batch: int, window: int, windows: int) -> int:

@@ -35,7 +35,7 @@ CHOSEN = ("train.lr", "train.warmup", "train.weight_decay", "model.dropout", "mo
 
 RECORDED = (
     *BUDGETS, *CHOSEN, "train.final_lr", "train.beta1", "train.beta2", "train.eps", "train.clip", "train.patience",
-    "train.eval_every", "train.state_dropout",
+    "train.eval_every", "train.state_dropout", "train.rename",
 )  # fmt: skip
 """Keys that a run may have otherwise from where it is resumed: the end is another one, and the change is written down."""
 

@@ -20,6 +20,7 @@ from lstmlm.config.run_config import RunConfig
 from lstmlm.config.schema import BUDGETS
 from lstmlm.data.batches import Streams
 from lstmlm.data.corpus import Corpus
+from lstmlm.data.names import Renaming
 from lstmlm.data.tokenizer import separator_ids
 from lstmlm.errors import Diverged, Stopped
 from lstmlm.evaluation.scoring import which_char
@@ -117,7 +118,9 @@ class Trainer:
         rare = corpus.tokenizer.rare
         # Nats per character to say which rare one each is: nothing that is learnt, but part of every score.
         self._which = 0.0 if rare is None else which_char(corpus.counts[rare]) / len(corpus.train)
-        self.streams = Streams(corpus.train, train.batch, train.window)
+        kept = config.model.document_separator or ""
+        renaming = Renaming(corpus.train, corpus.tokenizer, train.rename, kept) if train.rename else None
+        self.streams = Streams(corpus.train, train.batch, train.window, renaming)
         B, T = self.streams.batch_size, self.streams.window
         shards = shards_for(train.accumulate, self.group.size, B)
         # The run keeps them: with fewer processes it goes on to the same bits.

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from lstmlm.data import batches
 from lstmlm.data.batches import Streams
 from lstmlm.data.ids import Ids
+from lstmlm.data.names import Renaming
 from tests.helpers import ids_of
 
 
@@ -160,3 +161,52 @@ def test_impossible_sizes_are_refused(sizes: tuple[int, int, int]) -> None:
     """A text of one character predicts nothing, and no stream or step is not a batch."""
     with pytest.raises(ValueError, match="cannot cut"):
         counting(*sizes)
+
+
+class Marked(Renaming):
+    """Marks a section by where it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[tuple[int, ...], list[int]]] = []
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Any."""
+        return frozenset({"any"})
+
+    def replaced(self, section: torch.Tensor, place: tuple[int, ...]) -> torch.Tensor:
+        """Add a million to each id, and remember the call."""
+        self.asked.append((place, section.tolist()))
+        return section.long() + 1_000_000
+
+
+@settings(deadline=None)  # on a busy machine a step may take long
+@given(sizes=sizes)
+def test_from_the_second_pass_on_sections_are_renamed_as_wholes(sizes: tuple[int, int, int]) -> None:
+    """The first pass is the text; after it each section is renamed once, as a whole, and read where it would have been."""
+    marked = Marked()
+    plain, renamed = counting(*sizes), Streams(ids_of(range(sizes[0])), *sizes[1:], marked)
+    K = plain.steps_per_epoch
+    for step in range(3 * K):
+        more = 1_000_000 if step >= K else 0
+        expected, found = plain.batch(step), renamed.batch(step)
+
+        assert torch.equal(found[0], expected[0] + more)
+        assert torch.equal(found[1], expected[1] + more)
+        assert found[2] == expected[2]
+
+    places = [place for place, _ in marked.asked]
+    assert len(set(places)) == len(places)
+    assert all(section == list(range(section[0], section[-1] + 1)) for _, section in marked.asked)
+
+
+def test_renaming_can_begin_anywhere() -> None:
+    """A run that goes on in the middle of a section, and a process that has some streams, read the same as one that reads all."""
+    whole = Streams(ids_of(range(500)), 7, 11, Marked())
+    for step in range(whole.steps_per_epoch, 3 * whole.steps_per_epoch):
+        inputs, targets, _ = whole.batch(step)
+        part = Streams(ids_of(range(500)), 7, 11, marked := Marked()).batch(step, first=2, count=3)
+
+        assert torch.equal(part[0], inputs[:, 2:5])
+        assert torch.equal(part[1], targets[:, 2:5])
+        assert [place[1] for place, _ in marked.asked] == [2, 3, 4]
