@@ -65,7 +65,7 @@ class Streams:
         self._drawn = -1  # the pass for which the order was drawn last
         self._orders: list[list[int]] = []
         self._renaming = renaming
-        self._renamed: dict[int, tuple[tuple[int, int], Tensor]] = {}  # the section that each stream is in, by pass and turn
+        self._renamed: dict[int, tuple[tuple[int, int, int], Tensor]] = {}  # of streams from there on
 
     def starts(self, step: int, first: int = 0, count: int | None = None) -> tuple[list[int], bool]:
         """Return the first input of each stream at `step`, and whether their states are fresh.
@@ -108,9 +108,10 @@ class Streams:
         starts, fresh = self.starts(step, first, count)
         # Rows are time steps, columns streams.
         if step >= self.steps_per_epoch and self._renaming and self._renaming.names:
-            block = torch.stack([self._other_names(step, stream, at) for stream, at in enumerate(starts, first)], 1)
+            block = self._other_names(step, starts, first)
         else:
-            block = self._view[torch.arange(self.window + 1)[:, None] + torch.tensor(starts)].to(torch.int64)
+            block = self._view[torch.arange(self.window + 1)[:, None] + torch.tensor(starts)]
+        block = block.to(torch.int64)
         self._ids.release_after(block.numel())
         return block[:-1], block[1:], fresh
 
@@ -120,17 +121,19 @@ class Streams:
         turn = min(k // self.section, self._sections)
         return p, turn, k - turn * self.section
 
-    def _other_names(self, step: int, stream: int, start: int) -> "Tensor":
-        """Return what a stream reads at `step`, which starts there in the text, and one character more, with other names."""
+    def _other_names(self, step: int, starts: list[int], first: int) -> "Tensor":
+        """Return what the streams from `first` on read at `step`, and one character more, with other names. (T + 1, B)"""
+        import torch
+
         assert self._renaming
         p, turn, window = self._place(step)
-        if stream not in self._renamed or self._renamed[stream][0] != (p, turn):
-            whole = self.section if turn < self._sections else self.steps_per_epoch - turn * self.section
-            first = start - window * self.window
-            section = self._view[first : first + whole * self.window + 1]
-            self._renamed[stream] = (p, turn), self._renaming.replaced(section, (p, stream, turn))
-        at = window * self.window
-        return self._renamed[stream][1][at : at + self.window + 1]
+        section, at = (p, turn, len(starts)), window * self.window
+        if first not in self._renamed or self._renamed[first][0] != section:
+            windows = self.section if turn < self._sections else self.steps_per_epoch - turn * self.section
+            texts = [self._view[start - at : start - at + windows * self.window + 1] for start in starts]
+            renamed = [self._renaming.replaced(text, (p, stream, turn)) for stream, text in enumerate(texts, first)]
+            self._renamed[first] = section, torch.stack(renamed)
+        return self._renamed[first][1][:, at : at + self.window + 1].t().contiguous()
 
 
 def _section(batch: int, window: int, windows: int) -> int:

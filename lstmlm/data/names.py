@@ -66,7 +66,7 @@ class Renaming:
             place: Numbers that no other section has: they decide which names are replaced, and by what.
 
         Returns:
-            (n,) int64
+            (n,), of the same type.
         """
         ids: list[int] = section.tolist()
         drawn = random.Random(repr(place))
@@ -79,7 +79,7 @@ class Renaming:
                 others[name] = self._other(len(name), drawn) if drawn.random() < self._share else ""
             for at, (letter, other) in enumerate(zip(match[0], others[name], strict=False), match.start()):
                 ids[at] = self._ids.get(other.upper() if letter.isupper() else other, ids[at])
-        return section.new_tensor(ids).long()
+        return section.new_tensor(ids)
 
     @cached_property
     def _symbols(self) -> list[str]:

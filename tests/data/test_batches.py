@@ -177,7 +177,7 @@ class Marked(Renaming):
     def replaced(self, section: torch.Tensor, place: tuple[int, ...]) -> torch.Tensor:
         """Add a million to each id, and remember the call."""
         self.asked.append((place, section.tolist()))
-        return section.long() + 1_000_000
+        return section + 1_000_000
 
 
 @settings(deadline=None)  # on a busy machine a step may take long
