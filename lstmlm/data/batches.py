@@ -19,6 +19,8 @@ SECTION_CHARS = 4096  # of a stream that are read one after another, before it g
 FEWEST_CHARS = 1024  # ... or fewer, but so many, where the text is short ...
 SECTIONS = 8  # ... as a stream of a pass has at least so many sections, or it is read in the text's order
 MOST_SECTIONS = 1 << 16  # of a pass
+RENAMED = 8192  # characters in which a name is the same other one: a section, or a part of one, where the text is large ...
+RENAMED_AT_ONCE = 1 << 24  # ... or fewer, of very many streams
 
 
 class Streams:
@@ -65,7 +67,8 @@ class Streams:
         self._drawn = -1  # the pass for which the order was drawn last
         self._orders: list[list[int]] = []
         self._renaming = renaming
-        self._renamed: dict[int, tuple[tuple[int, int, int], Tensor]] = {}  # of streams from there on
+        self._part = max(1, min(RENAMED, RENAMED_AT_ONCE // self.batch_size) // self.window)  # windows that are renamed at once
+        self._renamed: dict[int, tuple[tuple[int, ...], Tensor]] = {}  # what is being read, of streams from there on
 
     def starts(self, step: int, first: int = 0, count: int | None = None) -> tuple[list[int], bool]:
         """Return the first input of each stream at `step`, and whether their states are fresh.
@@ -127,13 +130,14 @@ class Streams:
 
         assert self._renaming
         p, turn, window = self._place(step)
-        section, at = (p, turn, len(starts)), window * self.window
-        if first not in self._renamed or self._renamed[first][0] != section:
+        part, at = divmod(window, self._part)
+        if self._renamed.get(first, ((),))[0] != (p, turn, part, len(starts)):
             windows = self.section if turn < self._sections else self.steps_per_epoch - turn * self.section
-            texts = [self._view[start - at : start - at + windows * self.window + 1] for start in starts]
-            renamed = [self._renaming.replaced(text, (p, stream, turn)) for stream, text in enumerate(texts, first)]
-            self._renamed[first] = section, torch.stack(renamed)
-        return self._renamed[first][1][:, at : at + self.window + 1].t().contiguous()
+            length = min(self._part, windows - part * self._part) * self.window + 1
+            texts = [self._view[start - at * self.window :][:length] for start in starts]
+            renamed = [self._renaming.replaced(text, (p, stream, turn, part)) for stream, text in enumerate(texts, first)]
+            self._renamed[first] = (p, turn, part, len(starts)), torch.stack(renamed)
+        return self._renamed[first][1][:, at * self.window :][:, : self.window + 1].t().contiguous()
 
 
 def _section(batch: int, window: int, windows: int) -> int:

@@ -1,16 +1,18 @@
 """Names in a text, and other ones in their place, so that a text that is read often does not become all the names there are.
 
-    name    a word that occurs three times or more, almost never in small letters, and in few places
+    name    a word that occurs three times or more, almost never in small letters alone, and in few places
     other   a word of the same length that the names' own letters suggest, in the case of the one that it replaces
 
 A network that has read its text some times is sure of how each speaker's name goes on, and pays for it with several nats a letter
 in a text with other people. Where names are others in each section, it has to look for them in what it has just read. `batches`
-asks for a section at a time, from the second pass on. A script without capital letters has no names here.
+asks for a section at a time, from the second pass on. A script without capital letters has no names here,
+nor has a text that is mostly in capitals.
 """
 
 import random
 import re
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from functools import cached_property
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
@@ -46,17 +48,18 @@ class Renaming:
         ids: The text.
         tokenizer: Whose ids these are.
         share: Of a section's names, each of which is replaced everywhere in the section, or nowhere.
-        kept: A text whose words are no names: what parts documents.
+        separator: Ids of what parts documents; where renaming would make or spoil one, a section stays as it is.
     """
 
-    def __init__(self, ids: Ids, tokenizer: "Tokenizer", share: float, kept: str = "") -> None:
-        self._text, self._tokenizer, self._share, self._kept = ids, tokenizer, share, kept
+    def __init__(self, ids: Ids, tokenizer: "Tokenizer", share: float, separator: tuple[int, ...] = ()) -> None:
+        self._text, self._tokenizer, self._share = ids, tokenizer, share
+        self._separator = re.compile(f"(?={re.escape(self._read(separator))})") if separator else None
 
     @cached_property
     def names(self) -> frozenset[str]:
         """The names of the text, in small letters: looked for when they are asked for."""
         places = [self._read(self._text.tensor(start, stop).tolist()) for start, stop in _places(len(self._text))]
-        return _names(places, self._kept)
+        return _names(places)
 
     def replaced(self, section: "Tensor", place: tuple[int, ...]) -> "Tensor":
         """Return a section of the text with other names.
@@ -69,17 +72,29 @@ class Renaming:
             (n,), of the same type.
         """
         ids: list[int] = section.tolist()
-        drawn = random.Random(repr(place))
+        text, drawn = self._read(ids), random.Random(repr(place))
         others: dict[str, str] = {}
-        for match in WORD.finditer(self._read(ids)):
+        for match in self._capital.finditer(text):
             name = match[0].lower()
-            if name not in self.names:
+            if name not in self.names or len(name) != len(match[0]):
                 continue
             if name not in others:
                 others[name] = self._other(len(name), drawn) if drawn.random() < self._share else ""
             for at, (letter, other) in enumerate(zip(match[0], others[name], strict=False), match.start()):
                 ids[at] = self._ids.get(other.upper() if letter.isupper() else other, ids[at])
+        if self._separator and self._ends(text) != self._ends(self._read(ids)):
+            return section.clone()
         return section.new_tensor(ids)
+
+    @cached_property
+    def _capital(self) -> re.Pattern[str]:
+        """A word that begins with a capital letter."""
+        capitals = "".join(symbol for symbol in self._symbols if symbol.isupper())
+        return re.compile(rf"(?<![^\W\d_])[{re.escape(capitals)}][^\W\d_]*" if capitals else "(?!)")
+
+    def _ends(self, text: str) -> list[int]:
+        assert self._separator
+        return [match.start() for match in self._separator.finditer(text)]
 
     @cached_property
     def _symbols(self) -> list[str]:
@@ -100,7 +115,7 @@ class Renaming:
                 follows[_before(name[:at])][letter] += 1
         return {before: _Next(list(found), list(accumulate(found.values()))) for before, found in follows.items()}
 
-    def _read(self, ids: list[int]) -> str:
+    def _read(self, ids: Iterable[int]) -> str:
         return "".join([self._symbols[id_] for id_ in ids])
 
     def _other(self, letters: int, drawn: random.Random) -> str:
@@ -125,7 +140,7 @@ def _places(chars: int) -> list[tuple[int, int]]:
     return [(start, start + BLOCK) for start in range(0, chars, step * BLOCK)]
 
 
-def _names(places: list[str], kept: str) -> frozenset[str]:
+def _names(places: list[str]) -> frozenset[str]:
     """Return the names, in small letters, of the texts of some places; none, if they are few."""
     total: Counter[str] = Counter()
     holding: Counter[str] = Counter()
@@ -139,7 +154,8 @@ def _names(places: list[str], kept: str) -> frozenset[str]:
                 small[lower] += count
         total.update(here)
         holding.update(here.keys())
-    ordinary = {word.lower() for word in WORD.findall(kept)}
+    if small.total() < total.total() / 2:
+        return frozenset()
     found = frozenset(
         word
         for word, count in total.items()
@@ -147,6 +163,5 @@ def _names(places: list[str], kept: str) -> frozenset[str]:
         and len(word) >= SHORTEST
         and small[word] <= SMALL * count
         and holding[word] < PLACES * len(places) * (1 - (1 - 1 / len(places)) ** count)
-        and word not in ordinary
     )
     return found if len(found) >= FEWEST else frozenset()

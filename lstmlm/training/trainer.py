@@ -118,8 +118,7 @@ class Trainer:
         rare = corpus.tokenizer.rare
         # Nats per character to say which rare one each is: nothing that is learnt, but part of every score.
         self._which = 0.0 if rare is None else which_char(corpus.counts[rare]) / len(corpus.train)
-        kept = config.model.document_separator or ""
-        renaming = Renaming(corpus.train, corpus.tokenizer, train.rename, kept) if train.rename else None
+        renaming = Renaming(corpus.train, corpus.tokenizer, train.rename, separator) if train.rename else None
         self.streams = Streams(corpus.train, train.batch, train.window, renaming)
         B, T = self.streams.batch_size, self.streams.window
         shards = shards_for(train.accumulate, self.group.size, B)

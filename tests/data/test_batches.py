@@ -1,3 +1,4 @@
+import sys
 from collections import Counter
 
 import pytest
@@ -175,29 +176,36 @@ class Marked(Renaming):
         return frozenset({"any"})
 
     def replaced(self, section: torch.Tensor, place: tuple[int, ...]) -> torch.Tensor:
-        """Add a million to each id, and remember the call."""
+        """Add to each id what the place decides, and remember the call."""
         self.asked.append((place, section.tolist()))
-        return section + 1_000_000
+        return section + mark(place)
+
+
+def mark(place: tuple[int, ...]) -> int:
+    """Return a number of a place."""
+    return 1000 * (1 + hash(place) % 10**5)
 
 
 @settings(deadline=None)  # on a busy machine a step may take long
-@given(sizes=sizes)
-def test_from_the_second_pass_on_sections_are_renamed_as_wholes(sizes: tuple[int, int, int]) -> None:
-    """The first pass is the text; after it each section is renamed once, as a whole, and read where it would have been."""
+@given(sizes=sizes, part=st.integers(1, 40))
+def test_from_the_second_pass_on_sections_are_renamed_as_wholes(sizes: tuple[int, int, int], part: int) -> None:
+    """The first pass is the text; after it each section, or part of one, is renamed once, as a whole, and read in its place."""
     marked = Marked()
     plain, renamed = counting(*sizes), Streams(ids_of(range(sizes[0])), *sizes[1:], marked)
+    renamed._part = part
     K = plain.steps_per_epoch
     for step in range(3 * K):
-        more = 1_000_000 if step >= K else 0
         expected, found = plain.batch(step), renamed.batch(step)
+        places = [place for place, _ in marked.asked[-plain.batch_size :]]
+        more = torch.tensor([mark(place) for place in places] if step >= K else 0)
 
         assert torch.equal(found[0], expected[0] + more)
         assert torch.equal(found[1], expected[1] + more)
         assert found[2] == expected[2]
 
-    places = [place for place, _ in marked.asked]
-    assert len(set(places)) == len(places)
+    assert len({place for place, _ in marked.asked}) == len(marked.asked)
     assert all(section == list(range(section[0], section[-1] + 1)) for _, section in marked.asked)
+    assert max((len(section) for _, section in marked.asked), default=0) <= part * plain.window + 1
 
 
 def test_renaming_can_begin_anywhere() -> None:
@@ -205,8 +213,30 @@ def test_renaming_can_begin_anywhere() -> None:
     whole = Streams(ids_of(range(500)), 7, 11, Marked())
     for step in range(whole.steps_per_epoch, 3 * whole.steps_per_epoch):
         inputs, targets, _ = whole.batch(step)
-        part = Streams(ids_of(range(500)), 7, 11, marked := Marked()).batch(step, first=2, count=3)
+        part = Streams(ids_of(range(500)), 7, 11, Marked()).batch(step, first=2, count=3)
 
         assert torch.equal(part[0], inputs[:, 2:5])
         assert torch.equal(part[1], targets[:, 2:5])
-        assert [place[1] for place, _ in marked.asked] == [2, 3, 4]
+
+
+@pytest.mark.parametrize(("batch", "window", "windows"), [(16, 64, 128), (16, 20_000, 1), (1 << 16, 64, 4)])
+def test_what_is_renamed_at_once_is_bounded(batch: int, window: int, windows: int) -> None:
+    """A name is the same for 8,192 characters at most, and all streams together hold some 16 million, but for one window each."""
+    assert Streams(ids_of(range(3 * batch * window)), batch, window, Marked())._part == windows
+
+
+@pytest.mark.parametrize("width", [1, 2, 4])
+def test_renamed_ids_of_every_width_are_read(width: int) -> None:
+    """What is renamed is kept as it is stored, and read as int64."""
+    stored = b"".join((i * 7 % 200).to_bytes(width, sys.byteorder) for i in range(200))
+
+    class Same(Marked):
+        def replaced(self, section: torch.Tensor, place: tuple[int, ...]) -> torch.Tensor:
+            return section.clone()
+
+    ids = Ids(bytearray(stored), width, 0, 200)
+    step = Streams(ids, 3, 5).steps_per_epoch + 1
+    found, expected = Streams(ids, 3, 5, Same()).batch(step), Streams(ids, 3, 5).batch(step)
+
+    assert found[0].dtype == torch.int64
+    assert torch.equal(found[0], expected[0])

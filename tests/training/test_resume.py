@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from lstmlm.data import names
 from lstmlm.data.corpus import Corpus
 from lstmlm.errors import CheckpointError
 from lstmlm.training.events import SteppedBack
+from tests.data.test_names import corpus_of, play
 from tests.training.test_trainer import STEPS, Bench, configured, spoil_once
 
 pytestmark = pytest.mark.usefixtures("short_samples")
@@ -84,3 +86,21 @@ def test_a_restore_that_fails_is_an_error(bench: Callable[..., Bench]) -> None:
         tensors = {key: blob for key, blob in saved.tensors.items() if key != name}
         with pytest.raises(CheckpointError):
             made.restore(type(saved)(saved.kind, saved.meta, tensors))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_in_a_section_with_other_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulate: int) -> None:
+    """Stopped in the second pass, in the middle of a section, the same end; with shards too, and other names make another one."""
+    monkeypatch.setattr(names, "BLOCK", 512)
+    corpus = corpus_of(play(times=2))
+    ends = []
+    for name, rename, stops in (("whole", 0.5, ()), ("stopped", 0.5, (40, 47)), ("plain", 0.0, ())):
+        config = configured(steps=60, batch=16, window=20, accumulate=accumulate, rename=rename)
+        run = Bench(corpus, tmp_path / name, config)
+        assert 20 < run.trainer().streams.steps_per_epoch < 40
+        for at, stop in enumerate(stops):
+            run.stop_at(stop, resume=at > 0)
+        ends.append(run.run(resume=bool(stops)).weights())
+
+    assert ends[0] == ends[1] != ends[2]
