@@ -33,6 +33,7 @@ SEVERAL = 0.7  # of that, where networks answer together: with more dropout they
 # Of that rate, where a run starts from a trained model: with it tuning was better than parent and new model in all that
 # `scripts/experiments/tuning.py --hidden 64 --factors 1 0.5 0.25` had tried; with 1 and with 0.25 not in one case each.
 TUNING = 0.5
+TAUGHT = 0.5  # of the dropout of values, where a run learns from a trained model too (`scripts/README.md`, Learning from a model)
 BATCHES = (16, 8, 4)  # the first that leaves time for enough steps
 WINDOW = 64
 LONG_WINDOW = 128  # from WIDE_RUN characters on half the steps of twice the window are as good, quicker, and remember more
@@ -67,6 +68,7 @@ def choose(
     step_seconds: Callable[[RunConfig], float],
     *,
     tuned: bool = False,
+    taught: bool = False,
 ) -> tuple[RunConfig, str, int]:
     """Fill in what is open, and say what was chosen and why in one line.
 
@@ -77,6 +79,7 @@ def choose(
         left: Says how many seconds are left of a budget in minutes, as measuring takes some.
         step_seconds: Measures a step of a configuration with no size open; asked only where the budget is in minutes.
         tuned: The run starts from a trained model.
+        taught: It learns from one too.
 
     Returns:
         The configuration with no size or rate open, the line, which is empty where nothing of what it names was open, and the
@@ -109,7 +112,7 @@ def choose(
     rate = next(rate for most, rate in RATES if passes < most)
     known = 4 * layers * hidden**2 / chars * (SEVERAL if model.members > 1 else 1.0)
     values, weights = dropouts(passes, known)
-    dropout = model.dropout if model.dropout is not None else values
+    dropout = model.dropout if model.dropout is not None else round(TAUGHT * values if taught else values, 2)
     weight_dropout = model.weight_dropout if model.weight_dropout is not None else weights
     lr = train.lr if train.lr is not None else rate * math.sqrt(256 / hidden) * (TUNING if tuned else 1.0)
     span = model.forget_span

@@ -5,8 +5,8 @@
 
 A network that has read its text some times is sure of how each speaker's name goes on, and pays for it with several nats a letter
 in a text with other people. Where names are others in each section, it has to look for them in what it has just read. `batches`
-asks for a section at a time, from the second pass on. A script without capital letters has no names here,
-nor has a text that is mostly in capitals.
+asks for a section at a time, from the second pass on. A script without capital letters has no names here, nor has a text that is
+mostly in capitals.
 """
 
 import random
@@ -47,7 +47,7 @@ class Renaming:
     Args:
         ids: The text.
         tokenizer: Whose ids these are.
-        share: Of a section's names, each of which is replaced everywhere in the section, or nowhere.
+        share: Of a section's names, each of which is replaced wherever it begins with a capital there, or nowhere.
         separator: Ids of what parts documents; where renaming would make or spoil one, a section stays as it is.
     """
 

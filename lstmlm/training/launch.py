@@ -110,7 +110,8 @@ def prepare(start: Start, text: Corpus, clock: Clock, group: ProcessGroup, repor
 
     def choose() -> tuple[RunConfig, str, int]:
         torch.set_num_threads(threads(config, group))  # a trainer on a busy machine may have left fewer
-        return auto_tune.choose(config, len(text.train), vocabulary, left, measure, tuned=start.parent is not None)
+        tuned, taught = start.parent is not None, start.teacher is not None
+        return auto_tune.choose(config, len(text.train), vocabulary, left, measure, tuned=tuned, taught=taught)
 
     whole, chosen, steps = choose()
     taken = start.saved.meta["step"] if start.saved else 0

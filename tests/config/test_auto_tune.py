@@ -169,6 +169,17 @@ def test_a_tuned_run_has_a_smaller_rate() -> None:
     assert auto_tune.choose(given, LONG, 65, lambda: 0.0, machine(), tuned=True)[0].train.lr == 0.5
 
 
+def test_a_taught_run_has_less_dropout() -> None:
+    """Beside a teacher values are dropped half as often, recurrent weights as often as ever; what was set stays."""
+    new = RunConfig(ModelConfig(hidden=256), train=TrainConfig(epochs=40))
+    alone, taught = (auto_tune.choose(new, LONG, 65, lambda: 0.0, machine(), taught=taught)[0].model for taught in (False, True))
+    given = replace(new, model=replace(new.model, dropout=0.5))
+
+    assert alone.dropout
+    assert taught == replace(alone, dropout=round(alone.dropout * auto_tune.TAUGHT, 2))
+    assert auto_tune.choose(given, LONG, 65, lambda: 0.0, machine(), taught=True)[0].model.dropout == 0.5
+
+
 def test_steps_of() -> None:
     """Steps are as asked, passes are rounded up, minutes are open."""
     given = RunConfig()
