@@ -71,9 +71,9 @@ class Renaming:
         Returns:
             (n,), of the same type.
         """
-        ids: list[int] = section.tolist()
-        text, drawn = self._read(ids), random.Random(repr(place))
+        text, drawn = self._read(section.tolist()), random.Random(repr(place))
         others: dict[str, str] = {}
+        changed: dict[int, int] = {}
         for match in self._capital.finditer(text):
             name = match[0].lower()
             if name not in self.names or len(name) != len(match[0]):
@@ -81,10 +81,15 @@ class Renaming:
             if name not in others:
                 others[name] = self._other(len(name), drawn) if drawn.random() < self._share else ""
             for at, (letter, other) in enumerate(zip(match[0], others[name], strict=False), match.start()):
-                ids[at] = self._ids.get(other.upper() if letter.isupper() else other, ids[at])
-        if self._separator and self._ends(text) != self._ends(self._read(ids)):
+                id_ = self._ids.get(other.upper() if letter.isupper() else other)
+                if id_ is not None:
+                    changed[at] = id_
+        found = section.clone()
+        for at, id_ in changed.items():
+            found[at] = id_
+        if self._separator and self._ends(text) != self._ends(self._read(found.tolist())):
             return section.clone()
-        return section.new_tensor(ids)
+        return found
 
     @cached_property
     def _capital(self) -> re.Pattern[str]:
@@ -116,7 +121,7 @@ class Renaming:
         return {before: _Next(list(found), list(accumulate(found.values()))) for before, found in follows.items()}
 
     def _read(self, ids: Iterable[int]) -> str:
-        return "".join([self._symbols[id_] for id_ in ids])
+        return "".join(map(self._symbols.__getitem__, ids))
 
     def _other(self, letters: int, drawn: random.Random) -> str:
         """Make up a name: each letter follows the two before it as in the names there are."""

@@ -94,7 +94,10 @@ def test_the_place_decides_and_nothing_else() -> None:
     assert torch.equal(first, renaming_of(play())[0].replaced(section, (1, 2, 3)))
     assert torch.equal(section, kept)
     assert not torch.equal(first, other)
-    assert renaming.replaced(section.to(torch.uint8), (1, 2, 3)).dtype == torch.uint8  # as ids are stored
+    for stored in (torch.uint8, torch.uint16, torch.int32):
+        found = renaming.replaced(section.to(stored), (1, 2, 3))
+        assert found.dtype == stored
+        assert torch.equal(found.long(), first)
 
 
 def test_a_share_of_the_names_is_replaced() -> None:
