@@ -28,10 +28,10 @@ def play(people: list[str] = PEOPLE, seed: int = 1, times: int = 40) -> str:
     return "\n".join(scenes)
 
 
-def corpus_of(text: str, **options: str) -> Corpus:
+def corpus_of(text: str, tokenizer: str = "char") -> Corpus:
     """Return the corpus of a text, all of it for training."""
     Path("text.txt").write_text(text, encoding="utf-8")
-    return open_corpus(["text.txt"], val_fraction=0.0, cache_dir=Path("cache"), **options)  # type: ignore[arg-type]
+    return open_corpus(["text.txt"], val_fraction=0.0, cache_dir=Path("cache"), tokenizer=tokenizer)
 
 
 def renaming_of(text: str, share: float = 1.0, separator: str = "") -> tuple[Renaming, Tensor, Corpus]:
