@@ -73,6 +73,8 @@ def train(*flags: str, before: Callable[[], None] = lambda: None) -> int:
         main()
     except SystemExit as left:
         code = int(left.code or 0)
+    except KeyboardInterrupt:  # between the command's end and the process's: as in lstmlm/__main__.py
+        code = 130
     finally:
         os._exit(code)
 
