@@ -143,6 +143,7 @@ def small_model(
     """
     config = ModelConfig(**{"hidden": 7, "layers": 2, "dropout": 0.0, **changes})
     model = CharLM(config, vocabulary, EagerKernel(), separator).to(dtype)
+    model.give_rows([divmod(number, vocabulary) for number in range(0, vocabulary**2, 3)][: config.pairs or 0])
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn_like(p), alpha=0.5)

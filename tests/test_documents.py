@@ -36,6 +36,7 @@ SHAPES: list[dict[str, Any]] = [
     {},
     {"layers": 3, "residual": False, "bias": False},
     {"layer_norm": False, "readout": "direct"},
+    {"pairs": 7},
 ]
 
 
@@ -57,11 +58,23 @@ def ended(ids: Tensor, separator: Sequence[int]) -> Tensor:
     return found
 
 
+def rows_of(model: CharLM, ids: Tensor, ends: Tensor) -> Tensor:
+    """Look the row of each id up, one at a time: that of the pair that it ends, if it is in the same document. (T, B)"""
+    pairs = [tuple(map(int, pair)) for pair in model.pairs.tolist()] if model.config.pairs else []
+    rows = ids.clone()
+    for t in range(1, len(ids)):
+        for stream in range(ids.shape[1]):
+            pair = (int(ids[t - 1, stream]), int(ids[t, stream]))
+            if pair in pairs and not ends[t - 1, stream]:
+                rows[t, stream] = V + pairs.index(pair)
+    return rows
+
+
 def slowly(model: CharLM, ids: Tensor, separator: Sequence[int]) -> Tensor:
     """Read by the equations, a step at a time, each state set to zero behind a separator. (T, B, V)"""
     states = [layer.initial_state(ids.shape[1]) for layer in model.stack()]
     logits = []
-    for row, end in zip(ids, ended(ids, separator), strict=True):
+    for row, end in zip(rows_of(model, ids, ended(ids, separator)), ended(ids, separator), strict=True):
         x = torch.empty(0)
         for index, layer in enumerate(model.stack()):
             m = states[index].hidden if layer.M is None else (1 + layer.M[row]) * states[index].hidden

@@ -27,12 +27,16 @@ WIDEST = (
 RATES = ((7.0, 1.1e-2), (math.inf, 8e-3))  # for 256 units, below so many passes
 # How often a text is read again, times the recurrent weights for each of its characters: so much dropout of values and of
 # recurrent weights, between the rows by the logarithm. Weights beyond MOST_WEIGHTS a character were not measured.
-DROPOUTS = ((0.3, 0.0, 0.0), (1.8, 0.05, 0.0), (3.0, 0.17, 0.03), (7.0, 0.27, 0.08), (12.0, 0.33, 0.13), (20.0, 0.4, 0.2))
+DROPOUTS = (
+    *((0.3, 0.0, 0.0), (1.8, 0.05, 0.0), (3.0, 0.17, 0.03), (7.0, 0.27, 0.08), (12.0, 0.27, 0.13)),
+    *((20.0, 0.3, 0.2), (40.0, 0.4, 0.2)),
+)
 MOST_WEIGHTS = 3.0
 SEVERAL = 0.7  # of that, where networks answer together: with more dropout they err alike, and gain less by it
 # Of that rate, where a run starts from a trained model: with it tuning was better than parent and new model in all that
 # `scripts/experiments/tuning.py --hidden 64 --factors 1 0.5 0.25` had tried; with 1 and with 0.25 not in one case each.
 TUNING = 0.5
+PAIRED_PASSES = 6.0  # below so many, frequent pairs of characters have rows of their own; in more they are learnt by heart
 TAUGHT = 0.5  # of the dropout of values, where a run learns from a trained model too (`scripts/README.md`, Learning from a model)
 BATCHES = (16, 8, 4)  # the first that leaves time for enough steps
 WINDOW = 64
@@ -67,6 +71,7 @@ def choose(
     left: Callable[[], float],
     step_seconds: Callable[[RunConfig], float],
     *,
+    pairs: int = 0,
     tuned: bool = False,
     taught: bool = False,
 ) -> tuple[RunConfig, str, int]:
@@ -78,6 +83,7 @@ def choose(
         vocabulary: V: the width of a network whose one layer is its readout.
         left: Says how many seconds are left of a budget in minutes, as measuring takes some.
         step_seconds: Measures a step of a configuration with no size open; asked only where the budget is in minutes.
+        pairs: So many are frequent enough to have rows of their own.
         tuned: The run starts from a trained model.
         taught: It learns from one too.
 
@@ -91,7 +97,10 @@ def choose(
     window, layers = train.window or WINDOW, model.layers or 1
     if layers == 1 and model.readout == "direct":
         model = replace(model, hidden=vocabulary)
-    model, train = replace(model, layers=layers), replace(train, window=window)
+    rows = model.pairs
+    if rows is None:  # H_t itself is a score where the readout is direct
+        rows = pairs if model.readout == "linear" else 0
+    model, train = replace(model, layers=layers, pairs=rows), replace(train, window=window)
     if train.minutes is not None:
         hidden, batch, steps = _by_time(replace(config, model=model, train=train), chars, left, step_seconds)
     else:
@@ -121,9 +130,10 @@ def choose(
     share = model.forget_share
     if share is None:
         share = WIDE_SHARE if read >= WIDE_RUN else LONG_SHARE
-    chosen_model = replace(
-        model, hidden=hidden, dropout=dropout, weight_dropout=weight_dropout, forget_span=span, forget_share=share
-    )
+    if config.model.pairs is None and passes >= PAIRED_PASSES:
+        rows = 0
+    dropped = replace(model, dropout=dropout, weight_dropout=weight_dropout)
+    chosen_model = replace(dropped, hidden=hidden, forget_span=span, forget_share=share, pairs=rows)
     warmup = train.warmup if train.warmup is not None else min(100, steps // 10)
     weight_decay = train.weight_decay if train.weight_decay is not None else 0.01
     chosen_train = replace(train, batch=batch, window=window, lr=lr, warmup=warmup, weight_decay=weight_decay)

@@ -79,6 +79,9 @@ class ModelConfig(_Section):
     forget_share: float | None = setting(None, "share of the units that forget_span spreads", low=0, high=1)
     orthogonal: bool = setting(True, "start the recurrent matrices W orthogonal")
     multiplicative: bool = setting(True, "each character has its own factors for H_{t-1} in front of the first W")
+    pairs: int | None = setting(
+        None, "most frequent pairs of characters that have rows of their own in the first U and M", low=0, high=65536
+    )
     document_separator: str | None = setting(
         None,
         "text that parts documents: after it the state is empty, in training and wherever the model reads or writes",

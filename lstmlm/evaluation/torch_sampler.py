@@ -44,7 +44,7 @@ def native(model: Network) -> StoredNetwork | None:
     if not isinstance(kernel, NativeKernel) or model.stack()[0].W.dtype != torch.float32:
         return None
     networks = tuple(
-        network_weights(one.config, {name: arguments.floats(weight.detach()) for name, weight in one.named_parameters()})
+        network_weights(one.config, {name: arguments.floats(weight.detach()) for name, weight in one.state_dict().items()})
         for one in models
     )
     return StoredNetwork(kernel.library, networks, arguments.threads(), models[0].separator)

@@ -21,7 +21,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 State = list[list[tuple[Tensor, Tensor]]]
-"""(hidden, cell), each (1, B, S), of every layer of every network."""
+"""(hidden, cell), each (1, B, S), of every layer of every network; behind those of a network whose header says "pairs", the pairs
+of ids that have rows of their own in its tables, the last ids (1, B), twice."""
 
 
 class Network(nn.Module):
@@ -30,33 +31,47 @@ class Network(nn.Module):
     def __init__(self, about: dict[str, Any]) -> None:
         super().__init__()
         self.about = about
-        vocabulary, widths = about["vocabulary"], about["widths"]
-        inputs = [vocabulary, *widths[:-1]]
+        vocabulary, widths, pairs = about["vocabulary"], about["widths"], about.get("pairs", [])
+        self.pairs = [vocabulary * first + second for first, second in pairs]  # ascending
+        self.rows = vocabulary + len(pairs)
+        inputs = [self.rows, *widths[:-1]]
         normed = widths[:-1] if about["readout"] == "direct" else widths  # what is read out directly is the hidden state itself
         self.lstms = nn.ModuleList(nn.LSTM(i, width, bias=about["bias"]) for i, width in zip(inputs, widths, strict=True))
         self.norms = nn.ModuleList(nn.LayerNorm(width) if about["layer_norm"] else nn.Identity() for width in normed)
         self.readout = nn.Linear(widths[-1], vocabulary) if about["readout"] == "linear" else nn.Identity()
-        self.M = nn.Parameter(torch.zeros(vocabulary, widths[0])) if about["multiplicative"] else None
+        self.M = nn.Parameter(torch.zeros(self.rows, widths[0])) if about["multiplicative"] else None
 
     def forward(self, ids: Tensor, state: list[tuple[Tensor, Tensor]] | None) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """Read ids (T, B) after a state; return logits (T, B, V) and the state after them."""
-        x = nn.functional.one_hot(ids, self.about["vocabulary"]).to(next(self.parameters()).dtype)
+        rows = self.read(ids, state)
+        x = nn.functional.one_hot(rows, self.rows).to(next(self.parameters()).dtype)
         after = []
         for index, lstm in enumerate(self.lstms):
             before = state[index] if state else None
-            y, last = lstm(x, before) if index or self.M is None else self.multiplicative(ids, x, before)
+            y, last = lstm(x, before) if index or self.M is None else self.multiplicative(rows, x, before)
             after.append(last)
             if index < len(self.norms):
                 y = self.norms[index](y)
             x = x + y if self.about["residual"] and 0 < index < len(self.norms) else y
-        return self.readout(x), after
+        return self.readout(x), [*after, *([(ids[-1:], ids[-1:])] if self.pairs else [])]
 
-    def multiplicative(self, ids: Tensor, x: Tensor, state: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Read with the first layer step by step: in front of each, the hidden state is multiplied by 1 + M[id]."""
+    def read(self, ids: Tensor, state: list[tuple[Tensor, Tensor]] | None) -> Tensor:
+        """Return the rows of the tables for ids (T, B): of a pair of two ids that has one, of the id alone elsewhere."""
+        if not self.pairs:
+            return ids
+        before = torch.cat([state[-1][0] if state else torch.full_like(ids[:1], -1), ids[:-1]])
+        keys, wanted = torch.tensor(self.pairs, device=ids.device), before * self.about["vocabulary"] + ids
+        place = torch.searchsorted(keys, wanted).clamp_max(len(keys) - 1)
+        return torch.where(keys[place] == wanted, place + self.about["vocabulary"], ids)
+
+    def multiplicative(
+        self, rows: Tensor, x: Tensor, state: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Read with the first layer step by step: in front of each, the hidden state is multiplied by 1 + M[row]."""
         assert self.M is not None
-        hidden, cell = state or [x.new_zeros(1, ids.shape[1], self.M.shape[1])] * 2
+        hidden, cell = state or [x.new_zeros(1, rows.shape[1], self.M.shape[1])] * 2
         every = []
-        for x_t, scale in zip(x, 1 + self.M[ids], strict=True):
+        for x_t, scale in zip(x, 1 + self.M[rows], strict=True):
             _, (hidden, cell) = self.lstms[0](x_t[None], (hidden * scale, cell))
             every.append(hidden)
         return torch.cat(every), (hidden, cell)

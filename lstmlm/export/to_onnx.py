@@ -5,7 +5,8 @@
     ids (T, B) int64, state (B, N)  ->  logits (T, B, V), state_after (B, N)
 
 The state is one tensor, for a caller to hand back as it came: H and C of the first layer, then of the second, then of the next
-member. The empty state is zeros. N and the vocabulary stand in the model's metadata.
+member; then, where pairs of ids have rows of their own, the last id plus 1. The empty state is zeros. N and the vocabulary
+stand in the model's metadata.
 """
 
 import math
@@ -51,15 +52,19 @@ def graph(network: Network, symbols: str | None, rare: int | None = None) -> byt
         raise UsageError(f"--to onnx: expected a model below 2 GiB, which it can hold, found {size:,} bytes. Take --to torch.")
     build = _Graph()
     models = members(network)
-    vocabulary = len(models[0].stack()[0].U)
+    vocabulary = models[0].vocabulary
     width = sum(2 * layer.width for layer in network.stack())
     sizes = [layer.width for layer in network.stack() for _ in range(2)]
+    paired = bool(models[0].config.pairs)
+    width += paired
+    sizes += [1] * paired
     parts = build("Split", "state", build.integers(sizes), outputs=len(sizes), axis=1)
-    one_hot = build("OneHot", "ids", build.integers([vocabulary], []), build.floats([0.0, 1.0], [2]))
+    rows, seen = _rows(build, models[0], parts.pop()) if paired else ("ids", [])
+    one_hot = build("OneHot", rows, build.integers([len(models[0].stack()[0].U)], []), build.floats([0.0, 1.0], [2]))
     guesses, after = [], []
     for number, model in enumerate(models):
         own = 2 * len(model.layers)
-        logits, last = _network(build, model, "ids", one_hot[0], parts[number * own : (number + 1) * own])
+        logits, last = _network(build, model, rows, one_hot[0], parts[number * own : (number + 1) * own])
         guesses.append(logits)
         after += last
     if len(guesses) > 1:  # ln of the mean of the probabilities
@@ -68,7 +73,7 @@ def graph(network: Network, symbols: str | None, rare: int | None = None) -> byt
         total = build("ReduceLogSumExp", build("Concat", *apart, axis=0)[0], build.integers([0]), keepdims=0)[0]
         guesses = build("Sub", total, build.floats([math.log(len(each))], []))
     build("Identity", guesses[0], names=["logits"])
-    build("Concat", *after, names=["state_after"], axis=1)
+    build("Concat", *after, *seen, names=["state_after"], axis=1)
     whole = helper.make_graph(
         build.nodes,
         "lstmlm",
@@ -135,6 +140,26 @@ class _Graph:
         name = next(self._names)
         self.constants.append(helper.make_tensor(name, TensorProto.FLOAT, shape, values))
         return name
+
+
+def _rows(build: _Graph, model: CharLM, last: str) -> tuple[str, list[str]]:
+    """Add which rows of the tables are read (T, B), as `CharLM.inputs` says, and the last id for the state after them (B, 1)."""
+    from onnx import TensorProto
+
+    V, (first, second) = model.vocabulary, model.pairs.to(torch.int64).unbind(1)
+    one, axis = build.integers([1], []), build.integers([0])
+    before = build("Sub", build("Cast", build("Transpose", last, perm=[1, 0])[0], to=TensorProto.INT64)[0], one)[0]
+    seen = build("Concat", before, "ids", axis=0)[0]
+    before = build("Slice", seen, axis, build.integers([-1]), axis)[0]
+    wanted = build("Add", build("Mul", before, build.integers([V], []))[0], "ids")[0]
+    keys = build.integers((first * V + second).tolist())
+    hits = build("Equal", build("Unsqueeze", wanted, build.integers([-1]))[0], keys)[0]  # (T, B, N)
+    found = build("Cast", hits, to=TensorProto.INT64)[0]
+    place = build("Add", build("ArgMax", found, axis=-1, keepdims=0)[0], build.integers([V], []))[0]
+    there = build("Cast", build("ReduceMax", found, build.integers([-1]), keepdims=0)[0], to=TensorProto.BOOL)[0]
+    rows = build("Where", there, place, "ids")[0]
+    end = build("Slice", seen, build.integers([-1]), build.integers([2**62]), axis)[0]
+    return rows, [build("Cast", build("Transpose", build("Add", end, one)[0], perm=[1, 0])[0], to=TensorProto.FLOAT)[0]]
 
 
 def _network(build: _Graph, model: CharLM, ids: str, x: str, state: Sequence[str]) -> tuple[str, list[str]]:

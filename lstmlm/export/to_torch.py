@@ -10,6 +10,7 @@ import json
 from importlib import resources
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lstmlm.model.ensemble import Network, members
@@ -35,7 +36,7 @@ def about(network: Network, symbols: str | None, mark: bytes, rare: int | None =
     config = models[0].config
     found = {
         "format": mark.decode(),
-        "vocabulary": len(models[0].stack()[0].U),
+        "vocabulary": models[0].vocabulary,
         "widths": [layer.width for layer in models[0].stack()],
         "bias": config.bias,
         "layer_norm": config.layer_norm,
@@ -46,6 +47,7 @@ def about(network: Network, symbols: str | None, mark: bytes, rare: int | None =
         "symbols": symbols,
         **({} if rare is None else {"rare": rare}),
         **({"separator": models[0].separator} if models[0].separator else {}),
+        **({"pairs": models[0].pairs.to(torch.int64).tolist()} if config.pairs else {}),
     }
     return json.dumps(found, ensure_ascii=False, separators=(",", ":"))
 

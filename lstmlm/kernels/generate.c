@@ -7,7 +7,7 @@
    thread does all of that work for itself, which is quicker than to wait for one. Several networks that are read as one are
    generators in a chain: each takes the step, and the first one draws from the mean of their probabilities.
 
-   Letters as everywhere: n streams, V vocabulary, E and S widths of a layer's input and state. Gates lie side by side as f, i, o, N,
+   Letters as everywhere: n streams, V vocabulary, N pairs of ids with rows of their own, E and S widths of a layer's input and state. Gates lie side by side as f, i, o, N,
    each S wide. */
 
 #include "simd.h"
@@ -37,9 +37,9 @@
 typedef struct {
     size E, S;         /* E is 0 where the input is an id */
     Panel *panels;     /* two for each block of units, for the input and for H */
-    float *table;      /* U + b: a row for each id, or just b */
+    float *table;      /* U + b: a row for each id and pair, or just b */
     float *gamma, *beta;
-    float *scale;      /* 1 + M: a row for each id, by which H is multiplied in front of its panels; or 0 */
+    float *scale;      /* 1 + M: a row for each id and pair, by which H is multiplied in front of its panels; or 0 */
     Rows H[2];         /* n rows each; H of this step and of the one before */
     float *C;          /* n rows */
 } Layer;
@@ -48,16 +48,22 @@ typedef struct Piece {
     struct Piece *next;
 } Piece;
 
+/* What a stream has read that matters for what it reads next. */
+typedef struct {
+    long long matched; /* how much of a separator */
+    long long last;    /* the id before; -1: none, or one that ended a document */
+} Seen;
+
 /* What belongs to the streams that a thread normalises, reads out and draws for: all of a team's, or one thread's. */
 typedef struct {
     Rows x; /* n rows of a layer's output, normed */
     float *logits;
-    long long *ids; /* chosen last; V where a document ends */
-    int *matched;   /* how much of a separator each has read */
+    long long *ids; /* rows of the tables that come next; V + N where a document ends */
+    Seen *seen;
 } Streams;
 
 typedef struct Generator {
-    size n, V, layers, widest;
+    size n, V, N, layers, widest;
     size few; /* streams that a thread has memory of its own for */
     size capacity; /* n as it was made with */
     int in_bytes, residual, direct, multiplicative, threads, fresh;
@@ -66,6 +72,7 @@ typedef struct Generator {
     int separators;             /* how many ids part documents; 0: none do */
     const long long *separator; /* they ... */
     const int *border;          /* ... and of the first so many of them, how many at the end are the first ones again, at most */
+    long long *pairs; /* first id x V + second, ascending */
     Layer *layer;
     Panel *readout; /* of up to SIDE vectors of columns each */
     Panel *rest;    /* of the readout as bytes: what rounding left, or 0 */
@@ -92,21 +99,40 @@ static void *reserve(Generator *g, size bytes) {
     return (char *)piece + 64;
 }
 
-/* What a stream reads where the next id is `id`: that one, or V where a separator ends with it (Knuth, Morris and Pratt 1977). */
-INLINE long long marked(const Generator *g, int *matched, long long id) {
-    if (!g->separators) return id;
-    int m = *matched;
+/* Whether a separator ends with an id (Knuth, Morris and Pratt 1977). */
+INLINE int ends_with(const Generator *g, long long *matched, long long id) {
+    long long m = *matched;
     while (m && g->separator[m] != id) m = g->border[m];
     m += g->separator[m] == id;
     const int ends = m == g->separators;
     *matched = ends ? g->border[m] : m;
-    return ends ? g->V : id;
+    return ends;
+}
+
+/* The row of an id after another one: that of the pair, or else of the id alone. */
+INLINE long long row_of_pair(const Generator *g, long long last, long long id) {
+    const long long wanted = last * g->V + id;
+    size low = 0, high = g->N;
+    while (low < high) {
+        const size middle = (low + high) / 2;
+        if (g->pairs[middle] < wanted) low = middle + 1;
+        else high = middle;
+    }
+    return low < g->N && g->pairs[low] == wanted ? g->V + low : id;
+}
+
+/* Which row of the tables a stream reads where the next id is `id`; V + N where a separator ends with it. */
+INLINE long long row_read(const Generator *g, Seen *seen, long long id) {
+    const int ends = g->separators && ends_with(g, &seen->matched, id);
+    const long long row = ends ? g->V + g->N : g->N ? row_of_pair(g, seen->last, id) : id;
+    seen->last = ends ? -1 : id;
+    return row;
 }
 
 /* The same for K ids of each of n streams, (K, n), in their place. */
-static void mark_all(Generator *g, size K, size n, long long *ids) {
-    for (size k = 0; k < K && g->separators; k++)
-        for (size r = 0; r < n; r++) ids[k * n + r] = marked(g, g->all.matched + r, ids[k * n + r]);
+static void find_rows(Generator *g, size K, size n, long long *ids) {
+    for (size k = 0; k < K && (g->separators || g->N); k++)
+        for (size r = 0; r < n; r++) ids[k * n + r] = row_read(g, g->all.seen + r, ids[k * n + r]);
 }
 
 /* ---- packing ---- */
@@ -212,7 +238,7 @@ INLINE vec update(vec f, vec i, vec o, vec N, float *C, int lanes) {
 static const Rows *multiplied(const Generator *g, const Layer *layer, const Rows *H, const long long *ids, const Rows *m) {
     const size S = layer->S;
     for (size r = 0; r < g->n; r++) {
-        const float *scale = layer->scale + (ids[r] == g->V ? 0 : ids[r]) * S; /* at an end nothing that is read counts */
+        const float *scale = layer->scale + (ids[r] == g->V + g->N ? 0 : ids[r]) * S; /* at an end nothing that is read counts */
         for (size u = 0; u < S; u += VECTOR) {
             const int lanes = (int)least(VECTOR, S - u);
             store(m->x + r * S + u, load(scale + u, lanes) * load(H->x + r * S + u, lanes), lanes);
@@ -236,7 +262,7 @@ static void run_layer(const Generator *g, const Layer *layer, const Rows *x, con
             if (E) tiles[g->in_bytes][rows - 1][GATES - 1](E, x, row, of_x, from_x);
             tiles[g->in_bytes][rows - 1][GATES - 1](S, before, row, of_H, from_H);
             for (size r = row; r < row + rows; r++) {
-                const int ends = ids[r] == g->V; /* a document: the state after it is empty, whatever is read */
+                const int ends = ids[r] == g->V + g->N; /* a document: the state after it is empty, whatever is read */
                 const float *a = layer->table + (E || ends ? 0 : ids[r] * GATES * S) + unit;
                 vec gate[GATES];
                 UNROLL for (int v = 0; v < GATES; v++) {
@@ -316,7 +342,7 @@ static size lay_out(const Generator *g, char *scratch, Own *own) {
     own->at.x.worth = (float *)at, at += blocks(g->few, 16) * 64;
     own->at.logits = (float *)at, at += reads_alone(g) ? blocks(g->few * g->V, 16) * 64 : 0;
     own->at.ids = (long long *)at, at += blocks(g->few, 8) * 64;
-    own->at.matched = (int *)at, at += blocks(g->few, 16) * 64;
+    own->at.seen = (Seen *)at, at += blocks(g->few, 4) * 64;
     const size S = g->multiplicative ? g->layer->S : 0;
     own->m.x = (float *)at, at += blocks(g->capacity * S, 16) * 64;
     own->m.worth = (float *)at, at += blocks(g->capacity, 16) * 64;
@@ -333,7 +359,7 @@ static Own own_of(const Generator *g, int rank, int threads) {
         return own;
     }
     memcpy(own.at.ids, g->all.ids, g->n * sizeof *own.at.ids);
-    memcpy(own.at.matched, g->all.matched, g->n * sizeof *own.at.matched);
+    memcpy(own.at.seen, g->all.seen, g->n * sizeof *own.at.seen);
     return own;
 }
 
@@ -356,7 +382,7 @@ static void generate(void *argument, int rank, int threads) {
             const float *row = networks > 1 ? average(logits, networks, r, V, own->p, own->mean) : logits[0] + r * V;
             float nats;
             const long long id = draw(&request->how, row, V, request->noise[k * n + r], own->p, own->heap, &nats);
-            own->at.ids[r] = marked(g, own->at.matched + r, id);
+            own->at.ids[r] = row_read(g, own->at.seen + r, id);
             if (own->wide || rank == 0) request->ids[k * n + r] = id, request->nats[k * n + r] = nats;
         }
         if (own->wide) meet(&g->barrier, threads);
@@ -370,7 +396,7 @@ static void generate(void *argument, int rank, int threads) {
         }
         if (own->at.ids != g->all.ids) {
             memcpy(g->all.ids, own->at.ids, n * sizeof *own->at.ids);
-            memcpy(g->all.matched, own->at.matched, n * sizeof *own->at.matched);
+            memcpy(g->all.seen, own->at.seen, n * sizeof *own->at.seen);
         }
     }
 }
@@ -433,28 +459,28 @@ static int reserve_rows(Generator *g, Rows *rows, size K) {
 static int reserve_streams(Generator *g) {
     Streams *s = &g->all;
     s->logits = reserve(g, g->n * g->V * 4), s->ids = reserve(g, g->n * sizeof *s->ids);
-    s->matched = reserve(g, g->n * sizeof *s->matched);
-    if (!s->logits || !s->ids || !s->matched || !reserve_rows(g, &s->x, g->widest)) return 0;
+    s->seen = reserve(g, g->n * sizeof *s->seen);
+    if (!s->logits || !s->ids || !s->seen || !reserve_rows(g, &s->x, g->widest)) return 0;
     memset(s->ids, 0, g->n * sizeof *s->ids);
-    memset(s->matched, 0, g->n * sizeof *s->matched);
+    for (size r = 0; r < g->n; r++) s->seen[r] = (Seen){0, -1};
     return 1;
 }
 
 static int reserve_layer(Generator *g, Layer *layer) {
     const size S = layer->S, count = 2 * blocks(S, VECTOR);
     layer->panels = reserve_panels(g, count, count * GATES, layer->E, S);
-    layer->table = reserve(g, (layer->E ? 1 : g->V) * GATES * S * 4);
+    layer->table = reserve(g, (layer->E ? 1 : g->V + g->N) * GATES * S * 4);
     layer->C = reserve(g, g->n * S * 4);
     return layer->panels && layer->table && layer->C && reserve_rows(g, layer->H, S) && reserve_rows(g, layer->H + 1, S);
 }
 
 /* Makes a generator that owns copies of nothing yet; 0 if there is no memory. */
 EXPORT Generator *lstmlm_generator_new(int in_bytes, int threads, size n, size V, size layers, const size *widths, int direct, int residual,
-                                       int multiplicative, float eps) {
+                                       int multiplicative, size pairs, float eps) {
     Generator *g = aligned_memory(64, blocks(sizeof *g, 64) * 64);
     if (!g) return 0;
     memset(g, 0, sizeof *g);
-    g->n = g->capacity = n, g->multiplicative = multiplicative;
+    g->n = g->capacity = n, g->multiplicative = multiplicative, g->N = pairs;
     g->V = V, g->layers = layers, g->in_bytes = in_bytes, g->direct = direct, g->residual = residual, g->eps = eps, g->fresh = 1;
     g->threads = threads > THREADS_MAX ? THREADS_MAX : threads;
     g->layer = reserve(g, layers * sizeof(Layer));
@@ -476,18 +502,19 @@ EXPORT Generator *lstmlm_generator_new(int in_bytes, int threads, size n, size V
     return 0;
 }
 
-/* Packs a layer: U (E or V, 4S), W (S, 4S), b (4S) or 0, gamma and beta (S) or 0, M (V, S) or 0. Returns whether there was memory. */
+/* Packs a layer: U (E or V + N, 4S), W (S, 4S), b (4S) or 0, gamma and beta (S) or 0, M (V + N, S) or 0. Returns whether there was memory. */
 EXPORT int lstmlm_generator_layer(Generator *g, size index, const float *U, const float *W, const float *b, const float *gamma,
                                   const float *beta, const float *M) {
     Layer *layer = g->layer + index;
     const size S4 = GATES * layer->S;
-    for (size row = 0; row < (layer->E ? 1 : g->V); row++)
+    for (size row = 0; row < (layer->E ? 1 : g->V + g->N); row++)
         for (size k = 0; k < S4; k++) layer->table[row * S4 + k] = (layer->E ? 0.f : U[row * S4 + k]) + (b ? b[k] : 0.f);
     Packing p = {g->in_bytes, {layer->E, layer->S}, layer->S, {U, W}, layer->panels};
     run_team(pack_gates, &p, g->threads);
     if (M) {
-        layer->scale = copied(g, M, g->V * layer->S);
-        for (size k = 0; layer->scale && k < g->V * layer->S; k++) layer->scale[k] += 1.f;
+        const size values = (g->V + g->N) * layer->S;
+        layer->scale = copied(g, M, values);
+        for (size k = 0; layer->scale && k < values; k++) layer->scale[k] += 1.f;
         if (!layer->scale) return 0;
     }
     if (!gamma) return 1;
@@ -539,9 +566,16 @@ EXPORT int lstmlm_generator_separator(Generator *g, size count, const long long 
     return 1;
 }
 
-/* Copies how much of a separator each of the first streams has read in (`out` 0) or out. */
-EXPORT void lstmlm_generator_matched(Generator *g, int out, size count, int *matched) {
-    memcpy(out ? matched : g->all.matched, out ? g->all.matched : matched, count * sizeof *matched);
+/* Sets which pairs have rows of their own: N times two ids, ascending. Returns whether there was memory. */
+EXPORT int lstmlm_generator_pairs(Generator *g, const float *ids) {
+    g->pairs = reserve(g, g->N * sizeof *g->pairs);
+    for (size k = 0; g->pairs && k < g->N; k++) g->pairs[k] = (long long)ids[2 * k] * g->V + (long long)ids[2 * k + 1];
+    return g->pairs != 0;
+}
+
+/* Copies what each of the first streams has seen, two numbers, in (`out` 0) or out. */
+EXPORT void lstmlm_generator_seen(Generator *g, int out, size count, Seen *seen) {
+    memcpy(out ? seen : g->all.seen, out ? g->all.seen : seen, count * sizeof *seen);
 }
 
 /* Puts another chain of generators, all of as many streams and ids, behind the last one of a chain. Returns whether they are not too
@@ -595,13 +629,13 @@ static void repeat(void *rows, size each, size n) {
     for (size r = 1; r < n; r++) memcpy((char *)rows + r * each, rows, each);
 }
 
-/* All streams read K ids, from the empty state (`anew`) or after those that all of them have read: one reads them for all. In the
-   ids it is marked where documents end. */
+/* All streams read K ids, from the empty state (`anew`) or after those that all of them have read: one reads them for all. The
+   ids become rows of the tables. */
 EXPORT void lstmlm_generator_read(Generator *g, int threads, size K, long long *ids, int anew) {
     const size n = g->n;
     g->n = 1;
-    if (anew) g->all.matched[0] = 0;
-    mark_all(g, K, 1, ids);
+    if (anew) g->all.seen[0] = (Seen){0, -1};
+    find_rows(g, K, 1, ids);
     for (size l = 0; l < g->layers && anew; l++) {
         memset(g->layer[l].H[g->turn].x, 0, g->layer[l].S * 4);
         memset(g->layer[l].C, 0, g->layer[l].S * 4);
@@ -611,7 +645,7 @@ EXPORT void lstmlm_generator_read(Generator *g, int threads, size K, long long *
     run_team(read_ids, &reading, threads < g->threads ? threads : g->threads);
     g->n = n;
     repeat(g->all.logits, g->V * 4, n);
-    repeat(g->all.matched, sizeof *g->all.matched, n);
+    repeat(g->all.seen, sizeof *g->all.seen, n);
     for (size l = 0; l < g->layers; l++) {
         const Layer *layer = g->layer + l;
         repeat(layer->H[g->turn].x, layer->S * 4, n);

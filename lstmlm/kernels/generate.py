@@ -20,7 +20,7 @@ from lstmlm.kernels.pace import Pace
 Library: TypeAlias = ctypes.CDLL
 """The shared object that `build.library` gives."""
 
-_Stream: TypeAlias = "tuple[array[float], list[tuple[array[float], array[float]]], int]"
+_Stream: TypeAlias = "tuple[array[float], list[tuple[array[float], array[float]]], array[int]]"
 
 LARGEST = 1e30
 """A weight beyond this, or NaN, keeps all of them float32: what a diverged run draws shall not look sound."""
@@ -32,11 +32,11 @@ SMALL = 8 << 20
 class LayerWeights(NamedTuple):
     """A layer as `lstm.LSTMLayer` keeps it, and the normalisation of its output.
 
-    U: (E, 4S), for the first layer (V, 4S)
+    U: (E, 4S), for the first layer (V + N, 4S)
     W: (S, 4S)
     b: (4S), or None
     gamma, beta: (S) each, or None
-    M: (V, S), of a first layer that is multiplicative; or None
+    M: (V + N, S), of a first layer that is multiplicative; or None
     """
 
     U: Floats
@@ -53,11 +53,13 @@ class NetworkWeights(NamedTuple):
     layers: The first one's input is an id.
     readout: Weights (V, S) and bias (V); None: the last layer's H is the logits.
     residual: Whether a layer's output is added to its input, from the second layer on.
+    pairs: The ids of each of N pairs that have rows behind those of the V ids, in ascending order (N, 2); None: none do.
     """
 
     layers: tuple[LayerWeights, ...]
     readout: tuple[Floats, Floats] | None
     residual: bool
+    pairs: Floats | None = None
 
 
 class Choice(NamedTuple):
@@ -108,11 +110,11 @@ class Generator:
         storage: str = "auto",
         separator: Sequence[int] = (),
     ) -> None:
-        layers, readout, residual = weights
+        layers, readout, residual, pairs = weights
         if n < 1 or threads < 1:
             raise ValueError(f"generator: expected at least one stream and one thread, found {n} and {threads}.")
         self._library = _declared(library)
-        self.n, self.V = n, layers[0].U.shape[0]
+        self.n, self.V = n, layers[0].U.shape[0] - (pairs.shape[0] if pairs is not None else 0)
         self._widths = [layer.W.shape[0] for layer in layers]
         every = _checked(weights, self.V)
         self.storage = _storage(library, storage, every)
@@ -130,6 +132,7 @@ class Generator:
             readout is None,
             residual,
             layers[0].M is not None,
+            layers[0].U.shape[0] - self.V,
             eps,
         )
         if not handle:
@@ -141,6 +144,8 @@ class Generator:
             whole = whole and library.lstmlm_generator_layer(self._handle, index, *map(_address, layer))
         if readout is not None:
             whole = whole and library.lstmlm_generator_readout(self._handle, *map(_address, readout))
+        if pairs is not None:
+            whole = whole and library.lstmlm_generator_pairs(self._handle, pairs.address)
         if separator:
             if not all(0 <= id_ < self.V for id_ in separator):
                 raise ValueError(f"separator: expected ids from 0 to {self.V - 1}, found {list(separator)}.")
@@ -206,17 +211,17 @@ class Generator:
                     array("f", itertools.chain.from_iterable(states[index][part] for _, states, _ in own)) for part in range(2)
                 )
                 self._library.lstmlm_generator_state(one._handle, index, False, _start(H), _start(C))
-            matched = array("i", [there for *_, there in own])
-            self._library.lstmlm_generator_matched(one._handle, False, self.n, _start(matched))
+            seen = array("q", itertools.chain.from_iterable(there for *_, there in own))
+            self._library.lstmlm_generator_seen(one._handle, False, self.n, _start(seen))
 
     def _stream(self) -> "_Stream":
-        """Return the first stream's logits, its H and C of each layer, and how much of a separator it has read, after `read`."""
-        widths, matched = zip(self.states(), self._widths, strict=True), array("i", [0])
-        self._library.lstmlm_generator_matched(self._handle, True, 1, _start(matched))
-        return self.logits()[: self.V], [(H[:S], C[:S]) for (H, C), S in widths], matched[0]
+        """Return the first stream's logits, its H and C of each layer, and what it has seen (`Seen` in C), after `read`."""
+        widths, seen = zip(self.states(), self._widths, strict=True), array("q", [0, 0])
+        self._library.lstmlm_generator_seen(self._handle, True, 1, _start(seen))
+        return self.logits()[: self.V], [(H[:S], C[:S]) for (H, C), S in widths], seen
 
     def begin(self, logits: Floats, states: Sequence[tuple[Floats, Floats]]) -> None:
-        """Set from what the first draw is made, and the state before the step after it; nothing of a separator has been read.
+        """Set from what the first draw is made, and the state before the step after it; no separator or pair has begun.
 
         Args:
             logits: Of all networks together. (n, V)
@@ -227,8 +232,8 @@ class Generator:
             other.begin(logits, states[number * own : (number + 1) * own])
         states = states[:own]
         _check("logits", logits, self.n, self.V)
-        none = array("i", bytes(4 * self.n))
-        self._library.lstmlm_generator_matched(self._handle, False, self.n, _start(none))
+        none = array("q", [0, -1] * self.n)
+        self._library.lstmlm_generator_seen(self._handle, False, self.n, _start(none))
         self._library.lstmlm_generator_logits(self._handle, False, logits.address)
         for index, (S, (H, C)) in enumerate(zip(self._widths, states, strict=True)):
             _check("H", H, self.n, S)
@@ -296,7 +301,7 @@ class Generator:
         if not all(ids.typecode == "q" and min(ids) >= 0 and max(ids) < self.V for ids in (inputs, targets)):
             raise ValueError(f"ids: expected int64 from 0 to {self.V - 1}.")
         nats, correct = array("d", bytes(8 * count)), bytearray(count)
-        inputs = array("q", inputs)  # the C code marks in it where documents end
+        inputs = array("q", inputs)  # the C code writes rows of the tables into it
         hits = (ctypes.c_ubyte * count).from_buffer(correct)
         done = 0
         while done < count:
@@ -312,7 +317,7 @@ class Generator:
 
     @property
     def state_bytes(self) -> int:
-        """How long the state of a stream is: H and C of each layer of each network, as float32, and its place in a separator."""
+        """How long the state of a stream is, as float32: H and C of each layer of each network, and what it has seen."""
         return 4 * int(self._library.lstmlm_generator_state_size(self._handle))
 
     def put_states(self, states: bytes) -> None:
@@ -381,17 +386,20 @@ def examined_library() -> ctypes.CDLL | None:
 def _checked(weights: NetworkWeights, V: int) -> list[Floats]:
     """Return all weights that there are; the C code trusts what has passed here."""
     every: list[Floats] = []
-    width = V
+    N = 0 if weights.pairs is None else weights.pairs.shape[0]
+    width = V + N
     for index, layer in enumerate(weights.layers):
         S = layer.W.shape[0]
         if index and layer.M is not None:
             raise ValueError("M: expected one in the first layer alone, whose input is an id, found one above.")
-        shapes = (width, 4 * S), (S, 4 * S), (4 * S,), (S,), (S,), (V, S)
+        shapes = (width, 4 * S), (S, 4 * S), (4 * S,), (S,), (S,), (V + N, S)
         for name, weight, shape in zip(LayerWeights._fields, layer, shapes, strict=True):
             if weight is not None:
                 _check(name, weight, *shape)
                 every.append(weight)
         width = S
+    if weights.pairs is not None:
+        _check("pairs", weights.pairs, N, 2)
     added = [layer.W.shape[0] for layer in weights.layers[: -1 if weights.readout is None else None]]
     if weights.residual and len(set(added)) > 1:
         raise ValueError(f"layers: expected one width of those that are added to one another, found {added}.")
@@ -448,14 +456,15 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
 def _declare(library: ctypes.CDLL) -> None:
     number, size, pointer, real = ctypes.c_int, ctypes.c_longlong, ctypes.c_void_p, ctypes.c_double
     library.lstmlm_generator_new.argtypes = [
-        *(number, number, size, size, size, ctypes.POINTER(size), number, number, number, ctypes.c_float),
+        *(number, number, size, size, size, ctypes.POINTER(size), number, number, number, size, ctypes.c_float),
     ]
     library.lstmlm_generator_new.restype = pointer
     library.lstmlm_generator_layer.argtypes = [pointer, size, *[pointer] * 6]
     library.lstmlm_generator_readout.argtypes = [pointer] * 3
     library.lstmlm_generator_state.argtypes = [pointer, size, number, pointer, pointer]
     library.lstmlm_generator_separator.argtypes = [pointer, size, pointer]
-    library.lstmlm_generator_matched.argtypes = [pointer, number, size, pointer]
+    library.lstmlm_generator_pairs.argtypes = [pointer, pointer]
+    library.lstmlm_generator_seen.argtypes = [pointer, number, size, pointer]
     library.lstmlm_generator_join.argtypes = [pointer, pointer]
     library.lstmlm_generator_logits.argtypes = [pointer, number, pointer]
     library.lstmlm_generator_run.argtypes = [pointer, number, size, pointer, real, size, real, number, pointer, pointer]

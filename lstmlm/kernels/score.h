@@ -50,11 +50,11 @@ static void score(void *argument, int rank, int threads) {
 }
 
 /* The first `active` streams read K ids each, and what comes after each of them is scored: inputs, targets, nats and correct are
-   (K, active). The other streams stay where they are. In the inputs it is marked where documents end. */
+   (K, active). The other streams stay where they are. The inputs become rows of the tables. */
 EXPORT void lstmlm_generator_score(Generator *g, int threads, size active, size K, long long *inputs, const long long *targets,
                                    double *nats, unsigned char *correct) {
     const size n = g->n;
-    mark_all(g, K, active, inputs);
+    find_rows(g, K, active, inputs);
     Scoring scoring = {g, K, inputs, targets, nats, correct};
     for (Generator *one = g; one; one = one->next) one->n = active;
     run_team(score, &scoring, threads < g->threads ? threads : g->threads);
@@ -68,9 +68,9 @@ EXPORT void lstmlm_generator_score(Generator *g, int threads, size active, size 
     }
 }
 
-/* How many floats the state of one stream is: H and C of each layer of each network, and how much of a separator it has read. */
+/* How many floats the state of one stream is: H and C of each layer of each network, and what it has seen of separators and pairs. */
 EXPORT size lstmlm_generator_state_size(const Generator *g) {
-    size count = g->separators > 0;
+    size count = (g->separators > 0) + (g->N > 0);
     for (; g; g = g->next)
         for (size l = 0; l < g->layers; l++) count += 2 * g->layer[l].S;
     return count;
@@ -86,10 +86,17 @@ EXPORT void lstmlm_generator_states(Generator *g, int out, size count, float *st
                 float *ours[2] = {layer->H[one->turn].x + r * S, layer->C + r * S};
                 for (int part = 0; part < 2; part++, states += S) memcpy(out ? states : ours[part], out ? ours[part] : states, S * 4);
             }
-        if (!g->separators) continue;
-        if (out) *states = (float)g->all.matched[r];
-        else g->all.matched[r] = (int)*states;
-        states++;
+        Seen *seen = g->all.seen + r;
+        if (g->separators) {
+            if (out) *states = (float)seen->matched;
+            else seen->matched = (long long)*states;
+            states++;
+        }
+        if (g->N) { /* so that the empty state is zeros */
+            if (out) *states = (float)(seen->last + 1);
+            else seen->last = (long long)*states - 1;
+            states++;
+        }
     }
 }
 

@@ -16,6 +16,7 @@ from lstmlm.kernels import Kernel
 from lstmlm.kernels.dropout import Dropout
 from lstmlm.model.cell import LSTMState
 from lstmlm.model.lstm import LSTMLayer, Readout, StackState
+from lstmlm.model.weights import PAIRS
 
 __all__ = ["CharLM", "StackState", "load_weights", "nats", "steps_at_once"]
 
@@ -37,9 +38,15 @@ class CharLM(nn.Module):
         logits = H_t of the last layer, as wide as V  readout: direct, the article's Softmax(H_t)
 
     After an id with which the separator of documents ends, all H and C are zero, the empty state: what comes next is predicted
-    from it, and so knows nothing of what was before. To see a separator that began in an earlier call, the state of a network
-    with one of k > 1 ids has another part behind those of the layers: as `hidden`, and as `cell` again, the last k - 1 ids, each
-    with one added, so that 0 is none. (B, k - 1)
+    from it, and so knows nothing of what was before.
+
+    An id that makes a pair with the one before it, one of N, reads that pair's row of the first layer's U and M in place of its
+    own: ids 0 to V - 1 have the first V rows, pairs the next N. Each begins as a copy of the row of its second id. `pairs` has
+    them in ascending order, and is kept with the weights. (N, 2)
+
+    To see a separator or a pair that began in an earlier call, the state of such a network has another part behind those of the
+    layers: as `hidden`, and as `cell` again, the last ids, each with one added, so that 0 is none: k - 1 for a separator of k
+    ids; where there are pairs, k, or 1. (B, .)
 
     Args:
         config: Sizes and options; no size may be None any more.
@@ -53,6 +60,7 @@ class CharLM(nn.Module):
     """
 
     _separator: Tensor
+    pairs: Tensor
 
     def __init__(
         self, config: ModelConfig, vocabulary: int, kernel: Kernel, separator: Sequence[int] = (), *, start: bool = True
@@ -64,13 +72,16 @@ class CharLM(nn.Module):
         self.separator = tuple(separator)
         if separator:  # on the network's device, and not among its weights
             self.register_buffer("_separator", torch.tensor(self.separator, dtype=torch.int64), persistent=False)
+        self.vocabulary = vocabulary
+        if config.pairs:
+            self.register_buffer(PAIRS, torch.zeros(config.pairs, 2))
         direct = config.readout == "direct"
         widths = [config.hidden] * config.layers
         if direct:
             widths[-1] = vocabulary
         self.layers = nn.ModuleList(
             LSTMLayer(
-                widths[index - 1] if index else vocabulary,
+                widths[index - 1] if index else vocabulary + (config.pairs or 0),
                 width,
                 kernel,
                 bias=config.bias,
@@ -91,31 +102,67 @@ class CharLM(nn.Module):
     def initial_state(self, batch: int) -> StackState:
         """Return the empty state of every layer."""
         layers = [layer.initial_state(batch) for layer in self.stack()]
-        if len(self.separator) > 1:
-            none = self.stack()[0].W.new_zeros(batch, len(self.separator) - 1)
+        if self._seen:
+            none = self.stack()[0].W.new_zeros(batch, self._seen)
             layers.append(LSTMState(none, none.clone()))
         return tuple(layers)
 
-    def ends(self, ids: Tensor, state: StackState) -> tuple[Tensor | None, StackState]:
-        """Find out after which ids the state is empty.
+    @property
+    def _seen(self) -> int:
+        """Return how many ids of before a state has."""
+        k = len(self.separator)
+        return max(k, 1) if self.config.pairs else max(k - 1, 0)
+
+    def give_rows(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Say which pairs have rows of their own, and let each begin with that of its second id.
+
+        Args:
+            pairs: Ids, in ascending order. (N, 2)
+        """
+        if not pairs:
+            return
+        with torch.no_grad():
+            self.pairs.copy_(torch.tensor(pairs))
+            first, second = self.stack()[0], torch.tensor([id_ for _, id_ in pairs], device=self.pairs.device)
+            for table in (first.U, first.M):
+                if table is not None:
+                    table[self.vocabulary :] = table[second]
+
+    def inputs(self, ids: Tensor, state: StackState) -> tuple[Tensor, Tensor | None, StackState]:
+        """Find out which rows of the first layer's tables are read, and after which ids the state is empty.
 
         Args:
             ids: (T, B)
             state: Before the first of them.
 
         Returns:
+            rows: Of U and M. (T, B)
             ends: Where a separator ends, (T, B); None: nothing parts documents.
             last: What the state after the ids has behind those of the layers: nothing, or one part.
         """
-        k = len(self.separator)
-        if not k:
-            return None, ()
-        seen = ids if k == 1 else torch.cat([state[-1].hidden.t().to(torch.int64) - 1, ids])
-        ends = (seen.unfold(0, k, 1) == self._separator).all(-1)
-        if k == 1:
-            return ends, ()
-        last = (seen[1 - k :] + 1).t().to(state[-1].hidden.dtype, memory_format=torch.contiguous_format)
-        return ends, (LSTMState(last, last.clone()),)
+        k, count = len(self.separator), self._seen
+        if not k and not count:
+            return ids, None, ()
+        T = len(ids)
+        seen = torch.cat([state[-1].hidden.t().to(torch.int64) - 1, ids]) if count else ids
+        ends = (seen.unfold(0, k, 1) == self._separator).all(-1) if k else None  # of a pair the one before the first id too
+        rows = ids
+        if self.config.pairs:
+            before = seen[-T - 1 : -1]
+            if ends is not None:  # what is read behind a separator knows nothing of it
+                before = before.masked_fill(ends[-T - 1 : -1], -1)
+            rows = self._rows(before, ids)
+        if not count:
+            return rows, ends, ()
+        last = (seen[-count:] + 1).t().to(state[-1].hidden.dtype, memory_format=torch.contiguous_format)
+        return rows, None if ends is None else ends[-T:], (LSTMState(last, last.clone()),)
+
+    def _rows(self, before: Tensor, ids: Tensor) -> Tensor:
+        """Return the row of each id after another one, or after none, -1."""
+        first, second = self.pairs.to(torch.int64).unbind(1)
+        keys, wanted = first * self.vocabulary + second, before * self.vocabulary + ids
+        place = torch.searchsorted(keys, wanted).clamp_max(len(keys) - 1)
+        return torch.where(keys[place] == wanted, place + self.vocabulary, ids)
 
     def forward(
         self,
@@ -141,9 +188,8 @@ class CharLM(nn.Module):
         """
         if state is None:
             state = self.initial_state(ids.shape[1])
-        ends, seen = self.ends(ids, state)
+        x, ends, seen = self.inputs(ids, state)
         last = []
-        x = ids
         for index, layer in enumerate(self.stack()):
             W: Tensor = layer.W
             if drop is not None and drop.weights:
@@ -159,11 +205,6 @@ class CharLM(nn.Module):
             x = x + y if self.config.residual and index else y
         assert self.readout is not None  # a stack has at least one layer
         return self.readout(x), (*last, *seen)
-
-    @property
-    def vocabulary(self) -> int:
-        """Return V."""
-        return len(self.stack()[0].U)
 
     def parameter_count(self) -> int:
         """Count the trained numbers."""

@@ -11,6 +11,9 @@ from lstmlm.config.run_config import ModelConfig
 from lstmlm.kernels.buffers import Floats
 from lstmlm.kernels.generate import LayerWeights, Library, NetworkWeights
 
+PAIRS = "pairs"
+"""Name of what is beside the weights and not trained: the ids of the pairs that have rows of their own, in their order."""
+
 
 @dataclass(frozen=True, eq=False)
 class StoredNetwork:
@@ -30,9 +33,9 @@ class StoredNetwork:
     def weights(self) -> list[Floats]:
         """Return the weights of all networks."""
         every: list[Floats] = []
-        for layers, readout, _ in self.networks:
-            every += [weight for layer in layers for weight in layer if weight is not None]
-            every += readout or ()
+        for network in self.networks:
+            every += [weight for layer in network.layers for weight in layer if weight is not None]
+            every += (*(network.readout or ()), *([network.pairs] if network.pairs is not None else []))
         return every
 
 
@@ -69,7 +72,7 @@ def network_weights(config: ModelConfig, weights: Mapping[str, Floats]) -> Netwo
         own = (weights.get(name) for name in (f"{layer}.b", f"{norm}.weight", f"{norm}.bias", f"{layer}.M"))
         layers.append(LayerWeights(weights[f"{layer}.U"], weights[f"{layer}.W"], *own))
     readout = (weights["readout.weight"], weights["readout.bias"]) if config.readout == "linear" else None
-    return NetworkWeights(tuple(layers), readout, config.residual)
+    return NetworkWeights(tuple(layers), readout, config.residual, weights.get(PAIRS))
 
 
 def weight_shapes(config: ModelConfig, vocabulary: int) -> dict[str, tuple[int, ...]]:
@@ -77,7 +80,9 @@ def weight_shapes(config: ModelConfig, vocabulary: int) -> dict[str, tuple[int, 
     assert config.hidden is not None
     assert config.layers is not None
     shapes: dict[str, tuple[int, ...]] = {}
-    inputs = vocabulary
+    inputs = rows = vocabulary + (config.pairs or 0)
+    if config.pairs:
+        shapes[PAIRS] = (config.pairs, 2)
     for index in range(config.layers):
         direct = config.readout == "direct" and index == config.layers - 1
         width = vocabulary if direct else config.hidden
@@ -85,7 +90,7 @@ def weight_shapes(config: ModelConfig, vocabulary: int) -> dict[str, tuple[int, 
         if config.bias:
             shapes[f"layers.{index}.b"] = (4 * width,)
         if config.multiplicative and index == 0:
-            shapes[f"layers.{index}.M"] = (vocabulary, width)
+            shapes[f"layers.{index}.M"] = (rows, width)
         if config.layer_norm and not direct:
             shapes |= {f"norms.{index}.weight": (width,), f"norms.{index}.bias": (width,)}
         inputs = width
@@ -107,4 +112,4 @@ def shapes(config: ModelConfig, vocabulary: int) -> dict[str, tuple[int, ...]]:
 
 def parameter_count(config: ModelConfig, vocabulary: int) -> int:
     """Count the numbers that a configuration trains, all members together."""
-    return sum(map(math.prod, shapes(config, vocabulary).values()))
+    return sum(math.prod(shape) for name, shape in shapes(config, vocabulary).items() if not name.endswith(PAIRS))

@@ -207,7 +207,7 @@ class Backprop:
     ) -> tuple[Number, StackState]:
         """Do so for one network."""
         self._drop_weights(drop)
-        self._ends, seen = self._model.ends(ids, state)
+        ids, self._ends, seen = self._model.inputs(ids, state)
         if self._ends is not None:
             self._table = with_end(self._layers[0].U.data)
         before = [state[: len(self._layers)]]
@@ -276,7 +276,7 @@ class Backprop:
     def _read(self, window: Tensor, segment: slice, state: StackState, drop: Dropout | None) -> None:
         """Run a segment of a window of ids forward."""
         ids, ends = window[segment], None if self._ends is None else self._ends[segment]
-        symbols = ids
+        rows = ids
         self._steps = len(ids)
         table = self._layers[0].U.data
         if ends is not None:
@@ -295,7 +295,7 @@ class Backprop:
             if layer.M is not None:
                 assert here.multiplied is not None
                 scale = here.multiplied.scale
-                torch.index_select(layer.M.data, 0, symbols[steps].reshape(-1), out=scale.view(-1, layer.width)).add_(1)
+                torch.index_select(layer.M.data, 0, rows[steps].reshape(-1), out=scale.view(-1, layer.width)).add_(1)
             self._kernel.forward(part, W, here.H_0, here.C_0, bias=bias, into=here.kept, multiplied=here.multiplied)
             if layer.transformed:
                 residual = below if self._residual(index) else None

@@ -196,7 +196,9 @@ def _flat_copy(model: CharLM) -> tuple[CharLM, Tensor, Tensor]:
     Each begins where products want it (`optim.ALIGNED`); what lies between is zero and stays zero.
     """
     first = model.stack()[0]
-    copy = CharLM(model.config, len(first.U), first.kernel, model.separator, start=False).to(first.U).eval()
+    copy = CharLM(model.config, model.vocabulary, first.kernel, model.separator, start=False).to(first.U).eval()
+    for own, given in zip(copy.buffers(), model.buffers(), strict=True):
+        own.copy_(given)
     unit = ALIGNED // first.U.element_size()
     starts = [0, *accumulate(-(-p.numel() // unit) * unit for p in model.parameters())]
     weights, gradient = (first.U.detach().new_zeros(starts[-1]) for _ in range(2))

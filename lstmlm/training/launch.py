@@ -13,6 +13,7 @@ from lstmlm import kernels, machine
 from lstmlm.config import auto_tune, run_config
 from lstmlm.config.run_config import RunConfig
 from lstmlm.config.schema import BUDGETS
+from lstmlm.data import pairs
 from lstmlm.data.corpus import Corpus
 from lstmlm.data.tokenizer import separator_ids
 from lstmlm.errors import SystemProblem, UsageError
@@ -83,6 +84,11 @@ def prepare(start: Start, text: Corpus, clock: Clock, group: ProcessGroup, repor
         requested, config.train.kernel, config.train.precision, report, group.local_rank, group.local_size, keep
     )
     vocabulary = len(text.tokenizer)
+    frequent = 0
+    if start.saved is None and start.parent is None:  # else the weights say which
+        asked = config.model.pairs
+        frequent = len(pairs.frequent(text.train, vocabulary, pairs.MOST if asked is None else asked))
+        config = replace(config, model=replace(config.model, pairs=None if asked is None else frequent))
 
     def taught(by: Kernel) -> Teacher | None:
         return teachers.of(start.teacher, text.tokenizer, by, device, config.train.distill_weight) if start.teacher else None
@@ -111,7 +117,7 @@ def prepare(start: Start, text: Corpus, clock: Clock, group: ProcessGroup, repor
     def choose() -> tuple[RunConfig, str, int]:
         torch.set_num_threads(threads(config, group))  # a trainer on a busy machine may have left fewer
         tuned, taught = start.parent is not None, start.teacher is not None
-        return auto_tune.choose(config, len(text.train), vocabulary, left, measure, tuned=tuned, taught=taught)
+        return auto_tune.choose(config, len(text.train), vocabulary, left, measure, pairs=frequent, tuned=tuned, taught=taught)
 
     whole, chosen, steps = choose()
     taken = start.saved.meta["step"] if start.saved else 0

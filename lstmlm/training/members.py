@@ -114,6 +114,12 @@ class Members:
             self._steps[count] = TrainStep(self.network, backprop, taken, window, count, 1 / (streams * window))
         self._whole = self._steps.get(streams)
 
+    def give_rows(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Let new networks have rows for pairs of characters; see `CharLM.give_rows`."""
+        for member in self.each:
+            member.model.give_rows(pairs)
+            member.optimizer.begin_averages()
+
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
         """Let the networks have their averaged weights, if there are any, until the block is left."""

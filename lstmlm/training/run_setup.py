@@ -26,7 +26,7 @@ from lstmlm.training.run_folder import is_same, lasting
 
 SHAPE = (
     "model.hidden", "model.layers", "model.bias", "model.readout", "model.layer_norm", "model.residual", "model.members",
-    "model.multiplicative", "model.document_separator", "data.tokenizer", "data.min_count",
+    "model.multiplicative", "model.pairs", "model.document_separator", "data.tokenizer", "data.min_count",
 )  # fmt: skip
 """Keys that a fine-tuned model cannot change, once they have a value: its weights and vocabulary have them."""
 

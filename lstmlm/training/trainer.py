@@ -18,6 +18,7 @@ from torch import Tensor
 from lstmlm.config import auto_tune
 from lstmlm.config.run_config import RunConfig
 from lstmlm.config.schema import BUDGETS
+from lstmlm.data import pairs
 from lstmlm.data.batches import Streams
 from lstmlm.data.corpus import Corpus
 from lstmlm.data.names import Renaming
@@ -142,6 +143,7 @@ class Trainer:
         self.expected: int | None = None
         self._replan = 0  # the step after which it does so next
         self._taken = 0  # steps of this process
+        self._loaded = False  # weights that have been trained
         self._saved_at = 0.0
         self._saved_step = -1
         self._changed: dict[str, Any] = {}
@@ -190,6 +192,7 @@ class Trainer:
         self._plan_looks()
 
     def _restore(self, saved: Checkpoint) -> None:
+        self._loaded = True
         self.progress, whole = run_files.restore(saved, self.members, self.streams.batch_size)
         if not self.progress.look_gap:  # a version that looked otherwise saved it: from here on as in a new run
             self._plan_looks()
@@ -207,6 +210,7 @@ class Trainer:
             steps: Of the run; an estimate where it is in minutes.
         """
         load_weights(self.model, weights)
+        self._loaded = True
         for member in self.members.each:
             member.optimizer.begin_averages()
         if len(self.validation):
@@ -219,6 +223,8 @@ class Trainer:
         From here on there is a state to step back to, and one to resume from.
         """
         p = self.progress
+        if not self._loaded:
+            self.members.give_rows(pairs.frequent(self.corpus.train, len(self.corpus.tokenizer), self.config.model.pairs or 0))
         if self.group.is_rank_zero:
             self._files = RunFiles(self.folder, self.identity, self.config, self.corpus, self.members, p)
         if self._changed:

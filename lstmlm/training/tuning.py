@@ -3,6 +3,7 @@
 `weights_of` is the entry point, for `train` and the processes that train along.
 """
 
+import torch
 from torch import Tensor
 
 from lstmlm.config.run_config import RunConfig
@@ -41,9 +42,12 @@ def weights_of(parent: Checkpoint, tokenizer: Tokenizer) -> dict[str, Tensor]:
     place = {symbol: row for row, symbol in enumerate(tokenizer.symbols)}
     rows = [place[symbol] for symbol in old.symbols]  # one by one: a Unicode form would join and reorder the marks among them
     for name, tensor in _tables(config, found):
-        grown = tensor.new_full((len(tokenizer), *tensor.shape[1:]), float(tensor.min()) if tensor.dim() == 1 else 0.0)
-        grown[rows] = tensor
+        pairs = len(tensor) - len(old)  # behind the characters, if any
+        grown = tensor.new_full((len(tokenizer) + pairs, *tensor.shape[1:]), float(tensor.min()) if tensor.dim() == 1 else 0.0)
+        grown[[*rows, *range(len(tokenizer), len(grown))]] = tensor
         found[name] = grown
+    for name in [name for name in found if name.endswith(weights.PAIRS)]:
+        found[name] = torch.tensor(rows)[found[name].to(torch.int64)].to(found[name])  # in the same order: symbols are sorted
     return found
 
 

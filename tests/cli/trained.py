@@ -32,6 +32,8 @@ def make_run(
     kernel, _ = kernels.choose(precision="float32")
     separator = separator_ids(sizes.document_separator, tokenizer)
     network = ensemble.of([CharLM(sizes, len(tokenizer), kernel, separator) for _ in range(sizes.members)])
+    for member in ensemble.members(network):
+        member.give_rows([divmod(number, len(tokenizer)) for number in range(0, len(tokenizer) ** 2, 7)][: sizes.pairs or 0])
     for layer in network.stack():
         if layer.M is not None:  # as training leaves them: a row that is taken for another one shows
             layer.M.data.normal_(std=0.3)

@@ -31,6 +31,7 @@ def test_it_scores_as_it_did(run: Path) -> None:
     config, _ = saved_model.parts(model.meta)
 
     assert not config.model.multiplicative  # which no setting of that version could say
+    assert config.model.pairs == 0  # likewise
     assert config.train.rename == 0  # likewise: it read its text as it was
     assert model.score(validation).nats_per_char == pytest.approx(model.meta["scores"]["validation_nats_per_char"], abs=0.05)
 

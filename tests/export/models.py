@@ -21,6 +21,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "plain LSTM": {"layers": 2, "multiplicative": False},
     "the article's": {"bias": False, "readout": "direct", "multiplicative": False},
     "three members": {"layers": 2, "members": 3, "layer_norm": True},
+    "rows of pairs": {"layers": 2, "pairs": 5},
+    "members with rows of pairs": {"members": 2, "pairs": 5, "multiplicative": False},
 }
 
 
@@ -29,6 +31,8 @@ def network(vocabulary: int = V, **config: Any) -> Network:
     sizes = ModelConfig(**{"hidden": 7, "layers": 1, "dropout": 0.0, **config})
     kernel, _ = kernels.choose(precision="float32")
     made = ensemble.of([CharLM(sizes, vocabulary, kernel) for _ in range(sizes.members)]).eval()
+    for member in ensemble.members(made):
+        member.give_rows([(0, 1), (1, 1), (2, 0), (3, 3), (4, 2)][: sizes.pairs or 0])
     for parameter in made.parameters():
         parameter.data += 0.3 * parameter.data.new_empty(parameter.shape).normal_()
     return made

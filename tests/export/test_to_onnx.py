@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lstmlm.errors import UsageError
 from lstmlm.export import to_onnx
+from lstmlm.model import ensemble
 from tests.export.models import KINDS, V, network
 
 Run = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -49,7 +50,8 @@ def test_the_graph_reads_as_the_network(kind: str, evaluator: Callable[[bytes], 
     with torch.inference_mode():
         first, between = made(ids[:6])
         then, _ = made(ids[6:], between)
-    logits, state = run(ids[:6], torch.zeros(3, sum(2 * layer.width for layer in made.stack())))
+    width = sum(2 * layer.width for layer in made.stack()) + bool(ensemble.members(made)[0].config.pairs)
+    logits, state = run(ids[:6], torch.zeros(3, width))
     more, _ = run(ids[6:], state)
 
     assert torch.allclose(logits, first, atol=1e-5)

@@ -151,6 +151,52 @@ def test_the_future_does_not_reach_back() -> None:
     assert not torch.equal(after[3], before[3])
 
 
+def test_new_rows_of_pairs_change_nothing() -> None:
+    """Each begins as a copy of the row of its second character: the network is the one that it was."""
+    plain = small_model()
+    model = small_model(pairs=40)
+    with torch.no_grad():
+        for name, weight in plain.named_parameters():
+            model.get_parameter(name)[: len(weight)] = weight
+    model.give_rows([(first, second) for first in range(V) for second in range(V)][:40])
+    ids = torch.randint(V, (T, B))
+
+    assert torch.equal(model(ids)[0], plain(ids)[0])
+
+
+def test_a_pair_has_a_row_of_its_own() -> None:
+    """Changed, it changes what is read at that pair and after it, and nothing else: neither the pair turned round nor either
+    character beside others.
+    """
+    model, changed = small_model(pairs=1), small_model(pairs=1)
+    changed.load_state_dict(model.state_dict())
+    for one in (model, changed):
+        one.pairs[:] = torch.tensor([2.0, 5.0])
+    with torch.no_grad():
+        changed.get_parameter("layers.0.U")[V] += 1
+    ids = torch.tensor([5, 2, 2, 3, 5, 2, 6, 2, 5, 0])[:, None]
+    before, after = model(ids)[0], changed(ids)[0]
+
+    assert torch.equal(before[:8], after[:8])
+    assert not torch.equal(before[8], after[8])
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_pairs_over_the_edge_of_a_call(steps: int) -> None:
+    """A text that is read in pieces is the same text: the state says which character was the last."""
+    model = small_model(pairs=40)
+    ids = torch.randint(V, (12, B))
+    whole, last = model(ids)
+    found, carried = [], None
+    for piece in ids.split(steps):
+        logits, carried = model(piece, carried)
+        found.append(logits)
+
+    assert carried is not None
+    assert_close(torch.cat(found), whole, "logits")
+    assert torch.equal(carried[-1].hidden, last[-1].hidden)
+
+
 @pytest.mark.parametrize("readout", ["linear", "direct"])
 @pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize("norm", [True, False])

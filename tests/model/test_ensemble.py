@@ -164,7 +164,9 @@ def test_lines(models: list[CharLM]) -> None:
     assert found.costs == pytest.approx(costs.tolist(), abs=1e-9)
 
 
-@pytest.mark.parametrize("options", [{}, {"readout": "direct"}, {"bias": False, "layer_norm": False}, {"layers": 1}])
+@pytest.mark.parametrize(
+    "options", [{}, {"readout": "direct"}, {"bias": False, "layer_norm": False}, {"layers": 1}, {"pairs": 9}]
+)
 @pytest.mark.parametrize("count", [1, 3])
 def test_shapes(options: dict[str, Any], count: int) -> None:
     """The names and shapes that a file is compared with are those of the networks themselves; so is the number of weights."""

@@ -32,7 +32,7 @@ SHAPES = [
     for readout, layers, norm, residual, dropout, bias in itertools.product(
         ("linear", "direct"), (1, 3), (True, False), (True, False), (0.0, 0.3), (True, False)
     )
-]
+] + [{"pairs": 20, "layers": layers, "dropout": 0.3, "weight_dropout": 0.3} for layers in (1, 2)]
 
 
 def window(seed: int = 1) -> tuple[Tensor, Tensor]:

@@ -36,6 +36,22 @@ def test_growing_keeps_every_weight(tmp_path: Path, members: int) -> None:
         assert all(bool((grown[name][rows[char]] == filled).all()) for char in set(NEW) - set(old.symbols))
 
 
+def test_rows_of_pairs_keep_their_characters(tmp_path: Path) -> None:
+    """Their rows stay behind those of all characters, old and new, in the same order; and the same two make a pair."""
+    parent = checkpoint.read(make_run(tmp_path / "run", pairs=20) / "best.safetensors")
+    old, new = CharTokenizer(TEXT), CharTokenizer(TEXT + NEW)
+    had = {k.removeprefix("model."): v for k, v in checkpoint.to_tensors(parent.tensors).items()}
+    grown = tuning.weights_of(parent, new)
+    before, after = ([[tokenizer.symbol(int(id_)) for id_ in pair] for pair in pairs.tolist()]
+                     for tokenizer, pairs in ((old, had["pairs"]), (new, grown["pairs"])))  # fmt: skip
+
+    assert before == after
+    assert grown["pairs"].tolist() == sorted(grown["pairs"].tolist())
+    for name in ("layers.0.U", "layers.0.M"):
+        assert len(grown[name]) == len(new) + 20
+        assert torch.equal(grown[name][len(new) :], had[name][len(old) :])
+
+
 def test_nothing_new(tmp_path: Path) -> None:
     """Without a new character the weights are the parent's, bytes too."""
     for byte in (False, True):
