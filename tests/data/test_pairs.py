@@ -9,13 +9,14 @@ from lstmlm.data import pairs
 from tests.helpers import ids_of, some_ids
 
 
+@pytest.mark.parametrize("vocabulary", [11, 70_000])
 @pytest.mark.parametrize("most", [0, 1, 5, 10_000])
-def test_the_most_frequent_ones(most: int) -> None:
+def test_the_most_frequent_ones(most: int, vocabulary: int) -> None:
     """They are the first of all pairs by their number, none of which occurs fewer than `RAREST` times, in ascending order."""
     text = some_ids(9000).tolist()
     counts = Counter(pairwise(text))
     often = [pair for pair, count in counts.most_common(most) if count >= pairs.RAREST]
-    found = pairs.frequent(ids_of(text), 11, most)
+    found = pairs.frequent(ids_of(text), vocabulary, most)
 
     assert found == sorted(found)
     assert sorted(counts[pair] for pair in found) == sorted(counts[pair] for pair in often)
