@@ -165,7 +165,7 @@ def states_after(model: CharLM, ids: Tensor, positions: Sequence[int]) -> StackS
         here = places[inside] - start
         for state, activity in zip(kept, found.layers, strict=False):
             state.hidden[inside], state.cell[inside] = activity.hidden[here, 0], activity.cell[here, 0]
-    for seen in kept[len(model.layers) :]:  # of a separator of documents, which may go on
+    for seen in kept[len(model.layers) :]:  # of a separator or a pair, which may go on
         for row, place in enumerate(positions):
             own = ids[max(0, place + 1 - seen.hidden.shape[1]) : place + 1] + 1
             seen.hidden[row, -len(own) :] = seen.cell[row, -len(own) :] = own.to(seen.hidden.dtype)

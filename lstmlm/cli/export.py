@@ -20,6 +20,7 @@ RULES = """\
 --to torch writes two files: weights of nn.LSTM, nn.LayerNorm and nn.Linear with the vocabulary in their header, and beside them
 a module of the same name that loads them, reads and writes text with them. It needs torch and safetensors, but not lstmlm. Where
 there is an M too (model.multiplicative), the first nn.LSTM reads a step at a time, its hidden state multiplied by 1 + M[id].
+Where pairs of characters have rows of their own (model.pairs), the header says which, and the state has the last id too.
 
 --to onnx writes one graph: ids (T, B) and state (B, N) to logits (T, B, V) and state_after (B, N). The empty state is zeros; N,
 the vocabulary and the sizes stand in its metadata as "state" and "model".

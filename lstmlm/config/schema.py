@@ -80,7 +80,7 @@ class ModelConfig(_Section):
     orthogonal: bool = setting(True, "start the recurrent matrices W orthogonal")
     multiplicative: bool = setting(True, "each character has its own factors for H_{t-1} in front of the first W")
     pairs: int | None = setting(
-        None, "most frequent pairs of characters that have rows of their own in the first U and M", low=0, high=65536
+        None, "at most so many frequent pairs of characters have rows of their own in the first U and M", low=0, high=4096
     )
     document_separator: str | None = setting(
         None,

@@ -38,7 +38,7 @@ def parts(meta: dict[str, Any], ignored: list[str] | None = None) -> tuple[RunCo
         config = replace(config, data=replace(config.data, split="tail"))
     if "multiplicative" not in meta["config"].get("model", {}):  # likewise one that knew no such layer
         config = replace(config, model=replace(config.model, multiplicative=False))
-    if config.model.pairs is None:
+    if config.model.pairs is None:  # nor such rows
         config = replace(config, model=replace(config.model, pairs=0))
     if "rename" not in meta["config"].get("train", {}):  # and one that read each text as it is
         config = replace(config, train=replace(config.train, rename=0.0))

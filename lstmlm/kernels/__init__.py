@@ -48,7 +48,7 @@ class Rows(NamedTuple):
     """Rows of a table, in place of a tensor that holds them: an id is a one-hot vector, and its product a row of U.
 
     ids: int64. (T, B)
-    table: (V, 4S)
+    table: (V, 4S), or more rows
     """
 
     ids: Tensor

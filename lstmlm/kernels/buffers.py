@@ -4,6 +4,7 @@
 """
 
 import ctypes
+import math
 from typing import NamedTuple
 
 
@@ -18,6 +19,10 @@ class Floats(NamedTuple):
     address: int
     shape: tuple[int, ...]
     owner: object
+
+    def tolist(self) -> list[float]:
+        """Return a copy of the numbers, one after another."""
+        return list((ctypes.c_float * math.prod(self.shape)).from_address(self.address))
 
 
 def floats_of_bytes(data: bytes | bytearray | memoryview, shape: tuple[int, ...]) -> Floats:

@@ -7,8 +7,8 @@
    thread does all of that work for itself, which is quicker than to wait for one. Several networks that are read as one are
    generators in a chain: each takes the step, and the first one draws from the mean of their probabilities.
 
-   Letters as everywhere: n streams, V vocabulary, N pairs of ids with rows of their own, E and S widths of a layer's input and state. Gates lie side by side as f, i, o, N,
-   each S wide. */
+   Letters as everywhere: n streams, V vocabulary, E and S widths of a layer's input and state. Gates lie side by side as f, i, o, N,
+   each S wide. A generator's N is another one: the pairs of ids that have rows of their own. */
 
 #include "simd.h"
 #include "threads.h"

@@ -114,7 +114,8 @@ class Generator:
         if n < 1 or threads < 1:
             raise ValueError(f"generator: expected at least one stream and one thread, found {n} and {threads}.")
         self._library = _declared(library)
-        self.n, self.V = n, layers[0].U.shape[0] - (pairs.shape[0] if pairs is not None else 0)
+        self.n, self.N = n, pairs.shape[0] if pairs is not None else 0
+        self.V = layers[0].U.shape[0] - self.N
         self._widths = [layer.W.shape[0] for layer in layers]
         every = _checked(weights, self.V)
         self.storage = _storage(library, storage, every)
@@ -132,7 +133,7 @@ class Generator:
             readout is None,
             residual,
             layers[0].M is not None,
-            layers[0].U.shape[0] - self.V,
+            self.N,
             eps,
         )
         if not handle:
@@ -158,10 +159,11 @@ class Generator:
         """Read another network beside this one from now on: what is drawn from is the mean of their probabilities.
 
         Args:
-            other: Of as many streams and ids, with what has joined it; it is no generator of its own any more.
+            other: Of as many streams and ids and the same pairs, with what has joined it; it is no generator of its own any more.
         """
-        if (other.n, other.V) != (self.n, self.V):
-            raise ValueError(f"generators: expected {self.n} streams of {self.V} ids, found {other.n} of {other.V}.")
+        if (other.n, other.V, other.N) != (self.n, self.V, self.N):
+            own, theirs = (f"{one.n} streams of {one.V} ids and {one.N} pairs" for one in (self, other))
+            raise ValueError(f"generators: expected {own}, found {theirs}.")
         if not self._library.lstmlm_generator_join(self._handle, other._handle):
             raise ValueError("generators: expected at most 64 in one.")
         self._others += [other, *other._others]

@@ -16,7 +16,7 @@ from lstmlm.kernels import Kernel
 from lstmlm.kernels.dropout import Dropout
 from lstmlm.model.cell import LSTMState
 from lstmlm.model.lstm import LSTMLayer, Readout, StackState
-from lstmlm.model.weights import PAIRS
+from lstmlm.model.weights import PAIRS, check_pairs
 
 __all__ = ["CharLM", "StackState", "load_weights", "nats", "steps_at_once"]
 
@@ -118,7 +118,12 @@ class CharLM(nn.Module):
 
         Args:
             pairs: Ids, in ascending order. (N, 2)
+
+        Raises:
+            ValueError: They are more or fewer than `config.pairs`.
         """
+        if len(pairs) != (self.config.pairs or 0):
+            raise ValueError(f"pairs: expected {self.config.pairs or 0}, found {len(pairs)}.")
         if not pairs:
             return
         with torch.no_grad():
@@ -155,7 +160,7 @@ class CharLM(nn.Module):
         if not count:
             return rows, ends, ()
         last = (seen[-count:] + 1).t().to(state[-1].hidden.dtype, memory_format=torch.contiguous_format)
-        return rows, None if ends is None else ends[-T:], (LSTMState(last, last.clone()),)
+        return rows, None if ends is None else ends[len(ends) - T :], (LSTMState(last, last.clone()),)
 
     def _rows(self, before: Tensor, ids: Tensor) -> Tensor:
         """Return the row of each id after another one, or after none, -1."""
@@ -219,7 +224,7 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
     """Copy weights into a model, every one or none; it may be several networks in one.
 
     Raises:
-        CheckpointError: A weight is missing, unknown or of another shape.
+        CheckpointError: A weight is missing, unknown or of another shape; and see `check_pairs`.
     """
     own = model.state_dict()
     for name in sorted(own.keys() | weights.keys()):
@@ -227,6 +232,9 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
         found = tuple(weights[name].shape) if name in weights else None
         if expected != found:
             raise CheckpointError(f"checkpoint: weight {name}: expected {expected}, found {found}.")
+    pairs = [weights[name].flatten().tolist() for name in own if name.endswith(PAIRS)]
+    if pairs:
+        check_pairs(pairs, next(one.vocabulary for one in model.modules() if isinstance(one, CharLM)))
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(weights[name])

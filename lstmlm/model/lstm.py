@@ -136,7 +136,7 @@ def input_part(kernel: Kernel, x: Tensor, U: Tensor, out: Tensor | None = None, 
     Args:
         kernel: What computes the product.
         x: Dense inputs (T, B, E), or ids (T, B).
-        U: (E, 4S), for ids (V, 4S), or what `with_end` makes of it.
+        U: (E, 4S), for ids a row each, those of pairs behind them, or what `with_end` makes of it.
         out: Where a product is written. (T, B, 4S)
         ends: Where a document ends; None: nowhere. (T, B)
     """
@@ -162,7 +162,7 @@ def multiplying(scale: Tensor | None) -> Multiplied | None:
 
 
 def with_end(U: Tensor) -> Tensor:
-    """Return a table of rows with one more, behind all ids, that closes the gates. (V, 4S) -> (V + 1, 4S)"""
+    """Return a table of rows with one more, behind all others, that closes the gates. (R, 4S) -> (R + 1, 4S)"""
     every = torch.ones(1, dtype=torch.bool, device=U.device)
     return torch.cat([U, closed(U.new_zeros(1, U.shape[1]), every)])
 

@@ -4,10 +4,12 @@
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from lstmlm.config.run_config import ModelConfig
+from lstmlm.errors import CheckpointError
 from lstmlm.kernels.buffers import Floats
 from lstmlm.kernels.generate import LayerWeights, Library, NetworkWeights
 
@@ -50,12 +52,20 @@ def stored(
         weights: By the names that `shapes` gives.
         threads: See `StoredNetwork`.
         separator: Likewise.
+
+    Raises:
+        CheckpointError: See `check_pairs`.
     """
+    check_pairs([given.tolist() for name, given in weights.items() if name.endswith(PAIRS)], _vocabulary(config, weights))
     networks = []
     for member in range(config.members):
         own = prefix(config, member)
         networks.append(network_weights(config, {k.removeprefix(own): w for k, w in weights.items() if k.startswith(own)}))
     return StoredNetwork(library, tuple(networks), threads, separator)
+
+
+def _vocabulary(config: ModelConfig, weights: Mapping[str, Floats]) -> int:
+    return weights[f"{prefix(config, 0)}layers.0.U"].shape[0] - (config.pairs or 0)
 
 
 def network_weights(config: ModelConfig, weights: Mapping[str, Floats]) -> NetworkWeights:
@@ -97,6 +107,26 @@ def weight_shapes(config: ModelConfig, vocabulary: int) -> dict[str, tuple[int, 
     if config.readout == "linear":
         shapes |= {"readout.weight": (vocabulary, inputs), "readout.bias": (vocabulary,)}
     return shapes
+
+
+def check_pairs(each: Sequence[Sequence[float]], vocabulary: int) -> None:
+    """Refuse pairs that are none: a file may say anything.
+
+    Args:
+        each: What `PAIRS` names, of each member, one number after another. (2N)
+        vocabulary: V.
+
+    Raises:
+        CheckpointError: They are no ids, not in ascending order, or not the same of all members.
+    """
+    for pairs in each:
+        ids = all(number == int(number) and 0 <= number < vocabulary for number in pairs)
+        keys = [first * vocabulary + second for first, second in zip(pairs[::2], pairs[1::2], strict=True)]
+        if not ids or any(one >= other for one, other in pairwise(keys)) or pairs != each[0]:
+            raise CheckpointError(
+                f"checkpoint: weight {PAIRS}: expected pairs of ids below {vocabulary}, in ascending order and the same for all "
+                "members, found others. Take another copy of the model, or train it again."
+            )
 
 
 def prefix(config: ModelConfig, member: int) -> str:

@@ -84,9 +84,9 @@ def prepare(start: Start, text: Corpus, clock: Clock, group: ProcessGroup, repor
         requested, config.train.kernel, config.train.precision, report, group.local_rank, group.local_size, keep
     )
     vocabulary = len(text.tokenizer)
-    frequent = 0
-    if start.saved is None and start.parent is None:  # else the weights say which
-        asked = config.model.pairs
+    frequent, asked = 0, config.model.pairs
+    begins = start.saved is None and start.parent is None  # else the weights say which
+    if begins and (asked is not None or config.model.readout == "linear"):
         frequent = len(pairs.frequent(text.train, vocabulary, pairs.MOST if asked is None else asked))
         config = replace(config, model=replace(config.model, pairs=None if asked is None else frequent))
 

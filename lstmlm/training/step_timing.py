@@ -18,7 +18,7 @@ from lstmlm.config.run_config import ModelConfig, RunConfig
 from lstmlm.kernels import Kernel
 from lstmlm.kernels.cuda_graph import read_back, speed_of
 from lstmlm.model.lstm import StackState
-from lstmlm.model.weights import weight_shapes
+from lstmlm.model.weights import PAIRS, weight_shapes
 from lstmlm.training import malloc
 from lstmlm.training.members import Members
 from lstmlm.training.teacher import Teacher
@@ -147,7 +147,7 @@ def _multiplied(model: ModelConfig, vocabulary: int, teacher: Teacher | None) ->
 
 def _products(model: ModelConfig, vocabulary: int) -> int:
     shapes = weight_shapes(model, vocabulary)
-    tables = "layers.0.U", "layers.0.M"
+    tables = "layers.0.U", "layers.0.M", PAIRS
     return model.members * sum(math.prod(shape) for name, shape in shapes.items() if len(shape) == 2 and name not in tables)
 
 

@@ -26,6 +26,7 @@ def weights_of(parent: Checkpoint, tokenizer: Tokenizer) -> dict[str, Tensor]:
         tokenizer: Of the new one: it has all characters of the parent's.
 
     Raises:
+        CheckpointError: See `weights.check_pairs`.
         UsageError: There are new characters, and the parent's last layer is its readout.
     """
     found = checkpoint.to_tensors(parent.part("model."))
@@ -39,6 +40,8 @@ def weights_of(parent: Checkpoint, tokenizer: Tokenizer) -> dict[str, Tensor]:
         )
     assert isinstance(old, CharTokenizer)  # bytes are all known
     assert isinstance(tokenizer, CharTokenizer)
+    paired = [name for name in found if name.endswith(weights.PAIRS)]
+    weights.check_pairs([found[name].flatten().tolist() for name in paired], len(old))
     place = {symbol: row for row, symbol in enumerate(tokenizer.symbols)}
     rows = [place[symbol] for symbol in old.symbols]  # one by one: a Unicode form would join and reorder the marks among them
     for name, tensor in _tables(config, found):
@@ -46,7 +49,7 @@ def weights_of(parent: Checkpoint, tokenizer: Tokenizer) -> dict[str, Tensor]:
         grown = tensor.new_full((len(tokenizer) + pairs, *tensor.shape[1:]), float(tensor.min()) if tensor.dim() == 1 else 0.0)
         grown[[*rows, *range(len(tokenizer), len(grown))]] = tensor
         found[name] = grown
-    for name in [name for name in found if name.endswith(weights.PAIRS)]:
+    for name in paired:
         found[name] = torch.tensor(rows)[found[name].to(torch.int64)].to(found[name])  # in the same order: symbols are sorted
     return found
 

@@ -31,6 +31,8 @@ def nats(model: LanguageModel, ids: Tensor, storage: str) -> float:
     generator = native_generator(model.network, n, storage)
     if generator is None or generator.storage != storage:
         raise SystemExit(f"sampling_cost: the sampler keeps weights as {storage} with the native kernel only.")
+    if members(model.network)[0].config.pairs:
+        raise SystemExit("sampling_cost: expected a network that knows single characters alone: --set model.pairs=0.")
     states = [(floats(state.hidden), floats(state.cell)) for state in model.network.initial_state(n)]
     total, noise = 0.0, array("f", bytes(4 * n))
     for t in range(T - 1):

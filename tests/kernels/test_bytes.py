@@ -52,7 +52,7 @@ def sensible(**options: Any) -> CharLM:
 
 def in_bytes(model: CharLM, kernel: NativeKernel, n: int) -> TensorGenerator:
     """Return the model's generator in its beginning, its weights kept as bytes."""
-    twin = CharLM(model.config, len(model.get_parameter("layers.0.U")), kernel).eval()
+    twin = CharLM(model.config, model.vocabulary, kernel).eval()
     twin.load_state_dict(model.state_dict())
     generator = tensor_generator(twin, n, "int8")
     assert generator.storage == "int8"

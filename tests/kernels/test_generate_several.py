@@ -134,13 +134,14 @@ def test_what_is_kept_is_of_all_members(kernel: NativeKernel) -> None:
 def test_what_does_not_fit_is_refused(kernel: NativeKernel) -> None:
     """Networks of other ids or streams do not join, and no more of them than one generator holds."""
 
-    def one(n: int = 1, vocabulary: int = V) -> TensorGenerator:
-        model = with_kernel(small_model(vocabulary=vocabulary, dtype=torch.float32, layers=1, hidden=3), kernel)
+    def one(n: int = 1, vocabulary: int = V, pairs: int = 0) -> TensorGenerator:
+        small = small_model(vocabulary, torch.float32, layers=1, hidden=3, pairs=pairs)
+        model = with_kernel(small, kernel)
         return tensor_generator(model, n)
 
     first = one()
-    for other in (one(2), one(1, 7)):
-        with pytest.raises(ValueError, match="expected 1 streams of 30 ids, found"):
+    for other in (one(2), one(1, 7), one(1, V, 4)):
+        with pytest.raises(ValueError, match="expected 1 streams of 30 ids and 0 pairs, found"):
             first.join(other)
     pair = one()
     pair.join(one())

@@ -14,7 +14,7 @@ from lstmlm.analysis.activations import windows
 from lstmlm.analysis.boundaries import ablate_memory, swap
 from lstmlm.config.run_config import ModelConfig
 from lstmlm.data.tokenizer import CharTokenizer
-from lstmlm.errors import ConfigError
+from lstmlm.errors import CheckpointError, ConfigError
 from lstmlm.evaluation.cloze import Filler, Question
 from lstmlm.evaluation.per_line import LineScorer
 from lstmlm.evaluation.sampler import Sampling, generate
@@ -23,7 +23,7 @@ from lstmlm.kernels.dropout import Dropout
 from lstmlm.kernels.eager import EagerKernel
 from lstmlm.model import cell, char_lm
 from lstmlm.model.cell import GATES
-from lstmlm.model.char_lm import CharLM, StackState, nats
+from lstmlm.model.char_lm import CharLM, StackState, load_weights, nats
 from tests.helpers import assert_close, normal, small_model, some_ids, state
 
 T, B, V = 5, 3, 11
@@ -179,6 +179,23 @@ def test_a_pair_has_a_row_of_its_own() -> None:
 
     assert torch.equal(before[:8], after[:8])
     assert not torch.equal(before[8], after[8])
+
+
+def test_other_than_so_many_pairs_are_refused() -> None:
+    """A network has rows for as many pairs as its configuration says."""
+    for pairs in ([], [(0, 1)], [(0, 1), (1, 0), (2, 0)]):
+        with pytest.raises(ValueError, match=f"expected 2, found {len(pairs)}"):
+            small_model(pairs=2).give_rows(pairs)
+
+
+@pytest.mark.parametrize("forged", [[[5, 2], [2, 5]], [[2, 5], [2, 5]], [[2, 5], [11, 0]], [[-1, 5], [2, 5]], [[0.5, 0], [2, 5]]])
+def test_forged_pairs_are_refused(forged: list[list[float]]) -> None:
+    """Weights from a file are taken only with pairs of ids, each once, in ascending order."""
+    model = small_model(pairs=2)
+    weights = {**model.state_dict(), "pairs": torch.tensor(forged)}
+
+    with pytest.raises(CheckpointError, match="expected pairs of ids below 11"):
+        load_weights(model, weights)
 
 
 @pytest.mark.parametrize("steps", [1, 3])
