@@ -26,7 +26,7 @@ def frequent(ids: Ids, vocabulary: int, most: int = MOST) -> list[tuple[int, int
     step = max(1, -(-len(ids) // SEARCHED))
     pieces = [ids.tensor(start, start + PIECE + 1) for start in range(0, len(ids), step * PIECE)]
     found = torch.cat([piece[:-1] * vocabulary + piece[1:] for piece in pieces])
-    if vocabulary**2 <= len(found):  # twenty times as quick as to sort them
+    if vocabulary**2 <= len(found):  # several times as quick as to sort them
         counts = found.bincount(minlength=vocabulary**2)
         keys = torch.arange(len(counts))
     else:

@@ -10,7 +10,8 @@
 typedef long long size;
 typedef struct Generator Generator;
 Generator *lstmlm_generator_new(int in_bytes, int threads, size n, size V, size layers, const size *widths, int direct, int residual,
-                                int multiplicative, float eps);
+                                int multiplicative, size pairs, float eps);
+int lstmlm_generator_pairs(Generator *g, const float *ids);
 int lstmlm_generator_layer(Generator *g, size index, const float *U, const float *W, const float *b, const float *gamma, const float *beta,
                            const float *M);
 int lstmlm_generator_readout(Generator *g, const float *R, const float *r);
@@ -54,19 +55,23 @@ static void require(int right, const char *what) {
     exit(1);
 }
 
-enum { V = 37, S = 70, LAYERS = 3, PROMPT = 20, STEPS = 200 };
+enum { V = 37, S = 70, LAYERS = 3, PROMPT = 20, STEPS = 200, PAIRS = 90 };
 
 /* The first stream of n: its ids in `text`; returns a hash of ids, nats and the last logits. */
 static uint64_t sample(int in_bytes, int multiplicative, int n, int threads, size block, double divisor, size keep, double share, char *text) {
     state = 1;
     const size widths[LAYERS] = {S, S, S};
-    Generator *g = lstmlm_generator_new(in_bytes, threads, n, V, LAYERS, widths, 0, 1, multiplicative, 1e-5f);
+    const size N = multiplicative ? PAIRS : 0;
+    Generator *g = lstmlm_generator_new(in_bytes, threads, n, V, LAYERS, widths, 0, 1, multiplicative, N, 1e-5f);
+    float pairs[2 * PAIRS];
+    for (int k = 0; k < PAIRS; k++) pairs[2 * k] = k * 15 / V, pairs[2 * k + 1] = k * 15 % V;
+    if (N) require(lstmlm_generator_pairs(g, pairs), "no memory for pairs");
     for (int l = 0; l < LAYERS; l++) {
-        const size E = l ? S : V;
+        const size E = l ? S : V + N;
         /* One after another: compilers differ in the order of arguments. */
         const float *U = drawn(E * 4 * S, l ? .3f : 1), *W = drawn(S * 4 * S, .3f), *b = drawn(4 * S, .5f);
         const float *gamma = drawn(S, 2), *beta = drawn(S, .2f);
-        lstmlm_generator_layer(g, l, U, W, b, gamma, beta, l || !multiplicative ? 0 : drawn(V * S, .5f));
+        lstmlm_generator_layer(g, l, U, W, b, gamma, beta, l || !multiplicative ? 0 : drawn((V + N) * S, .5f));
     }
     const float *R = drawn(V * S, .3f), *r = drawn(V, .5f);
     lstmlm_generator_readout(g, R, r);
