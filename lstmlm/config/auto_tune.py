@@ -36,7 +36,7 @@ SEVERAL = 0.7  # of that, where networks answer together: with more dropout they
 # Of that rate, where a run starts from a trained model: with it tuning was better than parent and new model in all that
 # `scripts/experiments/tuning.py --hidden 64 --factors 1 0.5 0.25` had tried; with 1 and with 0.25 not in one case each.
 TUNING = 0.5
-PAIRED_PASSES = 6.0  # below so many, frequent pairs of characters have rows of their own; in more they are learnt by heart
+PAIRED_PASSES = 6.0  # below so many, frequent pairs have rows of their own: a guess, as 3.9 and 6.8 gain by them and 15 lose
 TAUGHT = 0.5  # of the dropout of values, where a run learns from a trained model too (`scripts/README.md`, Learning from a model)
 BATCHES = (16, 8, 4)  # the first that leaves time for enough steps
 WINDOW = 64
